@@ -1,0 +1,1 @@
+"""A small decoder that adds two numbers, trained from nothing on sums it makes up itself."""

@@ -1,0 +1,27 @@
+"""The base of every value in `schemas`: frozen, strict about unknown fields, compared by value."""
+
+from typing import Annotated, NewType
+
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+DIGEST_PATTERN = r"^[0-9a-f]{64}$"
+REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+
+NodeId = NewType("NodeId", str)
+DeploymentName = NewType("DeploymentName", str)
+RequestId = NewType("RequestId", str)
+Digest = NewType("Digest", str)
+"""SHA-256 of the bytes named, as 64 lower-case hexadecimal digits."""
+
+# One token of a NATS subject: no dots, no wildcards, no spaces.
+NodeName = Annotated[NodeId, StringConstraints(pattern=NAME_PATTERN)]
+DeploymentId = Annotated[DeploymentName, StringConstraints(pattern=NAME_PATTERN)]
+RequestName = Annotated[RequestId, StringConstraints(pattern=REQUEST_ID_PATTERN)]
+Sha256 = Annotated[Digest, StringConstraints(pattern=DIGEST_PATTERN)]
+
+
+class Value(BaseModel):
+    """A frozen value: equal when its fields are equal, refused when it has a field nobody declared."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

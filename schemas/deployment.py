@@ -1,0 +1,55 @@
+"""A deployment: a model under a name that clients address, and how it is to be run."""
+
+from typing import Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import DeploymentId, NodeName, Sha256, Value
+
+DEFAULT_CHUNK_TOKENS = 128
+
+
+class Stage(Value):
+    """Blocks `first` to `last`, both included, on one node."""
+
+    node: NodeName
+    first: int = Field(ge=0)
+    last: int = Field(ge=0)
+
+    @model_validator(mode="after")
+    def _is_a_range(self) -> Self:
+        if self.first > self.last:
+            raise ValueError(f"a stage cannot run from block {self.first} to block {self.last}")
+        return self
+
+    @property
+    def blocks(self) -> range:
+        return range(self.first, self.last + 1)
+
+
+class Settings(Value):
+    """How a deployment runs; part of every plan, since outputs depend on `chunk_tokens`."""
+
+    chunk_tokens: int = Field(default=DEFAULT_CHUNK_TOKENS, ge=1, le=4096)
+    """Prefill chunk: boundaries are absolute multiples of this, never load-dependent."""
+    context_tokens: int = Field(default=2048, ge=2)
+    """The longest sequence (prompt and output) served; at most the model's own context."""
+    max_sequences: int = Field(default=32, ge=1, le=1024)
+    """Sequences that run at once; each has a KV slot on every node of its route."""
+    max_queued: int = Field(default=64, ge=0, le=100_000)
+    """Accepted requests that may wait for a slot; one more is refused as `overloaded`."""
+    decode_groups: int = Field(default=1, ge=1, le=64)
+    """Decode batches in flight at once: about one per stage on separate machines, one on shared cores."""
+
+
+class Deployment(Value):
+    """Desired state, as an operator writes it."""
+
+    name: DeploymentId
+    model: Sha256
+    """Digest of the model's manifest."""
+    settings: Settings = Settings()
+    stages: int | None = Field(default=None, ge=1, le=256)
+    """How many stages to cut the model into; None lets the planner choose."""
+    placement: tuple[Stage, ...] | None = None
+    """A placement the operator insists on; the planner then only checks that it fits."""

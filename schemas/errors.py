@@ -1,0 +1,70 @@
+"""What can go wrong, as one type with a code, a sentence and the field at fault."""
+
+from enum import StrEnum
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+
+class ErrorCode(StrEnum):
+    """The stable error codes of the wire (`docs/protocol.md` lists what each one means)."""
+
+    INVALID_REQUEST = "invalid_request"
+    PAYLOAD_TOO_LARGE = "payload_too_large"
+    UNKNOWN_MODEL = "unknown_model"
+    UNKNOWN_DEPLOYMENT = "unknown_deployment"
+    TOKEN_OUT_OF_RANGE = "token_out_of_range"
+    CONTEXT_EXCEEDED = "context_exceeded"
+    DEADLINE_EXCEEDED = "deadline_exceeded"
+    OVERLOADED = "overloaded"
+    CANCELLED = "cancelled"
+    NODE_LOST = "node_lost"
+    STAGE_FAILED = "stage_failed"
+    MODEL_TOO_LARGE = "model_too_large"
+    INFEASIBLE = "infeasible"
+    CORRUPT_FILE = "corrupt_file"
+    MISSING_BLOB = "missing_blob"
+    BAD_SIGNATURE = "bad_signature"
+    STALE_EPOCH = "stale_epoch"
+    UNSUPPORTED_MODEL = "unsupported_model"
+    PROVIDER_UNAVAILABLE = "provider_unavailable"
+    MISSING_DEPENDENCY = "missing_dependency"
+    UNREACHABLE = "unreachable"
+    TIMEOUT = "timeout"
+    INTERNAL = "internal"
+
+
+class ErrorBody(BaseModel):
+    """The `error` object of a reply: what went wrong, in which field, and what to do about it."""
+
+    model_config = ConfigDict(frozen=True)
+
+    code: ErrorCode
+    message: str
+    field: str | None = None
+
+
+class ResplitError(Exception):
+    """Every error that a user, an operator or a peer may see.
+
+    `code` is stable and for programs, `message` is one sentence for people that names the value and
+    the remedy, `field` is the path of the field at fault where there is one.
+    """
+
+    def __init__(self, code: ErrorCode, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+
+    @property
+    def body(self) -> ErrorBody:
+        return ErrorBody(code=self.code, message=self.message, field=self.field)
+
+    @classmethod
+    def from_validation(cls, error: ValidationError, what: str) -> "ResplitError":
+        """The first fault pydantic found in `what` (for example "request"), as one sentence."""
+        first = error.errors(include_url=False)[0]
+        path = ".".join(str(part) for part in first["loc"]) or None
+        value = repr(first.get("input"))
+        shown = value if len(value) <= 60 else value[:57] + "..."
+        return cls(ErrorCode.INVALID_REQUEST, f"{what}: {first['msg']} (got {shown})", path)

@@ -1,0 +1,204 @@
+"""A model as blocks: what the manifest of an imported model says.
+
+A block owns its weights and its KV cache; a stage is a list of blocks. Block 0 is the embedding of a
+decoder (and of an encoder), the last one its head. The single tensor that crosses the boundary between
+block i and block i+1 is `blocks[i].output` and `blocks[i + 1].input`.
+"""
+
+from enum import StrEnum
+from typing import Literal, Self
+
+from pydantic import Field, model_validator
+
+from schemas.base import Sha256, Value
+
+Dimension = int | str
+"""A fixed size, or the name of a symbolic one such as `batch`."""
+
+
+class TensorSpec(Value):
+    """A tensor of the graph. `dtype` is numpy's name of it (`float32`, `int64`, ...)."""
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+class ModelKind(StrEnum):
+    """How requests drive a model."""
+
+    DECODER = "decoder"
+    """Generates text: prefill in chunks, then one token a step, with a KV cache."""
+    EMBEDDER = "embedder"
+    """Has a tokenizer and no cache: text in, one vector out; also usable as a tensor model."""
+    TENSOR = "tensor"
+    """Any other graph: tensors in, tensors out."""
+
+
+class SharedRole(StrEnum):
+    """What a small graph input that several blocks read means; the agent computes it for every call."""
+
+    SEQLENS_K = "seqlens_k"
+    """int32[B]: tokens of each row after this call, minus one (GroupQueryAttention)."""
+    TOTAL_SEQUENCE_LENGTH = "total_sequence_length"
+    """int32 scalar: the largest number of tokens of any row after this call."""
+    ATTENTION_MASK = "attention_mask"
+    """int64[B, past + S], all ones."""
+    POSITION_IDS = "position_ids"
+    """int64[B, S]: absolute positions of this call's tokens."""
+    PAST_LENGTH = "past_length"
+    """An integer scalar (or shape [1]): tokens of the row before this call."""
+    USER = "user"
+    """A graph input that the request itself supplies (tensor models and embedders)."""
+
+
+class SharedInput(Value):
+    """A graph input, other than the boundary and the KV cache, that one or more blocks read."""
+
+    tensor: TensorSpec
+    role: SharedRole
+
+
+class KvCache(Value):
+    """The cache of one attention layer of one block, by the names its graph gives it.
+
+    `shared`: past and present are one buffer [B, heads, max_len, dim], written in place.
+    `concat`: present [B, heads, past + S, dim] is past with the new tokens appended.
+    """
+
+    layout: Literal["shared", "concat"]
+    heads: int = Field(gt=0)
+    head_dim: int = Field(gt=0)
+    dtype: str
+    past_key: str
+    past_value: str
+    present_key: str
+    present_value: str
+
+    @property
+    def bytes_per_token(self) -> int:
+        """Key and value bytes that one token of one sequence occupies."""
+        return 2 * self.heads * self.head_dim * DTYPE_BYTES[self.dtype]
+
+
+DTYPE_BYTES = {
+    "bool": 1,
+    "uint8": 1,
+    "int8": 1,
+    "uint16": 2,
+    "int16": 2,
+    "float16": 2,
+    "bfloat16": 2,
+    "uint32": 4,
+    "int32": 4,
+    "float32": 4,
+    "uint64": 8,
+    "int64": 8,
+    "float64": 8,
+}
+
+
+class BlobRef(Value):
+    """A file of the content-addressed store: its SHA-256 and its size."""
+
+    digest: Sha256
+    size_bytes: int = Field(ge=0)
+
+
+class Block(Value):
+    """One cut unit of the model.
+
+    `graph` is an ONNX protobuf without weights; its external data names each weight's file by digest,
+    so that ONNX Runtime finds it in the store's folder. Names are those of the original graph, unique
+    over the whole model, so neighbouring blocks merge into one graph by the union of their nodes.
+    """
+
+    index: int = Field(ge=0)
+    role: Literal["embedding", "layer", "head", "segment", "whole"]
+    graph: BlobRef
+    weights: tuple[BlobRef, ...]
+    input: TensorSpec | None
+    """The boundary tensor from the block before; None for the first block."""
+    output: TensorSpec | None
+    """The boundary tensor to the next block; None for the last block."""
+    shared: tuple[str, ...] = ()
+    """Names in `Manifest.shared_inputs` that this block reads."""
+    outputs: tuple[str, ...] = ()
+    """Names in `Manifest.outputs` that this block produces (the last block, in most models)."""
+    kv: tuple[KvCache, ...] = ()
+    flops_per_token: int = Field(ge=0)
+    """Multiply-adds times two, for one token (or, in a tensor model, one item of batch 1)."""
+
+    @property
+    def weight_bytes(self) -> int:
+        return self.graph.size_bytes + sum(blob.size_bytes for blob in self.weights)
+
+    @property
+    def kv_bytes_per_token(self) -> int:
+        return sum(cache.bytes_per_token for cache in self.kv)
+
+
+class TextSpec(Value):
+    """What a model with a tokenizer needs to turn text into ids and back."""
+
+    tokenizer: BlobRef
+    """`tokenizer.json` of the `tokenizers` library."""
+    chat_template: str | None = None
+    """Jinja2 template over `messages`, as Hugging Face tokenizers carry it."""
+    bos_token: str | None = None
+    eos_token: str | None = None
+    eos_token_ids: tuple[int, ...] = ()
+    vocab_size: int = Field(gt=0)
+    context_length: int = Field(gt=0)
+    pooling: Literal["mean", "cls"] | None = None
+    """How an embedder turns token vectors into one; None where the graph does it itself."""
+    normalize: bool = False
+
+
+class Manifest(Value):
+    """Everything a node must know of a model before it touches a byte of its weights."""
+
+    version: Literal[1] = 1
+    name: str = Field(min_length=1, max_length=128)
+    kind: ModelKind
+    architecture: str
+    precision: str
+    source: str
+    """The importer that made it and the name of what it read, for people."""
+    cut: str
+    """One sentence: how the graph was cut, or why it could not be."""
+    inputs: tuple[TensorSpec, ...]
+    """What a request supplies: a decoder's `input_ids`; a tensor model's graph inputs."""
+    outputs: tuple[TensorSpec, ...]
+    shared_inputs: tuple[SharedInput, ...] = ()
+    blocks: tuple[Block, ...] = Field(min_length=1)
+    whole: BlobRef
+    """The original graph, uncut and without weights: what every split is measured against."""
+    text: TextSpec | None = None
+
+    @model_validator(mode="after")
+    def _blocks_form_a_chain(self) -> Self:
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            if block.index != i:
+                raise ValueError(f"block {i} carries index {block.index}")
+            if (block.input is None) != (i == 0) or (block.output is None) != (i == last):
+                raise ValueError(f"block {i} has an open end inside the chain")
+            if i and block.input != self.blocks[i - 1].output:
+                raise ValueError(f"block {i} does not start where block {i - 1} ends")
+        if self.kind is ModelKind.DECODER and self.text is None:
+            raise ValueError("a decoder needs a tokenizer")
+        return self
+
+    @property
+    def blobs(self) -> dict[str, int]:
+        """Every file of the model, digest -> bytes, each counted once however many blocks share it."""
+        found = {ref.digest: ref.size_bytes for block in self.blocks for ref in (block.graph, *block.weights)}
+        found[self.whole.digest] = self.whole.size_bytes
+        if self.text is not None:
+            found[self.text.tokenizer.digest] = self.text.tokenizer.size_bytes
+        return {str(digest): size for digest, size in found.items()}
+
+    @property
+    def stored_bytes(self) -> int:
+        return sum(self.blobs.values())

@@ -1,0 +1,127 @@
+"""Plans: who runs which blocks of a deployment in one epoch, and the events that carry them."""
+
+from enum import StrEnum
+from hashlib import sha256
+from typing import Self
+
+from pydantic import AwareDatetime, Field, model_validator
+
+from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
+from schemas.codec import encode
+from schemas.deployment import Settings, Stage
+
+
+class Route(Value):
+    """One chain of stages that covers every block, in order. A node may appear in it more than once."""
+
+    index: int = Field(ge=0)
+    source: NodeName
+    """The ingress that drives this route: it tokenises, feeds the first stage and streams the output."""
+    stages: tuple[Stage, ...] = Field(min_length=1)
+    max_sequences: int = Field(ge=1)
+    """This route's share of the deployment's slots."""
+
+    @model_validator(mode="after")
+    def _stages_are_consecutive(self) -> Self:
+        expected = 0
+        for stage in self.stages:
+            if stage.first != expected:
+                raise ValueError(f"route {self.index}: a stage starts at block {stage.first}, not at {expected}")
+            expected = stage.last + 1
+        return self
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        """The nodes of the route, each once, in the order in which they first appear."""
+        return tuple(dict.fromkeys((self.source, *(stage.node for stage in self.stages))))
+
+
+class Plan(Value):
+    """The whole placement of one deployment in one epoch.
+
+    A sequence is bound at admission to one route of one epoch, so several chains, hand-over and
+    failover need no other shape.
+    """
+
+    deployment: DeploymentId
+    model: Sha256
+    term: int = Field(ge=1)
+    """Fences leaders: an agent ignores a plan of a lower term than it has seen."""
+    epoch: int = Field(ge=1)
+    """Grows by at least one with every plan of the deployment."""
+    previous: Sha256 | None
+    """Digest of the plan of the epoch that this one replaces."""
+    block_count: int = Field(ge=1)
+    settings: Settings
+    routes: tuple[Route, ...] = Field(min_length=1)
+    reason: str
+    """One sentence for the audit: why this plan and not another."""
+
+    @model_validator(mode="after")
+    def _routes_cover_every_block(self) -> Self:
+        for position, route in enumerate(self.routes):
+            if route.index != position:
+                raise ValueError(f"route {position} carries index {route.index}")
+            if route.stages[-1].last != self.block_count - 1:
+                raise ValueError(f"route {position} ends at block {route.stages[-1].last} of {self.block_count}")
+        if sum(route.max_sequences for route in self.routes) > self.settings.max_sequences:
+            raise ValueError("the routes share out more sequences than the deployment has")
+        return self
+
+    @property
+    def digest(self) -> Digest:
+        return Digest(sha256(encode(self)).hexdigest())
+
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(node for route in self.routes for node in route.nodes))
+
+    def blocks_on(self, node: str) -> tuple[int, ...]:
+        """Every block that `node` hosts under this plan, over all routes, ascending."""
+        return tuple(sorted({b for r in self.routes for s in r.stages if s.node == node for b in s.blocks}))
+
+
+class PlanPhase(StrEnum):
+    """The steps of a reconfiguration (`mathematics.md`, A5)."""
+
+    PREPARE = "prepare"
+    COMMIT = "commit"
+    ABORT = "abort"
+    RETIRE = "retire"
+
+
+class PlanEvent(Value):
+    """What the orchestrator signs and publishes: a phase, and the whole plan it is about.
+
+    The plan travels whole in every phase, so that an agent that missed PREPARE can act on COMMIT.
+    """
+
+    phase: PlanPhase
+    plan: Plan
+    issued_at: AwareDatetime
+    reason: str = ""
+
+
+class ReceiptStatus(StrEnum):
+    """An agent's answer to a plan event."""
+
+    READY = "ready"
+    REFUSED = "refused"
+    APPLIED = "applied"
+    DRAINED = "drained"
+    RETIRED = "retired"
+
+
+class Receipt(Value):
+    """Where one agent stands with one plan."""
+
+    node: NodeName
+    deployment: DeploymentId
+    epoch: int = Field(ge=1)
+    term: int = Field(ge=1)
+    plan: Sha256
+    status: ReceiptStatus
+    error: str | None = None
+    """Why the plan was refused."""
+    elapsed_ms: float = Field(ge=0)
+    """Time from the event's arrival to this receipt."""

@@ -1,0 +1,232 @@
+"""Requests and replies of the wire, field for field (`docs/protocol.md`)."""
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from schemas.base import RequestName, Value
+from schemas.errors import ErrorBody
+
+MAX_REQUEST_BYTES = 1 << 20
+"""NATS' default limit; larger tensors come in several inputs or are refused."""
+DEFAULT_MAX_TOKENS = 256
+MAX_STOPS = 16
+MAX_LOGPROBS = 20
+
+
+class Message(Value):
+    """One turn of a conversation."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    role: str
+    content: str
+
+
+class RequestBase(Value):
+    """What every request may say."""
+
+    request_id: RequestName | None = None
+    """Chosen by the client, else by the ingress. Unique among the requests in flight."""
+    deadline_ms: int | None = None
+    """Milliseconds from arrival within which the last token must be out; 0 or less has passed already."""
+    model: str | None = None
+    """Accepted and ignored, as OpenAI clients send it: the subject names the deployment."""
+    user: str | None = None
+    """Accepted and ignored."""
+
+
+class TextRequest(RequestBase):
+    """A completion. Exactly one of `prompt`, `messages`, `token_ids`. Names and defaults are OpenAI's."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
+    token_ids: tuple[int, ...] | None = Field(default=None, min_length=1)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1)
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    """0 is greedy. (OpenAI's default is 1; here an answer is reproducible unless one asks otherwise.)"""
+    top_k: int = Field(default=0, ge=0)
+    """0 keeps every token."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    min_p: float = Field(default=0.0, ge=0, le=1)
+    seed: int | None = Field(default=None, ge=0, lt=1 << 63)
+    stop: tuple[str, ...] = Field(default=(), max_length=MAX_STOPS)
+    stream: bool = False
+    logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+    """How many alternatives to report with each token; 0 reports none, not even the token's own."""
+    ignore_eos: bool = False
+    """Generate `max_tokens` tokens whatever they are; for measurements."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stop_may_stand_alone(cls, data: Any) -> Any:
+        if isinstance(data, dict):
+            stop = data.get("stop")
+            if isinstance(stop, str):
+                data = {**data, "stop": (stop,)}
+            elif stop is None and "stop" in data:
+                data = {name: value for name, value in data.items() if name != "stop"}
+        return data
+
+    @model_validator(mode="after")
+    def _has_one_input(self) -> Self:
+        given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of prompt, messages and token_ids, not {given or 'none'}")
+        return self
+
+
+class EmbeddingRequest(RequestBase):
+    """Text to vectors, with OpenAI's field name."""
+
+    input: str | tuple[str, ...]
+
+
+class OipTensor(BaseModel):
+    """A tensor of the Open Inference Protocol v2.
+
+    Its values are `data` (a flat or nested list, row-major) or, in the binary form, `raw`: bytes,
+    little-endian and row-major (msgpack only).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    shape: tuple[int, ...]
+    datatype: str
+    parameters: dict[str, Any] | None = None
+    data: list[Any] | None = None
+    raw: bytes | None = None
+
+    @model_validator(mode="after")
+    def _has_one_form(self) -> Self:
+        if (self.data is None) == (self.raw is None):
+            raise ValueError("give either data or raw")
+        return self
+
+
+class RequestedOutput(BaseModel):
+    """An output the client asks for."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    parameters: dict[str, Any] | None = None
+
+
+class TensorRequest(RequestBase):
+    """An inference of the Open Inference Protocol v2; `id` is its name for `request_id`."""
+
+    id: str | None = None
+    parameters: dict[str, Any] | None = None
+    inputs: tuple[OipTensor, ...] = Field(min_length=1)
+    outputs: tuple[RequestedOutput, ...] | None = None
+
+
+class StageTiming(Value):
+    """What one stage spent on one request."""
+
+    node: str
+    first: int
+    last: int
+    compute_ms: float
+    """Time in ONNX Runtime in the calls this request took part in."""
+    queue_ms: float
+    """Time its frames waited at this stage for the compute thread."""
+    calls: int
+
+
+class Usage(Value):
+    """What a request cost."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    queued_ms: float
+    """From arrival to the first prefill chunk."""
+    ttft_ms: float | None = None
+    """From arrival to the first token."""
+    tpot_ms: float | None = None
+    """Mean time per token after the first."""
+    total_ms: float
+    network_ms: float
+    """Time not spent waiting or computing in any stage: links, encoding, scheduling."""
+    epoch: int
+    route: int
+    stages: tuple[StageTiming, ...]
+
+
+class AcceptedReply(Value):
+    """First reply to a streamed request: from here on it ends in output or one typed error."""
+
+    request_id: RequestName
+    status: Literal["accepted"] = "accepted"
+    deployment: str
+    epoch: int
+
+
+class TokenLogprob(Value):
+    """A token the model might have taken, and the natural logarithm of its probability."""
+
+    token_id: int
+    logprob: float
+
+
+class TokenReply(Value):
+    """One token of a streamed completion. The last one also says why it ended and what it cost."""
+
+    request_id: RequestName
+    index: int
+    token_id: int
+    text: str
+    """The text that became certain with this token; may be empty inside a multi-byte character."""
+    logprob: float | None = None
+    top_logprobs: tuple[TokenLogprob, ...] | None = None
+    finish_reason: Literal["stop", "length"] | None = None
+    usage: Usage | None = None
+
+
+class CompletionReply(Value):
+    """The whole of a completion that was not streamed."""
+
+    request_id: RequestName
+    token_ids: tuple[int, ...]
+    text: str
+    logprobs: tuple[float, ...] | None = None
+    top_logprobs: tuple[tuple[TokenLogprob, ...], ...] | None = None
+    finish_reason: Literal["stop", "length"]
+    usage: Usage
+
+
+class EmbeddingItem(Value):
+    """One vector, in the order of the inputs."""
+
+    index: int
+    embedding: tuple[float, ...]
+
+
+class EmbeddingReply(Value):
+    """The vectors of an `EmbeddingRequest`."""
+
+    request_id: RequestName
+    data: tuple[EmbeddingItem, ...]
+    usage: Usage
+
+
+class TensorReply(BaseModel):
+    """The Open Inference Protocol v2 answer; tensors come back in the form the request used."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    request_id: str
+    id: str
+    model_name: str
+    outputs: tuple[OipTensor, ...]
+    usage: Usage
+
+
+class ErrorReply(Value):
+    """The one final reply of a request that did not end in output."""
+
+    request_id: RequestName | None = None
+    error: ErrorBody
