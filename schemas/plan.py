@@ -45,8 +45,6 @@ class Plan(Value):
 
     deployment: DeploymentId
     model: Sha256
-    term: int = Field(ge=1)
-    """Fences leaders: an agent ignores a plan of a lower term than it has seen."""
     epoch: int = Field(ge=1)
     """Grows by at least one with every plan of the deployment."""
     previous: Sha256 | None
@@ -82,7 +80,7 @@ class Plan(Value):
 
 
 class PlanPhase(StrEnum):
-    """The steps of a reconfiguration (`mathematics.md`, A5)."""
+    """The step of a reconfiguration that an event announces (`mathematics.md`, A5)."""
 
     PREPARE = "prepare"
     COMMIT = "commit"
@@ -91,25 +89,56 @@ class PlanPhase(StrEnum):
 
 
 class PlanEvent(Value):
-    """What the orchestrator signs and publishes: a phase, and the whole plan it is about.
+    """The plans of one deployment that matter now, as the orchestrator signs and publishes them.
 
-    The plan travels whole in every phase, so that an agent that missed PREPARE can act on COMMIT.
+    An event is the whole state, not a difference: an agent that missed any number of events acts on the
+    last one alone. It loads `candidate`, serves `current`, lets sequences finish on `draining`, and frees
+    whatever stands in none of the three. (`phase`, `reason`) say what changed, for people and the audit.
     """
 
+    deployment: DeploymentId
+    term: int = Field(ge=1)
+    """Fences leaders: an agent ignores an event of a lower term than it has seen."""
+    revision: int = Field(ge=1)
+    """Grows with every event of the deployment: an agent ignores what it has seen already."""
     phase: PlanPhase
-    plan: Plan
+    reason: str
     issued_at: AwareDatetime
-    reason: str = ""
+    current: Plan | None
+    candidate: Plan | None = None
+    draining: tuple[Plan, ...] = ()
+
+    @model_validator(mode="after")
+    def _plans_belong_together(self) -> Self:
+        epochs = [plan.epoch for plan in self.plans]
+        if len(set(epochs)) != len(epochs):
+            raise ValueError(f"two plans of one epoch among {epochs}")
+        if any(plan.deployment != self.deployment for plan in self.plans):
+            raise ValueError("a plan of another deployment")
+        if self.current is not None and self.candidate is not None and self.candidate.epoch <= self.current.epoch:
+            raise ValueError(f"candidate epoch {self.candidate.epoch} does not follow {self.current.epoch}")
+        return self
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every plan whose blocks an agent must keep loaded."""
+        found = (*self.draining, self.current, self.candidate)
+        return tuple(plan for plan in found if plan is not None)
 
 
 class ReceiptStatus(StrEnum):
     """An agent's answer to a plan event."""
 
     READY = "ready"
+    """Every block of the plan on this node is loaded, verified and warm."""
     REFUSED = "refused"
+    """The plan cannot run here; `error` says why."""
     APPLIED = "applied"
+    """The plan is this node's current one."""
     DRAINED = "drained"
+    """This ingress has no sequence left on the plan."""
     RETIRED = "retired"
+    """Nothing of the plan is loaded on this node any more."""
 
 
 class Receipt(Value):
@@ -118,7 +147,6 @@ class Receipt(Value):
     node: NodeName
     deployment: DeploymentId
     epoch: int = Field(ge=1)
-    term: int = Field(ge=1)
     plan: Sha256
     status: ReceiptStatus
     error: str | None = None

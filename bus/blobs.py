@@ -1,0 +1,126 @@
+"""Files by their hash, from whoever holds them.
+
+A holder subscribes to one subject per file, all holders of a file in one queue group: the server then
+picks a holder for every piece, spreads the load over them, and answers *no responders* at once where
+nobody has the file. Pieces are pulled, a window at a time, so a slow reader never drowns.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+import msgpack
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import NoRespondersError
+from nats.errors import TimeoutError as NatsTimeoutError
+
+from schemas import subjects
+from schemas.base import Digest
+from schemas.errors import ErrorCode, ResplitError
+
+PIECE_BYTES = 512 << 10
+"""Measured: chunks of 256 KiB to 1 MiB carry the most per second through nats-server."""
+WINDOW = 8
+"""Pieces asked for at once."""
+PIECE_TIMEOUT_S = 10.0
+ATTEMPTS = 3
+
+
+class Download(Protocol):
+    """Where pieces of one file go; nothing appears under the file's name before `commit` found its hash right."""
+
+    def write(self, offset: int, piece: bytes) -> None: ...
+    def commit(self) -> None: ...
+
+
+class Files(Protocol):
+    """A content-addressed store, as far as a transfer needs one."""
+
+    def has(self, digest: Digest) -> bool: ...
+    def path(self, digest: Digest) -> Path: ...
+    def receive(self, digest: Digest, size: int) -> AbstractContextManager[Download]: ...
+
+
+class BlobServer:
+    """Answers requests for pieces of the files it was told to offer."""
+
+    def __init__(self, client: Client, files: Files) -> None:
+        self._client = client
+        self._files = files
+        self._offered: dict[Digest, Subscription] = {}
+
+    async def offer(self, digests: Iterable[Digest]) -> None:
+        """Serve these files too, from now on."""
+        for digest in digests:
+            if digest not in self._offered and self._files.has(digest):
+                subject = subjects.blob(digest)
+                self._offered[digest] = await self._client.subscribe(subject, subjects.BLOB_QUEUE, cb=self._answer)
+
+    async def withdraw(self, digests: Iterable[Digest]) -> None:
+        """Stop serving these files."""
+        for digest in digests:
+            if (subscription := self._offered.pop(digest, None)) is not None:
+                await subscription.unsubscribe()
+
+    async def _answer(self, request: Msg) -> None:
+        digest = Digest(request.subject.rsplit(".", 1)[-1])
+        try:
+            offset, length = msgpack.unpackb(request.data)
+            piece = await asyncio.to_thread(_read_piece, self._files.path(digest), offset, min(length, PIECE_BYTES))
+        except (OSError, ValueError, TypeError):
+            piece = b""  # the reader treats a short piece as a failed holder and asks again
+        await request.respond(piece)
+
+
+async def fetch(
+    client: Client, files: Files, digest: Digest, size: int, on_bytes: Callable[[int], None] = lambda _: None
+) -> None:
+    """Bring one file into `files`, hash-checked, if it is not there already.
+
+    Raises `ResplitError(MISSING_BLOB)` when no node has it or holders stay silent, and `CORRUPT_FILE`
+    when what came does not have the hash that was asked for.
+    """
+    if files.has(digest):
+        return
+    window = asyncio.Semaphore(WINDOW)
+    with files.receive(digest, size) as download:
+
+        async def piece(offset: int) -> None:
+            async with window:
+                length = min(PIECE_BYTES, size - offset)
+                download.write(offset, await _pull(client, digest, offset, length))
+                on_bytes(length)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for offset in range(0, size, PIECE_BYTES):
+                    group.create_task(piece(offset))
+        except* ResplitError as errors:
+            raise errors.exceptions[0] from None  # one failed piece is one error to the caller
+        await asyncio.to_thread(download.commit)
+
+
+async def _pull(client: Client, digest: Digest, offset: int, length: int) -> bytes:
+    for _ in range(ATTEMPTS):
+        try:
+            request = msgpack.packb([offset, length])
+            reply = await client.request(subjects.blob(digest), request, timeout=PIECE_TIMEOUT_S)
+        except NoRespondersError as error:
+            raise ResplitError(ErrorCode.MISSING_BLOB, f"no node offers file {digest}") from error
+        except NatsTimeoutError:
+            continue
+        if len(reply.data) == length:
+            return bytes(reply.data)
+    raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not answer with its bytes")
+
+
+def _read_piece(path: Path, offset: int, length: int) -> bytes:
+    if offset < 0 or length < 0:
+        raise ValueError("a piece starts at or after the beginning and has a length")
+    with path.open("rb") as file:
+        file.seek(offset)
+        return file.read(length)

@@ -1,0 +1,146 @@
+"""One way to connect to NATS, with the traps of a dead network defused."""
+
+import asyncio
+import contextlib
+import logging
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from nats.aio.client import Client
+from nats.js import JetStreamContext
+from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StreamConfig
+from nats.js.errors import BadRequestError, BucketNotFoundError
+from nats.js.kv import KeyValue
+
+from schemas import subjects
+
+DEFAULT_URL = "nats://127.0.0.1:4222"
+PENDING_BYTES_MAX = 64 << 20
+"""What one subscription may have waiting: a prefill of a large model is tens of megabytes of frames."""
+FLUSHER_BYTES_MAX = 16 << 20
+RETRY_S = 0.5
+RECONNECT_S = 1
+USER_TIMEOUT_MS = 5000
+"""A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
+
+PLANS_KEPT = 64
+RECEIPTS_KEPT = 256
+
+log = logging.getLogger(__name__)
+
+Notify = Callable[[], Awaitable[None]]
+
+
+async def connect(
+    url: str,
+    name: str,
+    *,
+    tls: ssl.SSLContext | None = None,
+    on_lost: Notify | None = None,
+    on_back: Notify | None = None,
+) -> Client:
+    """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
+
+    The connection then outlives any number of server restarts.
+    """
+    waiting = False
+    while not await _port_open(url):
+        if not waiting:
+            log.warning("no NATS server at %s yet; trying until there is one", url)
+            waiting = True
+        await asyncio.sleep(RETRY_S)
+    client = Client()
+
+    async def lost() -> None:
+        log.warning("the NATS server is gone; trying until it is back")
+        if on_lost is not None:
+            await on_lost()
+
+    async def back() -> None:
+        _set_user_timeout(client)
+        log.warning("the NATS server is back")
+        if on_back is not None:
+            await on_back()
+
+    async def failed(error: Exception) -> None:
+        log.debug("NATS: %r", error)
+
+    await client.connect(
+        url,
+        name=name,
+        tls=tls,
+        max_reconnect_attempts=-1,
+        reconnect_time_wait=RECONNECT_S,
+        ping_interval=2,
+        max_outstanding_pings=2,
+        pending_size=FLUSHER_BYTES_MAX,
+        disconnected_cb=lost,
+        reconnected_cb=back,
+        error_cb=failed,
+    )
+    _set_user_timeout(client)
+    if waiting:
+        log.warning("connected to %s", url)
+    return client
+
+
+async def ensure_streams(client: Client) -> JetStreamContext:
+    """Create the streams and buckets that are missing; leaves existing ones as they are."""
+    js = client.jetstream()
+    streams = [
+        StreamConfig(
+            name=subjects.STREAM_PLANS,
+            subjects=[subjects.ALL_PLANS],
+            max_msgs_per_subject=PLANS_KEPT,
+            discard=DiscardPolicy.OLD,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_RECEIPTS,
+            subjects=[subjects.ALL_RECEIPTS],
+            max_msgs_per_subject=RECEIPTS_KEPT,
+            discard=DiscardPolicy.OLD,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_AUDIT,
+            subjects=[subjects.ALL_AUDIT],
+            retention=RetentionPolicy.LIMITS,
+            deny_delete=True,
+            deny_purge=True,
+        ),
+    ]
+    for config in streams:
+        with contextlib.suppress(BadRequestError):  # it exists, made by an earlier release with other limits
+            await js.add_stream(config)
+    return js
+
+
+async def deployments_bucket(js: JetStreamContext) -> KeyValue:
+    """The bucket of desired state, made if it is missing."""
+    try:
+        return await js.key_value(subjects.BUCKET_DEPLOYMENTS)
+    except BucketNotFoundError:
+        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_DEPLOYMENTS, history=8))
+
+
+async def _port_open(url: str) -> bool:
+    # Asking the port first: nats-py answers a refused first connection with a two-second pause.
+    parts = urlsplit(url if "//" in url else f"nats://{url}")
+    try:
+        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port or 4222), timeout=2)
+    except (OSError, TimeoutError):
+        return False
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return True
+
+
+def _set_user_timeout(client: Client) -> None:
+    transport = getattr(client, "_transport", None)
+    writer = getattr(transport, "_io_writer", None)
+    sock = writer.get_extra_info("socket") if writer is not None else None
+    if sock is not None and hasattr(socket, "TCP_USER_TIMEOUT"):
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
