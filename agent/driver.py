@@ -1,0 +1,208 @@
+"""Pure: driving the sequences of one route, from the ingress that is the route's source.
+
+The driver says which frames to send next and takes in what comes back. It reads no clock and sends
+nothing; `now` is seconds of any monotonic clock. A step that stays unanswered is driven again: every
+stage computes a repeated step to the same bytes, and an answer that comes twice is counted once.
+"""
+
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Literal
+
+import numpy as np
+
+from schemas.frame import Activation, Item, Result, Sampling, SequenceId, Token
+
+STALL_FLOOR_S = 2.0
+"""A step is suspect when it takes five times as long as its kind lately did, and at least this long."""
+STALL_FACTOR = 5.0
+STALL_FIRST_S = 30.0
+"""Before any step of a kind was timed: a cold first chunk on a slow machine is no fault."""
+ATTEMPTS_MAX = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A sequence as it is admitted. `capacity` is the length class of its slots."""
+
+    sequence: SequenceId
+    tokens: tuple[int, ...]
+    capacity: int
+    sampling: Sampling
+
+
+@dataclass(slots=True, eq=False)
+class _Running:
+    prompt: Prompt
+    driven: int = 0
+    """Tokens sent into the route so far; also the absolute position of the next one."""
+    step: int = 0
+    index: int = 0
+    """How many tokens came out."""
+    next_token: int | None = None
+    """The token to feed next, once the driver was told to go on."""
+    unanswered: dict[int, "_Flight"] = field(default_factory=dict)
+
+    @property
+    def prefilled(self) -> bool:
+        return self.driven >= len(self.prompt.tokens)
+
+
+@dataclass(slots=True, eq=False)
+class _Flight:
+    kind: Literal["prefill", "decode"]
+    frame: Activation
+    sent: float
+    attempts: int
+    missing: int
+    """Items of the frame that are not answered yet."""
+
+
+class RouteDriver:
+    """All sequences that this ingress runs over one route of one epoch."""
+
+    def __init__(self, deployment: str, epoch: int, route: int, chunk_tokens: int, depth: int) -> None:
+        """`depth`: decode groups, and prefill chunks, in flight at once."""
+        self._head = (deployment, epoch, route)
+        self._chunk = chunk_tokens
+        self._depth = depth
+        self._running: dict[SequenceId, _Running] = {}
+        self._flights: list[_Flight] = []
+        self._typical_s: dict[str, float] = {}
+
+    def __len__(self) -> int:
+        return len(self._running)
+
+    def admit(self, prompt: Prompt) -> None:
+        """Start a sequence; its chunks go out in order of admission."""
+        assert prompt.tokens, "an empty prompt is refused before admission"
+        self._running[prompt.sequence] = _Running(prompt)
+
+    def go_on(self, sequence: SequenceId, token: int) -> None:
+        """Feed `token`, the last one that came out, as the next step."""
+        if (running := self._running.get(sequence)) is not None:
+            running.next_token = token
+
+    def end(self, sequences: Iterable[SequenceId]) -> tuple[SequenceId, ...]:
+        """Forget sequences; returns those that were running. Answers still on their way are ignored."""
+        ended = []
+        for sequence in sequences:
+            if (running := self._running.pop(sequence, None)) is not None:
+                ended.append(sequence)
+                for flight in running.unanswered.values():
+                    self._answered(flight)
+        return tuple(ended)
+
+    def frames(self, now: float) -> list[Activation]:
+        """Every frame that may leave now, in order."""
+        out: list[Activation] = []
+        while (flight := self._next_decode(now) or self._next_prefill(now)) is not None:
+            self._flights.append(flight)
+            out.append(flight.frame)
+        return out
+
+    def take(self, result: Result, now: float) -> list[Token]:
+        """The tokens of `result` that are new; each then waits for `go_on` or `end`."""
+        fresh = []
+        for token in result.tokens:
+            if (running := self._take_step(token.sequence, token.step, now)) is not None:
+                assert token.index == running.index, "a step yields the token it was driven for"
+                running.index += 1
+                fresh.append(token)
+        for sequence, step in result.done:
+            self._take_step(sequence, step, now)
+        return fresh
+
+    def overdue(self, now: float) -> tuple[list[Activation], tuple[SequenceId, ...]]:
+        """Frames to drive again, and the sequences whose step stayed unanswered too often."""
+        again, lost = [], []
+        for flight in self._flights:
+            if now - flight.sent < self._patience_s(flight.kind) * flight.attempts:
+                continue
+            if flight.attempts >= ATTEMPTS_MAX:
+                lost += [item.sequence for item in flight.frame.items]
+                continue
+            flight.attempts += 1
+            frame = _only(flight.frame, self._running.keys())
+            if frame.items:
+                again.append(frame)
+        return again, tuple(sequence for sequence in dict.fromkeys(lost) if sequence in self._running)
+
+    def _next_decode(self, now: float) -> _Flight | None:
+        ready = [r for r in self._running.values() if r.next_token is not None]
+        flying = [flight for flight in self._flights if flight.kind == "decode"]
+        if not ready or len(flying) >= self._depth:
+            return None
+        active = len(ready) + sum(flight.missing for flight in flying)
+        group = ready[: ceil(active / self._depth)]
+        items, tokens = [], []
+        for running in group:
+            assert running.next_token is not None
+            tokens.append(running.next_token)
+            items.append(self._item(running, 1, wants_token=True))
+            running.next_token = None
+        ids = np.asarray(tokens, np.int64)[:, None]
+        return self._launch("decode", group, items, ids, now)
+
+    def _next_prefill(self, now: float) -> _Flight | None:
+        if sum(flight.kind == "prefill" for flight in self._flights) >= self._depth:
+            return None
+        running = next((r for r in self._running.values() if not r.prefilled), None)
+        if running is None:
+            return None
+        tokens = running.prompt.tokens
+        # A chunk ends at the next absolute multiple of the chunk size, whatever else is going on: results
+        # then never depend on load.
+        end = min((running.driven // self._chunk + 1) * self._chunk, len(tokens))
+        ids = np.asarray(tokens[running.driven : end], np.int64)[None, :]
+        item = self._item(running, end - running.driven, wants_token=end == len(tokens))
+        return self._launch("prefill", [running], [item], ids, now)
+
+    def _item(self, running: _Running, count: int, *, wants_token: bool) -> Item:
+        prompt = running.prompt
+        item = Item(
+            prompt.sequence, running.step, running.driven, count, wants_token, running.index, prompt.capacity,
+            None if running.prefilled else prompt.sampling,
+        )  # fmt: skip
+        running.driven += count
+        running.step += 1
+        return item
+
+    def _launch(
+        self, kind: Literal["prefill", "decode"], group: list[_Running], items: list[Item], ids: np.ndarray, now: float
+    ) -> _Flight:
+        frame = Activation(*self._head, stage=0, kind=kind, items=tuple(items), tensors={"x": ids})
+        flight = _Flight(kind, frame, now, 1, len(items))
+        for running, item in zip(group, items, strict=True):
+            running.unanswered[item.step] = flight
+        return flight
+
+    def _take_step(self, sequence: SequenceId, step: int, now: float) -> _Running | None:
+        running = self._running.get(sequence)
+        flight = running.unanswered.pop(step, None) if running is not None else None
+        if flight is None:
+            return None
+        if flight.attempts == 1:
+            took = now - flight.sent
+            self._typical_s[flight.kind] = max(took, 0.9 * self._typical_s.get(flight.kind, 0.0))
+        self._answered(flight)
+        return running
+
+    def _answered(self, flight: _Flight) -> None:
+        flight.missing -= 1
+        if flight.missing == 0:
+            self._flights.remove(flight)
+
+    def _patience_s(self, kind: str) -> float:
+        typical = self._typical_s.get(kind)
+        return STALL_FIRST_S if typical is None else max(STALL_FLOOR_S, STALL_FACTOR * typical)
+
+
+def _only(frame: Activation, alive: Container[SequenceId]) -> Activation:
+    """The frame with the rows of sequences that still run."""
+    keep = [i for i, item in enumerate(frame.items) if item.sequence in alive]
+    if len(keep) == len(frame.items):
+        return frame
+    tensors = {name: array[keep] for name, array in frame.tensors.items()}
+    return replace(frame, items=tuple(frame.items[i] for i in keep), tensors=tensors)

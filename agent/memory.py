@@ -1,0 +1,69 @@
+"""Memory on the device that computes: one way to allocate, address, fill and read it, on CPU and CUDA."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime as ort
+
+from schemas.tensor import Array
+
+Device = Literal["cpu", "cuda"]
+
+
+@dataclass(frozen=True, slots=True)
+class Buffer:
+    """A contiguous tensor at a fixed address, bound to sessions by that address.
+
+    `owner` keeps the memory alive: a numpy array on the CPU, an OrtValue on CUDA.
+    """
+
+    device: Device
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    pointer: int
+    owner: Any
+
+    @property
+    def row_bytes(self) -> int:
+        return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
+
+    def fill(self, array: Array) -> None:
+        """Copy `array` (same shape and type) into the buffer."""
+        if self.device == "cpu":
+            np.copyto(self.owner, array, casting="no")
+        else:
+            self.owner.update_inplace(np.ascontiguousarray(array))
+
+    def read(self) -> Array:
+        """A copy of the contents, on the host."""
+        copy: Array = self.owner.copy() if self.device == "cpu" else self.owner.numpy()
+        return copy
+
+
+def allocate(device: Device, shape: tuple[int, ...], dtype: str) -> Buffer:
+    """Zeroed memory on the CPU (committed by the kernel only where it is touched), uninitialised on CUDA."""
+    kind = np.dtype(dtype)
+    if device == "cpu":
+        array = np.zeros(shape, kind)
+        return Buffer(device, shape, kind, array.ctypes.data, array)
+    value = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, device, 0)
+    return Buffer(device, shape, kind, value.data_ptr(), value)
+
+
+def bind_input(binding: Any, name: str, buffer: Buffer) -> None:
+    """Make all of `buffer` the input `name`."""
+    binding.bind_input(name, buffer.device, 0, buffer.dtype.type, buffer.shape, buffer.pointer)
+
+
+def bind_output(binding: Any, name: str, buffer: Buffer) -> None:
+    """Make all of `buffer` the output `name`."""
+    binding.bind_output(name, buffer.device, 0, buffer.dtype.type, buffer.shape, buffer.pointer)
+
+
+def rows_of(buffer: Buffer, rows: range) -> Buffer:
+    """Rows `rows` of `buffer`, in place."""
+    shape = (len(rows), *buffer.shape[1:])
+    pointer = buffer.pointer + rows.start * buffer.row_bytes
+    owner = buffer.owner[rows.start : rows.stop] if buffer.device == "cpu" else buffer.owner
+    return Buffer(buffer.device, shape, buffer.dtype, pointer, owner)
