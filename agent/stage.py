@@ -6,7 +6,7 @@ dropped; anything newer means a step was lost on the way, which the ingress is t
 """
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -74,6 +74,10 @@ class StageHost:
             engine.forget(self._pool)
             for block in engine.blocks:
                 self._pool.drop_block(block)
+
+    def engine_key(self, frame: Activation) -> Hashable:
+        """Equal for frames that one call may serve: same engine, same stage number."""
+        return (id(self), id(self._engines.get((frame.epoch, frame.route, frame.stage))), frame.stage)
 
     @property
     def sequences(self) -> int:

@@ -33,16 +33,16 @@ ATTEMPTS = 3
 class Download(Protocol):
     """Where pieces of one file go; nothing appears under the file's name before `commit` found its hash right."""
 
-    def write(self, offset: int, piece: bytes) -> None: ...
-    def commit(self) -> None: ...
+    def write(self, offset: int, piece: bytes, /) -> None: ...
+    def commit(self) -> object: ...
 
 
 class Files(Protocol):
     """A content-addressed store, as far as a transfer needs one."""
 
-    def has(self, digest: Digest) -> bool: ...
-    def path(self, digest: Digest) -> Path: ...
-    def receive(self, digest: Digest, size: int) -> AbstractContextManager[Download]: ...
+    def has(self, digest: Digest, /) -> bool: ...
+    def path(self, digest: Digest, /) -> Path: ...
+    def receive(self, digest: Digest, size: int, /) -> AbstractContextManager[Download]: ...
 
 
 class BlobServer:
@@ -69,11 +69,22 @@ class BlobServer:
     async def _answer(self, request: Msg) -> None:
         digest = Digest(request.subject.rsplit(".", 1)[-1])
         try:
+            if not request.data:
+                await request.respond(self._files.path(digest).stat().st_size.to_bytes(8, "little"))
+                return
             offset, length = msgpack.unpackb(request.data)
             piece = await asyncio.to_thread(_read_piece, self._files.path(digest), offset, min(length, PIECE_BYTES))
         except (OSError, ValueError, TypeError):
             piece = b""  # the reader treats a short piece as a failed holder and asks again
         await request.respond(piece)
+
+
+async def size_of(client: Client, digest: Digest) -> int:
+    """How many bytes a file has, by the word of a holder; `fetch` then checks its hash."""
+    reply = await _ask(client, digest, b"")
+    if len(reply) != 8:
+        raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not know its size")
+    return int.from_bytes(reply, "little")
 
 
 async def fetch(
@@ -106,16 +117,20 @@ async def fetch(
 
 async def _pull(client: Client, digest: Digest, offset: int, length: int) -> bytes:
     for _ in range(ATTEMPTS):
-        try:
-            request = msgpack.packb([offset, length])
-            reply = await client.request(subjects.blob(digest), request, timeout=PIECE_TIMEOUT_S)
-        except NoRespondersError as error:
-            raise ResplitError(ErrorCode.MISSING_BLOB, f"no node offers file {digest}") from error
-        except NatsTimeoutError:
-            continue
-        if len(reply.data) == length:
-            return bytes(reply.data)
+        piece = await _ask(client, digest, msgpack.packb([offset, length]))
+        if len(piece) == length:
+            return piece
     raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not answer with its bytes")
+
+
+async def _ask(client: Client, digest: Digest, request: bytes) -> bytes:
+    try:
+        reply = await client.request(subjects.blob(digest), request, timeout=PIECE_TIMEOUT_S)
+    except NoRespondersError as error:
+        raise ResplitError(ErrorCode.MISSING_BLOB, f"no node offers file {digest}") from error
+    except NatsTimeoutError:
+        return b""
+    return bytes(reply.data)
 
 
 def _read_piece(path: Path, offset: int, length: int) -> bytes:

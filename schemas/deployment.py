@@ -38,8 +38,9 @@ class Settings(Value):
     """Sequences that run at once; each has a KV slot on every node of its route."""
     max_queued: int = Field(default=64, ge=0, le=100_000)
     """Accepted requests that may wait for a slot; one more is refused as `overloaded`."""
-    decode_groups: int = Field(default=1, ge=1, le=64)
-    """Decode batches in flight at once: about one per stage on separate machines, one on shared cores."""
+    pipeline_depth: int = Field(default=1, ge=1, le=64)
+    """Decode batches, and prefill chunks, in flight at once: about one per stage on separate machines, one on
+    shared cores."""
 
 
 class Deployment(Value):

@@ -113,17 +113,18 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Close:
-    """From the ingress to every node of a route: these sequences are over, free their caches."""
+    """Along a route, behind its activations: these sequences are over, stage `stage` frees their caches."""
 
     deployment: str
     epoch: int
     route: int
+    stage: int
     sequences: tuple[SequenceId, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """From a stage to the ingress: these sequences cannot go on, and why."""
+    """From a stage to the ingress: these sequences (none named: all of the route) cannot go on, and why."""
 
     deployment: str
     epoch: int
@@ -155,7 +156,7 @@ def pack(frame: Frame) -> list[bytes | memoryview]:
             times = [(t.stage, t.compute_us, t.queue_us) for t in frame.times]
             head = ["r", frame.deployment, frame.epoch, frame.route, tokens, frame.done, times]
         case Close():
-            head = ["c", frame.deployment, frame.epoch, frame.route, frame.sequences]
+            head = ["c", frame.deployment, frame.epoch, frame.route, frame.stage, frame.sequences]
         case Failure():
             head = ["f", frame.deployment, frame.epoch, frame.route, frame.sequences, frame.code, frame.message]
     arrays = [np.ascontiguousarray(array) for array in tensors.values()]
@@ -188,8 +189,8 @@ def unpack(data: bytes | memoryview) -> Frame:
                     str(deployment), int(epoch), int(route),
                     tuple(Token(*fields) for fields in tokens), tuple(done), tensors, _read_times(times),
                 )  # fmt: skip
-            case ("c", deployment, epoch, route, sequences, _):
-                return Close(str(deployment), int(epoch), int(route), tuple(sequences))
+            case ("c", deployment, epoch, route, stage, sequences, _):
+                return Close(str(deployment), int(epoch), int(route), int(stage), tuple(sequences))
             case ("f", deployment, epoch, route, sequences, code, message, _):
                 return Failure(str(deployment), int(epoch), int(route), tuple(sequences), str(code), str(message))
             case _:

@@ -117,9 +117,9 @@ class Block(Value):
     role: Literal["embedding", "layer", "head", "segment", "whole"]
     graph: BlobRef
     weights: tuple[BlobRef, ...]
-    input: TensorSpec | None
+    input: TensorSpec | None = None
     """The boundary tensor from the block before; None for the first block."""
-    output: TensorSpec | None
+    output: TensorSpec | None = None
     """The boundary tensor to the next block; None for the last block."""
     shared: tuple[str, ...] = ()
     """Names in `Manifest.shared_inputs` that this block reads."""

@@ -1,0 +1,228 @@
+"""From a plan to engines: fetch by hash, verify, open sessions, choose how many blocks share one, warm, time."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from nats.aio.client import Client
+
+from agent.engine import Engine, Segment
+from agent.kv import KvPool
+from agent.memory import Device
+from bus.blobs import BlobServer, fetch, size_of
+from models.merge import merge
+from models.session import open_session, verified_graph
+from models.store import Store
+from profiler.kv import kv_tokens
+from schemas.base import Digest, NodeId
+from schemas.capacity import BlockTime
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import Block, Manifest, ModelKind
+from schemas.plan import Plan
+from schemas.tensor import Array
+
+FETCHES_MAX = 4
+"""Files fetched at once; each already asks for several pieces at once."""
+FUSE_BELOW = 0.97
+"""Blocks share a session when that takes less than this share of the time they take one by one."""
+PROBE_BLOCKS = 4
+PROBE_STEPS = 12
+PROBE_TOKENS = 32
+
+log = logging.getLogger(__name__)
+
+RangeKey = tuple[Digest, int, int]
+
+
+@dataclass(frozen=True)
+class LoadedPlan:
+    """This node's stages of a plan, as engines by (epoch, route, stage)."""
+
+    manifest: Manifest
+    engines: dict[tuple[int, int, int], Engine]
+    fetched_bytes: int
+
+
+class Loader:
+    """Loads and unloads the blocks of plans; equal stages of two plans are one engine."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        client: Client,
+        store: Store,
+        server: BlobServer,
+        device: Device,
+        threads: int,
+        memory_free: Callable[[], int],
+    ) -> None:
+        self._node = node
+        self._client = client
+        self._store = store
+        self._server = server
+        self._device = device
+        self._threads = threads
+        self._memory_free = memory_free
+        self._engines: dict[RangeKey, tuple[Engine, int]] = {}
+        self._fuse: dict[Digest, bool] = {}
+        self.block_times: dict[tuple[Digest, int], BlockTime] = {}
+
+    async def load(self, plan: Plan) -> LoadedPlan:
+        """Everything `plan` gives this node. Raises `ResplitError`, and then nothing of it stays loaded."""
+        manifest, fetched = await self._fetch(plan)
+        wanted = {
+            (plan.epoch, route.index, i): (plan.model, stage.first, stage.last)
+            for route in plan.routes
+            for i, stage in enumerate(route.stages)
+            if stage.node == self._node
+        }
+        self._refuse_what_does_not_fit(plan, manifest, set(wanted.values()))
+        held: dict[RangeKey, Engine] = {}
+        try:
+            for key in wanted.values():
+                if key not in held:
+                    held[key] = await self._hold(manifest, key)
+        except Exception as error:
+            self._let_go(held)
+            if isinstance(error, ResplitError):
+                raise
+            message = f"{manifest.name}: loading failed: {type(error).__name__}: {error}"
+            raise ResplitError(ErrorCode.STAGE_FAILED, message) from error
+        return LoadedPlan(manifest, {place: held[key] for place, key in wanted.items()}, fetched)
+
+    def unload(self, loaded: LoadedPlan, plan: Plan) -> None:
+        """Give back what `load` returned; engines no other plan holds are dropped."""
+        ranges = {(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()}
+        self._let_go(ranges)
+
+    async def _fetch(self, plan: Plan) -> tuple[Manifest, int]:
+        fetched = 0
+        if not self._store.has(plan.model):
+            size = await size_of(self._client, plan.model)
+            await fetch(self._client, self._store, plan.model, size)
+            fetched += size
+        manifest = self._store.manifest(plan.model)
+        blocks = [manifest.blocks[i] for i in plan.blocks_on(self._node)]
+        files = {ref.digest: ref.size_bytes for block in blocks for ref in (block.graph, *block.weights)}
+        if manifest.text is not None and any(route.source == self._node for route in plan.routes):
+            files[manifest.text.tokenizer.digest] = manifest.text.tokenizer.size_bytes
+        missing = {digest: size for digest, size in files.items() if not self._store.has(digest)}
+        gate = asyncio.Semaphore(FETCHES_MAX)
+
+        async def one(digest: Digest, size: int) -> None:
+            async with gate:
+                await fetch(self._client, self._store, digest, size)
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for digest, size in missing.items():
+                    group.create_task(one(digest, size))
+        except* ResplitError as errors:
+            raise errors.exceptions[0] from None
+        await self._server.offer([plan.model, *files])
+        return manifest, fetched + sum(missing.values())
+
+    def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest, ranges: set[RangeKey]) -> None:
+        held = {
+            index for model, first, last in self._engines if model == plan.model for index in range(first, last + 1)
+        }
+        new = {i for _, first, last in ranges for i in range(first, last + 1)} - held
+        tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
+        needed = sum(manifest.blocks[i].weight_bytes + manifest.blocks[i].kv_bytes_per_token * tokens for i in new)
+        free = self._memory_free()
+        if needed > free:
+            message = (
+                f"{manifest.name}: {len(new)} blocks need {needed} bytes here, {free} are free: {needed - free} short"
+            )
+            raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
+
+    async def _hold(self, manifest: Manifest, key: RangeKey) -> Engine:
+        if key in self._engines:
+            engine, users = self._engines[key]
+        else:
+            engine, users = await asyncio.to_thread(self._build, manifest, key), 0
+        self._engines[key] = (engine, users + 1)
+        return engine
+
+    def _let_go(self, ranges: dict[RangeKey, Engine]) -> None:
+        for key in ranges:
+            engine, users = self._engines.pop(key)
+            if users > 1:
+                self._engines[key] = (engine, users - 1)
+
+    def _build(self, manifest: Manifest, key: RangeKey) -> Engine:
+        model, first, last = key
+        blocks = manifest.blocks[first : last + 1]
+        layers = [block for block in blocks if block.role == "layer"]
+        if model not in self._fuse and len(layers) > 1 and manifest.kind is ModelKind.DECODER:
+            self._fuse[model] = self._fusing_pays(manifest, layers[:PROBE_BLOCKS])
+        engine = self._engine(manifest, group_blocks(blocks, fuse=self._fuse.get(model, True)))
+        if manifest.kind is ModelKind.DECODER:
+            decode_s, prefill_s = _time(engine, self._device)
+            self._share_out(model, blocks, decode_s, prefill_s)
+        return engine
+
+    def _engine(self, manifest: Manifest, groups: Sequence[Sequence[Block]]) -> Engine:
+        return Engine(manifest, [Segment(tuple(group), self._open(group)) for group in groups], self._device)
+
+    def _open(self, blocks: Sequence[Block]):  # type: ignore[no-untyped-def]
+        graphs = [verified_graph(self._store, block) for block in blocks]
+        graph = graphs[0] if len(graphs) == 1 else merge(graphs)
+        return open_session(graph, self._store.blobs_folder, self._device, self._threads)
+
+    def _fusing_pays(self, manifest: Manifest, layers: Sequence[Block]) -> bool:
+        apart, _ = _time(self._engine(manifest, [[block] for block in layers]), self._device)
+        together, _ = _time(self._engine(manifest, [layers]), self._device)
+        log.info("%d blocks, one step: %.3f ms apart, %.3f ms in one session", len(layers), apart * 1e3, together * 1e3)
+        return together < FUSE_BELOW * apart
+
+    def _share_out(self, model: Digest, blocks: Sequence[Block], decode_s: float, prefill_s: float) -> None:
+        """What a stage took, per block: a step by the weights streamed, a chunk by the arithmetic."""
+        weights, flops = sum(b.weight_bytes for b in blocks), sum(b.flops_per_token for b in blocks)
+        for block in blocks:
+            self.block_times[model, block.index] = BlockTime(
+                model=model,
+                block=block.index,
+                decode_ms=1e3 * decode_s * block.weight_bytes / max(weights, 1),
+                prefill_ms_per_token=1e3 * prefill_s / PROBE_TOKENS * block.flops_per_token / max(flops, 1),
+            )
+
+
+def group_blocks(blocks: Sequence[Block], *, fuse: bool) -> list[list[Block]]:
+    """Which blocks share a session. A decoder's head stays alone: prefill chunks before the last skip it."""
+    if not fuse:
+        return [[block] for block in blocks]
+    body = [block for block in blocks if not (block.role == "head" and block.kv == ())]
+    return [group for group in (list(body), list(blocks[len(body) :])) if group]
+
+
+def _time(engine: Engine, device: Device) -> tuple[float, float]:
+    """Seconds of one decode step of one sequence (median), and of a prefill chunk of `PROBE_TOKENS`."""
+    pool = KvPool(device, ((PROBE_TOKENS + PROBE_STEPS, 1),))
+    for block in engine.blocks:
+        pool.add_block(block)
+    slot = pool.open(0, PROBE_TOKENS + PROBE_STEPS)
+    boundary = engine.blocks[0].input
+
+    def run(position: int, length: int) -> None:
+        x: Array = np.ones((1, length), np.int64)
+        if boundary is not None:
+            x = np.full((1, length, *(int(n) for n in boundary.shape[2:])), 0.01, boundary.dtype)
+        if engine.in_place:
+            engine.run_rows(pool, slot.tokens, range(slot.row, slot.row + 1), [position], x, head=True)
+        else:
+            engine.run_appending(pool, 0, position, x, head=True)
+
+    def timed(position: int, length: int) -> float:
+        started = time.perf_counter()
+        run(position, length)
+        return time.perf_counter() - started
+
+    run(0, PROBE_TOKENS)
+    prefill = timed(0, PROBE_TOKENS)
+    steps = sorted(timed(PROBE_TOKENS + i, 1) for i in range(PROBE_STEPS))
+    engine.forget(pool)
+    return steps[len(steps) // 2], prefill

@@ -1,0 +1,66 @@
+"""Replies to clients: encoding, publishing, and noticing a client that has gone."""
+
+import logging
+from collections.abc import Callable
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from pydantic import BaseModel
+
+from schemas.base import RequestId
+from schemas.codec import CONTENT_TYPE, JSON, encode_as
+from schemas.errors import ResplitError
+from schemas.request import ErrorReply
+
+log = logging.getLogger(__name__)
+
+
+class Replier:
+    """Publishes replies so that the server answers when nobody listens any more.
+
+    A reply is published with a return address of this process: NATS itself says "no responders" there when
+    the client's inbox has no subscriber left, which is the earliest and cheapest sign of a client that left.
+    """
+
+    def __init__(self, client: Client, on_gone: Callable[[RequestId], None]) -> None:
+        self._client = client
+        self._on_gone = on_gone
+        self._bounce = client.new_inbox()
+
+    async def start(self) -> None:
+        """Listen for bounced replies."""
+        await self._client.subscribe(f"{self._bounce}.*", cb=self._bounced)
+
+    def to(self, msg: Msg) -> "ReplyTo":
+        """Where the replies to a request go, in the encoding the request came in."""
+        content_type = (msg.headers or {}).get(CONTENT_TYPE, JSON)
+        return ReplyTo(self._client, msg.reply, content_type, self._bounce)
+
+    async def _bounced(self, msg: Msg) -> None:
+        if msg.headers and msg.headers.get("Status") == "503":
+            self._on_gone(RequestId(msg.subject.rsplit(".", 1)[-1]))
+
+
+class ReplyTo:
+    """One client's inbox."""
+
+    def __init__(self, client: Client, inbox: str, content_type: str, bounce: str) -> None:
+        self._client = client
+        self._inbox = inbox
+        self._bounce = bounce
+        self.content_type = content_type
+
+    async def send(self, reply: BaseModel, request: RequestId | None) -> None:
+        """Publish one reply; with a request's id, a vanished client is reported under it."""
+        if not self._inbox:
+            return  # published without an inbox: the client does not want to know
+        back = "" if request is None else f"{self._bounce}.{request}"
+        data = encode_as(reply, self.content_type)
+        if len(data) > self._client.max_payload:
+            log.warning("a reply is larger than the server carries: %d bytes", len(data))
+            return
+        await self._client.publish(self._inbox, data, reply=back, headers={CONTENT_TYPE: self.content_type})
+
+    async def refuse(self, error: ResplitError, request: RequestId | None) -> None:
+        """The one final reply of a request that does not end in output."""
+        await self.send(ErrorReply(request_id=request, error=error.body), None)

@@ -1,0 +1,124 @@
+"""One route as its source runs it: the driver, the slots, and the sequences of both kinds of model."""
+
+import itertools
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+
+from agent.driver import Prompt, RouteDriver
+from agent.slots import SlotTable
+from profiler.kv import length_classes
+from schemas.base import NodeId
+from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId, Token
+from schemas.plan import Plan, Route
+from schemas.tensor import Array
+
+TENSOR_PATIENCE_S = 30.0
+"""A call of a model without caches that takes longer is driven again, once."""
+TENSOR_ATTEMPTS = 2
+
+
+@dataclass(slots=True)
+class _Call:
+    frame: Activation
+    sent: float
+    attempts: int
+
+
+class RouteRun:
+    """Admits sequences to a route of a plan, sends their frames and frees their slots."""
+
+    def __init__(
+        self, plan: Plan, route: Route, sequences: "itertools.count[int]", send: Callable[[NodeId, Frame], None]
+    ) -> None:
+        """`send(node, frame)` never waits."""
+        self.plan = plan
+        self.route = route
+        self.draining = False
+        self._send = send
+        self._sequences = sequences
+        settings = plan.settings.model_copy(update={"max_sequences": route.max_sequences})
+        self._slots = SlotTable(length_classes(settings))
+        self._driver = RouteDriver(
+            plan.deployment, plan.epoch, route.index, settings.chunk_tokens, settings.pipeline_depth
+        )
+        self._calls: dict[SequenceId, _Call] = {}
+
+    @property
+    def active(self) -> int:
+        """Sequences and calls in flight."""
+        return len(self._slots) + len(self._calls)
+
+    def start(self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling) -> SequenceId | None:
+        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now."""
+        capacity = self._slots.fitting(tokens_max)
+        if capacity is None or self.draining:
+            return None
+        sequence = next(self._sequences)
+        self._slots.take(sequence, capacity)
+        self._driver.admit(Prompt(sequence, tokens, capacity, sampling))
+        return sequence
+
+    def call(self, tensors: dict[str, Array], now: float) -> SequenceId | None:
+        """Run a model without caches on `tensors`; None if as many calls as slots are in flight."""
+        if len(self._calls) >= self.route.max_sequences or self.draining:
+            return None
+        sequence = next(self._sequences)
+        item = Item(sequence, 0, 0, 0, wants_token=False, index=0, capacity=0)
+        plan = self.plan
+        frame = Activation(plan.deployment, plan.epoch, self.route.index, 0, "tensor", (item,), tensors)
+        self._calls[sequence] = _Call(frame, now, 1)
+        self._send_first(frame)
+        return sequence
+
+    def pump(self, now: float) -> None:
+        """Send every frame that may leave now."""
+        for frame in self._driver.frames(now):
+            self._send_first(frame)
+
+    def take(self, result: Result, now: float) -> list[Token]:
+        """The new tokens of a result."""
+        return self._driver.take(result, now)
+
+    def answered(self, sequence: SequenceId) -> bool:
+        """Whether a call's answer is the first one."""
+        return self._calls.pop(sequence, None) is not None
+
+    def go_on(self, sequence: SequenceId, token: int) -> None:
+        """Feed the token that came out last."""
+        self._driver.go_on(sequence, token)
+
+    def end(self, sequences: Iterable[SequenceId]) -> None:
+        """Free these sequences here and along the route."""
+        sequences = tuple(sequences)
+        for sequence in sequences:
+            self._calls.pop(sequence, None)
+            self._slots.release(sequence)
+        ended = self._driver.end(sequences)
+        if ended:
+            close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, ended)
+            self._send(self.route.stages[0].node, close)
+
+    def check(self, now: float) -> tuple[SequenceId, ...]:
+        """Drive again what is overdue; returns the sequences that were driven too often in vain."""
+        again, lost = self._driver.overdue(now)
+        for sequence, call in self._calls.items():
+            if now - call.sent > TENSOR_PATIENCE_S * call.attempts:
+                if call.attempts >= TENSOR_ATTEMPTS:
+                    lost = (*lost, sequence)
+                else:
+                    call.attempts += 1
+                    again.append(call.frame)
+        for frame in again:
+            self._send_first(frame)
+        return lost
+
+    def _send_first(self, frame: Activation) -> None:
+        self._send(self.route.stages[0].node, frame)
+
+
+def sequence_numbers() -> "itertools.count[int]":
+    """Sequence ids no other process, and no earlier life of this one, hands out: a random number in front."""
+    boot = int(np.random.default_rng().integers(1 << 31))
+    return itertools.count(boot << 32)

@@ -1,0 +1,235 @@
+"""Pure: what an agent does about the plans it is told, as `step(state, event, now) -> (state, instructions)`.
+
+A `PlanEvent` is the whole state of a deployment, so `step` compares what should be loaded and served with
+what is, and says only the difference. Lost and repeated events cost nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from types import MappingProxyType
+from typing import assert_never
+
+from schemas.base import DeploymentName, NodeId
+from schemas.plan import Plan, PlanEvent, ReceiptStatus
+
+
+class Phase(StrEnum):
+    """Where this node stands with one plan."""
+
+    LOADING = "loading"
+    READY = "ready"
+    SERVING = "serving"
+    DRAINING = "draining"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class Hosted:
+    """One plan on this node. `since`: when the event that first named it arrived, in seconds."""
+
+    plan: Plan
+    phase: Phase
+    since: float
+
+
+@dataclass(frozen=True, slots=True)
+class DeploymentState:
+    """The last event of a deployment, and this node's part in its plans, by epoch."""
+
+    event: PlanEvent
+    hosted: Mapping[int, Hosted] = field(default_factory=lambda: MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Everything `step` remembers."""
+
+    node: NodeId
+    deployments: Mapping[DeploymentName, DeploymentState] = field(default_factory=lambda: MappingProxyType({}))
+
+
+# What happens.
+
+
+@dataclass(frozen=True, slots=True)
+class PlanArrived:
+    """A plan event whose signature was verified."""
+
+    event: PlanEvent
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """`Load` succeeded."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFailed:
+    """`Load` did not succeed; nothing of it is left."""
+
+    plan: Plan
+    error: str
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """A draining plan has no sequence left at this ingress."""
+
+    deployment: DeploymentName
+    epoch: int
+
+
+Event = PlanArrived | Loaded | LoadFailed | Emptied
+
+# What to do about it.
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """Fetch, verify, load and warm this node's blocks of `plan`; then `Loaded` or `LoadFailed`."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Serve:
+    """Admit new sequences to `plan` if this node is the source of one of its routes."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """Admit nothing more to `plan`; report `Emptied` once its last sequence here has ended."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Free:
+    """Unload what only `plan` uses."""
+
+    plan: Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Publish a receipt. `elapsed_s`: since the event that first named the plan."""
+
+    plan: Plan
+    status: ReceiptStatus
+    elapsed_s: float
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Ignore:
+    """The event is older than what this node acted on already."""
+
+    event: PlanEvent
+    why: str
+
+
+Instruction = Load | Serve | Drain | Free | Answer | Ignore
+Step = tuple[State, tuple[Instruction, ...]]
+
+
+def step(state: State, event: Event, now: float) -> Step:
+    """The next state and what the shell is to do, in order. `now` in seconds of any monotonic clock."""
+    match event:
+        case PlanArrived(plan_event):
+            return _plan_arrived(state, plan_event, now)
+        case Loaded(plan):
+            return _loaded(state, plan, now)
+        case LoadFailed(plan, error):
+            return _load_failed(state, plan, error, now)
+        case Emptied(deployment, epoch):
+            return _emptied(state, deployment, epoch, now)
+        case _:
+            assert_never(event)
+
+
+def _plan_arrived(state: State, event: PlanEvent, now: float) -> Step:
+    known = state.deployments.get(event.deployment)
+    if known is not None and (event.term, event.revision) <= (known.event.term, known.event.revision):
+        seen = f"term {known.event.term}, revision {known.event.revision}"
+        return state, (Ignore(event, f"term {event.term}, revision {event.revision} came after {seen}"),)
+    before = {} if known is None else dict(known.hosted)
+    hosted: dict[int, Hosted] = {}
+    todo: list[Instruction] = []
+    wanted = {plan.epoch: plan for plan in event.plans if state.node in plan.nodes}
+    # Freeing comes first: its memory may be what the new plan needs.
+    todo += [
+        Free(held.plan) for epoch, held in before.items() if epoch not in wanted and held.phase is not Phase.FAILED
+    ]
+    todo += [
+        Answer(held.plan, ReceiptStatus.RETIRED, now - held.since)
+        for epoch, held in before.items()
+        if epoch not in wanted
+    ]
+    for epoch, plan in wanted.items():
+        held = before.get(epoch)
+        if held is None or (held.phase is Phase.FAILED and plan == event.current):
+            hosted[epoch] = Hosted(plan, Phase.LOADING, now)
+            todo.append(Load(plan))
+        else:
+            hosted[epoch], more = _towards(held, event, now)
+            todo += more
+    return _with(state, DeploymentState(event, MappingProxyType(hosted))), tuple(todo)
+
+
+def _towards(held: Hosted, event: PlanEvent, now: float) -> tuple[Hosted, list[Instruction]]:
+    """Bring a loaded plan to the phase that the event gives it."""
+    plan = held.plan
+    if held.phase in (Phase.LOADING, Phase.FAILED):
+        return held, []
+    if plan == event.current and held.phase is not Phase.SERVING:
+        served: list[Instruction] = [Serve(plan), Answer(plan, ReceiptStatus.APPLIED, now - held.since)]
+        return replace(held, phase=Phase.SERVING), served
+    if plan in event.draining and held.phase is not Phase.DRAINING:
+        return replace(held, phase=Phase.DRAINING), [Drain(plan)]
+    return held, []
+
+
+def _loaded(state: State, plan: Plan, now: float) -> Step:
+    known, held = _find(state, plan)
+    if known is None or held is None:
+        return state, (Free(plan),)  # retired while it was loading
+    ready = replace(held, phase=Phase.READY)
+    answer = Answer(plan, ReceiptStatus.READY, now - held.since)
+    advanced, more = _towards(ready, known.event, now)
+    return _put(state, known, advanced), (answer, *more)
+
+
+def _load_failed(state: State, plan: Plan, error: str, now: float) -> Step:
+    known, held = _find(state, plan)
+    if known is None or held is None:
+        return state, ()
+    answer = Answer(plan, ReceiptStatus.REFUSED, now - held.since, error)
+    return _put(state, known, replace(held, phase=Phase.FAILED)), (answer,)
+
+
+def _emptied(state: State, deployment: DeploymentName, epoch: int, now: float) -> Step:
+    known = state.deployments.get(deployment)
+    held = None if known is None else known.hosted.get(epoch)
+    if held is None or held.phase is not Phase.DRAINING:
+        return state, ()
+    return state, (Answer(held.plan, ReceiptStatus.DRAINED, now - held.since),)
+
+
+def _find(state: State, plan: Plan) -> tuple[DeploymentState | None, Hosted | None]:
+    known = state.deployments.get(plan.deployment)
+    held = None if known is None else known.hosted.get(plan.epoch)
+    return known, held if held is not None and held.plan == plan else None
+
+
+def _put(state: State, known: DeploymentState, held: Hosted) -> State:
+    hosted = MappingProxyType({**known.hosted, held.plan.epoch: held})
+    return _with(state, replace(known, hosted=hosted))
+
+
+def _with(state: State, deployment: DeploymentState) -> State:
+    return replace(state, deployments=MappingProxyType({**state.deployments, deployment.event.deployment: deployment}))

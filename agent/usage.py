@@ -1,0 +1,78 @@
+"""What a request cost, gathered as its frames come back."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from schemas.frame import StageTime
+from schemas.plan import Route
+from schemas.request import StageTiming, Usage
+
+
+@dataclass(slots=True)
+class _Spent:
+    compute_us: int = 0
+    queue_us: int = 0
+    calls: int = 0
+
+
+@dataclass(slots=True)
+class Meter:
+    """Times of one request, in seconds of the ingress' monotonic clock."""
+
+    arrived: float
+    started: float | None = None
+    first_token: float | None = None
+    last_token: float | None = None
+    epoch: int = 0
+    route: Route | None = None
+    _stages: dict[int, _Spent] = field(default_factory=dict)
+
+    def add(self, times: Iterable[StageTime]) -> None:
+        """Count one frame's times at each stage it passed."""
+        for time in times:
+            spent = self._stages.setdefault(time.stage, _Spent())
+            spent.compute_us += time.compute_us
+            spent.queue_us += time.queue_us
+            spent.calls += 1
+
+    def token(self, now: float) -> None:
+        """A token came out."""
+        self.first_token = now if self.first_token is None else self.first_token
+        self.last_token = now
+
+    def usage(self, prompt_tokens: int, completion_tokens: int, now: float) -> Usage:
+        """The bill. Stages that no frame passed (there are none in a finished request) show zeros."""
+        assert self.route is not None, "a request that was admitted has a route"
+        started = now if self.started is None else self.started
+        busy_ms = sum(s.compute_us + s.queue_us for s in self._stages.values()) / 1e3
+        tpot = None
+        if completion_tokens > 1 and self.first_token is not None and self.last_token is not None:
+            tpot = 1e3 * (self.last_token - self.first_token) / (completion_tokens - 1)
+        return Usage(
+            prompt_tokens=prompt_tokens,
+            completion_tokens=completion_tokens,
+            total_tokens=prompt_tokens + completion_tokens,
+            queued_ms=_ms(started - self.arrived),
+            ttft_ms=None if self.first_token is None else _ms(self.first_token - self.arrived),
+            tpot_ms=None if tpot is None else round(tpot, 3),
+            total_ms=_ms(now - self.arrived),
+            network_ms=round(max(0.0, 1e3 * (now - started) - busy_ms), 3),
+            epoch=self.epoch,
+            route=self.route.index,
+            stages=tuple(
+                StageTiming(
+                    node=stage.node,
+                    first=stage.first,
+                    last=stage.last,
+                    compute_ms=spent.compute_us / 1e3,
+                    queue_ms=spent.queue_us / 1e3,
+                    calls=spent.calls,
+                )
+                for i, stage in enumerate(self.route.stages)
+                for spent in (self._stages.get(i, _Spent()),)
+            ),
+        )
+
+
+def _ms(seconds: float) -> float:
+    return round(1e3 * seconds, 3)
