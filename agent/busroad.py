@@ -73,7 +73,13 @@ class BusRoad:
             await self._client.publish(subjects.activation(node), signature + body, reply=f"{self._bounce}.{node}")
             await asyncio.sleep(0)
 
+    async def probe(self, node: NodeId) -> None:
+        """Ask the broker whether anybody listens for `node`; silence means somebody does."""
+        await self._client.publish(subjects.activation(node), b"", reply=f"{self._bounce}.{node}")
+
     async def _arrived(self, msg: Msg) -> None:
+        if not msg.data:
+            return  # a probe
         opened = self._verified(msg.data)
         if opened is None:
             return

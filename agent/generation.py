@@ -60,12 +60,12 @@ class Generation:
         self.meter.token(now)
         self.tokens.append(token)
         is_eos = token.token in self.eos and finish == "stop"
-        text = self._stop.push("" if is_eos else self._detokenizer.push(token.token))
-        if finish is not None and not self._stop.hit:
-            text += self._stop.push(self._detokenizer.flush())
-            if not self._stop.hit:
-                text += self._stop.flush()
-        if self._stop.hit:
+        emitted = self._stop.push("" if is_eos else self._detokenizer.push(token.token))
+        text = emitted.text
+        if finish is not None and not emitted.stopped:
+            emitted = self._stop.push(self._detokenizer.flush())
+            text += emitted.text + self._stop.flush()
+        if emitted.stopped:
             finish = "stop"
         self.pieces.append(text)
         return TokenReply(

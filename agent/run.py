@@ -50,6 +50,11 @@ class RouteRun:
         """Sequences and calls in flight."""
         return len(self._slots) + len(self._calls)
 
+    @property
+    def has_room(self) -> bool:
+        """Whether some slot is free, of whatever length."""
+        return not self.draining and self.active < self.route.max_sequences
+
     def start(self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling) -> SequenceId | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now."""
         capacity = self._slots.fitting(tokens_max)

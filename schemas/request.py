@@ -2,10 +2,10 @@
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from schemas.base import RequestName, Value
-from schemas.errors import ErrorBody
+from schemas.errors import ErrorBody, ErrorCode, ResplitError
 
 MAX_REQUEST_BYTES = 1 << 20
 """NATS' default limit; larger tensors come in several inputs or are refused."""
@@ -121,6 +121,21 @@ class TensorRequest(RequestBase):
     parameters: dict[str, Any] | None = None
     inputs: tuple[OipTensor, ...] = Field(min_length=1)
     outputs: tuple[RequestedOutput, ...] | None = None
+
+
+def read_request(plain: Any) -> TextRequest | EmbeddingRequest | TensorRequest:
+    """The request in decoded JSON or msgpack, by the input it carries; raises `ResplitError`."""
+    if not isinstance(plain, dict):
+        raise ResplitError(ErrorCode.INVALID_REQUEST, "a request is an object with named fields")
+    kind: type[TextRequest | EmbeddingRequest | TensorRequest] = TextRequest
+    if "inputs" in plain:
+        kind = TensorRequest
+    elif "input" in plain:
+        kind = EmbeddingRequest
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as error:
+        raise ResplitError.from_validation(error, "request") from error
 
 
 class StageTiming(Value):

@@ -1,0 +1,50 @@
+"""What an operator tells an agent."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agent.memory import Device
+from profiler.calibrate import calibrate
+from schemas.base import NodeId
+from schemas.capacity import Provider
+from schemas.errors import ErrorCode, ResplitError
+
+ProviderChoice = Literal["auto", "cpu", "cuda"]
+
+
+@dataclass(frozen=True)
+class AgentConfig:
+    """One agent. `provider` "auto" takes CUDA where it works; "cuda" takes nothing else, ever.
+
+    `listen` is where peers reach it (port 0 picks one) and `advertise` what they are told, if that is another
+    address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take.
+    """
+
+    node: NodeId
+    url: str
+    keys: Path
+    store: Path
+    provider: ProviderChoice = "auto"
+    threads: int | None = None
+    memory_bytes: int | None = None
+    listen: str = "127.0.0.1:0"
+    advertise: str | None = None
+    cores: tuple[int, ...] | None = None
+
+    @property
+    def thread_count(self) -> int:
+        """As many threads as the process has cores, unless told otherwise."""
+        return self.threads or len(os.sched_getaffinity(0))
+
+
+def choose_provider(choice: ProviderChoice, threads: int) -> tuple[Device, Provider]:
+    """The device to compute on, measured. Raises PROVIDER_UNAVAILABLE when CUDA was asked for and is not there."""
+    if choice != "cpu":
+        try:
+            return "cuda", calibrate("cuda", threads)
+        except ResplitError as error:
+            if choice == "cuda" or error.code is not ErrorCode.PROVIDER_UNAVAILABLE:
+                raise
+    return "cpu", calibrate("cpu", threads)

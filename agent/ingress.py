@@ -1,0 +1,412 @@
+"""Where requests enter: checks, queue, slots, and every reply until the last.
+
+A request that was accepted ends in output or in one typed error. One ingress serves every deployment whose
+routes start at this node; everything here runs on the event loop.
+"""
+
+import asyncio
+import contextlib
+import logging
+import secrets
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from pydantic import BaseModel
+
+from agent.generation import Generation, prompt_ids
+from agent.replies import Replier, ReplyTo
+from agent.run import RouteRun, sequence_numbers
+from agent.tensorjob import TensorJob, open_job
+from agent.usage import Meter
+from bus.audit import AuditTrail
+from bus.connection import PENDING_BYTES_MAX
+from models.text import Text
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.codec import decode_plain
+from schemas.errors import ErrorCode, ResplitError
+from schemas.frame import Failure, Frame, Result, SequenceId
+from schemas.manifest import Manifest, ModelKind
+from schemas.plan import Plan
+from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply, TextRequest, TokenReply, read_request
+
+CHECK_EVERY_S = 0.25
+
+log = logging.getLogger(__name__)
+
+Job = Generation | TensorJob
+
+
+@dataclass(eq=False)
+class _Served:
+    """One deployment at this ingress."""
+
+    name: DeploymentName
+    manifest: Manifest
+    text: Text | None
+    runs: dict[tuple[int, int], RouteRun] = field(default_factory=dict)
+    queue: deque[Job] = field(default_factory=deque)
+    jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
+    subscription: Subscription | None = None
+
+    @property
+    def current(self) -> list[RouteRun]:
+        return [run for run in self.runs.values() if not run.draining]
+
+
+class Ingress:
+    """Takes requests off the bus, runs them over this node's routes, and answers."""
+
+    def __init__(
+        self,
+        client: Client,
+        audit: AuditTrail,
+        send: Callable[[NodeId, Frame], None],
+        on_empty: Callable[[DeploymentName, int], None],
+        now: Callable[[], float],
+    ) -> None:
+        """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended."""
+        self._client = client
+        self._audit = audit
+        self._send = send
+        self._on_empty = on_empty
+        self._now = now
+        self._served: dict[DeploymentName, _Served] = {}
+        self._by_request: dict[RequestId, tuple[_Served, Job]] = {}
+        self._numbers = sequence_numbers()
+        self._outbox: asyncio.Queue[tuple[ReplyTo, BaseModel, RequestId | None]] = asyncio.Queue()
+        self._replier = Replier(client, self._client_gone)
+
+    async def start(self) -> None:
+        """Listen for cancellations and bounced replies."""
+        await self._replier.start()
+        await self._client.subscribe(subjects.ALL_CANCEL, cb=self._cancelled)
+
+    async def serve(self, plan: Plan, manifest: Manifest, text: Text | None, node: NodeId) -> None:
+        """Admit new requests to `plan`'s routes that start at `node`."""
+        served = self._served.get(plan.deployment)
+        if served is None:
+            served = self._served[plan.deployment] = _Served(plan.deployment, manifest, text)
+        served.manifest, served.text = manifest, text
+        for route in plan.routes:
+            if route.source == node and (plan.epoch, route.index) not in served.runs:
+                run = RouteRun(plan, route, self._numbers, self._send)
+                served.runs[plan.epoch, route.index] = run
+        if served.current and served.subscription is None:
+            served.subscription = await self._client.subscribe(
+                subjects.infer(served.name),
+                subjects.INGRESS_QUEUE,
+                cb=self._requested,
+                pending_bytes_limit=PENDING_BYTES_MAX,
+            )
+        self._admit(served)
+
+    async def drain(self, plan: Plan) -> None:
+        """Admit nothing more to `plan`; queued requests wait for its successor."""
+        served = self._served.get(plan.deployment)
+        if served is None:
+            return
+        for (epoch, _), run in served.runs.items():
+            if epoch == plan.epoch:
+                run.draining = True
+        if not served.current:
+            await self._withdraw(served)
+            self._fail_queue(served, ErrorCode.UNKNOWN_DEPLOYMENT, f"{served.name} is no longer served here")
+        self._report_empty(served, plan.epoch)
+
+    async def drop(self, plan: Plan) -> None:
+        """Forget `plan`; sequences still on it end in an error."""
+        served = self._served.get(plan.deployment)
+        if served is None:
+            return
+        for key, run in list(served.runs.items()):
+            if key[0] == plan.epoch:
+                left = [sequence for sequence, (_, on) in served.jobs.items() if on is run]
+                self._fail(served, left, ErrorCode.NODE_LOST, "the plan that ran this request was retired")
+                del served.runs[key]
+        if not served.runs:
+            await self._withdraw(served)
+            del self._served[plan.deployment]
+
+    def take(self, frame: Result | Failure) -> None:
+        """An answer from a route's last stage, or the news that a stage cannot go on."""
+        served = self._served.get(DeploymentName(frame.deployment))
+        run = None if served is None else served.runs.get((frame.epoch, frame.route))
+        if served is None or run is None:
+            return
+        match frame:
+            case Result():
+                self._take_result(served, run, frame)
+            case Failure(sequences=sequences, code=code, message=message):
+                named = sequences or [s for s, (_, on) in served.jobs.items() if on is run]
+                self._fail(served, list(named), ErrorCode(code), message)
+        self._admit(served)
+
+    def route_lost(self, node: NodeId) -> None:
+        """A node cannot be reached at all: what runs over it ends now."""
+        for served in self._served.values():
+            for run in served.runs.values():
+                if node in run.route.nodes:
+                    left = [s for s, (_, on) in served.jobs.items() if on is run]
+                    self._fail(served, left, ErrorCode.NODE_LOST, f"node {node} cannot be reached")
+
+    async def run(self) -> None:
+        """Send replies and watch the clock, until cancelled."""
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._reply_forever())
+            group.create_task(self._check_forever())
+
+    # Requests.
+
+    async def _requested(self, msg: Msg) -> None:
+        reply = self._replier.to(msg)
+        request_id: RequestId | None = None
+        served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
+        try:
+            if served is None or not served.current:
+                raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
+            if len(msg.data) > MAX_REQUEST_BYTES:
+                message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
+                raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
+            request = read_request(decode_plain(msg.data, reply.content_type, "request"))
+            request_id = request.request_id or RequestId(secrets.token_hex(8))
+            self._check_new(served, request_id, request.deadline_ms)
+            now = self._now()
+            deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1e3
+            job: Job
+            if isinstance(request, TextRequest):
+                job = self._generation(served, request, request_id, reply, deadline, now)
+            else:
+                job = open_job(request, request_id, reply, served.manifest, served.text, deadline, Meter(now))
+        except ResplitError as error:
+            self._audit.record(
+                AuditKind.REQUEST_REFUSED,
+                "a request was refused",
+                deployment=None if served is None else served.name,
+                request=request_id,
+                code=error.code.value,
+                field=error.field,
+            )
+            await reply.refuse(error, request_id)
+            return
+        served.queue.append(job)
+        self._by_request[request_id] = (served, job)
+        if isinstance(job, Generation) and job.request.stream:
+            epoch = served.current[0].plan.epoch
+            accepted = AcceptedReply(request_id=request_id, deployment=served.name, epoch=epoch)
+            self._outbox.put_nowait((reply, accepted, request_id))
+        self._admit(served)
+
+    def _check_new(self, served: _Served, request_id: RequestId, deadline_ms: int | None) -> None:
+        if request_id in self._by_request:
+            message = f"a request {request_id!r} is in flight already; choose another id"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
+        if deadline_ms is not None and deadline_ms <= 0:
+            raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
+        slot_free = any(run.has_room for run in served.current)
+        if len(served.queue) >= served.current[0].plan.settings.max_queued and (served.queue or not slot_free):
+            message = f"all slots are taken and {len(served.queue)} requests wait; try again later"
+            raise ResplitError(ErrorCode.OVERLOADED, message)
+
+    def _generation(
+        self,
+        served: _Served,
+        request: TextRequest,
+        request_id: RequestId,
+        reply: ReplyTo,
+        deadline: float | None,
+        now: float,
+    ) -> Generation:
+        if served.manifest.kind is not ModelKind.DECODER:
+            message = f"{served.manifest.name} does not generate text: send `input` (text) or `inputs` (tensors)"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message)
+        spec, text = served.manifest.text, served.text
+        assert spec is not None
+        assert text is not None
+        context = min(spec.context_length, served.current[0].plan.settings.context_tokens)
+        prompt = prompt_ids(request, text, spec, context)
+        seed = request.seed if request.seed is not None else secrets.randbits(63)
+        max_tokens = min(request.max_tokens, context - len(prompt))
+        eos = frozenset(spec.eos_token_ids)
+        return Generation(request_id, request, reply, prompt, max_tokens, eos, seed, Meter(now), text, deadline)
+
+    def _admit(self, served: _Served) -> None:
+        """Give waiting requests slots, in order of arrival, on the route with the fewest sequences."""
+        now = self._now()
+        while served.queue:
+            job = served.queue[0]
+            runs = sorted(served.current, key=lambda run: run.active)
+            if not any(self._start(served, job, run, now) for run in runs):
+                break
+            if isinstance(job, Generation) or not job.waiting:
+                served.queue.popleft()
+        for run in served.runs.values():
+            run.pump(now)
+
+    def _start(self, served: _Served, job: Job, run: RouteRun, now: float) -> bool:
+        match job:
+            case Generation():
+                sequence = run.start(job.prompt, job.slots_needed, job.sampling)
+            case TensorJob():
+                sequence = run.call(job.waiting[0], now)
+                if sequence is not None:
+                    job.started(sequence)
+        if sequence is None:
+            return False
+        if job.meter.started is None:
+            job.meter.started, job.meter.epoch, job.meter.route = now, run.plan.epoch, run.route
+        served.jobs[sequence] = (job, run)
+        return True
+
+    # Answers.
+
+    def _take_result(self, served: _Served, run: RouteRun, result: Result) -> None:
+        now = self._now()
+        fresh = run.take(result, now)
+        ends = {}
+        for token in fresh:
+            job, _ = served.jobs[token.sequence]
+            assert isinstance(job, Generation)
+            finish = ends[token.sequence] = job.ends_with(token)
+            if finish is None:
+                run.go_on(token.sequence, token.token)
+        # The next step leaves before this one's text is made: a stop string found then costs one step in vain.
+        run.pump(now)
+        for sequence in (*(t.sequence for t in fresh), *(s for s, _ in result.done)):
+            if sequence in served.jobs:
+                served.jobs[sequence][0].meter.add(result.times)
+        for token in fresh:
+            job, _ = served.jobs[token.sequence]
+            assert isinstance(job, Generation)
+            reply = job.take(token, ends[token.sequence], now)
+            if reply.finish_reason is not None:
+                self._finished(served, run, token.sequence, job, reply)
+            elif job.request.stream:
+                self._outbox.put_nowait((job.reply, reply, job.request_id))
+        for sequence, _ in result.done:
+            if sequence in served.jobs and isinstance(served.jobs[sequence][0], TensorJob) and run.answered(sequence):
+                self._take_tensors(served, run, sequence, result)
+
+    def _finished(
+        self, served: _Served, run: RouteRun, sequence: SequenceId, job: Generation, last: TokenReply
+    ) -> None:
+        self._outbox.put_nowait((job.reply, last if job.request.stream else job.whole(last), None))
+        self._forget(served, run, [sequence], job)
+        assert last.usage is not None
+        self._audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in output",
+            deployment=served.name,
+            epoch=run.plan.epoch,
+            request=job.request_id,
+            finish_reason=last.finish_reason,
+            prompt_tokens=len(job.prompt),
+            completion_tokens=len(job.tokens),
+            total_ms=last.usage.total_ms,
+        )
+
+    def _take_tensors(self, served: _Served, run: RouteRun, sequence: SequenceId, result: Result) -> None:
+        job, _ = served.jobs.pop(sequence)
+        assert isinstance(job, TensorJob)
+        run.end([sequence])
+        answer = job.take(sequence, dict(result.tensors), self._now())
+        if answer is None:
+            return
+        self._outbox.put_nowait((job.reply, answer, None))
+        self._forget(served, run, [], job)
+        self._audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in output",
+            deployment=served.name,
+            epoch=run.plan.epoch,
+            request=job.request_id,
+            total_ms=job.meter.usage(0, 0, self._now()).total_ms,
+        )
+
+    # Ends that are not output.
+
+    def _fail(self, served: _Served, sequences: list[SequenceId], code: ErrorCode, message: str) -> None:
+        for sequence in sequences:
+            if sequence in served.jobs:
+                job, _ = served.jobs[sequence]
+                self._end_with_error(served, job, ResplitError(code, message))
+
+    def _fail_queue(self, served: _Served, code: ErrorCode, message: str) -> None:
+        for job in list(served.queue):
+            self._end_with_error(served, job, ResplitError(code, message))
+
+    def _end_with_error(self, served: _Served, job: Job, error: ResplitError) -> None:
+        with contextlib.suppress(ValueError):
+            served.queue.remove(job)
+        by_run: dict[RouteRun, list[SequenceId]] = {}
+        for sequence, (held, run) in served.jobs.items():
+            if held is job:
+                by_run.setdefault(run, []).append(sequence)
+        for run, sequences in by_run.items():
+            self._forget(served, run, sequences, job)
+        self._by_request.pop(job.request_id, None)
+        self._outbox.put_nowait((job.reply, ErrorReply(request_id=job.request_id, error=error.body), None))
+        self._audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in an error",
+            deployment=served.name,
+            request=job.request_id,
+            code=error.code.value,
+            error=error.message,
+        )
+
+    def _forget(self, served: _Served, run: RouteRun, sequences: list[SequenceId], job: Job) -> None:
+        run.end(sequences)
+        for sequence in sequences:
+            served.jobs.pop(sequence, None)
+        self._by_request.pop(job.request_id, None)
+        if run.draining:
+            self._report_empty(served, run.plan.epoch)
+
+    def _report_empty(self, served: _Served, epoch: int) -> None:
+        if not any(on.plan.epoch == epoch for _, on in served.jobs.values()):
+            self._on_empty(served.name, epoch)
+
+    async def _cancelled(self, msg: Msg) -> None:
+        self._cancel(RequestId(msg.subject.rsplit(".", 1)[-1]), "the request was cancelled")
+
+    def _client_gone(self, request: RequestId) -> None:
+        self._cancel(request, "nobody listens to the replies any more")
+
+    def _cancel(self, request: RequestId, why: str) -> None:
+        if (found := self._by_request.get(request)) is not None:
+            served, job = found
+            self._end_with_error(served, job, ResplitError(ErrorCode.CANCELLED, why))
+            self._admit(served)
+
+    async def _withdraw(self, served: _Served) -> None:
+        if served.subscription is not None:
+            await served.subscription.unsubscribe()
+            served.subscription = None
+
+    # Background.
+
+    async def _reply_forever(self) -> None:
+        while True:
+            reply, value, request = await self._outbox.get()
+            await reply.send(value, request)
+
+    async def _check_forever(self) -> None:
+        while True:
+            await asyncio.sleep(CHECK_EVERY_S)
+            now = self._now()
+            for served, job in list(self._by_request.values()):
+                if job.deadline is not None and now > job.deadline:
+                    error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")
+                    self._end_with_error(served, job, error)
+            for served in list(self._served.values()):
+                for run in list(served.runs.values()):
+                    lost = run.check(now)
+                    if lost:
+                        self._fail(served, list(lost), ErrorCode.NODE_LOST, "a stage does not answer any more")
+                self._admit(served)

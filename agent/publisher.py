@@ -1,0 +1,90 @@
+"""Heartbeats: what this node can do and does, signed, every second in a plan and every ten seconds spare."""
+
+import asyncio
+import itertools
+import secrets
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from nats.aio.client import Client
+
+from bus.keys import Identity
+from profiler.device import Reading
+from schemas import subjects
+from schemas.base import Digest
+from schemas.capacity import (
+    HEARTBEAT_IN_PLAN_S,
+    HEARTBEAT_SPARE_S,
+    BlockTime,
+    Capacity,
+    HostedStage,
+    LinkEstimate,
+    Provider,
+)
+from schemas.envelope import CAPACITY_TYPE, seal
+
+
+class CapacityPublisher:
+    """Publishes `Capacity` on a schedule, and at once when something changed."""
+
+    def __init__(
+        self,
+        client: Client,
+        identity: Identity,
+        *,
+        provider: Provider,
+        threads: int,
+        link: str,
+        version: str,
+        read: Callable[[], Reading],
+        stages: Callable[[], tuple[HostedStage, ...]],
+        block_times: Callable[[], tuple[BlockTime, ...]],
+        links: Callable[[], tuple[LinkEstimate, ...]],
+        models: Callable[[], tuple[Digest, ...]],
+    ) -> None:
+        self._client = client
+        self._identity = identity
+        self._fixed = {"provider": provider, "threads": threads, "link": link, "version": version}
+        self._read = read
+        self._stages = stages
+        self._block_times = block_times
+        self._links = links
+        self._models = models
+        self._boot = secrets.token_hex(8)
+        self._sequence = itertools.count()
+        self._changed = asyncio.Event()
+
+    def changed(self) -> None:
+        """Publish now: the node loaded, served or freed something."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Publish until cancelled."""
+        while True:
+            self._changed.clear()
+            capacity = self._capacity(await asyncio.to_thread(self._read))
+            data = seal(capacity, CAPACITY_TYPE, self._identity.name, self._identity.key)
+            await self._client.publish(subjects.capacity(self._identity.name), data)
+            pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S
+            try:
+                await asyncio.wait_for(self._changed.wait(), pause)
+            except TimeoutError:
+                continue
+
+    def _capacity(self, reading: Reading) -> Capacity:
+        return Capacity(
+            node=self._identity.name,
+            boot=self._boot,
+            sequence=next(self._sequence),
+            issued_at=datetime.now(UTC),
+            memory_total_bytes=reading.memory.total_bytes,
+            memory_free_bytes=reading.memory.free_bytes,
+            disk_free_bytes=reading.disk_free_bytes,
+            load=reading.load,
+            pressure=reading.pressure,
+            stages=self._stages(),
+            block_times=self._block_times(),
+            links=self._links(),
+            models_on_disk=self._models(),
+            **self._fixed,
+        )

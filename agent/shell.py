@@ -1,0 +1,318 @@
+"""The agent process: connects everything, verifies plans, and does what `agent.step` says."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import time
+from importlib.metadata import version
+
+import psutil
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.errors import NotFoundError
+
+from agent import step as core
+from agent.busroad import BusRoad
+from agent.compute import ComputeThread
+from agent.config import AgentConfig, choose_provider
+from agent.ingress import Ingress
+from agent.links import LinkServer
+from agent.loader import LoadedPlan, Loader
+from agent.memory import Device
+from agent.peers import Peers
+from agent.publisher import CapacityPublisher
+from agent.stages import Stages
+from bus.audit import AuditTrail
+from bus.blobs import BlobServer
+from bus.connection import PENDING_BYTES_MAX, connect, ensure_streams
+from bus.keys import Identity, load_identity
+from models.store import Store
+from models.text import Text
+from profiler.device import Reading, read_device
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.envelope import CAPACITY_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
+from schemas.errors import ErrorCode, ResplitError
+from schemas.frame import Failure, Result
+from schemas.manifest import Manifest
+from schemas.plan import Plan, PlanEvent, Receipt
+
+EXPIRE_EVERY_S = 15.0
+RETRY_S = 1.0
+
+log = logging.getLogger(__name__)
+
+
+async def run(config: AgentConfig) -> None:
+    """Run one agent until cancelled. Raises `ResplitError` if it cannot start as it was told to."""
+    if config.cores is not None:
+        os.sched_setaffinity(0, config.cores)
+    identity = load_identity(config.keys, config.node)
+    store = Store(config.store)
+    device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
+    client = await connect(config.url, f"agent {config.node}")
+    agent = Agent(config, identity, store, client, device, provider)
+    try:
+        await agent.run()
+    finally:
+        await agent.stop()
+
+
+class Agent:
+    """One edge node."""
+
+    def __init__(
+        self, config: AgentConfig, identity: Identity, store: Store, client: Client, device: Device, provider: Provider
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._store = store
+        self._client = client
+        self._device = device
+        self._provider = provider
+        self._state = core.State(config.node)
+        self._loop = asyncio.get_running_loop()
+        self._compute = ComputeThread(self._loop)
+        self._files = BlobServer(client, store)
+        self._peers = Peers(identity, self._link_changed)
+        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress)
+        self._links = LinkServer(identity, self._stages.arrived)
+        self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
+        self._loader = Loader(config.node, client, store, self._files, device, config.thread_count, self._memory_free)
+        self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
+        self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
+        self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
+
+    async def run(self) -> None:
+        """Serve until cancelled."""
+        js = await self._streams()
+        self._audit = AuditTrail(js, self._identity)
+        self._ingress = Ingress(self._client, self._audit, self._stages.send, self._emptied, time.monotonic)
+        self._js = js
+        host, port = await self._links.start(self._config.listen)
+        self._publisher = CapacityPublisher(
+            self._client,
+            self._identity,
+            provider=self._provider,
+            threads=self._config.thread_count,
+            link=self._config.advertise or f"{host}:{port}",
+            version=version("resplit"),
+            read=self._read,
+            stages=self._hosted,
+            block_times=lambda: tuple(self._loader.block_times.values()),
+            links=self._peers.estimates,
+            models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
+        )
+        await self._ingress.start()
+        await self._bus.start()
+        await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
+        await js.subscribe(
+            subjects.ALL_PLANS,
+            cb=self._plan_arrived,
+            ordered_consumer=True,
+            config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT),
+            pending_bytes_limit=PENDING_BYTES_MAX,
+        )
+        async with asyncio.TaskGroup() as group:
+            for job in (
+                self._audit.run(),
+                self._ingress.run(),
+                self._publisher.run(),
+                self._peers.ping(),
+                self._act_forever(),
+                self._expire_forever(),
+            ):
+                group.create_task(job)
+
+    async def stop(self) -> None:
+        """Leave the bus and close the links."""
+        for task in self._loading.values():
+            task.cancel()
+        await self._peers.stop()
+        await self._links.stop()
+        if hasattr(self, "_audit"):
+            await self._audit.drain(1.0)
+        with contextlib.suppress(Exception):  # leaving must not fail because the server left first
+            await asyncio.wait_for(self._client.close(), 2.0)
+        await asyncio.to_thread(self._compute.stop)
+
+    async def _streams(self) -> JetStreamContext:
+        """The streams, which the orchestrator makes; an agent that comes first makes the same ones."""
+        while True:
+            try:
+                return await ensure_streams(self._client)
+            except (NotFoundError, TimeoutError) as error:
+                log.warning("JetStream does not answer yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    # Plans.
+
+    async def _plan_arrived(self, msg: Msg) -> None:
+        try:
+            event, _ = open_envelope(msg.data, PlanEvent, PLAN_TYPE, self._identity.orchestrators)
+            if msg.subject != subjects.plan(event.deployment):
+                raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
+        except ResplitError as error:
+            self._audit.record(
+                AuditKind.EVENT_REJECTED,
+                "a plan event was rejected and nothing was changed",
+                code=error.code.value,
+                error=error.message,
+                subject=msg.subject,
+            )
+            return
+        self._step(core.PlanArrived(event))
+
+    def _step(self, event: core.Event) -> None:
+        self._state, instructions = core.step(self._state, event, time.monotonic())
+        for instruction in instructions:
+            self._instructions.put_nowait(instruction)
+
+    async def _act_forever(self) -> None:
+        while True:
+            instruction = await self._instructions.get()
+            try:
+                await self._act(instruction)
+            except ResplitError as error:
+                log.exception("an instruction failed: %s", error.message)
+            self._publisher.changed()
+
+    async def _act(self, instruction: core.Instruction) -> None:
+        match instruction:
+            case core.Load(plan):
+                self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
+            case core.Serve(plan):
+                manifest = self._store.manifest(plan.model)
+                await self._ingress.serve(plan, manifest, self._text(plan, manifest), self._identity.name)
+            case core.Drain(plan):
+                await self._ingress.drain(plan)
+            case core.Free(plan):
+                await self._free(plan)
+            case core.Answer():
+                await self._answer(instruction)
+            case core.Ignore(event, why):
+                log.info("ignored a plan event of %s: %s", event.deployment, why)
+
+    async def _load(self, plan: Plan) -> None:
+        try:
+            loaded = await self._loader.load(plan)
+        except ResplitError as error:
+            if error.code is ErrorCode.CORRUPT_FILE:
+                self._audit.record(
+                    AuditKind.BLOB_CORRUPT,
+                    "a file was corrupt and was not used",
+                    deployment=plan.deployment,
+                    epoch=plan.epoch,
+                    error=error.message,
+                )
+            self._step(core.LoadFailed(plan, f"{error.code.value}: {error.message}"))
+        else:
+            self._loaded[plan.deployment, plan.epoch] = loaded
+            await self._stages.install(plan, loaded)
+            self._step(core.Loaded(plan))
+        finally:
+            self._loading.pop((plan.deployment, plan.epoch), None)
+
+    async def _free(self, plan: Plan) -> None:
+        key = (plan.deployment, plan.epoch)
+        if (task := self._loading.pop(key, None)) is not None:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+        await self._ingress.drop(plan)
+        await self._stages.remove(plan)
+        if (loaded := self._loaded.pop(key, None)) is not None:
+            self._loader.unload(loaded, plan)
+
+    async def _answer(self, answer: core.Answer) -> None:
+        plan = answer.plan
+        receipt = Receipt(
+            node=self._identity.name,
+            deployment=plan.deployment,
+            epoch=plan.epoch,
+            plan=plan.digest,
+            status=answer.status,
+            error=answer.error,
+            elapsed_ms=round(1e3 * answer.elapsed_s, 3),
+        )
+        data = seal(receipt, RECEIPT_TYPE, self._identity.name, self._identity.key)
+        while True:
+            try:
+                await self._js.publish(subjects.receipt(receipt.node), data)
+                break
+            except Exception as error:  # nats-py raises several types while the server is away
+                log.warning("a receipt could not be published yet: %s", error)
+                await asyncio.sleep(RETRY_S)
+
+    def _text(self, plan: Plan, manifest: Manifest) -> Text | None:
+        if manifest.text is None or not any(route.source == self._identity.name for route in plan.routes):
+            return None
+        return Text(manifest.text, self._store.path(manifest.text.tokenizer.digest))
+
+    def _emptied(self, deployment: DeploymentName, epoch: int) -> None:
+        self._step(core.Emptied(deployment, epoch))
+
+    # Peers.
+
+    async def _capacity_arrived(self, msg: Msg) -> None:
+        try:
+            capacity, signer = open_envelope(msg.data, Capacity, CAPACITY_TYPE, self._identity.nodes)
+        except ResplitError as error:
+            log.warning("dropped a capacity report: %s", error.message)
+            return
+        if signer == capacity.node != self._identity.name:
+            self._peers.learn(capacity)
+
+    def _link_changed(self, node: NodeId, up: bool) -> None:
+        self._audit.record(
+            AuditKind.LINK_CHANGED, "a direct link came up" if up else "a direct link was lost", peer=node, up=up
+        )
+        if not up and any(node in plan.nodes for plan in self._plans()):
+            self._loop.create_task(self._bus.probe(node))
+            self._peers.warm((node,))
+
+    def _unreachable(self, node: NodeId) -> None:
+        self._stages.peer_lost(node)
+        self._ingress.route_lost(node)
+
+    def _to_ingress(self, frame: Result | Failure) -> None:
+        self._ingress.take(frame)
+
+    # What the node reports.
+
+    def _plans(self) -> list[Plan]:
+        return [held.plan for d in self._state.deployments.values() for held in d.hosted.values()]
+
+    def _hosted(self) -> tuple[HostedStage, ...]:
+        names = {core.Phase.LOADING: "loading", core.Phase.READY: "ready", core.Phase.SERVING: "serving"}
+        return tuple(
+            HostedStage(
+                deployment=held.plan.deployment,
+                epoch=held.plan.epoch,
+                model=held.plan.model,
+                blocks=held.plan.blocks_on(self._identity.name),
+                state=names.get(held.phase, "draining"),
+                sequences=self._stages.sequences(held.plan.deployment),
+            )
+            for deployment in self._state.deployments.values()
+            for held in deployment.hosted.values()
+            if held.phase is not core.Phase.FAILED
+        )
+
+    def _read(self) -> Reading:
+        budget = self._config.memory_bytes
+        used = psutil.Process().memory_info().rss if budget is not None else 0
+        return read_device(self._device, self._store.blobs_folder, budget, used)
+
+    def _memory_free(self) -> int:
+        return self._read().memory.free_bytes
+
+    async def _expire_forever(self) -> None:
+        while True:
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            self._stages.expire()

@@ -1,0 +1,91 @@
+"""One request to a model without a cache: tensors in, tensors out, or texts in, vectors out."""
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from agent.replies import ReplyTo
+from agent.tensors import pool, read_inputs, requested_outputs, text_inputs, write_outputs
+from agent.usage import Meter
+from models.text import Text
+from schemas.base import RequestId
+from schemas.errors import ErrorCode, ResplitError
+from schemas.frame import SequenceId
+from schemas.manifest import Manifest, ModelKind
+from schemas.request import EmbeddingItem, EmbeddingReply, EmbeddingRequest, TensorReply, TensorRequest
+from schemas.tensor import Array
+
+TEXTS_MAX = 256
+
+
+@dataclass(eq=False)
+class TensorJob:
+    """A request as one or more calls; each text of an embedding request is a call of its own, unpadded,
+    so that a text's vector never depends on its neighbours."""
+
+    request_id: RequestId
+    request: TensorRequest | EmbeddingRequest
+    reply: ReplyTo
+    manifest: Manifest
+    meter: Meter
+    deadline: float | None
+    waiting: deque[dict[str, Array]]
+    prompt_tokens: int = 0
+    outputs: tuple[str, ...] = ()
+    _place: dict[SequenceId, int] = field(default_factory=dict)
+    _vectors: dict[int, tuple[float, ...]] = field(default_factory=dict)
+    _count: int = 0
+
+    def started(self, sequence: SequenceId) -> None:
+        """The first waiting call is on its way as `sequence`."""
+        self.waiting.popleft()
+        self._place[sequence] = self._count
+        self._count += 1
+
+    def take(self, sequence: SequenceId, tensors: dict[str, Array], now: float) -> TensorReply | EmbeddingReply | None:
+        """The answer to one call; the reply once every call is answered."""
+        if isinstance(self.request, TensorRequest):
+            return TensorReply(
+                request_id=self.request_id,
+                id=self.request.id or self.request_id,
+                model_name=self.manifest.name,
+                outputs=write_outputs(tensors, self.outputs, binary=self.request.inputs[0].raw is not None),
+                usage=self.meter.usage(0, 0, now),
+            )
+        vector = pool(tensors[self.manifest.outputs[0].name], self.manifest)
+        self._vectors[self._place.pop(sequence)] = tuple(vector.tolist())
+        if self.waiting or self._place:
+            return None
+        data = tuple(EmbeddingItem(index=i, embedding=v) for i, v in sorted(self._vectors.items()))
+        usage = self.meter.usage(self.prompt_tokens, 0, now)
+        return EmbeddingReply(request_id=self.request_id, data=data, usage=usage)
+
+
+def open_job(
+    request: TensorRequest | EmbeddingRequest,
+    request_id: RequestId,
+    reply: ReplyTo,
+    manifest: Manifest,
+    text: Text | None,
+    deadline: float | None,
+    meter: Meter,
+) -> TensorJob:
+    """Check the request against the manifest; raises `ResplitError` naming the field at fault."""
+    job = TensorJob(request_id, request, reply, manifest, meter, deadline, deque())
+    if manifest.kind is ModelKind.DECODER:
+        message = f"{manifest.name} generates text: send `prompt`, `messages` or `token_ids`"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message)
+    if isinstance(request, TensorRequest):
+        job.waiting.append(read_inputs(request, manifest))
+        job.outputs = requested_outputs(request, manifest)
+        return job
+    if manifest.kind is not ModelKind.EMBEDDER or text is None:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"{manifest.name} takes tensors: send `inputs`", "input")
+    sentences = (request.input,) if isinstance(request.input, str) else request.input
+    if not 0 < len(sentences) <= TEXTS_MAX:
+        message = f"{len(sentences)} texts; 1 to {TEXTS_MAX} are taken in one request"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "input")
+    for i, sentence in enumerate(sentences):
+        inputs = text_inputs(text, manifest, sentence, f"input.{i}")
+        job.waiting.append(inputs)
+        job.prompt_tokens += inputs[manifest.inputs[0].name].shape[1]
+    return job

@@ -1,0 +1,95 @@
+"""What operators ask the orchestrator, and what it answers (subjects `control("deploy" | "remove" | "status")`).
+
+Any request may be answered with `schemas.request.ErrorReply` instead.
+"""
+
+from typing import Literal
+
+from pydantic import Field
+
+from schemas.base import DeploymentId, Value
+from schemas.capacity import Capacity
+from schemas.deployment import Deployment, Settings, Stage
+from schemas.errors import ErrorBody
+from schemas.plan import Plan
+
+
+class DeployRequest(Value):
+    """A deployment as people write it; a `Deployment` is one too.
+
+    A `context_tokens` left at its default becomes the model's own context where that is shorter.
+    """
+
+    name: DeploymentId
+    model: str = Field(min_length=1, max_length=128)
+    """A name in the orchestrator's store, or the digest of a manifest in it."""
+    settings: Settings = Settings()
+    stages: int | None = Field(default=None, ge=1, le=256)
+    placement: tuple[Stage, ...] | None = None
+
+
+class DeployReply(Value):
+    """The deployment is stored and will be planned; that it fits the nodes present now was checked."""
+
+    deployment: Deployment
+    model_name: str
+    stages: tuple[Stage, ...]
+    """The stages that a plan made now would have."""
+    estimate: dict[str, float]
+    """What that plan is predicted to cost: `ttft_ms`, `tpot_ms` and the terms they are made of."""
+
+
+class RemoveRequest(Value):
+    """End a deployment: its sequences finish, new requests are refused."""
+
+    name: DeploymentId
+
+
+class RemoveReply(Value):
+    """The deployment is not desired any more; it drains."""
+
+    name: DeploymentId
+
+
+class NodeStatus(Value):
+    """One node as the orchestrator sees it."""
+
+    capacity: Capacity
+    """Its last heartbeat."""
+    age_s: float
+    """Since that heartbeat arrived."""
+    lost: bool
+
+
+class DeploymentStatus(Value):
+    """One deployment as the orchestrator sees it."""
+
+    name: DeploymentId
+    state: Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
+    """waiting: no plan yet. preparing: the first plan loads. serving: as desired. changing: serving, while another
+    plan loads or the one before drains. degraded: the current plan misses a node or cannot run. draining: removed."""
+    deployment: Deployment | None
+    """None once it was removed and drains."""
+    model_name: str | None
+    current: Plan | None
+    candidate: Plan | None
+    draining: tuple[Plan, ...]
+    ready: tuple[str, ...]
+    """Nodes on which the candidate is ready."""
+    applied: tuple[str, ...]
+    """Nodes that confirmed the current plan."""
+    estimate: dict[str, float] | None
+    """What the current plan is predicted to cost now."""
+    reason: str | None
+    """Why the state is not `serving`."""
+    error: ErrorBody | None
+    """What the last attempt to plan or prepare failed with, while it matters."""
+    revision: int
+
+
+class StatusReply(Value):
+    """The whole view of the orchestrator. The request is empty."""
+
+    term: int
+    nodes: tuple[NodeStatus, ...]
+    deployments: tuple[DeploymentStatus, ...]
