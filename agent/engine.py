@@ -38,6 +38,8 @@ class BoundStep:
     x: Buffer
     small: dict[SharedRole, tuple[Buffer, ...]]
     bindings: tuple[tuple[ort.InferenceSession, Any], ...]
+    boundaries: tuple[Buffer, ...]
+    """What the sessions hand each other; ONNX Runtime holds only their addresses."""
     y: Buffer
 
 
@@ -149,10 +151,11 @@ class Engine:
         x = current = allocate(self.device, (len(rows), length, *tail), dtype)
         small: dict[SharedRole, tuple[Buffer, ...]] = {}
         inputs: dict[str, Buffer] = {}
-        bindings = []
+        bindings, boundaries = [], []
         for segment in segments:
             binding = segment.session.io_binding()
             bind_input(binding, _input_name(segment, self.manifest), current)
+            boundaries.append(current)
             for entry in self._shared_of(segment):
                 name = entry.tensor.name
                 if name not in inputs:
@@ -172,7 +175,7 @@ class Engine:
             current = allocate(self.device, (len(rows), middle, *_fixed_tail(spec)), spec.dtype)
             bind_output(binding, spec.name, current)
             bindings.append((segment.session, binding))
-        step = BoundStep(x, small, tuple(bindings), current)
+        step = BoundStep(x, small, tuple(bindings), tuple(boundaries), current)
         self._steps[key] = step
         if len(self._steps) > BOUND_STEPS_MAX:
             self._steps.popitem(last=False)
