@@ -19,7 +19,7 @@ STALL_FLOOR_S = 2.0
 STALL_FACTOR = 5.0
 STALL_FIRST_S = 30.0
 """Before any step of a kind was timed: a cold first chunk on a slow machine is no fault."""
-ATTEMPTS_MAX = 4
+ATTEMPTS_MAX = 3
 
 
 @dataclass(frozen=True, slots=True)

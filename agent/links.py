@@ -12,6 +12,7 @@ import ssl
 import time
 from collections.abc import Callable
 from enum import IntEnum
+from typing import cast
 
 from bus.keys import Identity, peer_name
 from schemas.base import NodeId
@@ -159,8 +160,7 @@ class _Framed(asyncio.Protocol):
         self._needed = 5
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
         self.peer = peer_name(transport.get_extra_info("peercert"))
         sock = transport.get_extra_info("socket")
         if sock is not None:

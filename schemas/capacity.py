@@ -63,7 +63,7 @@ class Capacity(Value):
     sequence: int = Field(ge=0)
     issued_at: AwareDatetime
     version: str
-    link: str | None
+    link: str | None = None
     """`host:port` where peers reach this node directly, None if they cannot."""
     provider: Provider
     threads: int = Field(ge=1)

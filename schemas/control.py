@@ -68,21 +68,21 @@ class DeploymentStatus(Value):
     state: Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
     """waiting: no plan yet. preparing: the first plan loads. serving: as desired. changing: serving, while another
     plan loads or the one before drains. degraded: the current plan misses a node or cannot run. draining: removed."""
-    deployment: Deployment | None
+    deployment: Deployment | None = None
     """None once it was removed and drains."""
-    model_name: str | None
-    current: Plan | None
-    candidate: Plan | None
+    model_name: str | None = None
+    current: Plan | None = None
+    candidate: Plan | None = None
     draining: tuple[Plan, ...]
     ready: tuple[str, ...]
     """Nodes on which the candidate is ready."""
     applied: tuple[str, ...]
     """Nodes that confirmed the current plan."""
-    estimate: dict[str, float] | None
+    estimate: dict[str, float] | None = None
     """What the current plan is predicted to cost now."""
-    reason: str | None
+    reason: str | None = None
     """Why the state is not `serving`."""
-    error: ErrorBody | None
+    error: ErrorBody | None = None
     """What the last attempt to plan or prepare failed with, while it matters."""
     revision: int
 

@@ -47,7 +47,7 @@ class Plan(Value):
     model: Sha256
     epoch: int = Field(ge=1)
     """Grows by at least one with every plan of the deployment."""
-    previous: Sha256 | None
+    previous: Sha256 | None = None
     """Digest of the plan of the epoch that this one replaces."""
     block_count: int = Field(ge=1)
     settings: Settings
@@ -104,7 +104,7 @@ class PlanEvent(Value):
     phase: PlanPhase
     reason: str
     issued_at: AwareDatetime
-    current: Plan | None
+    current: Plan | None = None
     candidate: Plan | None = None
     draining: tuple[Plan, ...] = ()
 
