@@ -43,12 +43,21 @@ def next_batch(waiting: Sequence[Work], last_kind: str | None, rows_max: int) ->
     return tuple(batch)
 
 
-def contiguous_runs(rows: Sequence[int], bridge: int = BRIDGE_ROWS_MAX) -> tuple[range, ...]:
-    """Cover the given distinct rows by slices, bridging gaps of at most `bridge` rows nobody asked for."""
+def contiguous_runs(rows: Sequence[int], rows_min: int = 1, bridge: int = BRIDGE_ROWS_MAX) -> tuple[range, ...]:
+    """Cover the given distinct rows by slices of at least `rows_min` rows, bridging gaps of at most `bridge`.
+
+    A slice that would be too short takes in rows beside it, whoever's they are.
+    """
     runs: list[range] = []
     for row in sorted(rows):
         if runs and row - runs[-1].stop <= bridge:
             runs[-1] = range(runs[-1].start, row + 1)
         else:
             runs.append(range(row, row + 1))
-    return tuple(runs)
+    return tuple(run if len(run) >= rows_min else _widened(run, rows_min) for run in runs)
+
+
+def _widened(run: range, rows_min: int) -> range:
+    # Towards row 0, since rows below are those that exist for sure.
+    start = max(0, run.stop - rows_min)
+    return range(start, start + rows_min)

@@ -52,6 +52,8 @@ class Engine:
         self.device = device
         self.blocks = tuple(block for segment in segments for block in segment.blocks)
         self._shared = {entry.tensor.name: entry for entry in manifest.shared_inputs}
+        self.rows_min = 1
+        """Decode rows per call from which results do not depend on the batch (`agent.probe`)."""
         self._steps: OrderedDict[tuple[object, ...], BoundStep] = OrderedDict()
         layouts = {cache.layout for block in manifest.blocks for cache in block.kv}
         self.in_place = layouts == {"shared"}

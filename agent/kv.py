@@ -16,6 +16,9 @@ from agent.slots import Move, Slot, SlotTable
 from schemas.frame import SequenceId
 from schemas.manifest import Block, KvCache
 
+COMPANY_ROWS = 2
+"""A class has at least this many rows, for a lone sequence may have to run in company (`agent.probe`)."""
+
 
 @dataclass(frozen=True, slots=True)
 class CachePair:
@@ -48,8 +51,8 @@ class KvPool:
         """The slot that `sequence` has."""
         return self._slots[sequence]
 
-    def sequence_at(self, tokens: int, row: int) -> SequenceId:
-        """Whose row it is; every row below the number of sequences of a class is taken."""
+    def sequence_at(self, tokens: int, row: int) -> SequenceId | None:
+        """Whose row it is, if anybody's."""
         return self._slots.at(tokens, row)
 
     def add_block(self, block: Block) -> None:
@@ -61,7 +64,8 @@ class KvPool:
             self._appended[block.index] = {}
             return
         self._shared[block.index] = {
-            tokens: tuple(self._pair(cache, rows, tokens) for cache in block.kv) for tokens, rows in self._classes
+            tokens: tuple(self._pair(cache, max(rows, COMPANY_ROWS), tokens) for cache in block.kv)
+            for tokens, rows in self._classes
         }
 
     def drop_block(self, block: Block) -> None:

@@ -59,7 +59,7 @@ class LinkServer:
         if self._server is not None:
             self._server.close()
             for transport in tuple(self._open):
-                transport.abort()
+                self.transport.abort()
 
     def _protocol(self) -> "_Framed":
         return _Framed(self._accepted, self._incoming, self._open.discard)
@@ -168,7 +168,7 @@ class _Framed(asyncio.Protocol):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
         if not self._accept(self):
-            transport.abort()
+            self.transport.abort()
 
     def write(self, kind: Kind, pieces: list[bytes | memoryview]) -> None:
         size = sum(len(piece) for piece in pieces)

@@ -2,16 +2,14 @@
 
 import asyncio
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 from nats.aio.client import Client
 
 from agent.engine import Engine, Segment
-from agent.kv import KvPool
 from agent.memory import Device
+from agent.probe import PREFILL_TOKENS, Probe, probe
 from bus.blobs import BlobServer, fetch, size_of
 from models.merge import merge
 from models.session import open_session, verified_graph
@@ -22,15 +20,12 @@ from schemas.capacity import BlockTime
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Block, Manifest, ModelKind
 from schemas.plan import Plan
-from schemas.tensor import Array
 
 FETCHES_MAX = 4
 """Files fetched at once; each already asks for several pieces at once."""
 FUSE_BELOW = 0.97
 """Blocks share a session when that takes less than this share of the time they take one by one."""
 PROBE_BLOCKS = 4
-PROBE_STEPS = 12
-PROBE_TOKENS = 32
 
 log = logging.getLogger(__name__)
 
@@ -161,8 +156,9 @@ class Loader:
             self._fuse[model] = self._fusing_pays(manifest, layers[:PROBE_BLOCKS])
         engine = self._engine(manifest, group_blocks(blocks, fuse=self._fuse.get(model, True)))
         if manifest.kind is ModelKind.DECODER:
-            decode_s, prefill_s = _time(engine, self._device)
-            self._share_out(model, blocks, decode_s, prefill_s)
+            measured = probe(engine)
+            engine.rows_min = measured.rows_min
+            self._share_out(model, blocks, measured)
         return engine
 
     def _engine(self, manifest: Manifest, groups: Sequence[Sequence[Block]]) -> Engine:
@@ -174,20 +170,20 @@ class Loader:
         return open_session(graph, self._store.blobs_folder, self._device, self._threads)
 
     def _fusing_pays(self, manifest: Manifest, layers: Sequence[Block]) -> bool:
-        apart, _ = _time(self._engine(manifest, [[block] for block in layers]), self._device)
-        together, _ = _time(self._engine(manifest, [layers]), self._device)
+        apart = probe(self._engine(manifest, [[block] for block in layers])).decode_s
+        together = probe(self._engine(manifest, [layers])).decode_s
         log.info("%d blocks, one step: %.3f ms apart, %.3f ms in one session", len(layers), apart * 1e3, together * 1e3)
         return together < FUSE_BELOW * apart
 
-    def _share_out(self, model: Digest, blocks: Sequence[Block], decode_s: float, prefill_s: float) -> None:
+    def _share_out(self, model: Digest, blocks: Sequence[Block], measured: Probe) -> None:
         """What a stage took, per block: a step by the weights streamed, a chunk by the arithmetic."""
         weights, flops = sum(b.weight_bytes for b in blocks), sum(b.flops_per_token for b in blocks)
         for block in blocks:
             self.block_times[model, block.index] = BlockTime(
                 model=model,
                 block=block.index,
-                decode_ms=1e3 * decode_s * block.weight_bytes / max(weights, 1),
-                prefill_ms_per_token=1e3 * prefill_s / PROBE_TOKENS * block.flops_per_token / max(flops, 1),
+                decode_ms=1e3 * measured.decode_s * block.weight_bytes / max(weights, 1),
+                prefill_ms_per_token=1e3 * measured.prefill_s / PREFILL_TOKENS * block.flops_per_token / max(flops, 1),
             )
 
 
@@ -197,32 +193,3 @@ def group_blocks(blocks: Sequence[Block], *, fuse: bool) -> list[list[Block]]:
         return [[block] for block in blocks]
     body = [block for block in blocks if not (block.role == "head" and block.kv == ())]
     return [group for group in (list(body), list(blocks[len(body) :])) if group]
-
-
-def _time(engine: Engine, device: Device) -> tuple[float, float]:
-    """Seconds of one decode step of one sequence (median), and of a prefill chunk of `PROBE_TOKENS`."""
-    pool = KvPool(device, ((PROBE_TOKENS + PROBE_STEPS, 1),))
-    for block in engine.blocks:
-        pool.add_block(block)
-    slot = pool.open(0, PROBE_TOKENS + PROBE_STEPS)
-    boundary = engine.blocks[0].input
-
-    def run(position: int, length: int) -> None:
-        x: Array = np.ones((1, length), np.int64)
-        if boundary is not None:
-            x = np.full((1, length, *(int(n) for n in boundary.shape[2:])), 0.01, boundary.dtype)
-        if engine.in_place:
-            engine.run_rows(pool, slot.tokens, range(slot.row, slot.row + 1), [position], x, head=True)
-        else:
-            engine.run_appending(pool, 0, position, x, head=True)
-
-    def timed(position: int, length: int) -> float:
-        started = time.perf_counter()
-        run(position, length)
-        return time.perf_counter() - started
-
-    run(0, PROBE_TOKENS)
-    prefill = timed(0, PROBE_TOKENS)
-    steps = sorted(timed(PROBE_TOKENS + i, 1) for i in range(PROBE_STEPS))
-    engine.forget(pool)
-    return steps[len(steps) // 2], prefill

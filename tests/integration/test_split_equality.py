@@ -1,0 +1,118 @@
+"""A split model answers, bit for bit, as the unsplit one: every cut, every prompt length, alone and together.
+
+The oracle is the original graph in one session with the same chunk schedule. Equality of the log
+probability of every token, in double precision, is equality of every logit that was sampled from.
+"""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.sampling import Choice, choose
+from models.importer import import_model
+from models.reference import Reference
+from models.store import Store
+from schemas.deployment import Settings
+from schemas.frame import Sampling
+from tests import model_zoo
+from tests.route_harness import EngineCache, Route, stages
+
+CHUNK = 16
+CONTEXT = 128
+SETTINGS = Settings(chunk_tokens=CHUNK, context_tokens=CONTEXT, max_sequences=64)
+NEW_TOKENS = 8
+GREEDY = Sampling(logprobs=5)
+# One token, one below and above each of several chunk boundaries, and a few in between.
+LENGTHS = [1, 2, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 90]
+
+DECODERS = ["llama-fp32", "llama-int4", "qwen2-fp32", "qwen2-int4", "qwen3-fp32", "qwen3-int4", "dynamo-fp32"]
+
+
+@pytest.fixture(scope="module")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(tmp_path_factory.mktemp("zoo-store"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("zoo")
+
+
+@pytest.fixture(scope="module", params=DECODERS)
+def oracle(request: pytest.FixtureRequest, zoo: Store, folder: Path) -> "Oracle":
+    family, precision = request.param.split("-")
+    if family == "dynamo":
+        source = str(model_zoo.dynamo_folder(folder))
+    else:
+        source = str(model_zoo.decoder_folder(folder, family))
+    _, digest = import_model(source, zoo, request.param, precision, lambda *_: None)
+    return Oracle(Reference(zoo, digest, "cpu", 1), EngineCache(zoo, digest))
+
+
+class Oracle:
+    """The unsplit model's answers to a fixed set of prompts."""
+
+    def __init__(self, reference: Reference, engines: EngineCache) -> None:
+        self.engines = engines
+        self.count = len(engines.manifest.blocks)
+        spec = engines.manifest.text
+        assert spec is not None
+        rng = np.random.default_rng(0)
+        self.prompts = [[int(t) for t in rng.integers(3, spec.vocab_size, n)] for n in LENGTHS]
+        self.answers: list[list[Choice]] = []
+        for prompt in self.prompts:
+            reference.generate(prompt, NEW_TOKENS, chunk_tokens=CHUNK, context_tokens=CONTEXT)
+            self.answers.append([choose(logits, GREEDY, i) for i, logits in enumerate(reference.logits)])
+
+    def check(self, cuts: list[int], nodes: list[str] | None = None, prompts: range | None = None) -> None:
+        chosen = prompts or range(len(self.prompts))
+        route = Route(self.engines, stages(cuts, self.count, nodes), SETTINGS)
+        outputs = route.generate([self.prompts[i] for i in chosen], NEW_TOKENS, GREEDY)
+        for i, output in zip(chosen, outputs, strict=True):
+            got = [Choice(t.token, t.logprob, t.top) for t in output.detailed]
+            assert got == self.answers[i], f"cuts {cuts}, prompt of {LENGTHS[i]} tokens"
+
+
+def test_sixteen_concurrent_sequences_over_every_cut_into_two(oracle: Oracle) -> None:
+    for cut in range(1, oracle.count):
+        oracle.check([cut])
+
+
+def test_every_cut_into_three(oracle: Oracle) -> None:
+    for cuts in itertools.combinations(range(1, oracle.count), 2):
+        oracle.check(list(cuts), prompts=range(0, len(LENGTHS), 3))
+
+
+def test_every_u_shaped_placement(oracle: Oracle) -> None:
+    for cuts in itertools.combinations(range(1, oracle.count), 2):
+        oracle.check(list(cuts), nodes=["trusted", "other", "trusted"], prompts=range(1, len(LENGTHS), 3))
+
+
+def test_one_sequence_alone(oracle: Oracle) -> None:
+    for i in range(len(LENGTHS)):
+        oracle.check([oracle.count // 2], prompts=range(i, i + 1))
+
+
+def test_one_session_for_each_block(oracle: Oracle) -> None:
+    apart = EngineCache(oracle.engines.store, oracle.engines.store.resolve(oracle.engines.manifest.name), fuse=False)
+    route = Route(apart, stages([2], oracle.count), SETTINGS)
+    outputs = route.generate(oracle.prompts, NEW_TOKENS, GREEDY)
+    assert [[Choice(t.token, t.logprob, t.top) for t in o.detailed] for o in outputs] == oracle.answers
+
+
+def test_sequences_that_end_at_different_times_leave_no_trace_in_the_others(oracle: Oracle) -> None:
+    wanted = [1 + i % NEW_TOKENS for i in range(len(LENGTHS))]
+    route = Route(oracle.engines, stages([2], oracle.count), SETTINGS)
+    outputs = route.generate(oracle.prompts, wanted, GREEDY)
+    for output, expected, count in zip(outputs, oracle.answers, wanted, strict=True):
+        assert output.tokens == [choice.token for choice in expected[:count]]
+    assert all(host.sequences == 0 for host in route.hosts.values())
+
+
+def test_several_groups_in_flight_change_nothing(oracle: Oracle) -> None:
+    settings = SETTINGS.model_copy(update={"pipeline_depth": 3})
+    route = Route(oracle.engines, stages([2, 4], oracle.count), settings)
+    outputs = route.generate(oracle.prompts, NEW_TOKENS, GREEDY)
+    assert [[Choice(t.token, t.logprob, t.top) for t in o.detailed] for o in outputs] == oracle.answers

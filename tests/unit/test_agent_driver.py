@@ -1,0 +1,121 @@
+"""Driving sequences over a route: chunks, groups, answers that come twice or not at all."""
+
+from typing import Any
+
+from agent.driver import ATTEMPTS_MAX, STALL_FIRST_S, STALL_FLOOR_S, Prompt, RouteDriver
+from schemas.frame import Activation, Result, Sampling, Token
+
+
+def driver(depth: int = 1, chunk: int = 4) -> RouteDriver:
+    return RouteDriver("d", 1, 0, chunk, depth)
+
+
+def prompt(sequence: int, length: int) -> Prompt:
+    return Prompt(sequence, tuple(range(10, 10 + length)), 64, Sampling())
+
+
+def answer(frame: Activation, token: int = 7) -> Result:
+    """What the last stage says to a frame."""
+    tokens = tuple(Token(i.sequence, i.step, i.index, token) for i in frame.items if i.wants_token)
+    done = tuple((i.sequence, i.step) for i in frame.items if not i.wants_token)
+    return Result("d", 1, 0, tokens, done, {}, ())
+
+
+def ids(frame: Activation) -> Any:
+    return frame.tensors["x"].tolist()
+
+
+def prefilled(d: RouteDriver, *sequences: int) -> None:
+    """Admit one-token prompts, answer them, and have each wait for its second step."""
+    for sequence in sequences:
+        d.admit(prompt(sequence, 1))
+    while frames := d.frames(0.0):
+        for frame in frames:
+            d.take(answer(frame), 0.1)
+    for sequence in sequences:
+        d.go_on(sequence, 100 + sequence)
+
+
+def test_chunks_end_at_absolute_multiples_and_only_the_last_wants_a_token() -> None:
+    d = driver(depth=9)
+    d.admit(prompt(1, 10))
+    frames = d.frames(0.0)
+    assert [ids(f) for f in frames] == [[[10, 11, 12, 13]], [[14, 15, 16, 17]], [[18, 19]]]
+    assert [f.items[0].position for f in frames] == [0, 4, 8]
+    assert [f.items[0].wants_token for f in frames] == [False, False, True]
+
+
+def test_a_shared_route_has_one_chunk_in_flight() -> None:
+    d = driver(depth=1)
+    d.admit(prompt(1, 10))
+    [first] = d.frames(0.0)
+    assert d.frames(0.0) == []
+    d.take(answer(first), 0.1)
+    [second] = d.frames(0.1)
+    assert second.items[0].step == 1
+
+
+def test_every_ready_sequence_is_in_the_one_group() -> None:
+    d = driver()
+    prefilled(d, 1, 2, 3)
+    [frame] = d.frames(1.0)
+    assert ids(frame) == [[101], [102], [103]]
+    assert [(i.position, i.index) for i in frame.items] == [(1, 1)] * 3
+
+
+def test_two_groups_share_the_sequences_between_them() -> None:
+    d = driver(depth=2)
+    prefilled(d, 1, 2, 3, 4)
+    assert [[i.sequence for i in f.items] for f in d.frames(1.0)] == [[1, 2], [3, 4]]
+
+
+def test_an_answer_that_comes_twice_counts_once() -> None:
+    d = driver()
+    d.admit(prompt(1, 3))
+    [frame] = d.frames(0.0)
+    assert [t.token for t in d.take(answer(frame), 0.1)] == [7]
+    assert d.take(answer(frame), 0.2) == []
+
+
+def test_an_answer_for_a_sequence_that_ended_is_nothing() -> None:
+    d = driver()
+    d.admit(prompt(1, 3))
+    [frame] = d.frames(0.0)
+    assert d.end([1]) == (1,)
+    assert d.take(answer(frame), 0.1) == []
+    assert d.end([1]) == ()
+    d.admit(prompt(2, 3))
+    assert len(d.frames(0.2)) == 1, "the ended sequence's chunk no longer counts as in flight"
+
+
+def test_a_step_that_stays_unanswered_is_driven_again_and_at_last_given_up() -> None:
+    d = driver()
+    d.admit(prompt(1, 3))
+    [frame] = d.frames(0.0)
+    assert d.overdue(STALL_FIRST_S - 1) == ([], ())
+    for attempt in range(1, ATTEMPTS_MAX):
+        again, lost = d.overdue(STALL_FIRST_S * attempt + 1)
+        assert ([ids(f) for f in again], lost) == ([ids(frame)], ())
+    assert d.overdue(STALL_FIRST_S * ATTEMPTS_MAX + 1) == ([], (1,))
+
+
+def test_patience_follows_what_a_step_lately_took() -> None:
+    d = driver()
+    prefilled(d, 1)
+    [step] = d.frames(10.0)
+    d.take(answer(step), 10.01)
+    d.go_on(1, 5)
+    d.frames(20.0)
+    assert d.overdue(20.0 + STALL_FLOOR_S - 0.1) == ([], ())
+    again, _ = d.overdue(20.0 + STALL_FLOOR_S + 0.1)
+    assert len(again) == 1
+
+
+def test_a_group_driven_again_leaves_out_who_has_ended() -> None:
+    d = driver()
+    prefilled(d, 1, 2)
+    d.frames(0.0)
+    d.end([1])
+    again, _ = d.overdue(1000.0)
+    assert [[i.sequence for i in f.items] for f in again] == [[2]]
+    assert ids(again[0]) == [[102]]
