@@ -32,6 +32,15 @@ class Prompt:
     sampling: Sampling
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A step that came back: after how long, and the token it yielded if it was to yield one."""
+
+    sequence: SequenceId
+    elapsed_s: float
+    token: Token | None
+
+
 @dataclass(slots=True, eq=False)
 class _Running:
     prompt: Prompt
@@ -102,16 +111,19 @@ class RouteDriver:
             out.append(flight.frame)
         return out
 
-    def take(self, result: Result, now: float) -> list[Token]:
-        """The tokens of `result` that are new; each then waits for `go_on` or `end`."""
+    def take(self, result: Result, now: float) -> list[Answered]:
+        """The steps of `result` that are new; a sequence that yielded a token waits for `go_on` or `end`."""
         fresh = []
-        for token in result.tokens:
-            if (running := self._take_step(token.sequence, token.step, now)) is not None:
+        tokens: list[tuple[SequenceId, int, Token | None]] = [(t.sequence, t.step, t) for t in result.tokens]
+        for sequence, step, token in tokens + [(sequence, step, None) for sequence, step in result.done]:
+            elapsed_s = self._take_step(sequence, step, now)
+            if elapsed_s is None:
+                continue
+            if token is not None:
+                running = self._running[sequence]
                 assert token.index == running.index, "a step yields the token it was driven for"
                 running.index += 1
-                fresh.append(token)
-        for sequence, step in result.done:
-            self._take_step(sequence, step, now)
+            fresh.append(Answered(sequence, elapsed_s, token))
         return fresh
 
     def overdue(self, now: float) -> tuple[list[Activation], tuple[SequenceId, ...]]:
@@ -178,16 +190,17 @@ class RouteDriver:
             running.unanswered[item.step] = flight
         return flight
 
-    def _take_step(self, sequence: SequenceId, step: int, now: float) -> _Running | None:
+    def _take_step(self, sequence: SequenceId, step: int, now: float) -> float | None:
+        """How long the step took; None if it was answered before, or its sequence is over."""
         running = self._running.get(sequence)
         flight = running.unanswered.pop(step, None) if running is not None else None
         if flight is None:
             return None
+        took = now - flight.sent
         if flight.attempts == 1:
-            took = now - flight.sent
             self._typical_s[flight.kind] = max(took, 0.9 * self._typical_s.get(flight.kind, 0.0))
         self._answered(flight)
-        return running
+        return took
 
     def _answered(self, flight: _Flight) -> None:
         flight.missing -= 1

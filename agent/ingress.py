@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from pydantic import BaseModel
 
-from agent.generation import Generation, prompt_ids
+from agent.generation import FinishReason, Generation, prompt_ids
 from agent.replies import Replier, ReplyTo
 from agent.run import RouteRun, sequence_numbers
 from agent.tensorjob import TensorJob, open_job
@@ -267,30 +267,30 @@ class Ingress:
 
     def _take_result(self, served: _Served, run: RouteRun, result: Result) -> None:
         now = self._now()
+        ends: dict[SequenceId, FinishReason | None] = {}
         fresh = run.take(result, now)
-        ends = {}
-        for token in fresh:
-            job, _ = served.jobs[token.sequence]
-            assert isinstance(job, Generation)
-            finish = ends[token.sequence] = job.ends_with(token)
-            if finish is None:
-                run.go_on(token.sequence, token.token)
+        for step in fresh:
+            job, _ = served.jobs[step.sequence]
+            if step.token is not None and isinstance(job, Generation):
+                finish = ends[step.sequence] = job.ends_with(step.token)
+                if finish is None:
+                    run.go_on(step.sequence, step.token.token)
         # The next step leaves before this one's text is made: a stop string found then costs one step in vain.
         run.pump(now)
-        for sequence in (*(t.sequence for t in fresh), *(s for s, _ in result.done)):
-            if sequence in served.jobs:
-                served.jobs[sequence][0].meter.add(result.times)
-        for token in fresh:
-            job, _ = served.jobs[token.sequence]
-            assert isinstance(job, Generation)
-            reply = job.take(token, ends[token.sequence], now)
-            if reply.finish_reason is not None:
-                self._finished(served, run, token.sequence, job, reply)
-            elif job.request.stream:
-                self._outbox.put_nowait((job.reply, reply, job.request_id))
-        for sequence, _ in result.done:
-            if sequence in served.jobs and isinstance(served.jobs[sequence][0], TensorJob) and run.answered(sequence):
-                self._take_tensors(served, run, sequence, result)
+        for step in fresh:
+            job, _ = served.jobs[step.sequence]
+            job.meter.add(result.times, step.elapsed_s)
+            match job:
+                case Generation() if step.token is not None:
+                    reply = job.take(step.token, ends[step.sequence], now)
+                    if reply.finish_reason is not None:
+                        self._finished(served, run, step.sequence, job, reply)
+                    elif job.request.stream:
+                        self._outbox.put_nowait((job.reply, reply, job.request_id))
+                case TensorJob():
+                    self._take_tensors(served, run, step.sequence, result)
+                case Generation():
+                    pass  # a prefill chunk before the last
 
     def _finished(
         self, served: _Served, run: RouteRun, sequence: SequenceId, job: Generation, last: TokenReply

@@ -59,7 +59,7 @@ class LinkServer:
         if self._server is not None:
             self._server.close()
             for transport in tuple(self._open):
-                self.transport.abort()
+                transport.abort()
 
     def _protocol(self) -> "_Framed":
         return _Framed(self._accepted, self._incoming, self._open.discard)

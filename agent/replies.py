@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from schemas.base import RequestId
 from schemas.codec import CONTENT_TYPE, JSON, encode_as
-from schemas.errors import ResplitError
+from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
 
 log = logging.getLogger(__name__)
@@ -57,8 +57,9 @@ class ReplyTo:
         back = "" if request is None else f"{self._bounce}.{request}"
         data = encode_as(reply, self.content_type)
         if len(data) > self._client.max_payload:
-            log.warning("a reply is larger than the server carries: %d bytes", len(data))
-            return
+            message = f"the reply has {len(data)} bytes, the server carries {self._client.max_payload}; ask for less"
+            too_large = ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
+            data = encode_as(ErrorReply(request_id=request, error=too_large.body), self.content_type)
         await self._client.publish(self._inbox, data, reply=back, headers={CONTENT_TYPE: self.content_type})
 
     async def refuse(self, error: ResplitError, request: RequestId | None) -> None:

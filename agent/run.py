@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from agent.driver import Prompt, RouteDriver
+from agent.driver import Answered, Prompt, RouteDriver
 from agent.slots import SlotTable
 from profiler.kv import length_classes
 from schemas.base import NodeId
-from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId, Token
+from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId
 from schemas.plan import Plan, Route
 from schemas.tensor import Array
 
@@ -82,13 +82,13 @@ class RouteRun:
         for frame in self._driver.frames(now):
             self._send_first(frame)
 
-    def take(self, result: Result, now: float) -> list[Token]:
-        """The new tokens of a result."""
-        return self._driver.take(result, now)
-
-    def answered(self, sequence: SequenceId) -> bool:
-        """Whether a call's answer is the first one."""
-        return self._calls.pop(sequence, None) is not None
+    def take(self, result: Result, now: float) -> list[Answered]:
+        """What is new in a result: steps of sequences, or calls."""
+        fresh = self._driver.take(result, now)
+        for sequence, _ in result.done:
+            if (call := self._calls.pop(sequence, None)) is not None:
+                fresh.append(Answered(sequence, now - call.sent, None))
+        return fresh
 
     def go_on(self, sequence: SequenceId, token: int) -> None:
         """Feed the token that came out last."""

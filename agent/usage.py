@@ -26,9 +26,11 @@ class Meter:
     epoch: int = 0
     route: Route | None = None
     _stages: dict[int, _Spent] = field(default_factory=dict)
+    _away_us: int = 0
 
-    def add(self, times: Iterable[StageTime]) -> None:
-        """Count one frame's times at each stage it passed."""
+    def add(self, times: Iterable[StageTime], elapsed_s: float) -> None:
+        """Count one frame: its times at each stage it passed, and how long it was away in all."""
+        self._away_us += round(1e6 * elapsed_s)
         for time in times:
             spent = self._stages.setdefault(time.stage, _Spent())
             spent.compute_us += time.compute_us
@@ -44,7 +46,7 @@ class Meter:
         """The bill. Stages that no frame passed (there are none in a finished request) show zeros."""
         assert self.route is not None, "a request that was admitted has a route"
         started = now if self.started is None else self.started
-        busy_ms = sum(s.compute_us + s.queue_us for s in self._stages.values()) / 1e3
+        busy_us = sum(s.compute_us + s.queue_us for s in self._stages.values())
         tpot = None
         if completion_tokens > 1 and self.first_token is not None and self.last_token is not None:
             tpot = 1e3 * (self.last_token - self.first_token) / (completion_tokens - 1)
@@ -56,7 +58,7 @@ class Meter:
             ttft_ms=None if self.first_token is None else _ms(self.first_token - self.arrived),
             tpot_ms=None if tpot is None else round(tpot, 3),
             total_ms=_ms(now - self.arrived),
-            network_ms=round(max(0.0, 1e3 * (now - started) - busy_ms), 3),
+            network_ms=round(max(0, self._away_us - busy_us) / 1e3, 3),
             epoch=self.epoch,
             route=self.route.index,
             stages=tuple(

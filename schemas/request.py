@@ -165,7 +165,7 @@ class Usage(Value):
     """Mean time per token after the first."""
     total_ms: float
     network_ms: float
-    """Time not spent waiting or computing in any stage: links, encoding, scheduling."""
+    """Time its frames were under way but neither computed nor queued in any stage: links, encoding, wake-ups."""
     epoch: int
     route: int
     stages: tuple[StageTiming, ...]

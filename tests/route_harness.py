@@ -105,7 +105,9 @@ class Route:
         return outputs
 
     def _take(self, result: Result, outputs: list[Output], wanted: list[int], now: float) -> None:
-        for token in self.driver.take(result, now):
+        for token in (answered.token for answered in self.driver.take(result, now)):
+            if token is None:
+                continue
             output = outputs[token.sequence]
             output.tokens.append(token.token)
             output.detailed.append(token)

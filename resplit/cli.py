@@ -1,0 +1,35 @@
+"""The command `resplit`: every command by its name. What a command needs is imported when it runs."""
+
+import sys
+
+import typer
+
+from resplit.commands import demo, deployments, events, infer, models, serve
+from resplit.exits import EPILOG, Commands
+
+SERVE, ASK = "Run", "Use"
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    epilog=EPILOG,
+    help="Run one large model across several small machines, and keep it fast while they change.",
+)
+app.command(rich_help_panel=SERVE)(serve.up)
+app.command(rich_help_panel=SERVE)(serve.agent)
+app.command(rich_help_panel=SERVE)(serve.orchestrator)
+app.command(rich_help_panel=SERVE)(serve.keys)
+app.add_typer(models.app, name="models", rich_help_panel=ASK)
+app.command(rich_help_panel=ASK)(deployments.deploy)
+app.command(rich_help_panel=ASK)(deployments.remove)
+app.command(rich_help_panel=ASK)(deployments.status)
+app.command(rich_help_panel=ASK)(infer.infer)
+app.command(rich_help_panel=ASK)(events.events)
+app.command(rich_help_panel=ASK)(demo.demo)
+
+
+def main() -> None:
+    """The console script: runs one command and exits with one of `resplit.exits.Exit`."""
+    app(prog_name="resplit", args=sys.argv[1:])

@@ -1,0 +1,218 @@
+"""The client: ask a deployment, stream its tokens, each once and in order.
+
+This module needs nats-py and msgpack and none of Resplit's other packages, so an application that has a
+`schemas` or a `models` of its own is unharmed by it.
+"""
+
+import json
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+
+import msgpack
+from nats.aio.client import Client as Nats
+from nats.errors import Error as NatsError
+
+from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL, IDLE_TIMEOUT_S
+from resplit.exchange import CONTENT_TYPE, JSON, MSGPACK, Replies, Reply, Result, open_connection, read, send
+from resplit.order import InOrder
+from resplit.replies import (
+    Completion,
+    Embeddings,
+    RequestError,
+    Tensor,
+    TensorResult,
+    Token,
+    gather,
+    read_embeddings,
+    read_tensors,
+    read_token,
+)
+
+CLOSE_TIMEOUT_S = 2
+
+
+class Client:
+    """A connection to a cluster; any number of requests may run on it at once.
+
+    Example:
+
+        async with Client("nats://127.0.0.1:4222") as client:
+            answer = await client.complete("adder", "348+1275=", max_tokens=16)
+            print(answer.text, answer.usage.ttft_ms)
+
+    Every method raises `RequestError` and nothing else when a request does not end in output: with the
+    code the cluster gave, or `unknown_deployment` (nobody serves it), `timeout` (nothing came for
+    `idle_timeout_s`), `payload_too_large` or `unreachable`. Once connected, the connection outlives
+    restarts of the NATS server. `nats_options` are passed to nats-py (`tls`, `user_credentials`, ...).
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        *,
+        idle_timeout_s: float = IDLE_TIMEOUT_S,
+        connect_timeout_s: float = CONNECT_TIMEOUT_S,
+        nats_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._url = url
+        self._idle_timeout_s = idle_timeout_s
+        self._connect_timeout_s = connect_timeout_s
+        self._options = dict(nats_options or {})
+        self._nats: Nats | None = None
+
+    async def __aenter__(self) -> Self:
+        self._nats = await open_connection(self._url, "resplit-client", self._connect_timeout_s, self._options)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        connection, self._nats = self._nats, None
+        if connection is not None:
+            with suppress(NatsError, TimeoutError, OSError):
+                await connection.flush(CLOSE_TIMEOUT_S)  # the last cancellations are out before the line closes
+            await connection.close()
+
+    async def stream(
+        self,
+        deployment: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        token_ids: Sequence[int] | None = None,
+        **fields: Any,
+    ) -> AsyncGenerator[Token, None]:
+        """The tokens of a completion as they arrive: each index once, in order, whatever the wire repeats.
+
+        Give exactly one of `prompt`, `messages` and `token_ids`; `fields` are those of a text request
+        (`max_tokens`, `temperature`, `seed`, `stop`, `deadline_ms`, ...). The last token has
+        `finish_reason` and `usage`. Leaving the loop early cancels the request (at once inside
+        `contextlib.aclosing`, else when Python drops the generator).
+
+            async for token in client.stream("adder", "348+1275="):
+                print(token.text, end="", flush=True)
+        """
+        body = _text_body(prompt, messages, token_ids, fields)
+        body["stream"] = True
+        order = InOrder(body["request_id"])
+        async with self._ask(deployment, body, JSON) as replies:
+            async for reply in replies:
+                if reply.get("status") == "accepted":
+                    continue
+                for token in order.accept(read(read_token, reply, order.request_id)):
+                    if token.finish_reason is not None:
+                        replies.finished()
+                    yield token
+                    if token.finish_reason is not None:
+                        return
+
+    async def complete(
+        self,
+        deployment: str,
+        prompt: str | None = None,
+        *,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        token_ids: Sequence[int] | None = None,
+        **fields: Any,
+    ) -> Completion:
+        """A whole completion, for the fields `stream` takes.
+
+        It is gathered from a stream: so a long answer may take as long as it needs while a node that
+        fell silent is noticed within `idle_timeout_s`, and no answer is too long for one message.
+        """
+        stream = self.stream(deployment, prompt, messages=messages, token_ids=token_ids, **fields)
+        return gather([token async for token in stream])
+
+    async def embed(self, deployment: str, texts: str | Sequence[str], **fields: Any) -> Embeddings:
+        """One vector for each text, in the order of the texts."""
+        body = _identified({**fields, "input": texts if isinstance(texts, str) else list(texts)})
+        return await self._ask_once(deployment, body, JSON, read_embeddings)
+
+    async def infer_tensors(
+        self,
+        deployment: str,
+        inputs: Mapping[str, Tensor | tuple[Sequence[int], str, list[Any] | bytes]],
+        outputs: Sequence[str] | None = None,
+        **fields: Any,
+    ) -> TensorResult:
+        """One inference of the Open Inference Protocol v2: each input is (shape, datatype, flat list or bytes).
+
+        Bytes are little-endian and row-major and come back as bytes; lists come back as lists.
+
+            result = await client.infer_tensors("cnn", {"image": ([1, 3, 32, 32], "FP32", image.tobytes())})
+            result.outputs["classes"].data
+        """
+        body = _identified(fields)
+        body["id"] = body["request_id"]
+        body["inputs"] = [_tensor_body(name, given) for name, given in inputs.items()]
+        if outputs is not None:
+            body["outputs"] = [{"name": name} for name in outputs]
+        return await self._ask_once(deployment, body, MSGPACK, read_tensors)
+
+    async def cancel(self, request_id: str) -> None:
+        """Ask whoever serves the request to stop; its own caller then sees the error `cancelled`."""
+        await self._connection().publish(f"resplit.v1.cancel.{request_id}")
+
+    async def _ask_once(
+        self, deployment: str, body: Reply, content_type: str, reader: Callable[[Reply], Result]
+    ) -> Result:
+        async with self._ask(deployment, body, content_type) as replies:
+            async for reply in replies:
+                result = read(reader, reply, body["request_id"])
+                replies.finished()
+                return result
+        raise AssertionError("the replies of a request do not end before its output")
+
+    @asynccontextmanager
+    async def _ask(self, deployment: str, body: Reply, content_type: str) -> AsyncIterator["Replies"]:
+        """Send one request and yield its replies; leaving before the last one cancels the request."""
+        connection = self._connection()
+        request_id = body["request_id"]
+        replies = Replies(connection, request_id, content_type, self._idle_timeout_s)
+        inbox = connection.new_inbox()
+        data = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
+        # An inbox of its own for each request: once it is gone the server itself tells the ingress.
+        subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
+        try:
+            headers = {CONTENT_TYPE: content_type}
+            subject = f"resplit.v1.infer.{deployment}"
+            await send(connection.publish(subject, data, inbox, headers), request_id)
+            yield replies
+        finally:
+            with suppress(NatsError, OSError):  # the connection may be gone; then nobody waits for this either
+                await subscription.unsubscribe()
+                if not replies.is_over:
+                    await connection.publish(f"resplit.v1.cancel.{request_id}")
+
+    def _connection(self) -> Nats:
+        if self._nats is None:
+            raise RequestError("unreachable", "the client is not connected; use it inside `async with`")
+        return self._nats
+
+
+def _text_body(
+    prompt: str | None,
+    messages: Sequence[Mapping[str, Any]] | None,
+    token_ids: Sequence[int] | None,
+    fields: Mapping[str, Any],
+) -> Reply:
+    body = _identified(fields)
+    given = {"prompt": prompt, "messages": messages, "token_ids": token_ids}
+    body.update({name: value for name, value in given.items() if value is not None})
+    return body
+
+
+def _identified(fields: Mapping[str, Any]) -> Reply:
+    # Chosen here rather than by the ingress, so that a request can be cancelled before any reply came.
+    given = {name: value for name, value in fields.items() if value is not None}
+    return {"request_id": uuid.uuid4().hex, **given}
+
+
+def _tensor_body(name: str, given: Tensor | tuple[Sequence[int], str, list[Any] | bytes]) -> Reply:
+    shape, datatype, data = (given.shape, given.datatype, given.data) if isinstance(given, Tensor) else given
+    form = "raw" if isinstance(data, (bytes, bytearray, memoryview)) else "data"
+    value = bytes(data) if form == "raw" else list(data)
+    return {"name": name, "shape": list(shape), "datatype": datatype, form: value}

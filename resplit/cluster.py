@@ -1,0 +1,251 @@
+"""A cluster on one machine: NATS, an orchestrator and agents, each a process as an operator would run it."""
+
+import asyncio
+import fcntl
+import os
+import sys
+from collections import defaultdict
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self
+
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from bus.keys import ORCHESTRATOR, create_keys
+from resplit.child import Child
+from resplit.exchange import open_connection
+from resplit.server import MAX_PAYLOAD_BYTES, NATS, NatsServer
+from schemas import subjects
+from schemas.base import NodeId
+from schemas.errors import ErrorCode, ResplitError
+
+IDENTITIES = 16
+"""Made on first start even for fewer agents, so that a folder can grow a few without new keys."""
+CONNECT_S = 5.0
+ORCHESTRATOR_READY_S = 60.0
+AGENTS_READY_S = 120.0
+"""An agent imports ONNX Runtime and measures its processor before it reports."""
+ASK_S = 0.5
+POLL_S = 0.05
+
+
+class LocalCluster:
+    """`agents` agents `n0`, `n1`, ... with an orchestrator and a NATS server of their own, in `folder`.
+
+        async with LocalCluster(folder, store) as cluster, Client(cluster.url) as client:
+            ...
+
+    Each agent has a store of its own in its folder and fetches what it needs; the orchestrator reads
+    `store`. Entering waits until every agent has reported its capacity, and raises `ResplitError` with the
+    end of its log if a process dies before. Leaving ends and awaits every process, forcibly after a bounded
+    time; should this process itself be killed, the kernel ends them. Unless `threads` says otherwise,
+    agents share the machine's cores evenly. `cores[i]` pins agent i. Keys and what the processes stored
+    stay in `folder` for the next start.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        store: Path,
+        agents: int = 3,
+        *,
+        port: int | None = None,
+        provider: str = "cpu",
+        cores: Sequence[Sequence[int]] | None = None,
+        threads: int | None = None,
+        memory_bytes: int | None = None,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        verbose: bool = False,
+    ) -> None:
+        if agents < 1:
+            raise ResplitError(ErrorCode.INVALID_REQUEST, f"a cluster needs an agent, not {agents}", "agents")
+        if cores is not None and len(cores) != agents:
+            raise ResplitError(ErrorCode.INVALID_REQUEST, f"{len(cores)} core lists for {agents} agents", "cores")
+        self.folder = folder.absolute()
+        self.store = store.absolute()
+        self.agents = tuple(NodeId(f"n{i}") for i in range(agents))
+        self._provider = provider
+        self._cores = cores
+        self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
+        self._memory_bytes = memory_bytes
+        self._verbose = verbose
+        self._server = NatsServer(self.folder / NATS, port, max_payload_bytes)
+        self._children: dict[str, Child] = {NATS: self._server.child}
+        self._lock: IO[str] | None = None
+
+    @property
+    def url(self) -> str:
+        """Where clients connect."""
+        return self._server.url
+
+    @property
+    def keys(self) -> Path:
+        """The key folder of the whole cluster."""
+        return self.folder / "keys"
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """The running processes: name -> pid."""
+        return {name: child.pid for name, child in self._children.items() if child.pid is not None}
+
+    def log(self, name: str) -> Path:
+        """The log file of a process."""
+        return self._children[name].log
+
+    async def __aenter__(self) -> Self:
+        self._lock_folder()
+        try:
+            self._make_keys()
+            await self._server.start()
+            self._children |= {ORCHESTRATOR: self._orchestrator()}
+            self._children |= {node: self._agent(i, node) for i, node in enumerate(self.agents)}
+            await self._start_and_await([ORCHESTRATOR])
+            await self._start_and_await(self.agents)
+        except BaseException:
+            await self._stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stop()
+
+    async def start(self, name: str) -> None:
+        """Start a process that was killed, and wait until it is back."""
+        if name == NATS:
+            await self._server.start()
+        else:
+            await self._start_and_await([name])
+
+    async def kill(self, name: str) -> None:
+        """Kill a process as a power cut would."""
+        await self._children[name].kill()
+
+    async def first_to_end(self) -> tuple[str, ResplitError]:
+        """Wait until one of the processes that run now ends: its name, and how it ended."""
+        waits = {asyncio.ensure_future(c.ended()): c for c in self._children.values() if c.pid is not None}
+        try:
+            done, _ = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        first = done.pop()
+        return waits[first].name, waits[first].died(first.result())
+
+    async def _start_and_await(self, names: Sequence[str]) -> None:
+        watch = await open_connection(self.url, "resplit-cluster", CONNECT_S, {})
+        try:
+            heard = await _hear_capacity(watch)
+            children = [self._children[name] for name in names]
+            for child in children:
+                await child.start()
+            ready = _until_answering(watch) if ORCHESTRATOR in names else _until_heard(heard, names)
+            await _unless_one_ends(children, ready)
+        finally:
+            await watch.close()
+
+    async def _stop(self) -> None:
+        others = [child for name, child in self._children.items() if name != NATS]
+        try:
+            await asyncio.gather(*(child.stop() for child in others))
+            await self._server.child.stop()
+        finally:
+            for child in self._children.values():
+                await child.kill()
+            if self._lock is not None:
+                self._lock.close()
+                self._lock = None
+
+    def _lock_folder(self) -> None:
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = (self.folder / "lock").open("w")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            lock.close()
+            message = f"another cluster runs in {self.folder}; stop it or choose another folder"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder") from error
+        self._lock = lock
+
+    def _make_keys(self) -> None:
+        if not (self.keys / "trust.json").exists():
+            count = max(IDENTITIES, len(self.agents))
+            create_keys(self.keys, [NodeId(f"n{i}") for i in range(count)])
+        missing = [node for node in self.agents if not (self.keys / f"{node}.key").exists()]
+        if missing:
+            message = f"{self.keys} has no key for {missing[0]}; choose another folder for so many agents"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "agents")
+
+    def _orchestrator(self) -> Child:
+        return self._child(ORCHESTRATOR, ["orchestrator"], self.store)
+
+    def _agent(self, index: int, node: NodeId) -> Child:
+        arguments = ["agent", node, "--provider", self._provider, "--threads", str(self._threads)]
+        if self._memory_bytes is not None:
+            arguments += ["--memory", str(self._memory_bytes)]
+        if self._cores is not None:
+            arguments += ["--cores", ",".join(map(str, self._cores[index]))]
+        return self._child(node, arguments, self.folder / node / "store")
+
+    def _child(self, name: str, arguments: Sequence[str], store: Path) -> Child:
+        common = ["--url", self.url, "--keys", str(self.keys), "--store", str(store)]
+        verbose = ["--verbose"] if self._verbose else []
+        command = [sys.executable, "-m", "resplit", *arguments, *common, *verbose]
+        return Child(name, command, self.folder / name / "log")
+
+
+Heard = defaultdict[str, asyncio.Event]
+
+
+async def _hear_capacity(connection: Nats) -> Heard:
+    heard: Heard = defaultdict(asyncio.Event)
+
+    async def note(message: Msg) -> None:
+        heard[message.subject.rsplit(".", 1)[-1]].set()
+
+    await connection.subscribe(subjects.ALL_CAPACITY, cb=note)
+    await connection.flush()
+    return heard
+
+
+async def _until_heard(heard: Heard, names: Sequence[str]) -> None:
+    try:
+        async with asyncio.timeout(AGENTS_READY_S):
+            await asyncio.gather(*(heard[name].wait() for name in names))
+    except TimeoutError as error:
+        silent = ", ".join(name for name in names if not heard[name].is_set())
+        message = f"no capacity report from {silent} after {AGENTS_READY_S:g} s"
+        raise ResplitError(ErrorCode.TIMEOUT, message) from error
+
+
+async def _until_answering(connection: Nats) -> None:
+    try:
+        async with asyncio.timeout(ORCHESTRATOR_READY_S):
+            while True:
+                with suppress(NatsError):  # no responders yet
+                    await connection.request(subjects.control("status"), b"", timeout=ASK_S)
+                    return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        message = f"the orchestrator does not answer after {ORCHESTRATOR_READY_S:g} s"
+        raise ResplitError(ErrorCode.TIMEOUT, message) from error
+
+
+async def _unless_one_ends(children: Sequence[Child], ready: Coroutine[Any, Any, None]) -> None:
+    waiting = asyncio.ensure_future(ready)
+    ends = {asyncio.ensure_future(child.ended()): child for child in children}
+    try:
+        await asyncio.wait({waiting, *ends}, return_when=asyncio.FIRST_COMPLETED)
+        for end, child in ends.items():
+            if end.done():
+                raise child.died(end.result())
+        await waiting
+    finally:
+        for future in (waiting, *ends):
+            future.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)

@@ -1,0 +1,143 @@
+"""`resplit models`: what is in this machine's store."""
+
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from resplit.exits import Commands
+from resplit.options import DEFAULT_STORE, AsJson, StoreFolder
+from resplit.output import Progress, print_json, print_table, progress_bar, size
+
+if TYPE_CHECKING:
+    from models.store import Store
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, look at, verify and remove models.")
+
+PrecisionName = Literal["fp32", "fp16", "int4"]
+Model = Annotated[str, typer.Argument(help="A model's name or the digest of its manifest.")]
+
+
+@app.command("import")
+def import_(
+    source: Annotated[str, typer.Argument(help="A Hugging Face folder, `hf:owner/name`, or an ONNX file.")],
+    name: Annotated[str | None, typer.Option(help="What to call it here; default: after its source.")] = None,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Of the weights of a decoder that is exported here.")
+    ] = "fp32",
+    provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a decoder's graph is built for.")] = "cpu",
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Cut a model into blocks and store them."""
+    from models.importer import import_model  # noqa: PLC0415
+
+    opened = _open(store)
+    with progress_bar() as progress:
+        imported, digest = import_model(source, opened, name, precision, progress, provider)
+    if as_json:
+        print_json({"name": imported, "digest": digest})
+        return
+    manifest = opened.manifest(digest)
+    print(f"{imported}: {len(manifest.blocks)} blocks, {size(manifest.stored_bytes)}, digest {digest}")
+
+
+@app.command("list")
+def list_(store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """List the models in the store."""
+    opened = _open(store)
+    manifests = {name: (digest, opened.manifest(digest)) for name, digest in opened.names().items()}
+    if as_json:
+        summary = [
+            {
+                "name": name,
+                "digest": digest,
+                "kind": m.kind,
+                "precision": m.precision,
+                "blocks": len(m.blocks),
+                "bytes": m.stored_bytes,
+            }
+            for name, (digest, m) in manifests.items()
+        ]
+        print_json({"models": summary})
+        return
+    if not manifests:
+        print(f"no models in {opened.root}; import one with `resplit models import`")
+        return
+    rows = [
+        [name, digest[:12], m.kind, m.precision, str(len(m.blocks)), size(m.stored_bytes)]
+        for name, (digest, m) in manifests.items()
+    ]
+    print_table("", ["name", "digest", "kind", "precision", "blocks", "size"], rows)
+
+
+@app.command()
+def show(model: Model, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """Show a model block by block: what each weighs and what crosses to the next."""
+    opened = _open(store)
+    digest = opened.resolve(model)
+    manifest = opened.manifest(digest)
+    if as_json:
+        print_json({"digest": digest, "manifest": manifest})
+        return
+    print(f"{manifest.name}  {digest}")
+    print(f"  {manifest.kind}, {manifest.architecture}, {manifest.precision}; {size(manifest.stored_bytes)}")
+    print(f"  from {manifest.source}; {manifest.cut}")
+    if manifest.text is not None:
+        print(f"  vocabulary {manifest.text.vocab_size}, context {manifest.text.context_length} tokens")
+    rows = [
+        [
+            str(block.index),
+            block.role,
+            size(block.weight_bytes),
+            str(block.kv_bytes_per_token),
+            f"{block.flops_per_token / 1e6:.2f}",
+            "-" if block.output is None else f"{block.output.dtype}[{','.join(map(str, block.output.shape))}]",
+        ]
+        for block in manifest.blocks
+    ]
+    print_table("", ["block", "role", "weights", "KV bytes/token", "Mflop/token", "passes on"], rows)
+
+
+@app.command()
+def verify(
+    model: Annotated[str | None, typer.Argument(help="A model's name or digest; default: all of them.")] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every file of a model and compare; ends with 3 for a missing file and 1 for a corrupt one."""
+    opened = _open(store)
+    names = [model] if model is not None else list(opened.names())
+    with progress_bar() as progress:
+        for name in names:
+            # Several models are shown one after the other, each under its own name.
+            opened.verify_model(name, partial(_named, progress, name))
+    if as_json:
+        print_json({"verified": names})
+    else:
+        print("\n".join(f"{name}: every file is whole" for name in names) or "no models to verify")
+
+
+@app.command()
+def remove(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Forget a model and delete the files that no other model uses."""
+    freed = _open(store).remove(name)
+    if as_json:
+        print_json({"removed": name, "freed_bytes": freed})
+    else:
+        print(f"{name}: removed, {size(freed)} freed")
+
+
+def _named(progress: Progress, name: str, what: str, done: int, total: int) -> None:
+    progress(f"{what} {name}", done, total)
+
+
+def _open(folder: Path) -> "Store":
+    from models.store import Store  # noqa: PLC0415
+
+    return Store(folder.expanduser())

@@ -1,0 +1,181 @@
+"""Commands that run something until it is told to stop: up, agent, orchestrator; and the keys they need."""
+
+import asyncio
+import logging
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from resplit.defaults import DEFAULT_URL
+from resplit.options import DEFAULT_FOLDER, DEFAULT_STORE, AsJson, Keys, StoreFolder, Url, Verbose
+from resplit.output import print_json, spinner
+from schemas.base import NodeId
+from schemas.errors import ErrorCode, ResplitError
+
+if TYPE_CHECKING:
+    from resplit.cluster import LocalCluster
+
+ProviderName = Literal["cpu", "cuda", "auto"]
+UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+NATS_PORT = 4222
+
+Provider = Annotated[ProviderName, typer.Option(help="Where blocks run; `auto` takes a GPU where there is one.")]
+Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of an agent; default: its share of cores.")]
+Memory = Annotated[
+    str | None, typer.Option(help="What an agent may use for weights and caches, as `2GiB`; default: what is free.")
+]
+
+
+def up(
+    agents: Annotated[int, typer.Option(min=1, help="How many agents to run.")] = 3,
+    store: StoreFolder = DEFAULT_STORE,
+    folder: Annotated[Path, typer.Option(help="Where the cluster keeps keys, stores and logs.")] = DEFAULT_FOLDER,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, help="The NATS server's port; 0 takes a free one.")
+    ] = NATS_PORT,
+    provider: Provider = "cpu",
+    threads: Threads = None,
+    memory: Memory = None,
+    as_json: AsJson = False,
+    verbose: Verbose = False,
+) -> None:
+    """Run a whole cluster on this machine: NATS, an orchestrator and agents, until Ctrl-C or SIGTERM."""
+    from resplit.cluster import LocalCluster  # noqa: PLC0415
+    from resplit.running import log_to_stderr, run_until_told  # noqa: PLC0415
+
+    log_to_stderr(logging.INFO if verbose else logging.WARNING)
+    cluster = LocalCluster(
+        folder.expanduser(),
+        store.expanduser(),
+        agents,
+        port=port or None,
+        provider=provider,
+        threads=threads,
+        memory_bytes=None if memory is None else parse_size(memory),
+        verbose=verbose,
+    )
+    run_until_told(_keep_up(cluster, as_json))
+
+
+def agent(
+    node: Annotated[str, typer.Argument(help="This node's name, as it stands in the key folder.")],
+    keys: Keys,
+    url: Url = DEFAULT_URL,
+    store: StoreFolder = DEFAULT_STORE,
+    provider: Provider = "auto",
+    threads: Threads = None,
+    memory: Memory = None,
+    cores: Annotated[str | None, typer.Option(help="Cores to stay on, as `0,1` or `0-3`; default: all.")] = None,
+    listen: Annotated[str, typer.Option(help="host:port for links from other agents; port 0 is any.")] = "127.0.0.1:0",
+    advertise: Annotated[str | None, typer.Option(help="host:port others reach it at, if not `--listen`.")] = None,
+    verbose: Verbose = False,
+) -> None:
+    """Run one agent on this machine until Ctrl-C or SIGTERM."""
+    from agent.config import AgentConfig  # noqa: PLC0415
+    from agent.shell import run  # noqa: PLC0415
+    from resplit.running import log_to_stderr, run_service  # noqa: PLC0415
+
+    config = AgentConfig(
+        node=NodeId(node),
+        url=url,
+        keys=keys.expanduser(),
+        store=store.expanduser(),
+        provider=provider,
+        threads=threads,
+        memory_bytes=None if memory is None else parse_size(memory),
+        listen=listen,
+        advertise=advertise,
+        cores=None if cores is None else parse_cores(cores),
+    )
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
+    run_service(run(config))
+
+
+def orchestrator(
+    keys: Keys, url: Url = DEFAULT_URL, store: StoreFolder = DEFAULT_STORE, verbose: Verbose = False
+) -> None:
+    """Run the orchestrator until Ctrl-C or SIGTERM; it offers the models in its store to the agents."""
+    from orchestrator.shell import OrchestratorConfig, run  # noqa: PLC0415
+    from resplit.running import log_to_stderr, run_service  # noqa: PLC0415
+
+    log_to_stderr(logging.DEBUG if verbose else logging.INFO)
+    run_service(run(OrchestratorConfig(url=url, keys=keys.expanduser(), store=store.expanduser())))
+
+
+def keys(
+    folder: Annotated[Path, typer.Argument(help="The key folder to make.")],
+    nodes: Annotated[list[str], typer.Argument(help="The agents' names.", metavar="NODE...")],
+    as_json: AsJson = False,
+) -> None:
+    """Make the keys of a cluster: an authority, an orchestrator and each NODE.
+
+    Copy the folder to every machine and leave out the private files (*.key) of the other names.
+    """
+    from bus.keys import ORCHESTRATOR, create_keys  # noqa: PLC0415
+
+    folder = folder.expanduser()
+    if (folder / "trust.json").exists():
+        message = f"{folder} holds keys already; a new set would shut out every node that has the old one"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
+    _check_names(nodes)
+    create_keys(folder, [NodeId(node) for node in nodes])
+    if as_json:
+        print_json({"folder": str(folder), "orchestrator": ORCHESTRATOR, "nodes": nodes})
+    else:
+        print(f"{folder}: keys of {ORCHESTRATOR}, {', '.join(nodes)}")
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `4096`, `512M`, `2GiB`, ...; raises `ResplitError(INVALID_REQUEST)`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a size such as 512MiB or 2GiB", "memory")
+    return int(float(match[1]) * UNITS[match[2].upper()])
+
+
+def parse_cores(text: str) -> tuple[int, ...]:
+    """Core numbers from `0,2,4-7`; raises `ResplitError(INVALID_REQUEST)`."""
+    if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text) is None:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a list of cores such as 0,2,4-7", "cores")
+    ends = [part.partition("-") for part in text.split(",")]
+    return tuple(core for first, _, last in ends for core in range(int(first), int(last or first) + 1))
+
+
+async def _keep_up(cluster: "LocalCluster", as_json: bool) -> None:
+    from resplit.server import NATS  # noqa: PLC0415
+
+    with spinner("starting"):
+        await cluster.__aenter__()
+    try:
+        _announce(cluster, as_json)
+        while True:
+            name, error = await cluster.first_to_end()
+            if name == NATS or len(cluster.processes) <= 1:
+                raise error
+            logging.getLogger(__name__).error("a process of the cluster ended: %s", error.message)
+    finally:
+        with spinner("stopping"):
+            await asyncio.shield(cluster.__aexit__(None, None, None))
+
+
+def _announce(cluster: "LocalCluster", as_json: bool) -> None:
+    if as_json:
+        paths = {"store": str(cluster.store), "keys": str(cluster.keys), "folder": str(cluster.folder)}
+        print_json({"url": cluster.url, **paths, "processes": cluster.processes})
+        return
+    print(f"{len(cluster.agents)} agents are up at {cluster.url}  (Ctrl-C stops everything)")
+    print(f"  models from   {cluster.store}")
+    print(f"  keys and logs {cluster.folder}")
+    print(f"\nIn another terminal:\n  export RESPLIT_URL={cluster.url} RESPLIT_STORE={cluster.store}", end="")
+    print(f" RESPLIT_KEYS={cluster.keys}\n  resplit deploy MODEL\n  resplit status", flush=True)
+
+
+def _check_names(nodes: list[str]) -> None:
+    from schemas.base import NAME_PATTERN  # noqa: PLC0415
+
+    for node in nodes:
+        if re.match(NAME_PATTERN, node) is None:
+            message = f"{node!r} cannot name a node; use lower-case letters, digits, '_' and '-'"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "nodes")

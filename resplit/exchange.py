@@ -1,0 +1,118 @@
+"""One exchange over NATS: a connection, a request sent, its replies awaited with a bound on silence."""
+
+import asyncio
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Self, TypeVar
+
+import msgpack
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+from nats.errors import BadSubjectError, MaxPayloadError
+from nats.errors import Error as NatsError
+
+from resplit.replies import RequestError, read_error
+
+JSON = "application/json"
+MSGPACK = "application/msgpack"
+CONTENT_TYPE = "Content-Type"
+NO_RESPONDERS = "503"
+
+Reply = dict[str, Any]
+Argument = TypeVar("Argument")
+Result = TypeVar("Result")
+
+
+async def open_connection(url: str, name: str, timeout_s: float, options: Mapping[str, Any]) -> Nats:
+    """Connect to the server at `url`, which must be there now; raises `RequestError("unreachable")` if it is not.
+
+    The connection then outlives restarts of the server.
+    """
+    connection = Nats()
+
+    async def failed(error: Exception) -> None:
+        # Before the first connection is up, nats-py would report a refused one here and try for ever.
+        if not connection.is_connected and not connection.is_reconnecting and isinstance(error, OSError):
+            raise error
+
+    try:
+        async with asyncio.timeout(timeout_s):
+            settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 1, "error_cb": failed, **options}
+            await connection.connect(url, name=name, **settings)
+    except (OSError, NatsError, TimeoutError, ValueError) as error:
+        reason = str(error) or type(error).__name__
+        raise RequestError("unreachable", f"no NATS server answers at {url}: {reason}") from error
+    return connection
+
+
+class Replies:
+    """The replies to one request, in order of arrival, with silence and errors turned into `RequestError`."""
+
+    def __init__(self, connection: Nats, request_id: str, content_type: str, idle_timeout_s: float) -> None:
+        self._connection = connection
+        self._request_id = request_id
+        self._content_type = content_type
+        self._idle_timeout_s = idle_timeout_s
+        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by what one request may produce
+        self.is_over = False
+        """The cluster has ended the request: there is nothing left to cancel."""
+
+    async def put(self, message: Msg) -> None:
+        self._arrived.put_nowait(message)
+
+    def finished(self) -> None:
+        self.is_over = True
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Reply:
+        try:
+            async with asyncio.timeout(self._idle_timeout_s):
+                message = await self._arrived.get()
+        except TimeoutError:
+            where = "is connected" if self._connection.is_connected else "is not connected"
+            text = f"nothing came for {self._idle_timeout_s:g} s (the client {where})"
+            raise RequestError("timeout", text, None, self._request_id) from None
+        headers = message.headers or {}
+        if not message.data and headers.get("Status") == NO_RESPONDERS:
+            self.is_over = True
+            deployment = "no agent serves a deployment of this name; `resplit status` lists those there are"
+            raise RequestError("unknown_deployment", deployment, None, self._request_id)
+        reply = read(_decode, (message.data, headers.get(CONTENT_TYPE, self._content_type)), self._request_id)
+        error = read(lambda plain: read_error(plain, self._request_id), reply, self._request_id)
+        if error is not None:
+            self.is_over = True
+            raise error
+        return reply
+
+
+def read(reader: Callable[[Argument], Result], reply: Argument, request_id: str) -> Result:
+    """What `reader` makes of a reply; raises `RequestError("internal")` where it makes no sense of it."""
+    try:
+        return reader(reply)
+    except (KeyError, TypeError, ValueError, AttributeError, msgpack.UnpackException) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise RequestError("internal", f"a reply that makes no sense ({reason})", None, request_id) from error
+
+
+def _decode(message: tuple[bytes, str]) -> Reply:
+    data, content_type = message
+    plain = msgpack.unpackb(data) if content_type.startswith(MSGPACK) else json.loads(data)
+    if not isinstance(plain, dict):
+        raise TypeError("a reply is an object")
+    return plain
+
+
+async def send(sending: Awaitable[Result], request_id: str) -> Result:
+    """Await a call to nats-py with its errors turned into `RequestError`."""
+    try:
+        return await sending
+    except MaxPayloadError as error:
+        text = "the request is larger than the NATS server lets through (max_payload)"
+        raise RequestError("payload_too_large", text, None, request_id) from error
+    except BadSubjectError as error:
+        text = "no deployment can have this name"
+        raise RequestError("unknown_deployment", text, None, request_id) from error
+    except (NatsError, OSError) as error:
+        raise RequestError("unreachable", f"the request could not be sent: {error}", None, request_id) from error

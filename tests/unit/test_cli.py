@@ -1,0 +1,280 @@
+"""The command line: what it prints, for people and for programs, and how it ends."""
+
+import asyncio
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import nats
+import numpy as np
+import onnx
+import pytest
+from nats.aio.msg import Msg
+from typer.testing import CliRunner, Result
+
+from bus.connection import connect, ensure_streams
+from bus.keys import create_keys, load_identity
+from resplit.cli import app
+from resplit.commands.deployments import default_name, parse_placement
+from resplit.commands.serve import parse_cores, parse_size
+from resplit.exits import Exit, exit_of
+from resplit.server import NatsServer
+from schemas import subjects
+from schemas.audit import AuditEvent, AuditKind
+from schemas.base import NodeId
+from schemas.envelope import AUDIT_TYPE, seal
+from schemas.errors import ErrorCode, ResplitError
+
+NODE = NodeId("n0")
+
+
+def run(*arguments: object, stdin: str | None = None) -> Result:
+    """Run one command; in a thread, because `asyncio.run` takes the loop of the thread it runs in."""
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(CliRunner().invoke, app, [str(a) for a in arguments], input=stdin).result()
+
+
+@pytest.fixture
+def loop() -> Iterator[Callable[[Any], Any]]:
+    """Runs coroutines on a loop in another thread, so that commands can run a loop of their own here."""
+    background = asyncio.new_event_loop()
+    thread = threading.Thread(target=background.run_forever)
+    thread.start()
+    yield lambda work: asyncio.run_coroutine_threadsafe(work, background).result(30)
+    background.call_soon_threadsafe(background.stop)
+    thread.join()
+    background.close()
+
+
+@pytest.fixture
+def server_url(tmp_path: Path, loop: Callable[[Any], Any]) -> Iterator[str]:
+    server = NatsServer(tmp_path / "nats")
+    loop(server.start())
+    yield server.url
+    loop(server.child.stop())
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    """Two matrix products in a row, [batch, 4] to [batch, 4]."""
+    weights = [np.full((4, 4), value, np.float32) for value in (0.5, 0.25)]
+    given, result = (
+        onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y")
+    )
+    nodes = [onnx.helper.make_node("MatMul", ["x", "a"], ["h"]), onnx.helper.make_node("MatMul", ["h", "b"], ["y"])]
+    constants = [onnx.numpy_helper.from_array(w, name) for w, name in zip(weights, "ab", strict=True)]
+    graph = onnx.helper.make_graph(nodes, "two", [given], [result], constants)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "two.onnx")
+    return tmp_path / "two.onnx"
+
+
+def test_every_command_has_help_that_lists_its_options() -> None:
+    listed = re.findall(r"│ ([a-z]+)  ", run("--help").output)
+    assert {"up", "agent", "orchestrator", "keys", "models", "deploy", "remove", "status", "infer"} | {
+        "events",
+        "demo",
+    } <= set(listed)
+    for command in listed:
+        shown = run(command, "--help")
+        assert (shown.exit_code, "Usage" in shown.output) == (0, True)
+
+
+def test_the_help_documents_the_exit_codes() -> None:
+    text = " ".join(run("--help").output.split())
+    for code in (Exit.OK, Exit.FAILED, Exit.USAGE, Exit.NOT_FOUND, Exit.REFUSED, Exit.UNREACHABLE, Exit.OVERLOADED):
+        assert f"{int(code)} " in text
+    assert "130 interrupted" in text
+
+
+def test_every_error_code_has_an_exit_code_that_says_it_went_wrong() -> None:
+    assert all(exit_of(code) is not Exit.OK for code in ErrorCode)
+    assert exit_of("a code of a later release") is Exit.FAILED
+
+
+@pytest.mark.parametrize(
+    "arguments", [["infer", "adder"], ["agent", "n0"], ["nonsense"], ["infer", "adder", "1+2=", "--max-tokens", "0"]]
+)
+def test_a_malformed_command_is_a_usage_error(arguments: list[str]) -> None:
+    assert run(*arguments).exit_code == Exit.USAGE
+
+
+def test_no_server_is_one_line_and_unreachable() -> None:
+    for command in (["infer", "adder", "1+2="], ["events"], ["status"], ["deploy", "adder"], ["remove", "adder"]):
+        ended = run(*command, "--url", "nats://127.0.0.1:9")
+        assert ended.exit_code == Exit.UNREACHABLE
+        assert re.fullmatch(r"error: no NATS server answers at nats://127.0.0.1:9: .* \(unreachable\)\n", ended.stderr)
+
+
+def test_asking_for_a_deployment_nobody_serves_is_not_found(server_url: str) -> None:
+    ended = run("infer", "absent", "1+2=", "--url", server_url)
+    assert (ended.exit_code, ended.stdout) == (Exit.NOT_FOUND, "")
+    assert ended.stderr.startswith("error: no agent serves") and ended.stderr.endswith("(unknown_deployment)\n")
+
+
+USAGE = {
+    "prompt_tokens": 3, "completion_tokens": 2, "total_tokens": 5, "queued_ms": 0.0, "ttft_ms": 1.0, "tpot_ms": 1.0,
+    "total_ms": 2.0, "network_ms": 1.0, "epoch": 1, "route": 0, "stages": [],
+}  # fmt: skip
+
+
+def test_infer_streams_text_and_with_json_one_line_a_token(server_url: str, loop: Callable[[Any], Any]) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def answer(message: Msg) -> None:
+        body = json.loads(message.data)
+        seen.append(body)
+        for index, last in enumerate([{}, {"finish_reason": "stop", "usage": USAGE}]):
+            reply = {"request_id": body["request_id"], "index": index, "token_id": 3 + index, "text": "3|"[index]}
+            await peer.publish(message.reply, json.dumps(reply | last).encode())
+
+    peer = loop(nats.connect(server_url))
+    loop(peer.subscribe("resplit.v1.infer.adder", cb=answer))
+    loop(peer.flush())
+    assert run("infer", "adder", "-", "--url", server_url, "--seed", 7, stdin="1+2=").stdout == "3|\n"
+    lines = run("infer", "adder", "1+2", "--chat", "--json", "--url", server_url).stdout.splitlines()
+    tokens = [json.loads(line) for line in lines]
+    loop(peer.close())
+    assert [(t["index"], t["text"], t.get("finish_reason")) for t in tokens] == [(0, "3", None), (1, "|", "stop")]
+    assert (seen[0]["prompt"], seen[0]["seed"], seen[0]["max_tokens"]) == ("1+2=", 7, 256)
+    assert seen[1]["messages"] == [{"role": "user", "content": "1+2"}]
+    assert "prompt" not in seen[1]
+
+
+def test_keys_are_made_once_and_never_over_others(tmp_path: Path) -> None:
+    folder = tmp_path / "keys"
+    made = run("keys", folder, "n0", "n1", "--json")
+    assert json.loads(made.stdout) == {"folder": str(folder), "orchestrator": "orchestrator", "nodes": ["n0", "n1"]}
+    before = (folder / "trust.json").read_bytes()
+    again = run("keys", folder, "n2")
+    assert (again.exit_code, (folder / "trust.json").read_bytes()) == (Exit.USAGE, before)
+    assert run("keys", tmp_path / "other", "Not a name").exit_code == Exit.USAGE
+    assert not (tmp_path / "other").exists()
+
+
+def test_models_are_imported_listed_shown_verified_and_removed(tmp_path: Path, onnx_file: Path) -> None:
+    store = ["--store", tmp_path / "store"]
+    assert json.loads(run("models", "list", "--json", *store).stdout) == {"models": []}
+    imported = run("models", "import", onnx_file, "--name", "two", "--json", *store)
+    assert imported.exit_code == Exit.OK, imported.stderr
+    digest = json.loads(imported.stdout)["digest"]
+    listed = json.loads(run("models", "list", "--json", *store).stdout)["models"]
+    assert [(m["name"], m["digest"], m["kind"]) for m in listed] == [("two", digest, "tensor")]
+    assert "two" in run("models", "list", *store).stdout
+    shown = json.loads(run("models", "show", "two", "--json", *store).stdout)
+    assert (shown["digest"], shown["manifest"]["name"]) == (digest, "two")
+    assert digest in run("models", "show", "two", *store).stdout
+    assert json.loads(run("models", "verify", "--json", *store).stdout) == {"verified": ["two"]}
+    freed = json.loads(run("models", "remove", "two", "--json", *store).stdout)
+    assert freed["removed"] == "two" and freed["freed_bytes"] > 0
+    for gone in (["show", "two"], ["verify", "two"], ["remove", "two"]):
+        ended = run("models", *gone, *store)
+        assert (ended.exit_code, "(unknown_model, model)" in ended.stderr) == (Exit.NOT_FOUND, True)
+
+
+def test_a_corrupt_file_of_a_model_is_found(tmp_path: Path, onnx_file: Path) -> None:
+    store = ["--store", tmp_path / "store"]
+    run("models", "import", onnx_file, "--name", "two", *store)
+    shown = json.loads(run("models", "show", "two", "--json", *store).stdout)
+    blob = tmp_path / "store" / "blobs" / shown["manifest"]["blocks"][0]["graph"]["digest"]
+    blob.chmod(0o644)
+    blob.write_bytes(blob.read_bytes() + b" ")
+    ended = run("models", "verify", *store)
+    assert (ended.exit_code, "(corrupt_file" in ended.stderr) == (Exit.FAILED, True)
+
+
+def test_events_are_shown_with_how_far_they_may_be_believed(
+    tmp_path: Path, server_url: str, loop: Callable[[Any], Any]
+) -> None:
+    keys, others = tmp_path / "keys", tmp_path / "others"
+    create_keys(keys, [NODE])
+    create_keys(others, [NODE])
+    loop(publish_events(server_url, keys, others))
+    shown = [json.loads(line) for line in run("events", "--json", "--url", server_url).stdout.splitlines()]
+    assert [(e["kind"], e["standing"]) for e in shown] == [
+        ("node_joined", "unverified"),
+        ("plan_applied", "unverified"),
+    ]
+    verified = run("events", "--json", "--url", server_url, "--keys", keys).stdout.splitlines()
+    assert [json.loads(line)["standing"] for line in verified] == ["verified", "forged"]
+    lines = run("events", "--url", server_url, "--keys", keys, "--deployment", "adder").stdout.splitlines()
+    assert len(lines) == 1 and lines[0].endswith("a plan took effect blocks=4  [FORGED]")
+    assert run("events", "--url", server_url, "--keys", tmp_path).exit_code == Exit.USAGE
+
+
+def test_events_of_a_server_without_an_audit_stream_say_so(server_url: str) -> None:
+    assert run("events", "--url", server_url).exit_code == Exit.UNREACHABLE
+
+
+async def publish_events(url: str, keys: Path, others: Path) -> None:
+    connection = await connect(url, "test")
+    js = await ensure_streams(connection)
+    at = datetime(2026, 1, 2, tzinfo=UTC)
+    joined = AuditEvent(at=at, source=NODE, kind=AuditKind.NODE_JOINED, message="a node joined")
+    applied = AuditEvent(
+        at=at,
+        source=NODE,
+        kind=AuditKind.PLAN_APPLIED,
+        message="a plan took effect",
+        deployment="adder",
+        epoch=1,
+        fields={"blocks": 4},
+    )
+    for event, folder in ((joined, keys), (applied, others)):
+        identity = load_identity(folder, NODE)
+        await js.publish(subjects.audit(NODE, event.kind), seal(event, AUDIT_TYPE, NODE, identity.key))
+    await connection.close()
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("4096", 4096), ("512M", 512 << 20), ("2GiB", 2 << 30), ("1.5kb", 1536), ("3 TiB", 3 << 40)]
+)
+def test_sizes_are_read_in_binary_units(text: str, found: int) -> None:
+    assert parse_size(text) == found
+
+
+def test_cores_are_read_as_numbers_and_ranges() -> None:
+    assert parse_cores("0,2,4-7") == (0, 2, 4, 5, 6, 7)
+
+
+@pytest.mark.parametrize("read", [parse_size, parse_cores])
+@pytest.mark.parametrize("text", ["", "two", "-1", "1,,2", "0-"])
+def test_what_is_neither_size_nor_cores_is_refused(read: Callable[[str], object], text: str) -> None:
+    with pytest.raises(ResplitError):
+        read(text)
+
+
+def test_a_placement_is_read_as_stages() -> None:
+    stages = parse_placement("n0:0-3, n1:4")
+    assert [(stage.node, stage.first, stage.last) for stage in stages] == [("n0", 0, 3), ("n1", 4, 4)]
+
+
+@pytest.mark.parametrize("text", ["", "n0", "n0:1-0", "n0:a-b", "N0:0-1", "n0:0-1,"])
+def test_what_is_no_placement_is_refused(text: str) -> None:
+    with pytest.raises(ResplitError) as caught:
+        parse_placement(text)
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "place")
+
+
+@pytest.mark.parametrize(
+    ("model", "name"), [("adder", "adder"), ("Qwen2.5-0.5B", "qwen2-5-0-5b"), ("ab" * 32, "abababababab")]
+)
+def test_a_deployment_is_called_like_its_model(model: str, name: str) -> None:
+    assert default_name(model) == name
+
+
+def test_a_server_without_an_orchestrator_is_unreachable(server_url: str) -> None:
+    for command in (["status"], ["deploy", "adder"], ["deploy", "adder", "--no-wait"], ["remove", "adder"]):
+        ended = run(*command, "--url", server_url)
+        assert (ended.exit_code, "no orchestrator answers" in ended.stderr) == (Exit.UNREACHABLE, True)
+
+
+def test_a_malformed_deployment_is_a_usage_error(server_url: str) -> None:
+    for more in (["--name", "No name"], ["--place", "n0"], ["--chunk", "9999999"]):
+        ended = run("deploy", "adder", *more, "--url", server_url)
+        assert (ended.exit_code, "(invalid_request" in ended.stderr) == (Exit.USAGE, True)

@@ -1,0 +1,297 @@
+"""The client against a real nats-server and a peer that speaks the wire protocol, well and badly."""
+
+import ast
+import asyncio
+import json
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import nats
+import pytest
+from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
+
+import resplit
+from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage
+from resplit.server import NatsServer
+
+Handler = Callable[[Nats, Msg, dict[str, Any]], Awaitable[None]]
+
+USAGE = {
+    "prompt_tokens": 3,
+    "completion_tokens": 4,
+    "total_tokens": 7,
+    "queued_ms": 0.5,
+    "ttft_ms": 4.0,
+    "tpot_ms": 1.5,
+    "total_ms": 8.5,
+    "network_ms": 1.0,
+    "epoch": 2,
+    "route": 0,
+    "stages": [{"node": "n0", "first": 0, "last": 9, "compute_ms": 6.0, "queue_ms": 1.0, "calls": 4}],
+}
+READ_USAGE = Usage(
+    prompt_tokens=3,
+    completion_tokens=4,
+    total_tokens=7,
+    queued_ms=0.5,
+    total_ms=8.5,
+    network_ms=1.0,
+    epoch=2,
+    route=0,
+    stages=(StageTiming("n0", 0, 9, 6.0, 1.0, 4),),
+    ttft_ms=4.0,
+    tpot_ms=1.5,
+)
+IDS = [11, 12, 13, 14]
+
+
+@pytest.fixture
+async def server_url(tmp_path: Path) -> AsyncIterator[str]:
+    server = NatsServer(tmp_path / "nats")
+    await server.start()
+    yield server.url
+    await server.child.stop()
+
+
+@pytest.fixture
+async def peer(server_url: str) -> AsyncIterator[Nats]:
+    connection = await nats.connect(server_url)
+    yield connection
+    await connection.close()
+
+
+async def serve(peer: Nats, handler: Handler, deployment: str = "adder") -> asyncio.Queue[str]:
+    """Answer requests with `handler`; the queue yields the ids that clients cancel."""
+    cancelled: asyncio.Queue[str] = asyncio.Queue()
+
+    async def answer(message: Msg) -> None:
+        content_type = (message.headers or {}).get("Content-Type", "")
+        body = msgpack.unpackb(message.data) if "msgpack" in content_type else json.loads(message.data)
+        await handler(peer, message, body)
+
+    async def cancel(message: Msg) -> None:
+        cancelled.put_nowait(message.subject.rsplit(".", 1)[-1])
+
+    await peer.subscribe(f"resplit.v1.infer.{deployment}", "ingress", cb=answer)
+    await peer.subscribe("resplit.v1.cancel.*", cb=cancel)
+    await peer.flush()
+    return cancelled
+
+
+def token(request_id: str, index: int, **more: Any) -> dict[str, Any]:
+    last = {"finish_reason": "stop", "usage": USAGE} if index == len(IDS) - 1 else {}
+    return {"request_id": request_id, "index": index, "token_id": IDS[index], "text": chr(97 + index), **last, **more}
+
+
+def replying(order: list[int]) -> Handler:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        accepted = {"request_id": body["request_id"], "status": "accepted", "deployment": "adder", "epoch": 2}
+        for reply in (accepted, *(token(body["request_id"], index) for index in order)):
+            await peer.publish(message.reply, json.dumps(reply).encode())
+
+    return handler
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 1, 0, 1, 2, 2, 3, 3], [2, 0, 3, 1], [3, 3, 2, 1, 1, 0]])
+async def test_each_token_is_delivered_once_and_in_order_whatever_the_wire_does(
+    server_url: str, peer: Nats, order: list[int]
+) -> None:
+    cancelled = await serve(peer, replying(order))
+    async with Client(server_url) as client:
+        found = [t async for t in client.stream("adder", "1+2=", request_id="r1")]
+    last = Token("r1", 3, 14, "d", finish_reason="stop", usage=READ_USAGE)
+    assert found == [Token("r1", 0, 11, "a"), Token("r1", 1, 12, "b"), Token("r1", 2, 13, "c"), last]
+    await peer.flush()
+    assert cancelled.empty(), "a finished request is not cancelled"
+
+
+async def test_a_completion_is_the_stream_gathered(server_url: str, peer: Nats) -> None:
+    await serve(peer, replying([1, 0, 2, 2, 3]))
+    async with Client(server_url) as client:
+        answers = await asyncio.gather(*(client.complete("adder", "1+2=") for _ in range(20)))
+    assert {(a.token_ids, a.text, a.finish_reason, a.usage) for a in answers} == {
+        ((11, 12, 13, 14), "abcd", "stop", READ_USAGE)
+    }
+    assert len({a.request_id for a in answers}) == 20
+
+
+async def test_the_request_is_what_the_protocol_says(server_url: str, peer: Nats) -> None:
+    seen: list[dict[str, Any]] = []
+
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        seen.append(body)
+        await replying([0, 1, 2, 3])(peer, message, body)
+
+    await serve(peer, handler)
+    messages = [{"role": "user", "content": "1+2"}]
+    async with Client(server_url) as client:
+        await client.complete("adder", messages=messages, seed=None, max_tokens=9, request_id="mine")
+    assert seen == [{"request_id": "mine", "max_tokens": 9, "messages": messages, "stream": True}]
+
+
+async def test_logprobs_reach_the_application(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        top = [{"token_id": 5, "logprob": -0.5}]
+        for index in range(4):
+            reply = token(body["request_id"], index, logprob=-float(index), top_logprobs=top)
+            await peer.publish(message.reply, json.dumps(reply).encode())
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        answer = await client.complete("adder", "1+2=", logprobs=1)
+    assert answer.logprobs == (0.0, -1.0, -2.0, -3.0)
+    assert answer.top_logprobs == ((resplit.TokenLogprob(5, -0.5),),) * 4
+
+
+async def test_nobody_serving_is_told_at_once(server_url: str) -> None:
+    async with Client(server_url) as client:
+        for name in ("absent", "not a name"):
+            with pytest.raises(RequestError) as caught:
+                await client.complete(name, "1+2=", request_id="r1")
+            assert (caught.value.code, caught.value.request_id) == ("unknown_deployment", "r1")
+
+
+async def test_silence_is_a_timeout_and_cancels(server_url: str, peer: Nats) -> None:
+    cancelled = await serve(peer, replying([0, 2, 3]))  # token 1 never comes
+    found = []
+    async with Client(server_url, idle_timeout_s=0.2) as client:
+        with pytest.raises(RequestError) as caught:
+            async for t in client.stream("adder", "1+2=", request_id="r2"):
+                found.append(t.index)
+    assert (caught.value.code, found) == ("timeout", [0])
+    assert await asyncio.wait_for(cancelled.get(), 5) == "r2"
+
+
+async def test_leaving_early_cancels(server_url: str, peer: Nats) -> None:
+    cancelled = await serve(peer, replying([0, 1]))
+    async with Client(server_url) as client:
+        async with aclosing(client.stream("adder", "1+2=", request_id="r3")) as tokens:
+            async for _ in tokens:
+                break
+        assert await asyncio.wait_for(cancelled.get(), 5) == "r3"
+        async for _ in client.stream("adder", "1+2=", request_id="r4"):
+            break
+        assert await asyncio.wait_for(cancelled.get(), 5) == "r4"
+        waiting = asyncio.create_task(client.complete("adder", "1+2=", request_id="r5"))
+        await asyncio.sleep(0.1)
+        waiting.cancel()
+        assert await asyncio.wait_for(cancelled.get(), 5) == "r5"
+        await client.cancel("r6")
+        assert await asyncio.wait_for(cancelled.get(), 5) == "r6"
+
+
+async def test_an_error_reply_is_raised_with_its_facts(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        error = {"code": "token_out_of_range", "message": "token 99 of 24", "field": "token_ids.0"}
+        await peer.publish(message.reply, json.dumps({"request_id": body["request_id"], "error": error}).encode())
+
+    cancelled = await serve(peer, handler)
+    async with Client(server_url) as client:
+        with pytest.raises(RequestError) as caught:
+            await client.complete("adder", token_ids=[99], request_id="r7")
+    error = caught.value
+    facts = (error.code, error.message, error.field, error.request_id)
+    assert facts == ("token_out_of_range", "token 99 of 24", "token_ids.0", "r7")
+    assert cancelled.empty()
+
+
+async def test_a_token_that_comes_twice_with_different_ids_is_an_error(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        for reply in (token(body["request_id"], 0), token(body["request_id"], 0, token_id=99)):
+            await peer.publish(message.reply, json.dumps(reply).encode())
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        with pytest.raises(RequestError, match="token 0 came as 11 and as 99"):
+            await client.complete("adder", "1+2=")
+
+
+@pytest.mark.parametrize("reply", [b"", b"{", b"[]", b'{"index": 0}', b'{"error": 5}', b'{"error": {"code": "x"}}'])
+async def test_a_reply_that_makes_no_sense_is_an_error_not_a_crash(server_url: str, peer: Nats, reply: bytes) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        await peer.publish(message.reply, reply)
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        with pytest.raises(RequestError) as caught:
+            await client.complete("adder", "1+2=")
+    assert caught.value.code == "internal"
+
+
+async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        assert body["input"] == ["a", "b"]
+        data = [{"index": 1, "embedding": [0.5, 1.0]}, {"index": 0, "embedding": [0.25, 2.0]}]
+        reply = {"request_id": body["request_id"], "data": data, "usage": USAGE}
+        await peer.publish(message.reply, json.dumps(reply).encode())
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        found = await client.embed("adder", ["a", "b"])
+    assert (found.vectors, found.usage) == (((0.25, 2.0), (0.5, 1.0)), READ_USAGE)
+
+
+async def test_tensors_travel_in_the_form_they_were_given(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        assert [i["name"] for i in body["inputs"]] == ["x", "y"]
+        assert body["outputs"] == [{"name": "x"}, {"name": "y"}]
+        reply = {k: body[k] for k in ("request_id", "id")} | {"model_name": "m", "usage": USAGE}
+        packed = msgpack.packb(reply | {"outputs": body["inputs"]})
+        await peer.publish(message.reply, packed, headers={"Content-Type": "application/msgpack"})
+
+    await serve(peer, handler)
+    given: dict[str, Tensor | tuple[list[int], str, list[Any] | bytes]] = {
+        "x": ([2], "UINT8", b"\x01\x02"),
+        "y": Tensor((1, 2), "FP32", [0.5, 1.5]),
+    }
+    async with Client(server_url) as client:
+        found = await client.infer_tensors("adder", given, outputs=["x", "y"])
+    assert found.outputs == {"x": Tensor((2,), "UINT8", b"\x01\x02"), "y": Tensor((1, 2), "FP32", [0.5, 1.5])}
+
+
+async def test_a_request_too_large_for_the_server_is_refused_here(server_url: str) -> None:
+    async with Client(server_url) as client:
+        with pytest.raises(RequestError) as caught:
+            await client.infer_tensors("adder", {"x": ([2 << 20], "UINT8", bytes(2 << 20))})
+    assert caught.value.code == "payload_too_large"
+
+
+async def test_no_server_is_told_at_once() -> None:
+    with pytest.raises(RequestError) as caught:
+        async with asyncio.timeout(2):
+            async with Client("nats://127.0.0.1:9"):
+                pass
+    assert caught.value.code == "unreachable"
+
+
+async def test_a_client_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
+    server = NatsServer(tmp_path)
+    await server.start()
+    try:
+        async with Client(server.url) as client:
+            await server.child.kill()
+            await server.start()
+            peer = await nats.connect(server.url)
+            await serve(peer, replying([0, 1, 2, 3]))
+            async with asyncio.timeout(20):
+                answer = await client.complete("adder", "1+2=")
+            assert answer.token_ids == (11, 12, 13, 14)
+            await peer.close()
+    finally:
+        await server.child.stop()
+
+
+def test_an_application_gets_none_of_our_other_packages_from_the_client() -> None:
+    ours = ["agent", "bus", "models", "orchestrator", "profiler", "schemas", "simulator"]
+    check = f"import sys, resplit; resplit.Client; print([m for m in sys.modules if m.split('.')[0] in {ours}])"
+    root = Path(resplit.__file__).parents[1]
+    found = subprocess.run([sys.executable, "-c", check], cwd=root, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "[]"
+    tree = ast.parse((root / "resplit" / "__init__.py").read_text())
+    assert {a.name for node in tree.body if isinstance(node, ast.Import) for a in node.names} == set()
