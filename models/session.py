@@ -1,0 +1,113 @@
+"""Sessions of ONNX Runtime, opened only on bytes whose hashes were checked."""
+
+import logging
+from pathlib import Path
+from typing import Literal
+
+import onnxruntime as ort
+
+from models.store import Store, missing
+from schemas.base import Digest
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import BlobRef, Block, Manifest
+
+Provider = Literal["cpu", "cuda"]
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+ERRORS_ONLY = 3
+# Threads that spin for work between two tokens steal the cores of every other session on the machine:
+# two processes with spinning pools took 27 ms a token where 13 are possible. So a pool spins only as
+# long as operators of one call follow each other, and stops when the call returns.
+SPIN_US = 200
+
+# What was verified in this process, so that loading the same block again costs one stat a file. A file
+# that changed has another inode, time or size and is hashed again.
+_verified: set[tuple[Digest, int, int, int]] = set()
+
+
+def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: int) -> ort.InferenceSession:
+    """A session over a stored graph whose weights are in `blobs_folder`, with its own thread pool.
+
+    It runs on `provider` or not at all: raises PROVIDER_UNAVAILABLE where the provider is not there and
+    UNSUPPORTED_MODEL where it has no kernel for the graph. The bytes must have been verified (`verified_graph`).
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
+    options.log_severity_level = ERRORS_ONLY
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blobs_folder))
+    wanted = PROVIDERS[provider]
+    _require_provider(provider, wanted)
+    providers = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    try:
+        session = ort.InferenceSession(graph, options, providers=providers)
+    except Exception as error:
+        # ONNX Runtime's errors share no public base class; all mean that this graph cannot be loaded.
+        message = f"ONNX Runtime cannot load the graph on {provider}: {_first_line(error)}"
+        raise ResplitError(ErrorCode.UNSUPPORTED_MODEL, message) from error
+    session.disable_fallback()
+    if wanted not in session.get_providers():
+        raise _unavailable(provider, wanted)
+    return session
+
+
+def verified_graph(store: Store, block: Block) -> bytes:
+    """The graph of a block, after the hashes of it and of all its weights were found right.
+
+    Raises MISSING_BLOB or CORRUPT_FILE before any byte reaches ONNX Runtime.
+    """
+    for weight in block.weights:
+        verify_once(store, weight)
+    return store.read(block.graph.digest)
+
+
+def verified_whole(store: Store, manifest: Manifest) -> bytes:
+    """The uncut graph of a model, after the hashes of it and of every weight were found right."""
+    for block in manifest.blocks:
+        for weight in block.weights:
+            verify_once(store, weight)
+    return store.read(manifest.whole.digest)
+
+
+def verify_once(store: Store, ref: BlobRef) -> None:
+    """`Store.verify`, skipped for a file that this process already verified and that has not changed since."""
+    path = store.path(ref.digest)
+    try:
+        found = path.stat()
+    except FileNotFoundError as error:
+        raise missing(ref.digest) from error
+    if found.st_size != ref.size_bytes:
+        raise ResplitError(
+            ErrorCode.CORRUPT_FILE,
+            f"blob {ref.digest} has {found.st_size} bytes instead of {ref.size_bytes}; fetch it again",
+        )
+    seen = (ref.digest, found.st_ino, found.st_mtime_ns, found.st_size)
+    if seen not in _verified:
+        store.verify(ref.digest)
+        _verified.add(seen)
+
+
+def _require_provider(provider: Provider, wanted: str) -> None:
+    if wanted not in ort.get_available_providers():
+        raise _unavailable(provider, wanted)
+    if provider == "cuda":
+        # The CUDA and cuDNN libraries may be the ones installed as Python packages.
+        try:
+            ort.preload_dlls()
+        except Exception as error:
+            logging.getLogger(__name__).warning("preloading the CUDA libraries failed", extra={"error": str(error)})
+
+
+def _unavailable(provider: Provider, wanted: str) -> ResplitError:
+    return ResplitError(
+        ErrorCode.PROVIDER_UNAVAILABLE,
+        f"ONNX Runtime has no working {wanted} here; install the driver and 'resplit[cuda]', or use another "
+        f"provider than {provider!r}",
+        "provider",
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

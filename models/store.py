@@ -1,0 +1,292 @@
+"""The content-addressed store: every graph, weight and tokenizer once, by the hash of its bytes.
+
+    root/blobs/<sha256>     the bytes; flat, because ONNX Runtime finds external data by these names
+    root/models/<name>      a text file with the digest of the model's manifest, itself a blob
+    root/partial/           writes on their way; nothing there is ever read by another process
+    root/lock               held shared while importing, exclusively while removing
+
+A blob appears under its name only when all its bytes are on the disk, so a reader never sees half of
+one. Two processes that put the same blob write two temporary files and rename to the same name: the
+bytes are equal, so whoever comes last changes nothing.
+"""
+
+import fcntl
+import hashlib
+import os
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO, Self
+
+from schemas import codec
+from schemas.base import DIGEST_PATTERN, Digest
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import BlobRef, Manifest
+
+COPY_BYTES = 1 << 20
+# No download that is still alive goes this long without a piece.
+ABANDONED_SECONDS = 86_400
+MODEL_NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$")
+
+
+class Store:
+    """A folder of blobs and of the names of the models made of them."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._models = root / "models"
+        self._partial = root / "partial"
+        for folder in (self.blobs_folder, self._models, self._partial):
+            folder.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def blobs_folder(self) -> Path:
+        """The folder ONNX Runtime resolves external data against."""
+        return self.root / "blobs"
+
+    def path(self, digest: Digest) -> Path:
+        """Where the blob is, or would be. Raises INVALID_REQUEST for what is no SHA-256."""
+        if not re.match(DIGEST_PATTERN, digest):
+            raise ResplitError(
+                ErrorCode.INVALID_REQUEST, f"{digest!r} is not a SHA-256 in lower-case hexadecimal", "digest"
+            )
+        return self.blobs_folder / digest
+
+    def has(self, digest: Digest) -> bool:
+        """Whether the blob is here; its bytes are not looked at (see `verify`)."""
+        return self.path(digest).is_file()
+
+    def put(self, data: bytes | memoryview) -> BlobRef:
+        """Store these bytes once; a blob that is already here is left as it is."""
+        ref = BlobRef(digest=Digest(hashlib.sha256(data).hexdigest()), size_bytes=len(data))
+        path = self.path(ref.digest)
+        if not (path.is_file() and path.stat().st_size == ref.size_bytes):
+            with self._new_file() as (file, temporary):
+                file.write(data)
+                _publish(file, temporary, path)
+        return ref
+
+    def put_file(self, path: Path) -> BlobRef:
+        """Store the bytes of a file, read in pieces and hashed as they are copied."""
+        hasher = hashlib.sha256()
+        with path.open("rb") as source, self._new_file() as (file, temporary):
+            while piece := source.read(COPY_BYTES):
+                hasher.update(piece)
+                file.write(piece)
+            ref = BlobRef(digest=Digest(hasher.hexdigest()), size_bytes=file.tell())
+            target = self.path(ref.digest)
+            if not (target.is_file() and target.stat().st_size == ref.size_bytes):
+                _publish(file, temporary, target)
+        return ref
+
+    def receive(self, digest: Digest, size_bytes: int) -> "Receiver":
+        """Begin a download of a blob whose digest and size the manifest gave."""
+        target = self.path(digest)
+        temporary = self._partial / secrets.token_hex(16)
+        return Receiver(target, size_bytes, temporary.open("xb"), temporary)
+
+    def verify(self, digest: Digest) -> None:
+        """Hash the blob. Raises MISSING_BLOB when it is not here and CORRUPT_FILE when its bytes are others."""
+        path = self.path(digest)
+        try:
+            with path.open("rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise missing(digest) from error
+        if found != digest:
+            raise ResplitError(
+                ErrorCode.CORRUPT_FILE, f"blob {digest} is corrupt: its bytes hash to {found}; fetch it again"
+            )
+
+    def read(self, digest: Digest) -> bytes:
+        """The verified bytes of a blob, for small ones: graphs and manifests."""
+        try:
+            data = self.path(digest).read_bytes()
+        except FileNotFoundError as error:
+            raise missing(digest) from error
+        found = hashlib.sha256(data).hexdigest()
+        if found != digest:
+            raise ResplitError(
+                ErrorCode.CORRUPT_FILE, f"blob {digest} is corrupt: its bytes hash to {found}; fetch it again"
+            )
+        return data
+
+    def save_manifest(self, manifest: Manifest) -> Digest:
+        """Store the canonical bytes of a manifest and return their digest: the identity of the model."""
+        return self.put(codec.encode(manifest)).digest
+
+    def name(self, name: str, digest: Digest) -> None:
+        """Let `name` mean the model whose manifest has this digest, from now on and atomically."""
+        if not MODEL_NAME.match(name):
+            raise ResplitError(
+                ErrorCode.INVALID_REQUEST,
+                f"{name!r} cannot name a model; use letters, digits, '.', '_' and '-', 128 at most",
+                "name",
+            )
+        with self._new_file() as (file, temporary):
+            file.write(digest.encode())
+            _publish(file, temporary, self._models / name)
+
+    def names(self) -> dict[str, Digest]:
+        """Every named model and the digest of its manifest, in alphabetical order."""
+        return {path.name: Digest(path.read_text().strip()) for path in sorted(self._models.iterdir())}
+
+    def resolve(self, name_or_digest: str) -> Digest:
+        """The digest of a model's manifest. Raises UNKNOWN_MODEL with the names that are known."""
+        names = self.names()
+        if name_or_digest in names:
+            return names[name_or_digest]
+        if re.match(DIGEST_PATTERN, name_or_digest) and self.has(Digest(name_or_digest)):
+            return Digest(name_or_digest)
+        known = ", ".join(names) or "none yet; import one with `resplit models import`"
+        raise ResplitError(ErrorCode.UNKNOWN_MODEL, f"no model {name_or_digest!r} here; known: {known}", "model")
+
+    def manifest(self, name_or_digest: str) -> Manifest:
+        """The verified manifest of a model."""
+        return codec.decode(Manifest, self.read(self.resolve(name_or_digest)), "manifest")
+
+    def verify_model(self, name_or_digest: str, progress: Callable[[str, int, int], None] | None = None) -> None:
+        """Hash every file of a model; the first missing or corrupt one raises. Progress is in bytes."""
+        manifest = self.manifest(name_or_digest)
+        done = 0
+        for digest, size in manifest.blobs.items():
+            self.verify(Digest(digest))
+            done += size
+            if progress is not None:
+                progress("verify", done, manifest.stored_bytes)
+
+    def remove(self, name: str) -> int:
+        """Forget a name and delete the blobs no other named model uses; returns the bytes freed.
+
+        Raises UNKNOWN_MODEL, and OVERLOADED while an import runs: its blobs have no name yet.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            names = self.names()
+            if name not in names:
+                self.resolve(name)
+                raise ResplitError(ErrorCode.INVALID_REQUEST, f"{name!r} is a digest; remove a model by name", "name")
+            mine = self._files(names.pop(name))
+            kept = {digest for other in names.values() for digest in self._files(other)}
+            (self._models / name).unlink()
+            freed = 0
+            for digest in mine - kept:
+                path = self.path(digest)
+                if path.is_file():
+                    freed += path.stat().st_size
+                    path.unlink()
+            return freed
+
+    def sweep(self, now: float) -> int:
+        """Delete writes that a crash left unfinished a day or more before `now`; returns the bytes freed."""
+        freed = 0
+        for path in self._partial.iterdir():
+            found = path.stat()
+            if now - found.st_mtime > ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
+                freed += found.st_size
+        return freed
+
+    @contextmanager
+    def importing(self) -> Iterator[None]:
+        """Hold off `remove` in every process while blobs are stored that no name protects yet."""
+        with self._locked(fcntl.LOCK_SH):
+            yield
+
+    def _files(self, manifest_digest: Digest) -> set[Digest]:
+        """What a model keeps alive: its manifest and, where that is here and whole, every file it names."""
+        try:
+            manifest = self.manifest(manifest_digest)
+        except ResplitError:
+            return {manifest_digest}
+        return {manifest_digest, *(Digest(digest) for digest in manifest.blobs)}
+
+    @contextmanager
+    def _new_file(self) -> Iterator[tuple[BinaryIO, Path]]:
+        temporary = self._partial / secrets.token_hex(16)
+        with temporary.open("xb") as file:
+            try:
+                yield file, temporary
+            finally:
+                temporary.unlink(missing_ok=True)
+
+    @contextmanager
+    def _locked(self, how: int) -> Iterator[None]:
+        with (self.root / "lock").open("w") as file:
+            try:
+                fcntl.flock(file, how | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                message = f"another process imports into or removes from {self.root}; try again when it has ended"
+                raise ResplitError(ErrorCode.OVERLOADED, message) from error
+            yield
+
+
+class Receiver:
+    """One download: pieces at offsets in any order, then `commit`, which checks and publishes them.
+
+    Leaving the `with` block without a commit leaves no trace.
+    """
+
+    def __init__(self, target: Path, size_bytes: int, file: BinaryIO, temporary: Path) -> None:
+        self._target = target
+        self._size_bytes = size_bytes
+        self._file = file
+        self._temporary = temporary
+
+    def write(self, offset: int, piece: bytes | memoryview) -> None:
+        """Write a piece. Raises CORRUPT_FILE when it reaches outside the announced size."""
+        if offset < 0 or offset + len(piece) > self._size_bytes:
+            raise ResplitError(
+                ErrorCode.CORRUPT_FILE,
+                f"a piece of blob {self._target.name} reaches byte {offset + len(piece)} of {self._size_bytes}; "
+                "fetch it from another peer",
+            )
+        self._file.seek(offset)
+        self._file.write(piece)
+
+    def commit(self) -> BlobRef:
+        """Hash what arrived and publish it. Raises CORRUPT_FILE and deletes it when it is not the blob."""
+        self._file.flush()
+        with self._temporary.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != self._target.name:
+            self.close()
+            raise ResplitError(
+                ErrorCode.CORRUPT_FILE,
+                f"what arrived as blob {self._target.name} hashes to {found}; fetch it from another peer",
+            )
+        _publish(self._file, self._temporary, self._target)
+        self._file.close()
+        return BlobRef(digest=Digest(found), size_bytes=self._target.stat().st_size)
+
+    def close(self) -> None:
+        """Give up the download, unless it was committed."""
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def missing(digest: Digest) -> ResplitError:
+    """The error for a blob that is not in the store."""
+    return ResplitError(ErrorCode.MISSING_BLOB, f"blob {digest} is not in the store; fetch it from a peer that has it")
+
+
+def _publish(file: BinaryIO, temporary: Path, target: Path) -> None:
+    """Move a written file to its name so that a crash leaves either nothing or all of it."""
+    file.flush()
+    os.fsync(file.fileno())
+    temporary.rename(target)
+    folder = os.open(target.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
