@@ -89,12 +89,11 @@ def cpu_name() -> str:
 def cpu_pressure(file: Path = PROC / "pressure" / "cpu") -> float | None:
     """Per cent of the last 10 s in which some task waited for the CPU, or None where the kernel does not say."""
     try:
-        words = file.read_text().split()
+        lines = file.read_text().splitlines()
     except OSError:
         return None
-    if "some" not in words:
-        return None
-    fields = dict(word.split("=", 1) for word in words[words.index("some") + 1 :] if "=" in word and "full" not in word)
+    some = next((line.split()[1:] for line in lines if line.startswith("some ")), [])
+    fields = dict(word.split("=", 1) for word in some if "=" in word)
     try:
         return float(fields["avg10"])
     except (KeyError, ValueError):

@@ -1,0 +1,206 @@
+"""The one place where the snapshot changes: reports in, decisions performed, events logged before they hold."""
+
+import asyncio
+import contextlib
+import json
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime, timedelta
+from typing import assert_never
+
+from bus.audit import AuditTrail
+from orchestrator.decide import Decision, DropCandidate, End, Need, Replan, decide
+from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, fold
+from orchestrator.log import PlanLog
+from orchestrator.planner import Proposal, make_plan
+from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, step
+from orchestrator.rooms import rooms
+from orchestrator.view import estimate
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName
+from schemas.deployment import Deployment
+from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import PlanEvent, PlanPhase
+
+TICK_S = 0.25
+"""A lost node is noticed this much late at most."""
+WAITING_MAX = 10_000
+"""Reports that wait while an event is being logged; beyond it heartbeats are dropped, the next ones say the same."""
+
+AUDIT_KINDS = {
+    PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
+    PlanPhase.COMMIT: (AuditKind.PLAN_COMMITTED, "a plan is in force"),
+    PlanPhase.ABORT: (AuditKind.PLAN_ABORTED, "a plan was given up before it was in force"),
+    PlanPhase.RETIRE: (AuditKind.PLAN_RETIRED, "a plan ends"),
+}
+
+log = logging.getLogger(__name__)
+
+
+def steady_clock() -> Callable[[], datetime]:
+    """A clock that shows the time of day when it is made and from then on never jumps."""
+    start, began = datetime.now(UTC), time.monotonic()
+    return lambda: start + timedelta(seconds=time.monotonic() - began)
+
+
+class Core:
+    """Folds reports one at a time and performs what `decide` and `step` ask for."""
+
+    def __init__(self, snapshot: Snapshot, plans: PlanLog, audit: AuditTrail, now: Callable[[], datetime]) -> None:
+        self.snapshot = snapshot
+        self.now = now
+        self._plans = plans
+        self._audit = audit
+        self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
+        self._wake = asyncio.Event()
+
+    def report(self, report: Report) -> None:
+        """Take in a report; it is folded before the next decision."""
+        self._waiting.append((report, self.now(), None))
+        self._wake.set()
+
+    async def folded(self, report: Report, timeout_s: float) -> None:
+        """Take in a report and wait until the snapshot shows it, at most `timeout_s`."""
+        done = asyncio.get_running_loop().create_future()
+        self._waiting.append((report, self.now(), done))
+        self._wake.set()
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(done, timeout_s)
+
+    async def run(self) -> None:
+        """React until cancelled. Raises `ResplitError(STALE_EPOCH)` once another orchestrator leads."""
+        for name, rollout in self.snapshot.rollouts.items():
+            if rollout.candidate is not None:
+                # Nobody knows who was ready for it (mathematics.md A5, leader crash).
+                await self._take(name, Abandon("the orchestrator restarted before the plan was in force"))
+        while True:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(TICK_S):
+                    await self._wake.wait()
+            self._wake.clear()
+            while self._waiting:
+                report, at, done = self._waiting.popleft()
+                self._fold(report, at)
+                if done is not None and not done.done():
+                    done.set_result(None)
+            self._fold(Tick(), self.now())
+            await self._settle()
+
+    async def _settle(self) -> None:
+        for decision in decide(self.snapshot, self.now()):
+            await self._perform(decision)
+        for name in sorted(self.snapshot.rollouts):
+            while await self._take(name, Proceed()):
+                pass
+
+    async def _perform(self, decision: Decision) -> None:
+        match decision:
+            case Replan(name, need):
+                await self._replan(self.snapshot.deployments[name], need)
+            case DropCandidate(name, reason):
+                await self._take(name, Abandon(reason))
+            case End(name, reason):
+                await self._take(name, Withdraw(reason))
+            case _:
+                assert_never(decision)
+
+    async def _replan(self, deployment: Deployment, need: Need) -> None:
+        before = estimate(self.snapshot, self.snapshot.rollout(deployment.name).current)
+        try:
+            # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value.
+            proposal = await asyncio.to_thread(propose, self.snapshot, deployment, need, self.now())
+        except ResplitError as error:
+            self._give_up(deployment.name, need, error)
+            return
+        terms = {**proposal.estimate.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
+        await self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
+
+    def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
+        rollout = self.snapshot.rollout(name)
+        if rollout.last_error != error.body:  # said once, however often it is tried
+            self._audit.record(
+                AuditKind.DEPLOYMENT_INFEASIBLE,
+                "no plan can be made",
+                deployment=name,
+                code=error.code.value,
+                why=error.message,
+                cause=need.cause.value,
+                reason=need.reason,
+            )
+        self._fold(RolloutAdvanced(failed(rollout, error.body, self.now())), self.now())
+
+    async def _take(
+        self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
+    ) -> bool:
+        """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
+        before = self.snapshot.rollout(name)
+        taken = step(before, command, self.now(), self.snapshot.absent)
+        if taken is None:
+            return False
+        after, event = taken
+        await self._plans.append(event)
+        self._fold(RolloutAdvanced(after), self.now())
+        kind, message = AUDIT_KINDS[event.phase]
+        self._audit.record(
+            kind,
+            message,
+            deployment=name,
+            epoch=_epoch(event, before),
+            reason=event.reason,
+            revision=event.revision,
+            placement=_placement(event),
+            cause=cause,
+            terms=json.dumps(terms) if terms else None,
+        )
+        return True
+
+    def _fold(self, report: Report, at: datetime) -> None:
+        before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
+        after = self.snapshot
+        if before.nodes is after.nodes and before.absent == after.absent:
+            return
+        for name in sorted(after.absent - before.absent):
+            self._audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
+        for name, node in after.nodes.items():
+            known = before.nodes.get(name)
+            if known is None or name in before.absent - after.absent or known.capacity.boot != node.capacity.boot:
+                self._audit.record(
+                    AuditKind.NODE_JOINED,
+                    "a node reports",
+                    node=name,
+                    boot=node.capacity.boot,
+                    version=node.capacity.version,
+                    provider=node.capacity.provider.name,
+                    memory_free_bytes=node.capacity.memory_free_bytes,
+                )
+
+
+def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
+    """PURE: the plan of the next epoch; raises what `make_plan` raises."""
+    manifest = snapshot.manifests.get(deployment.model)
+    if manifest is None:
+        message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
+        raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
+    rollout = snapshot.rollout(deployment.name)
+    found = rooms(snapshot, deployment, manifest)
+    avoid = rollout.shunned(now)
+    return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, need.reason, avoid)
+
+
+def _epoch(event: PlanEvent, before: Rollout) -> int | None:
+    """The epoch that an event is about."""
+    if event.candidate is not None:
+        return event.candidate.epoch
+    if event.phase is PlanPhase.COMMIT and event.current is not None:
+        return event.current.epoch
+    gone = {plan.epoch for plan in before.plans} - {plan.epoch for plan in event.plans}
+    return max(gone, default=event.draining[-1].epoch if event.draining else None)
+
+
+def _placement(event: PlanEvent) -> str | None:
+    plan = event.candidate or event.current
+    if plan is None:
+        return None
+    return " ".join(f"{stage.node}[{stage.first}-{stage.last}]" for stage in plan.routes[0].stages)

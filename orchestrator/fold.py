@@ -1,0 +1,226 @@
+"""PURE: what the orchestrator knows, as one frozen value, and how each report changes it.
+
+Reports say what happened; nothing here decides. Time is whatever the caller's steady clock says, never a
+sender's: a node with a wrong clock is as alive as any other.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from orchestrator.rollout import NodeRestarted, Rollout, note
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity
+from schemas.deployment import Deployment
+from schemas.manifest import Manifest
+from schemas.plan import Receipt
+
+LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)
+LOST_SPARE = timedelta(seconds=3 * HEARTBEAT_SPARE_S)
+"""A node in no plan reports every `HEARTBEAT_SPARE_S`: three missed heartbeats and it is lost."""
+ASLEEP = timedelta(seconds=2)
+"""Ticks come several times a second. After a longer gap it was this process that slept, not the nodes."""
+
+
+BOOTS_KEPT = 32
+"""Processes of a node that are remembered as over, so that a heartbeat replayed from one of them revives nothing."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One node's last heartbeat and when it arrived here."""
+
+    capacity: Capacity
+    heard_at: datetime
+    past_boots: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything that decisions are made from."""
+
+    term: int
+    nodes: Mapping[NodeId, Node] = field(default_factory=dict)
+    absent: frozenset[NodeId] = frozenset()
+    """Nodes that are lost: once heard and silent since, or in a plan and never heard."""
+    watched: Mapping[NodeId, datetime] = field(default_factory=dict)
+    """Nodes in a live plan, and since when a heartbeat a second is expected of them."""
+    deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
+    manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
+    rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
+    deaf_since: datetime | None = None
+    """Set while this process has no connection to the bus: silence then says nothing about nodes."""
+    ticked_at: datetime | None = None
+
+    @property
+    def present(self) -> dict[NodeId, Capacity]:
+        """The last capacity of every node that is not lost, by name, ascending."""
+        return {name: self.nodes[name].capacity for name in sorted(self.nodes) if name not in self.absent}
+
+    def rollout(self, name: DeploymentName) -> Rollout:
+        return self.rollouts.get(name, Rollout(name, self.term))
+
+
+@dataclass(frozen=True)
+class CapacityReceived:
+    """A heartbeat, its signature verified."""
+
+    capacity: Capacity
+
+
+@dataclass(frozen=True)
+class ReceiptReceived:
+    """An answer to a plan event, its signature verified."""
+
+    receipt: Receipt
+
+
+@dataclass(frozen=True)
+class DeploymentWritten:
+    """Desired state that is stored."""
+
+    deployment: Deployment
+
+
+@dataclass(frozen=True)
+class DeploymentRemoved:
+    """Desired state that is stored no more."""
+
+    name: DeploymentName
+
+
+@dataclass(frozen=True)
+class ManifestKnown:
+    """A model of the store."""
+
+    digest: Digest
+    manifest: Manifest
+
+
+@dataclass(frozen=True)
+class RolloutAdvanced:
+    """A rollout's new state; the event that announces it is in the log."""
+
+    rollout: Rollout
+
+
+@dataclass(frozen=True)
+class BusLost:
+    """This process lost its connection to the bus."""
+
+
+@dataclass(frozen=True)
+class BusBack:
+    """This process has its connection again."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """Time passed."""
+
+
+Report = (
+    CapacityReceived
+    | ReceiptReceived
+    | DeploymentWritten
+    | DeploymentRemoved
+    | ManifestKnown
+    | RolloutAdvanced
+    | BusLost
+    | BusBack
+    | Tick
+)
+
+
+def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
+    """The snapshot after `report`, which arrived at `now`."""
+    match report:
+        case CapacityReceived(capacity):
+            return _heard(snapshot, capacity, now)
+        case ReceiptReceived(receipt):
+            rollout = snapshot.rollouts.get(receipt.deployment)
+            if rollout is None:
+                return snapshot
+            return replace(snapshot, rollouts={**snapshot.rollouts, receipt.deployment: note(rollout, receipt, now)})
+        case DeploymentWritten(deployment):
+            written = replace(snapshot, deployments={**snapshot.deployments, deployment.name: deployment})
+            # What was tried for the old wish says nothing about the new one.
+            rollout = replace(snapshot.rollout(deployment.name), failures=0, retry_at=None, last_error=None, refused={})
+            return replace(written, rollouts={**snapshot.rollouts, deployment.name: rollout})
+        case DeploymentRemoved(name):
+            kept = {other: value for other, value in snapshot.deployments.items() if other != name}
+            return replace(snapshot, deployments=kept)
+        case ManifestKnown(digest, manifest):
+            return replace(snapshot, manifests={**snapshot.manifests, digest: manifest})
+        case RolloutAdvanced(rollout):
+            return _watching(replace(snapshot, rollouts={**snapshot.rollouts, rollout.deployment: rollout}), now)
+        case BusLost():
+            return replace(snapshot, deaf_since=snapshot.deaf_since or now)
+        case BusBack():
+            return replace(_excused(snapshot, now), deaf_since=None)
+        case Tick():
+            return _ticked(snapshot, now)
+        case _:
+            assert_never(report)
+
+
+def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
+    """A heartbeat counts unless it was overtaken: by a later one of its process, or by a later process."""
+    name = capacity.node
+    known = snapshot.nodes.get(name)
+    rollouts = snapshot.rollouts
+    past_boots = () if known is None else known.past_boots
+    if known is not None and known.capacity.boot == capacity.boot:
+        if capacity.sequence <= known.capacity.sequence:
+            return snapshot
+    elif known is not None:
+        if capacity.boot in past_boots:
+            return snapshot
+        past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
+        rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
+    if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
+        # Whatever failed for want of a node may be tried again at once.
+        rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
+    return replace(
+        snapshot,
+        nodes={**snapshot.nodes, name: Node(capacity, now, past_boots)},
+        absent=snapshot.absent - {name},
+        rollouts=rollouts,
+    )
+
+
+def _watching(snapshot: Snapshot, now: datetime) -> Snapshot:
+    # A spare node may have spoken ten seconds ago; once it is in a plan it gets the full time to speak again.
+    live = frozenset[NodeId]().union(*(rollout.nodes for rollout in snapshot.rollouts.values()))
+    return replace(snapshot, watched={node: snapshot.watched.get(node, now) for node in sorted(live)})
+
+
+def _ticked(snapshot: Snapshot, now: datetime) -> Snapshot:
+    if snapshot.ticked_at is not None and now - snapshot.ticked_at > ASLEEP:
+        snapshot = _excused(snapshot, now)
+    snapshot = replace(snapshot, ticked_at=now)
+    if snapshot.deaf_since is not None:
+        return snapshot
+    silent = {name for name in {*snapshot.nodes, *snapshot.watched} if _is_silent(snapshot, name, now)}
+    return replace(snapshot, absent=snapshot.absent | silent)
+
+
+def _is_silent(snapshot: Snapshot, name: NodeId, now: datetime) -> bool:
+    node, since = snapshot.nodes.get(name), snapshot.watched.get(name)
+    if since is None:
+        return node is not None and now - node.heard_at >= LOST_SPARE
+    last = since if node is None else max(since, node.heard_at)
+    return now - last >= LOST_IN_PLAN
+
+
+def _excused(snapshot: Snapshot, now: datetime) -> Snapshot:
+    """Silence until now was ours, not theirs: every node that was not lost before gets its time anew."""
+    return replace(
+        snapshot,
+        nodes={
+            name: replace(node, heard_at=now) for name, node in snapshot.nodes.items() if name not in snapshot.absent
+        }
+        | {name: node for name, node in snapshot.nodes.items() if name in snapshot.absent},
+        watched=dict.fromkeys(snapshot.watched, now),
+    )

@@ -1,0 +1,351 @@
+"""PURE: the make-before-break protocol of one deployment (mathematics.md A5).
+
+    propose --PREPARE--> candidate --all READY--COMMIT--> current, the old one drains --all DRAINED--RETIRE--> gone
+                             `--refused, lost, too late--ABORT--> gone; the current plan never stopped serving
+
+`note` takes in what was heard; it never decides. `step` decides from the whole state, so a fact that comes
+twice, late or out of order costs nothing. What `step` returns takes effect only once its event is in the log:
+the caller publishes first and keeps the new state after.
+
+Invariants (tests/properties/test_rollout.py): I2 no COMMIT before every node of the plan is READY; I4 at most
+two live epochs, three only while a hard trigger supersedes a drain; I5 facts about other plans change nothing.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import assert_never
+
+from schemas.base import DeploymentName, NodeId
+from schemas.errors import ErrorBody, ErrorCode
+from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
+
+PREPARE_TIMEOUT = timedelta(seconds=600)
+"""Nodes may have to fetch gigabytes before they are READY; a node that dies meanwhile is noticed much sooner."""
+DRAIN_TIMEOUT = timedelta(seconds=300)
+"""A long answer at a few tokens a second; what is not finished then is ended with a typed error by its ingress."""
+RETRY_FIRST = timedelta(seconds=1)
+RETRY_LAST = timedelta(seconds=60)
+"""Waits between attempts double from the first to the last: a node that keeps refusing is asked once a minute."""
+SHUN = timedelta(seconds=120)
+"""How long a node that refused is left out of plans that can do without it."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A plan that nodes are preparing."""
+
+    plan: Plan
+    since: datetime
+    ready: frozenset[NodeId] = frozenset()
+    fault: str | None = None
+    """A node's refusal: it cannot become current any more."""
+
+
+@dataclass(frozen=True)
+class Draining:
+    """A plan that takes no new request, until each ingress in `waiting` has finished its last one."""
+
+    plan: Plan
+    since: datetime
+    waiting: frozenset[NodeId]
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Where one deployment stands. A removed one stays as a tombstone: its epochs never start again."""
+
+    deployment: DeploymentName
+    term: int
+    revision: int = 0
+    epoch: int = 0
+    """The highest epoch ever proposed."""
+    current: Plan | None = None
+    current_since: datetime | None = None
+    applied: frozenset[NodeId] = frozenset()
+    """Nodes that reported the current plan as theirs."""
+    current_faults: Mapping[NodeId, str] = field(default_factory=dict)
+    """Nodes that cannot run the current plan (any more), each in its own words."""
+    candidate: Candidate | None = None
+    draining: tuple[Draining, ...] = ()
+    failures: int = 0
+    """Attempts since the last COMMIT that came to nothing."""
+    retry_at: datetime | None = None
+    last_error: ErrorBody | None = None
+    """What the last attempt failed with."""
+    refused: Mapping[NodeId, datetime] = field(default_factory=dict)
+    """Who refused the last attempts, and when."""
+
+    @property
+    def plans(self) -> tuple[Plan, ...]:
+        """Every plan whose blocks are to stay loaded."""
+        found = (
+            *(old.plan for old in self.draining),
+            self.current,
+            self.candidate.plan if self.candidate is not None else None,
+        )
+        return tuple(plan for plan in found if plan is not None)
+
+    @property
+    def nodes(self) -> frozenset[NodeId]:
+        return frozenset(NodeId(node) for plan in self.plans for node in plan.nodes)
+
+    def shunned(self, now: datetime) -> frozenset[NodeId]:
+        return frozenset(node for node, at in self.refused.items() if now - at < SHUN)
+
+
+@dataclass(frozen=True)
+class NodeRestarted:
+    """A node's process is a new one: whatever it had ready or in flight is gone."""
+
+    node: NodeId
+
+
+Fact = Receipt | NodeRestarted
+
+
+def note(rollout: Rollout, fact: Fact, now: datetime) -> Rollout:
+    """Take in what was heard. Facts about plans that are not live change nothing."""
+    match fact:
+        case Receipt():
+            return _note_receipt(rollout, fact, now)
+        case NodeRestarted(node):
+            return _without(rollout, node)
+        case _:
+            assert_never(fact)
+
+
+def _note_receipt(rollout: Rollout, receipt: Receipt, now: datetime) -> Rollout:
+    node = receipt.node
+    candidate, current = rollout.candidate, rollout.current
+    match receipt.status:
+        case ReceiptStatus.READY:
+            if candidate is not None and _is_from(receipt, candidate.plan):
+                return replace(rollout, candidate=replace(candidate, ready=candidate.ready | {node}))
+        case ReceiptStatus.REFUSED:
+            why = receipt.error or "it gave no reason"
+            if candidate is not None and _is_from(receipt, candidate.plan):
+                fault = candidate.fault or f"node {node} refused: {why}"
+                refused = {**rollout.refused, node: now}
+                return replace(rollout, candidate=replace(candidate, fault=fault), refused=refused)
+            if current is not None and _is_from(receipt, current):
+                refused = {**rollout.refused, node: now}
+                return replace(rollout, current_faults={**rollout.current_faults, node: why}, refused=refused)
+        case ReceiptStatus.APPLIED:
+            if current is not None and _is_from(receipt, current):
+                faults = {name: why for name, why in rollout.current_faults.items() if name != node}
+                return replace(rollout, applied=rollout.applied | {node}, current_faults=faults)
+        case ReceiptStatus.DRAINED:
+            kept = tuple(
+                replace(old, waiting=old.waiting - {node}) if _is_from(receipt, old.plan) else old
+                for old in rollout.draining
+            )
+            return replace(rollout, draining=kept)
+        case ReceiptStatus.RETIRED:
+            pass  # the plan is gone from here already; the receipt is for the audit
+        case _:
+            assert_never(receipt.status)
+    return rollout
+
+
+def _is_from(receipt: Receipt, plan: Plan) -> bool:
+    return receipt.epoch == plan.epoch and receipt.node in plan.nodes and receipt.plan == plan.digest
+
+
+def _without(rollout: Rollout, node: NodeId) -> Rollout:
+    """The node's process is gone: what it had ready, applied, refused or in flight says nothing any more."""
+    candidate = rollout.candidate
+    return replace(
+        rollout,
+        applied=rollout.applied - {node},
+        current_faults={name: why for name, why in rollout.current_faults.items() if name != node},
+        refused={name: at for name, at in rollout.refused.items() if name != node},
+        candidate=replace(candidate, ready=candidate.ready - {node}) if candidate is not None else None,
+        draining=tuple(replace(old, waiting=old.waiting - {node}) for old in rollout.draining),
+    )
+
+
+@dataclass(frozen=True)
+class Propose:
+    """Prepare this plan. `hard`: the current one is broken, so a drain under way is no reason to wait."""
+
+    plan: Plan
+    hard: bool = False
+
+
+@dataclass(frozen=True)
+class Abandon:
+    """Give up the candidate: it is not what is wanted any more."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Withdraw:
+    """The deployment is to end: no candidate, and the current plan drains."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Proceed:
+    """Nothing new is wanted: take the next step that the facts allow, if any."""
+
+
+Command = Propose | Abandon | Withdraw | Proceed
+
+
+def may_propose(rollout: Rollout, hard: bool) -> bool:
+    """At most one reconfiguration in flight, and no drain beside it unless the current plan is broken (I4)."""
+    return rollout.candidate is None and len(rollout.draining) <= (1 if hard else 0)
+
+
+def step(
+    rollout: Rollout, command: Command, now: datetime, absent: frozenset[NodeId] = frozenset()
+) -> tuple[Rollout, PlanEvent] | None:
+    """The next state and the event that announces it, or None where nothing is to be done.
+
+    `absent` are the nodes that are lost now: none of them will become ready or finish anything. The state holds
+    from the moment the event is in the log, not before.
+    """
+    match command:
+        case Propose(plan, hard):
+            return _prepare(rollout, plan, hard, now)
+        case Abandon(reason):
+            return None if rollout.candidate is None else _abort(rollout, reason, now, None)
+        case Withdraw(reason):
+            return _withdraw(rollout, reason, now)
+        case Proceed():
+            return _proceed(rollout, now, absent)
+        case _:
+            assert_never(command)
+
+
+def _prepare(rollout: Rollout, plan: Plan, hard: bool, now: datetime) -> tuple[Rollout, PlanEvent] | None:
+    if not may_propose(rollout, hard):
+        return None
+    assert plan.deployment == rollout.deployment
+    assert plan.epoch > rollout.epoch, "an epoch is used once"
+    after = replace(rollout, candidate=Candidate(plan, now), epoch=plan.epoch)
+    return _event(after, PlanPhase.PREPARE, plan.reason, now)
+
+
+def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tuple[Rollout, PlanEvent] | None:
+    candidate = rollout.candidate
+    if candidate is not None:
+        missing = sorted(frozenset(candidate.plan.nodes) - candidate.ready)
+        gone = sorted(absent.intersection(candidate.plan.nodes))
+        if candidate.fault is not None:
+            return _abort(rollout, candidate.fault, now, ErrorCode.STAGE_FAILED)
+        if gone:
+            return _abort(rollout, f"lost while preparing: {', '.join(gone)}", now, ErrorCode.NODE_LOST)
+        if not missing:
+            return _commit(rollout, candidate, now)
+        if now - candidate.since >= PREPARE_TIMEOUT:
+            reason = f"after {PREPARE_TIMEOUT.seconds} s there is no answer from {', '.join(missing)}"
+            return _abort(rollout, reason, now, ErrorCode.TIMEOUT)
+    for old in rollout.draining:
+        if not old.waiting - absent or now - old.since >= DRAIN_TIMEOUT:
+            after = replace(rollout, draining=tuple(other for other in rollout.draining if other is not old))
+            silent = f"without word from {', '.join(sorted(old.waiting))}"
+            reason = (
+                f"epoch {old.plan.epoch} has drained" if not old.waiting else f"epoch {old.plan.epoch} ends {silent}"
+            )
+            return _event(after, PlanPhase.RETIRE, reason, now)
+    return None
+
+
+def _commit(rollout: Rollout, candidate: Candidate, now: datetime) -> tuple[Rollout, PlanEvent]:
+    after = replace(
+        rollout,
+        current=candidate.plan,
+        current_since=now,
+        applied=frozenset(),
+        current_faults={},
+        candidate=None,
+        draining=_drained(rollout, now),
+        failures=0,
+        retry_at=None,
+        last_error=None,
+        refused={},
+    )
+    waited_s = (now - candidate.since).total_seconds()
+    reason = f"every node of epoch {candidate.plan.epoch} is ready after {waited_s:.1f} s"
+    return _event(after, PlanPhase.COMMIT, reason, now)
+
+
+def _abort(rollout: Rollout, reason: str, now: datetime, code: ErrorCode | None) -> tuple[Rollout, PlanEvent]:
+    after = replace(rollout, candidate=None)
+    if code is not None:
+        after = failed(after, ErrorBody(code=code, message=reason), now)
+    return _event(after, PlanPhase.ABORT, reason, now)
+
+
+def failed(rollout: Rollout, error: ErrorBody, now: datetime) -> Rollout:
+    """An attempt came to nothing: remember why, and when to try again."""
+    wait = min(RETRY_FIRST * 2 ** min(rollout.failures, 16), RETRY_LAST)
+    return replace(rollout, failures=rollout.failures + 1, retry_at=now + wait, last_error=error)
+
+
+def _withdraw(rollout: Rollout, reason: str, now: datetime) -> tuple[Rollout, PlanEvent] | None:
+    if rollout.current is None and rollout.candidate is None:
+        return None
+    after = replace(
+        rollout,
+        current=None,
+        current_since=None,
+        applied=frozenset(),
+        current_faults={},
+        candidate=None,
+        draining=_drained(rollout, now),
+        failures=0,
+        retry_at=None,
+        last_error=None,
+        refused={},
+    )
+    phase = PlanPhase.RETIRE if rollout.current is not None else PlanPhase.ABORT
+    return _event(after, phase, reason, now)
+
+
+def _drained(rollout: Rollout, now: datetime) -> tuple[Draining, ...]:
+    """What drains once the current plan does too."""
+    if rollout.current is None:
+        return rollout.draining
+    ingresses = frozenset(NodeId(route.source) for route in rollout.current.routes)
+    return (*rollout.draining, Draining(rollout.current, now, ingresses))
+
+
+def _event(after: Rollout, phase: PlanPhase, reason: str, now: datetime) -> tuple[Rollout, PlanEvent]:
+    after = replace(after, revision=after.revision + 1)
+    event = PlanEvent(
+        deployment=after.deployment,
+        term=after.term,
+        revision=after.revision,
+        phase=phase,
+        reason=reason,
+        issued_at=now,
+        current=after.current,
+        candidate=after.candidate.plan if after.candidate is not None else None,
+        draining=tuple(old.plan for old in after.draining),
+    )
+    return after, event
+
+
+def recovered(event: PlanEvent, last_epoch: int, term: int, now: datetime) -> Rollout:
+    """The state that `event`, the last one in the log, announced. Raises nothing: it was checked when it was made.
+
+    A candidate in it was never committed, and who was READY may have restarted since: the caller abandons it
+    first of all (A5, leader crash). Drains go on with their deadline counted anew.
+    """
+    candidate = event.candidate
+    ingresses = [frozenset(NodeId(route.source) for route in plan.routes) for plan in event.draining]
+    return Rollout(
+        deployment=event.deployment,
+        term=term,
+        revision=event.revision,
+        epoch=max([last_epoch, *(plan.epoch for plan in event.plans)]),
+        current=event.current,
+        current_since=now if event.current is not None else None,
+        candidate=Candidate(candidate, now) if candidate is not None else None,
+        draining=tuple(Draining(plan, now, who) for plan, who in zip(event.draining, ingresses, strict=True)),
+    )

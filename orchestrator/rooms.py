@@ -1,0 +1,75 @@
+"""PURE: what each node has room for, seen from one deployment.
+
+A heartbeat shows memory as it was when it was sent. Blocks that a live plan put on a node and that the node
+does not report as loaded yet are counted as taken, so two plans made within a second never share one gap.
+Blocks of this very deployment that stay where they are cost nothing again: both epochs share them (A5).
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from orchestrator.fold import Snapshot
+from profiler.cost import kv_memory_bytes, weight_memory_bytes
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import Capacity
+from schemas.deployment import Deployment
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+
+@dataclass(frozen=True)
+class Room:
+    """One node as the planner sees it."""
+
+    capacity: Capacity
+    free_bytes: int
+    need_bytes: tuple[int, ...]
+    """What each block of the model takes in addition to what the node holds already."""
+
+
+def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
+    """Every node that is present, by name, ascending."""
+    found = {}
+    for name, capacity in snapshot.present.items():
+        free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
+        live = _plans_on(snapshot, name, deployment.name)
+        weights = {b for plan in live if plan.model == deployment.model for b in plan.blocks_on(name)}
+        caches = {
+            b
+            for plan in live
+            if plan.model == deployment.model and plan.settings == deployment.settings
+            for b in plan.blocks_on(name)
+        }
+        need = tuple(
+            (0 if block.index in weights else weight_memory_bytes(block))
+            + (0 if block.index in caches else kv_memory_bytes(block, deployment.settings))
+            for block in manifest.blocks
+        )
+        found[name] = Room(capacity, free, need)
+    return found
+
+
+def _promised_bytes(snapshot: Snapshot, node: NodeId, capacity: Capacity) -> int:
+    """What live plans put on the node and its last heartbeat does not show as loaded."""
+    loaded = {
+        (stage.deployment, stage.model, block)
+        for stage in capacity.stages
+        if stage.state != "loading"
+        for block in stage.blocks
+    }
+    promised: dict[tuple[DeploymentName, Digest, int], int] = {}
+    for name in snapshot.rollouts:
+        for plan in _plans_on(snapshot, node, name):
+            manifest = snapshot.manifests.get(plan.model)
+            for index in plan.blocks_on(node) if manifest is not None else ():
+                assert manifest is not None
+                key = (name, plan.model, index)
+                block = manifest.blocks[index]
+                size = weight_memory_bytes(block) + kv_memory_bytes(block, plan.settings)
+                promised[key] = max(promised.get(key, 0), size)
+    return sum(size for key, size in promised.items() if key not in loaded)
+
+
+def _plans_on(snapshot: Snapshot, node: NodeId, deployment: DeploymentName) -> Iterable[Plan]:
+    rollout = snapshot.rollouts.get(deployment)
+    return [plan for plan in (rollout.plans if rollout is not None else ()) if node in plan.nodes]

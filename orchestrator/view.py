@@ -1,0 +1,70 @@
+"""PURE: the snapshot in the words of an operator's `status`."""
+
+from datetime import datetime
+from typing import Literal
+
+from orchestrator.decide import Need, what_is_needed
+from orchestrator.fold import Snapshot
+from orchestrator.rollout import Rollout
+from profiler.cost import predict
+from schemas.base import DeploymentName, NodeId
+from schemas.control import DeploymentStatus, NodeStatus, StatusReply
+from schemas.plan import Plan
+
+State = Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
+
+
+def status(snapshot: Snapshot, now: datetime) -> StatusReply:
+    """Everything there is to know, by name, ascending."""
+    nodes = tuple(
+        NodeStatus(
+            capacity=node.capacity,
+            age_s=round((now - node.heard_at).total_seconds(), 3),
+            lost=name in snapshot.absent,
+        )
+        for name, node in sorted(snapshot.nodes.items())
+    )
+    names = sorted({*snapshot.deployments, *(name for name, one in snapshot.rollouts.items() if one.plans)})
+    return StatusReply(term=snapshot.term, nodes=nodes, deployments=tuple(_deployment(snapshot, n) for n in names))
+
+
+def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
+    """What the plan is predicted to cost now, or None while something about it is unknown."""
+    manifest = snapshot.manifests.get(plan.model) if plan is not None else None
+    if plan is None or manifest is None or not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
+        return None
+    capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
+    return predict(plan.routes[0], capacities, manifest, plan.model).terms
+
+
+def _deployment(snapshot: Snapshot, name: DeploymentName) -> DeploymentStatus:
+    deployment, rollout = snapshot.deployments.get(name), snapshot.rollout(name)
+    need = None if deployment is None else what_is_needed(snapshot, deployment, rollout)
+    model = deployment.model if deployment is not None else next((plan.model for plan in rollout.plans), None)
+    manifest = snapshot.manifests.get(model) if model is not None else None
+    return DeploymentStatus(
+        name=name,
+        state=_state(rollout, need, removed=deployment is None),
+        deployment=deployment,
+        model_name=manifest.name if manifest is not None else None,
+        current=rollout.current,
+        candidate=rollout.candidate.plan if rollout.candidate is not None else None,
+        draining=tuple(old.plan for old in rollout.draining),
+        ready=tuple(sorted(rollout.candidate.ready)) if rollout.candidate is not None else (),
+        applied=tuple(sorted(rollout.applied)),
+        estimate=estimate(snapshot, rollout.current),
+        reason=need.reason if need is not None else None,
+        error=rollout.last_error if need is not None else None,
+        revision=rollout.revision,
+    )
+
+
+def _state(rollout: Rollout, need: Need | None, removed: bool) -> State:
+    if removed:
+        return "draining"
+    if rollout.current is None:
+        return "waiting" if rollout.candidate is None else "preparing"
+    if need is not None and need.hard:
+        return "degraded"
+    moving = rollout.candidate is not None or rollout.draining
+    return "changing" if moving or need is not None else "serving"

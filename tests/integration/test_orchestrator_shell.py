@@ -1,0 +1,487 @@
+"""The orchestrator on a real nats-server, with peers that speak the agents' protocol with keys of their own."""
+
+import asyncio
+import contextlib
+import hashlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+from nats.js import JetStreamContext
+from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
+
+from bus import blobs
+from bus.connection import connect, ensure_streams
+from bus.keys import Identity, create_keys, load_identity
+from models.store import Store
+from orchestrator.log import PlanLog
+from orchestrator.rollout import Propose, Rollout, Withdraw, step
+from orchestrator.shell import OrchestratorConfig, run
+from schemas import subjects
+from schemas.audit import AuditEvent, AuditKind
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.codec import encode
+from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
+from schemas.deployment import Settings, Stage
+from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec
+from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus, Route
+from schemas.request import ErrorReply
+from tests.conftest import NatsServer
+
+CHAT = DeploymentName("chat")
+NODES = (NodeId("a"), NodeId("b"), NodeId("c"))
+MIB = 1 << 20
+
+
+@dataclass
+class Peer:
+    """A node: it publishes signed heartbeats and answers plan events the way an agent does."""
+
+    identity: Identity
+    client: Client
+    js: JetStreamContext
+    memory_bytes: int = 1 << 30
+    refuses: bool = False
+    alive: bool = True
+    boot: str = "first"
+    sent: int = 0
+    seen: list[PlanEvent] = field(default_factory=list)
+
+    async def run(self) -> None:
+        beats = asyncio.create_task(self._beat())
+        try:
+            while True:
+                await self._follow()
+        finally:
+            beats.cancel()
+
+    async def _follow(self) -> None:
+        """Take each deployment's last event and then new ones, until the connection was a new one."""
+        connection = self.client.stats["reconnects"]
+        try:
+            subscription = await self.js.pull_subscribe(
+                subjects.ALL_PLANS,
+                stream=subjects.STREAM_PLANS,
+                config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, ack_policy=AckPolicy.NONE),
+            )
+        except (NatsError, TimeoutError):
+            await asyncio.sleep(0.1)
+            return
+        while self.client.stats["reconnects"] == connection:
+            try:
+                (message,) = await subscription.fetch(1, timeout=0.5)
+            except (NatsError, TimeoutError):
+                continue
+            event, _ = open_envelope(message.data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)
+            if self.seen and event.revision <= self.seen[-1].revision:
+                continue
+            self.seen.append(event)
+            if self.alive:
+                await self._answer(event)
+        await subscription.unsubscribe()
+
+    async def _beat(self) -> None:
+        while True:
+            if self.alive:
+                await self.beat()
+            await asyncio.sleep(0.3)
+
+    async def beat(self) -> None:
+        live = {p.epoch: p for p in (self.seen[-1].plans if self.seen else ()) if self.name in p.nodes}
+        capacity = Capacity(
+            node=self.name,
+            boot=self.boot,
+            sequence=self.sent,
+            issued_at=datetime.now(UTC),
+            version="0",
+            link=None,
+            provider=Provider(name="cpu", device="test", flops_per_s=1e10, bytes_per_s=1e10),
+            threads=1,
+            memory_total_bytes=self.memory_bytes,
+            memory_free_bytes=self.memory_bytes,
+            disk_free_bytes=1 << 40,
+            load=0.1,
+            stages=tuple(
+                HostedStage(
+                    deployment=p.deployment,
+                    epoch=p.epoch,
+                    model=p.model,
+                    blocks=p.blocks_on(self.name),
+                    state="serving",
+                    sequences=0,
+                )
+                for p in live.values()
+            ),
+        )
+        self.sent += 1
+        await self.client.publish(
+            subjects.capacity(self.name), seal(capacity, CAPACITY_TYPE, self.name, self.identity.key)
+        )
+
+    @property
+    def name(self) -> NodeId:
+        return self.identity.name
+
+    async def _answer(self, event: PlanEvent) -> None:
+        if event.candidate is not None and self.name in event.candidate.nodes:
+            status = ReceiptStatus.REFUSED if self.refuses else ReceiptStatus.READY
+            await self.say(event.candidate, status)
+        if event.phase is PlanPhase.COMMIT and event.current is not None and self.name in event.current.nodes:
+            await self.say(event.current, ReceiptStatus.APPLIED)
+        for plan in event.draining:
+            if any(route.source == self.name for route in plan.routes):
+                await self.say(plan, ReceiptStatus.DRAINED)
+
+    async def say(self, plan: Plan, status: ReceiptStatus) -> None:
+        receipt = Receipt(
+            node=self.name,
+            deployment=plan.deployment,
+            epoch=plan.epoch,
+            plan=plan.digest,
+            status=status,
+            error="no" if status is ReceiptStatus.REFUSED else None,
+            elapsed_ms=1,
+        )
+        await self.js.publish(subjects.receipt(self.name), seal(receipt, RECEIPT_TYPE, self.name, self.identity.key))
+
+
+@dataclass
+class World:
+    """A server's address, keys, a store with one model, and an operator's connection."""
+
+    url: str
+    keys: Path
+    store: Store
+    model: Digest
+    client: Client
+    js: JetStreamContext
+
+    async def ask(self, verb: str, data: bytes) -> bytes:
+        reply = await self.client.request(subjects.control(verb), data, timeout=15)
+        return reply.data
+
+    async def deploy(self, **fields: Any) -> DeployReply:
+        data = await self.ask("deploy", encode(DeployRequest(**{"name": CHAT, "model": "toy", **fields})))
+        return DeployReply.model_validate_json(data)
+
+    async def refusal(self, verb: str, data: bytes) -> ErrorReply:
+        return ErrorReply.model_validate_json(await self.ask(verb, data))
+
+    async def status(self) -> StatusReply:
+        return StatusReply.model_validate_json(await self.ask("status", b""))
+
+    async def until(self, condition: Callable[[StatusReply], bool], timeout_s: float = 15) -> StatusReply:
+        async with asyncio.timeout(timeout_s):
+            while True:
+                with contextlib.suppress(NatsError):  # nobody answers while the server is away
+                    status = await self.status()
+                    if condition(status):
+                        return status
+                await asyncio.sleep(0.05)
+
+    async def audited(self, kind: AuditKind) -> list[AuditEvent]:
+        identity = load_identity(self.keys, NodeId("orchestrator"))
+        found = []
+        sequence = 1
+        info = await self.js.stream_info(subjects.STREAM_AUDIT)
+        while sequence <= info.state.last_seq:
+            message = await self.js.get_msg(subjects.STREAM_AUDIT, sequence)
+            event, _ = open_envelope(message.data or b"", AuditEvent, AUDIT_TYPE, identity.nodes)
+            found.append(event)
+            sequence += 1
+        return [event for event in found if event.kind is kind]
+
+    @asynccontextmanager
+    async def orchestrator(self) -> AsyncIterator["asyncio.Task[None]"]:
+        ready = asyncio.Event()
+        task = asyncio.create_task(run(OrchestratorConfig(self.url, self.keys, self.store.root), ready.set))
+        waiting = asyncio.create_task(ready.wait())
+        await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=10)
+        assert ready.is_set()
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait({task}, timeout=10)
+            assert task.done()
+            if not task.cancelled() and (error := task.exception()) is not None:
+                assert getattr(error, "code", None) is ErrorCode.STALE_EPOCH, error
+
+    @asynccontextmanager
+    async def peers(self, *names: NodeId, **fields: Any) -> AsyncIterator[dict[NodeId, Peer]]:
+        found: dict[NodeId, Peer] = {}
+        tasks = []
+        for name in names:
+            client = await connect(self.url, name)
+            found[name] = Peer(load_identity(self.keys, name), client, client.jetstream(), **fields)
+            tasks.append(asyncio.create_task(found[name].run()))
+        try:
+            yield found
+        finally:
+            for task in tasks:
+                task.cancel()
+            ended = await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
+            for peer in found.values():
+                await peer.client.close()
+
+
+def toy_model(store: Store, blocks: int = 6, weight_bytes: int = 4 * MIB) -> Digest:
+    """A tensor model of `blocks` equal blocks whose files are really in the store."""
+    edge = TensorSpec(name="x", dtype="float32", shape=("batch", 64))
+    made = []
+    for index in range(blocks):
+        graph = store.put(b"graph %d" % index)
+        weight = store.put(hashlib.sha256(b"%d" % index).digest() * (weight_bytes // 32))
+        made.append(
+            Block(
+                index=index,
+                role="segment",
+                graph=graph,
+                weights=(weight,),
+                input=None if index == 0 else edge,
+                output=None if index == blocks - 1 else edge,
+                flops_per_token=weight_bytes // 2,
+            )
+        )
+    manifest = Manifest(
+        name="toy",
+        kind=ModelKind.TENSOR,
+        architecture="toy",
+        precision="fp32",
+        source="test",
+        cut="equal blocks",
+        inputs=(edge,),
+        outputs=(edge,),
+        blocks=tuple(made),
+        whole=BlobRef(digest=made[0].graph.digest, size_bytes=made[0].graph.size_bytes),
+    )
+    digest = store.save_manifest(manifest)
+    store.name("toy", digest)
+    return digest
+
+
+@pytest.fixture
+async def world(nats_url: str, tmp_path: Path) -> AsyncIterator[World]:
+    keys = tmp_path / "keys"
+    create_keys(keys, NODES)
+    store = Store(tmp_path / "store")
+    model = toy_model(store)
+    client = await connect(nats_url, "operator")
+    js = await ensure_streams(client)
+    yield World(nats_url, keys, store, model, client, js)
+    await client.close()
+
+
+def serving(status: StatusReply) -> bool:
+    return [one.state for one in status.deployments] == ["serving"]
+
+
+async def test_a_deployment_is_planned_prepared_and_committed(world: World) -> None:
+    async with world.peers(*NODES[:2]) as peers, world.orchestrator():
+        reply = await world.deploy(stages=2, settings=Settings(max_sequences=4))
+        assert reply.deployment.model == world.model
+        assert reply.stages == (Stage(node="a", first=0, last=2), Stage(node="b", first=3, last=5))
+        status = await world.until(lambda s: serving(s) and s.deployments[0].applied == ("a", "b"))
+        (chat,) = status.deployments
+        assert chat.current is not None
+        assert chat.current.routes[0].stages == reply.stages
+        assert chat.current.routes[0].source == "a"
+        assert chat.current.epoch == 1
+        assert chat.estimate is not None
+        assert chat.error is None
+        assert [(e.phase, e.revision) for e in peers[NODES[0]].seen] == [(PlanPhase.PREPARE, 1), (PlanPhase.COMMIT, 2)]
+        assert [node.capacity.node for node in status.nodes] == ["a", "b"]
+    prepared = await world.audited(AuditKind.PLAN_PREPARED)
+    assert prepared[0].epoch == 1
+    assert "tpot_ms" in str(prepared[0].fields["terms"])
+    assert len(await world.audited(AuditKind.PLAN_COMMITTED)) == 1
+    assert {event.fields["node"] for event in await world.audited(AuditKind.NODE_JOINED)} == {"a", "b"}
+
+
+async def test_the_model_can_be_fetched_from_the_orchestrators_store(world: World, tmp_path: Path) -> None:
+    async with world.peers(NODES[0]), world.orchestrator():
+        await world.deploy()
+        await world.until(serving)
+        mine = Store(tmp_path / "mine")
+        size = world.store.path(world.model).stat().st_size
+        await blobs.fetch(world.client, mine, world.model, size)
+        for digest, size_bytes in mine.manifest(world.model).blobs.items():
+            await blobs.fetch(world.client, mine, Digest(digest), size_bytes)
+
+
+async def test_what_cannot_run_is_refused_at_once_and_not_stored(world: World) -> None:
+    async with world.peers(NODES[0], memory_bytes=12 * MIB), world.orchestrator():
+        unknown = await world.refusal("deploy", encode(DeployRequest(name=CHAT, model="nope")))
+        assert unknown.error.code is ErrorCode.UNKNOWN_MODEL
+        too_large = await world.refusal("deploy", encode(DeployRequest(name=CHAT, model="toy")))
+        assert too_large.error.code is ErrorCode.MODEL_TOO_LARGE
+        assert "bytes short" in too_large.error.message
+        wrong = DeployRequest(name=CHAT, model="toy", placement=(Stage(node=NODES[0], first=0, last=3),))
+        uncovered = await world.refusal("deploy", encode(wrong))
+        assert (uncovered.error.code, uncovered.error.field) == (ErrorCode.INVALID_REQUEST, "placement.0.last")
+        malformed = await world.refusal("deploy", b'{"name": "chat", "model": "toy", "stagse": 2}')
+        assert (malformed.error.code, malformed.error.field) == (ErrorCode.INVALID_REQUEST, "stagse")
+        missing = await world.refusal("remove", encode(RemoveRequest(name=CHAT)))
+        assert missing.error.code is ErrorCode.UNKNOWN_DEPLOYMENT
+        assert (await world.status()).deployments == ()
+
+
+async def test_a_placement_is_honoured_exactly_even_a_u_shaped_one(world: World) -> None:
+    placement = tuple(Stage(node=n, first=f, last=t) for n, f, t in (("a", 0, 1), ("b", 2, 4), ("a", 5, 5)))
+    async with world.peers(*NODES[:2]), world.orchestrator():
+        await world.deploy(placement=placement)
+        status = await world.until(serving)
+        assert status.deployments[0].current is not None
+        assert status.deployments[0].current.routes[0].stages == placement
+
+
+async def test_a_lost_node_is_planned_around_and_a_changed_wish_followed(world: World) -> None:
+    async with world.peers(*NODES) as peers, world.orchestrator():
+        await world.deploy(stages=2)
+        first = await world.until(serving)
+        assert first.deployments[0].current is not None
+        assert set(first.deployments[0].current.nodes) == {"a", "b"}
+        peers[NODES[1]].alive = False
+        after = await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2)  # type: ignore[union-attr]
+        assert after.deployments[0].current is not None
+        assert set(after.deployments[0].current.nodes) == {"a", "c"}
+        assert [node.capacity.node for node in after.nodes if node.lost] == ["b"]
+        await world.deploy(stages=1)
+        last = await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 3)  # type: ignore[union-attr]
+        assert last.deployments[0].current is not None
+        assert len(last.deployments[0].current.routes[0].stages) == 1
+    assert [event.fields["node"] for event in await world.audited(AuditKind.NODE_LOST)] == ["b"]
+
+
+async def test_a_refusal_aborts_and_another_node_is_tried(world: World) -> None:
+    async with world.peers(*NODES[:2]) as peers, world.orchestrator():
+        peers[NODES[0]].refuses = True
+        await world.deploy()
+        status = await world.until(serving)
+        assert status.deployments[0].current is not None
+        assert status.deployments[0].current.nodes == ("b",)
+        phases = [event.phase for event in peers[NODES[1]].seen]
+        assert phases == [PlanPhase.PREPARE, PlanPhase.ABORT, PlanPhase.PREPARE, PlanPhase.COMMIT]
+    assert "refused: no" in str((await world.audited(AuditKind.PLAN_ABORTED))[0].fields["reason"])
+
+
+async def test_a_removed_deployment_drains_and_its_epochs_never_come_back(world: World) -> None:
+    async with world.peers(NODES[0]) as peers, world.orchestrator():
+        await world.deploy()
+        await world.until(serving)
+        assert RemoveReply.model_validate_json(await world.ask("remove", encode(RemoveRequest(name=CHAT)))).name == CHAT
+        await world.until(lambda s: s.deployments == ())
+        assert peers[NODES[0]].seen[-1].plans == ()
+        await world.deploy()
+        status = await world.until(serving)
+        assert status.deployments[0].current is not None
+        assert status.deployments[0].current.epoch == 2
+
+
+async def test_a_new_orchestrator_goes_on_where_the_old_one_stopped(world: World) -> None:
+    async with world.peers(*NODES[:2]) as peers:
+        async with world.orchestrator():
+            await world.deploy(stages=2)
+            before = await world.until(serving)
+        async with world.orchestrator():
+            after = await world.until(lambda s: serving(s) and len(s.nodes) == 2)
+            assert after.deployments[0].current == before.deployments[0].current
+            assert after.term == before.term + 1
+            assert len(peers[NODES[0]].seen) == 2
+            await world.deploy(stages=1)
+            changed = await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2)  # type: ignore[union-attr]
+            assert changed.deployments[0].revision > before.deployments[0].revision
+
+
+async def test_an_orchestrator_that_was_replaced_stops(world: World) -> None:
+    async with world.peers(NODES[0]), world.orchestrator() as old:
+        await world.deploy()
+        status = await world.until(serving)
+        # Somebody else with the orchestrator's key writes to the same log, a term later.
+        identity = load_identity(world.keys, NodeId("orchestrator"))
+        successor = PlanLog(world.js, identity)
+        term, rollouts = await successor.recover(datetime.now(UTC), lambda _, error: pytest.fail(str(error)))
+        assert term == status.term + 1
+        assert rollouts[CHAT].current == status.deployments[0].current
+        taken = step(rollouts[CHAT], Withdraw("a successor's wish"), datetime.now(UTC))
+        assert taken is not None
+        await successor.append(taken[1])
+        with contextlib.suppress(TimeoutError, NatsError):
+            await world.client.request(
+                subjects.control("deploy"), encode(DeployRequest(name=CHAT, model="toy", stages=1)), timeout=1
+            )
+            await world.client.request(subjects.control("remove"), encode(RemoveRequest(name=CHAT)), timeout=1)
+        await asyncio.wait({old}, timeout=10)
+        assert old.done()
+        assert getattr(old.exception(), "code", None) is ErrorCode.STALE_EPOCH
+        last = await world.js.get_last_msg(subjects.STREAM_PLANS, subjects.plan(CHAT))
+        event, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, identity.orchestrators)
+        assert event == taken[1], "the old orchestrator added nothing"
+        assert last.seq == 3
+
+
+async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World) -> None:
+    identity = load_identity(world.keys, NodeId("orchestrator"))
+    plan = Plan(
+        deployment=CHAT,
+        model=world.model,
+        epoch=1,
+        block_count=1,
+        settings=Settings(),
+        routes=(Route(index=0, source=NODES[0], stages=(Stage(node=NODES[0], first=0, last=0),), max_sequences=1),),
+        reason="a test",
+    )
+    taken = step(Rollout(CHAT, term=1), Propose(plan), datetime.now(UTC))
+    assert taken is not None
+    # The first attempt's acknowledgement was lost; the second comes from a log that does not know of the first.
+    await PlanLog(world.js, identity).append(taken[1])
+    await PlanLog(world.js, identity).append(taken[1])
+    assert (await world.js.stream_info(subjects.STREAM_PLANS)).state.messages == 1
+    other = taken[1].model_copy(update={"reason": "something else"})
+    with pytest.raises(ResplitError) as caught:
+        await PlanLog(world.js, identity).append(other)
+    assert caught.value.code is ErrorCode.STALE_EPOCH
+
+
+async def test_forged_messages_change_nothing_and_are_audited(world: World) -> None:
+    async with world.peers(NODES[0]) as peers, world.orchestrator():
+        await world.until(lambda s: len(s.nodes) == 1)
+        liar = load_identity(world.keys, NODES[1])
+        real = peers[NODES[0]]
+        capacity = (await world.status()).nodes[0].capacity.model_copy(update={"boot": "forged", "sequence": 10**6})
+        forged = [
+            seal(capacity, CAPACITY_TYPE, liar.name, liar.key),
+            seal(capacity, CAPACITY_TYPE, real.name, liar.key),
+            b"\x00not an envelope",
+        ]
+        for data in forged * 10:
+            await world.client.publish(subjects.capacity(real.name), data)
+        await world.client.publish(subjects.capacity(liar.name), forged[0])
+        await world.client.flush()
+        await asyncio.sleep(0.5)
+        assert [node.capacity.boot for node in (await world.status()).nodes] == ["first"]
+    assert 1 <= len(await world.audited(AuditKind.EVENT_REJECTED)) <= 11
+
+
+async def test_a_server_that_was_killed_costs_nobody_a_plan(world: World, nats_server: NatsServer) -> None:
+    async with world.peers(*NODES[:2]), world.orchestrator():
+        await world.deploy(stages=2)
+        before = await world.until(serving)
+        nats_server.kill()
+        await asyncio.sleep(6)  # longer than a silent node is given
+        nats_server.start()
+        after = await world.until(serving)
+        assert after.deployments[0].current == before.deployments[0].current
+        await world.deploy(stages=1)
+        await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2)  # type: ignore[union-attr]
+    assert await world.audited(AuditKind.NODE_LOST) == []
