@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
+from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
 from agent.generation import FinishReason, Generation, prompt_ids
@@ -36,6 +37,11 @@ from schemas.plan import Plan
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply, TextRequest, TokenReply, read_request
 
 CHECK_EVERY_S = 0.25
+HANDOVER_S = 1.0
+"""A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
+may not listen yet, and a client would find nobody."""
+DEADLINE_MS_MAX = 10**12
+"""A deadline beyond a lifetime is none."""
 
 log = logging.getLogger(__name__)
 
@@ -53,10 +59,26 @@ class _Served:
     queue: deque[Job] = field(default_factory=deque)
     jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
     subscription: Subscription | None = None
+    leave_at: float | None = None
+    """When this node stops listening, as no plan here succeeds the one that drains."""
+    withdrawing: asyncio.Task[None] | None = None
 
     @property
     def current(self) -> list[RouteRun]:
-        return [run for run in self.runs.values() if not run.draining]
+        """Routes for new requests: of plans in force, else of one that drains but has no successor here yet."""
+        admitting = [run for run in self.runs.values() if not run.draining]
+        return [run for run in admitting if not run.leaving] or admitting
+
+    def runs_for(self, job: Job) -> list[RouteRun]:
+        """Routes that could run a waiting request, the idlest first: those in force before those that drain."""
+        could = [
+            run
+            for run in self.runs.values()
+            if not run.draining
+            and run.plan.model == job.model
+            and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
+        ]
+        return sorted([run for run in could if not run.leaving] or could, key=lambda run: run.active)
 
 
 class Ingress:
@@ -97,7 +119,11 @@ class Ingress:
             if route.source == node and (plan.epoch, route.index) not in served.runs:
                 run = RouteRun(plan, route, self._numbers, self._send)
                 served.runs[plan.epoch, route.index] = run
-        if served.current and served.subscription is None:
+        if any(not run.leaving for run in served.runs.values()):
+            served.leave_at = None
+            if served.withdrawing is not None:
+                await served.withdrawing
+        if served.current and served.subscription is None and served.withdrawing is None:
             served.subscription = await self._client.subscribe(
                 subjects.infer(served.name),
                 subjects.INGRESS_QUEUE,
@@ -107,17 +133,17 @@ class Ingress:
         self._admit(served)
 
     async def drain(self, plan: Plan) -> None:
-        """Admit nothing more to `plan`; queued requests wait for its successor."""
+        """Admit no new request to `plan`; those that wait go to its successor, or to it if only it can run them."""
         served = self._served.get(plan.deployment)
-        if served is None:
+        leaving = [] if served is None else [run for (epoch, _), run in served.runs.items() if epoch == plan.epoch]
+        if served is None or not leaving:
+            self._on_empty(plan.deployment, plan.epoch)
             return
-        for (epoch, _), run in served.runs.items():
-            if epoch == plan.epoch:
-                run.draining = True
-        if not served.current:
-            await self._withdraw(served)
-            self._fail_queue(served, ErrorCode.UNKNOWN_DEPLOYMENT, f"{served.name} is no longer served here")
-        self._report_empty(served, plan.epoch)
+        for run in leaving:
+            run.leaving = True
+        if all(run.leaving for run in served.runs.values()):
+            served.leave_at = self._now() + HANDOVER_S
+        self._admit(served)
 
     async def drop(self, plan: Plan) -> None:
         """Forget `plan`; sequences still on it end in an error."""
@@ -129,9 +155,13 @@ class Ingress:
                 left = [sequence for sequence, (_, on) in served.jobs.items() if on is run]
                 self._fail(served, left, ErrorCode.NODE_LOST, "the plan that ran this request was retired")
                 del served.runs[key]
+        stranded = [job for job in served.queue if not served.runs_for(job)]
+        for job in stranded:
+            error = ResplitError(ErrorCode.NODE_LOST, "the plan that was to run this request was retired")
+            self._end_with_error(served, job, error)
         if not served.runs:
-            await self._withdraw(served)
             del self._served[plan.deployment]
+            await self._withdraw(served)
 
     def take(self, frame: Result | Failure) -> None:
         """An answer from a route's last stage, or the news that a stage cannot go on."""
@@ -139,12 +169,18 @@ class Ingress:
         run = None if served is None else served.runs.get((frame.epoch, frame.route))
         if served is None or run is None:
             return
-        match frame:
-            case Result():
-                self._take_result(served, run, frame)
-            case Failure(sequences=sequences, code=code, message=message):
-                named = sequences or [s for s, (_, on) in served.jobs.items() if on is run]
-                self._fail(served, list(named), ErrorCode(code), message)
+        on_run = [sequence for sequence, (_, on) in served.jobs.items() if on is run]
+        try:
+            match frame:
+                case Result():
+                    self._take_result(served, run, frame)
+                case Failure(sequences=sequences, code=code, message=message):
+                    named = on_run if not sequences else [s for s in on_run if s in sequences]
+                    self._fail(served, named, _known(code), message)
+        except Exception as error:  # what one answer breaks must not keep the others waiting
+            log.exception("an answer could not be taken: %s, epoch %d", frame.deployment, frame.epoch)
+            message = f"the ingress failed: {type(error).__name__}"
+            self._fail(served, [s for s in on_run if _concerns(frame, s)], ErrorCode.INTERNAL, message)
         self._admit(served)
 
     def route_lost(self, node: NodeId) -> None:
@@ -154,6 +190,7 @@ class Ingress:
                 if node in run.route.nodes:
                     left = [s for s, (_, on) in served.jobs.items() if on is run]
                     self._fail(served, left, ErrorCode.NODE_LOST, f"node {node} cannot be reached")
+            self._admit(served)
 
     async def run(self) -> None:
         """Send replies and watch the clock, until cancelled."""
@@ -177,22 +214,20 @@ class Ingress:
             request_id = request.request_id or RequestId(secrets.token_hex(8))
             self._check_new(served, request_id, request.deadline_ms)
             now = self._now()
-            deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1e3
+            deadline = None if request.deadline_ms is None else now + min(request.deadline_ms, DEADLINE_MS_MAX) / 1e3
             job: Job
             if isinstance(request, TextRequest):
                 job = self._generation(served, request, request_id, reply, deadline, now)
             else:
-                job = open_job(request, request_id, reply, served.manifest, served.text, deadline, Meter(now))
+                model = served.current[0].plan.model
+                job = open_job(request, request_id, reply, model, served.manifest, served.text, deadline, Meter(now))
         except ResplitError as error:
-            self._audit.record(
-                AuditKind.REQUEST_REFUSED,
-                "a request was refused",
-                deployment=None if served is None else served.name,
-                request=request_id,
-                code=error.code.value,
-                field=error.field,
-            )
-            await reply.refuse(error, request_id)
+            await self._refuse(served, reply, request_id, error)
+            return
+        except Exception:  # a defect of ours, and still every request gets an answer
+            log.exception("a request could not be read")
+            fault = ResplitError(ErrorCode.INTERNAL, "the request could not be read; the agent's log has the cause")
+            await self._refuse(served, reply, request_id, fault)
             return
         served.queue.append(job)
         self._by_request[request_id] = (served, job)
@@ -201,6 +236,19 @@ class Ingress:
             accepted = AcceptedReply(request_id=request_id, deployment=served.name, epoch=epoch)
             self._outbox.put_nowait((reply, accepted, request_id))
         self._admit(served)
+
+    async def _refuse(
+        self, served: _Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError
+    ) -> None:
+        self._audit.record(
+            AuditKind.REQUEST_REFUSED,
+            "a request was refused",
+            deployment=None if served is None else served.name,
+            request=request_id,
+            code=error.code.value,
+            field=error.field,
+        )
+        await reply.refuse(error, request_id)
 
     def _check_new(self, served: _Served, request_id: RequestId, deadline_ms: int | None) -> None:
         if request_id in self._by_request:
@@ -224,29 +272,45 @@ class Ingress:
     ) -> Generation:
         if served.manifest.kind is not ModelKind.DECODER:
             message = f"{served.manifest.name} does not generate text: send `input` (text) or `inputs` (tensors)"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message)
+            given = (
+                "prompt" if request.prompt is not None else "messages" if request.messages is not None else "token_ids"
+            )
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, given)
         spec, text = served.manifest.text, served.text
         assert spec is not None
         assert text is not None
-        context = min(spec.context_length, served.current[0].plan.settings.context_tokens)
+        plan = served.current[0].plan
+        context = min(spec.context_length, plan.settings.context_tokens)
         prompt = prompt_ids(request, text, spec, context)
         seed = request.seed if request.seed is not None else secrets.randbits(63)
         max_tokens = min(request.max_tokens, context - len(prompt))
         eos = frozenset(spec.eos_token_ids)
-        return Generation(request_id, request, reply, prompt, max_tokens, eos, seed, Meter(now), text, deadline)
+        return Generation(
+            request_id, request, reply, plan.model, prompt, max_tokens, eos, seed, Meter(now), text, deadline
+        )
 
     def _admit(self, served: _Served) -> None:
         """Give waiting requests slots, in order of arrival, on the route with the fewest sequences."""
         now = self._now()
         while served.queue:
             job = served.queue[0]
-            runs = sorted(served.current, key=lambda run: run.active)
-            if not any(self._start(served, job, run, now) for run in runs):
+            if not any(self._start(served, job, run, now) for run in served.runs_for(job)):
                 break
             if isinstance(job, Generation) or not job.waiting:
                 served.queue.popleft()
         for run in served.runs.values():
             run.pump(now)
+        self._settle(served)
+
+    def _settle(self, served: _Served) -> None:
+        """Close the plans that drain once nothing that waits needs them."""
+        if served.leave_at is not None or served.withdrawing is not None:
+            return
+        needed = {run for job in served.queue for run in served.runs_for(job)}
+        for (epoch, _), run in served.runs.items():
+            if run.leaving and not run.draining and run not in needed:
+                run.draining = True
+                self._report_empty(served, epoch)
 
     def _start(self, served: _Served, job: Job, run: RouteRun, now: float) -> bool:
         match job:
@@ -336,10 +400,6 @@ class Ingress:
                 job, _ = served.jobs[sequence]
                 self._end_with_error(served, job, ResplitError(code, message))
 
-    def _fail_queue(self, served: _Served, code: ErrorCode, message: str) -> None:
-        for job in list(served.queue):
-            self._end_with_error(served, job, ResplitError(code, message))
-
     def _end_with_error(self, served: _Served, job: Job, error: ResplitError) -> None:
         with contextlib.suppress(ValueError):
             served.queue.remove(job)
@@ -369,7 +429,8 @@ class Ingress:
             self._report_empty(served, run.plan.epoch)
 
     def _report_empty(self, served: _Served, epoch: int) -> None:
-        if not any(on.plan.epoch == epoch for _, on in served.jobs.values()):
+        closed = all(run.draining for (e, _), run in served.runs.items() if e == epoch)
+        if closed and not any(on.plan.epoch == epoch for _, on in served.jobs.values()):
             self._on_empty(served.name, epoch)
 
     async def _cancelled(self, msg: Msg) -> None:
@@ -385,28 +446,58 @@ class Ingress:
             self._admit(served)
 
     async def _withdraw(self, served: _Served) -> None:
-        if served.subscription is not None:
-            await served.subscription.unsubscribe()
-            served.subscription = None
+        """Stop listening; requests that the server has handed over already are still taken."""
+        subscription, served.subscription, served.leave_at = served.subscription, None, None
+        if subscription is not None:
+            with contextlib.suppress(NatsError, TimeoutError, OSError):  # the bus may be away, and nobody asks then
+                await subscription.drain()  # type: ignore[no-untyped-call]
+
+    async def _leave(self, served: _Served) -> None:
+        await self._withdraw(served)
+        served.withdrawing = None
+        self._admit(served)
 
     # Background.
 
     async def _reply_forever(self) -> None:
         while True:
             reply, value, request = await self._outbox.get()
-            await reply.send(value, request)
+            try:
+                await reply.send(value, request)
+            except Exception:  # one client's reply must not keep the others from theirs
+                log.exception("a reply could not be sent")
 
     async def _check_forever(self) -> None:
         while True:
             await asyncio.sleep(CHECK_EVERY_S)
-            now = self._now()
-            for served, job in list(self._by_request.values()):
-                if job.deadline is not None and now > job.deadline:
-                    error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")
-                    self._end_with_error(served, job, error)
-            for served in list(self._served.values()):
-                for run in list(served.runs.values()):
-                    lost = run.check(now)
-                    if lost:
-                        self._fail(served, list(lost), ErrorCode.NODE_LOST, "a stage does not answer any more")
-                self._admit(served)
+            try:
+                self._check(self._now())
+            except Exception:  # a fault with one request must not end the watch over all the others
+                log.exception("the requests in flight could not be checked")
+
+    def _check(self, now: float) -> None:
+        for served, job in list(self._by_request.values()):
+            if job.deadline is not None and now > job.deadline:
+                error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")
+                self._end_with_error(served, job, error)
+        for served in list(self._served.values()):
+            for run in list(served.runs.values()):
+                lost = run.check(now)
+                if lost:
+                    self._fail(served, list(lost), ErrorCode.NODE_LOST, "a stage does not answer any more")
+            if served.leave_at is not None and now >= served.leave_at and served.withdrawing is None:
+                served.withdrawing = asyncio.create_task(self._leave(served))
+            self._admit(served)
+
+
+def _known(code: str) -> ErrorCode:
+    """A peer of a newer release may fail in a way that has no name here."""
+    return ErrorCode(code) if code in set(ErrorCode) else ErrorCode.INTERNAL
+
+
+def _concerns(frame: Result | Failure, sequence: SequenceId) -> bool:
+    match frame:
+        case Failure(sequences=sequences):
+            return sequence in sequences
+        case Result(tokens=tokens, done=done):
+            return any(token.sequence == sequence for token in tokens) or any(sequence == s for s, _ in done)

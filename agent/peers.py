@@ -112,7 +112,7 @@ class Peers:
             return None
         try:
             link = await connect(self._identity, node, address, self._lost)
-        except (OSError, TimeoutError) as error:
+        except (OSError, TimeoutError, ValueError) as error:  # ValueError: what a peer advertises is no address
             log.info("no direct link to %s: %s", node, error)
             self._no_link_before[node] = loop.time() + RETRY_LINK_S
             return None

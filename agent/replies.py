@@ -7,8 +7,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
+from schemas import subjects
 from schemas.base import RequestId
-from schemas.codec import CONTENT_TYPE, JSON, encode_as
+from schemas.codec import CONTENT_TYPE, JSON, MSGPACK, encode_as
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
 
@@ -34,7 +35,9 @@ class Replier:
     def to(self, msg: Msg) -> "ReplyTo":
         """Where the replies to a request go, in the encoding the request came in."""
         content_type = (msg.headers or {}).get(CONTENT_TYPE, JSON)
-        return ReplyTo(self._client, msg.reply, content_type, self._bounce)
+        # Nobody may make an agent speak on the subjects by which agents and orchestrator are steered.
+        inbox = "" if msg.reply.startswith(f"{subjects.ROOT}.") else msg.reply
+        return ReplyTo(self._client, inbox, content_type, self._bounce)
 
     async def _bounced(self, msg: Msg) -> None:
         if msg.headers and msg.headers.get("Status") == "503":
@@ -49,18 +52,23 @@ class ReplyTo:
         self._inbox = inbox
         self._bounce = bounce
         self.content_type = content_type
+        """Of the request, as it came."""
+        # Only names of ours go back: a header may hold bytes that cannot be sent again.
+        media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
+        self._answered_in = MSGPACK if media_type == MSGPACK else JSON
 
     async def send(self, reply: BaseModel, request: RequestId | None) -> None:
         """Publish one reply; with a request's id, a vanished client is reported under it."""
         if not self._inbox:
             return  # published without an inbox: the client does not want to know
         back = "" if request is None else f"{self._bounce}.{request}"
-        data = encode_as(reply, self.content_type)
+        data = encode_as(reply, self._answered_in)
         if len(data) > self._client.max_payload:
             message = f"the reply has {len(data)} bytes, the server carries {self._client.max_payload}; ask for less"
             too_large = ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
-            data = encode_as(ErrorReply(request_id=request, error=too_large.body), self.content_type)
-        await self._client.publish(self._inbox, data, reply=back, headers={CONTENT_TYPE: self.content_type})
+            named = getattr(reply, "request_id", None)
+            data = encode_as(ErrorReply(request_id=named, error=too_large.body), self._answered_in)
+        await self._client.publish(self._inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
 
     async def refuse(self, error: ResplitError, request: RequestId | None) -> None:
         """The one final reply of a request that does not end in output."""

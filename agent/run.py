@@ -35,7 +35,10 @@ class RouteRun:
         """`send(node, frame)` never waits."""
         self.plan = plan
         self.route = route
+        self.leaving = False
+        """Its plan drains: new requests go to the successor."""
         self.draining = False
+        """Nothing more starts here."""
         self._send = send
         self._sequences = sequences
         settings = plan.settings.model_copy(update={"max_sequences": route.max_sequences})
@@ -54,6 +57,10 @@ class RouteRun:
     def has_room(self) -> bool:
         """Whether some slot is free, of whatever length."""
         return not self.draining and self.active < self.route.max_sequences
+
+    def holds(self, tokens_max: int) -> bool:
+        """Whether a sequence may grow to `tokens_max` here, once a slot is free."""
+        return tokens_max <= self._slots.longest
 
     def start(self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling) -> SequenceId | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import sys
 import time
 from importlib.metadata import version
 
@@ -11,7 +12,6 @@ import psutil
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import NotFoundError
 
 from agent import step as core
@@ -23,12 +23,14 @@ from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
 from agent.memory import Device
 from agent.peers import Peers
+from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
 from agent.stages import Stages
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
-from bus.connection import PENDING_BYTES_MAX, connect, ensure_streams
+from bus.connection import connect
 from bus.keys import Identity, load_identity
+from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
 from profiler.device import Reading, read_device
@@ -36,13 +38,16 @@ from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity, HostedStage, Provider
-from schemas.envelope import CAPACITY_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
+from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Failure, Result
 from schemas.manifest import Manifest
-from schemas.plan import Plan, PlanEvent, Receipt
+from schemas.plan import Plan, Receipt
 
 EXPIRE_EVERY_S = 15.0
+SWITCH_INTERVAL_S = 0.0002
+"""The compute thread comes back from ONNX Runtime and wants the interpreter: by default the event loop may keep it
+for 5 ms, which is half a token."""
 RETRY_S = 1.0
 
 log = logging.getLogger(__name__)
@@ -52,6 +57,7 @@ async def run(config: AgentConfig) -> None:
     """Run one agent until cancelled. Raises `ResplitError` if it cannot start as it was told to."""
     if config.cores is not None:
         os.sched_setaffinity(0, config.cores)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     identity = load_identity(config.keys, config.node)
     store = Store(config.store)
     device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
@@ -111,19 +117,14 @@ class Agent:
         await self._ingress.start()
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
-        await js.subscribe(
-            subjects.ALL_PLANS,
-            cb=self._plan_arrived,
-            ordered_consumer=True,
-            config=ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT),
-            pending_bytes_limit=PENDING_BYTES_MAX,
-        )
+        plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
+                plans.run(),
                 self._act_forever(),
                 self._expire_forever(),
             ):
@@ -151,22 +152,6 @@ class Agent:
                 await asyncio.sleep(RETRY_S)
 
     # Plans.
-
-    async def _plan_arrived(self, msg: Msg) -> None:
-        try:
-            event, _ = open_envelope(msg.data, PlanEvent, PLAN_TYPE, self._identity.orchestrators)
-            if msg.subject != subjects.plan(event.deployment):
-                raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
-        except ResplitError as error:
-            self._audit.record(
-                AuditKind.EVENT_REJECTED,
-                "a plan event was rejected and nothing was changed",
-                code=error.code.value,
-                error=error.message,
-                subject=msg.subject,
-            )
-            return
-        self._step(core.PlanArrived(event))
 
     def _step(self, event: core.Event) -> None:
         self._state, instructions = core.step(self._state, event, time.monotonic())

@@ -7,7 +7,7 @@ from agent.replies import ReplyTo
 from agent.tensors import pool, read_inputs, requested_outputs, text_inputs, write_outputs
 from agent.usage import Meter
 from models.text import Text
-from schemas.base import RequestId
+from schemas.base import Digest, RequestId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import SequenceId
 from schemas.manifest import Manifest, ModelKind
@@ -25,6 +25,7 @@ class TensorJob:
     request_id: RequestId
     request: TensorRequest | EmbeddingRequest
     reply: ReplyTo
+    model: Digest
     manifest: Manifest
     meter: Meter
     deadline: float | None
@@ -64,16 +65,18 @@ def open_job(
     request: TensorRequest | EmbeddingRequest,
     request_id: RequestId,
     reply: ReplyTo,
+    model: Digest,
     manifest: Manifest,
     text: Text | None,
     deadline: float | None,
     meter: Meter,
 ) -> TensorJob:
     """Check the request against the manifest; raises `ResplitError` naming the field at fault."""
-    job = TensorJob(request_id, request, reply, manifest, meter, deadline, deque())
+    job = TensorJob(request_id, request, reply, model, manifest, meter, deadline, deque())
     if manifest.kind is ModelKind.DECODER:
         message = f"{manifest.name} generates text: send `prompt`, `messages` or `token_ids`"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message)
+        given = "inputs" if isinstance(request, TensorRequest) else "input"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, given)
     if isinstance(request, TensorRequest):
         job.waiting.append(read_inputs(request, manifest))
         job.outputs = requested_outputs(request, manifest)

@@ -9,12 +9,6 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
-from nats.js import JetStreamContext
-from nats.js.api import DiscardPolicy, KeyValueConfig, RetentionPolicy, StreamConfig
-from nats.js.errors import BadRequestError, BucketNotFoundError
-from nats.js.kv import KeyValue
-
-from schemas import subjects
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -24,9 +18,6 @@ RETRY_S = 0.5
 RECONNECT_S = 1
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
-
-PLANS_KEPT = 64
-RECEIPTS_KEPT = 256
 
 log = logging.getLogger(__name__)
 
@@ -84,44 +75,6 @@ async def connect(
     if waiting:
         log.warning("connected to %s", url)
     return client
-
-
-async def ensure_streams(client: Client) -> JetStreamContext:
-    """Create the streams and buckets that are missing; leaves existing ones as they are."""
-    js = client.jetstream()
-    streams = [
-        StreamConfig(
-            name=subjects.STREAM_PLANS,
-            subjects=[subjects.ALL_PLANS],
-            max_msgs_per_subject=PLANS_KEPT,
-            discard=DiscardPolicy.OLD,
-        ),
-        StreamConfig(
-            name=subjects.STREAM_RECEIPTS,
-            subjects=[subjects.ALL_RECEIPTS],
-            max_msgs_per_subject=RECEIPTS_KEPT,
-            discard=DiscardPolicy.OLD,
-        ),
-        StreamConfig(
-            name=subjects.STREAM_AUDIT,
-            subjects=[subjects.ALL_AUDIT],
-            retention=RetentionPolicy.LIMITS,
-            deny_delete=True,
-            deny_purge=True,
-        ),
-    ]
-    for config in streams:
-        with contextlib.suppress(BadRequestError):  # it exists, made by an earlier release with other limits
-            await js.add_stream(config)
-    return js
-
-
-async def deployments_bucket(js: JetStreamContext) -> KeyValue:
-    """The bucket of desired state, made if it is missing."""
-    try:
-        return await js.key_value(subjects.BUCKET_DEPLOYMENTS)
-    except BucketNotFoundError:
-        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_DEPLOYMENTS, history=8))
 
 
 async def _port_open(url: str) -> bool:

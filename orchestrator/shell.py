@@ -19,8 +19,9 @@ from nats.js.kv import KeyValue
 
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
-from bus.connection import connect, deployments_bucket, ensure_streams
+from bus.connection import connect
 from bus.keys import ORCHESTRATOR, Identity, load_identity
+from bus.streams import deployments_bucket, ensure_streams
 from models.store import Store
 from orchestrator.core import Core, steady_clock
 from orchestrator.fold import (

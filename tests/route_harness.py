@@ -12,6 +12,7 @@ from agent.driver import Prompt, RouteDriver
 from agent.engine import Engine, Segment
 from agent.kv import KvPool
 from agent.loader import group_blocks
+from agent.memory import Device
 from agent.probe import probe
 from agent.stage import Queued, StageHost
 from models.merge import merge
@@ -27,11 +28,14 @@ from schemas.manifest import Manifest
 class EngineCache:
     """Engines by block range, so that enumerating cuts does not load a block twice."""
 
-    def __init__(self, store: Store, model: Digest, threads: int = 1, *, fuse: bool = True) -> None:
+    def __init__(
+        self, store: Store, model: Digest, threads: int = 1, *, fuse: bool = True, device: Device = "cpu"
+    ) -> None:
         self.store = store
         self.manifest: Manifest = store.manifest(model)
         self._threads = threads
         self._fuse = fuse
+        self.device = device
         self._engines: dict[tuple[int, int], Engine] = {}
 
     def engine(self, first: int, last: int) -> Engine:
@@ -40,9 +44,9 @@ class EngineCache:
             segments = []
             for group in groups:
                 graph = merge([verified_graph(self.store, block) for block in group])
-                session = open_session(graph, self.store.blobs_folder, "cpu", self._threads)
+                session = open_session(graph, self.store.blobs_folder, self.device, self._threads)
                 segments.append(Segment(tuple(group), session))
-            engine = self._engines[first, last] = Engine(self.manifest, segments, "cpu")
+            engine = self._engines[first, last] = Engine(self.manifest, segments, self.device)
             engine.rows_min = probe(engine).rows_min
         return self._engines[first, last]
 
@@ -61,7 +65,7 @@ class Route:
     def __init__(self, engines: EngineCache, stages: list[Stage], settings: Settings) -> None:
         self.stages = stages
         self.settings = settings
-        self.hosts = {stage.node: StageHost(KvPool("cpu", length_classes(settings))) for stage in stages}
+        self.hosts = {stage.node: StageHost(KvPool(engines.device, length_classes(settings))) for stage in stages}
         for i, stage in enumerate(stages):
             self.hosts[stage.node].install({(1, 0, i): engines.engine(stage.first, stage.last)})
         self.driver = RouteDriver("d", 1, 0, settings.chunk_tokens, settings.pipeline_depth)

@@ -17,7 +17,8 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bus import blobs
-from bus.connection import connect, ensure_streams
+from bus.connection import connect
+from bus.streams import ensure_streams
 from bus.keys import Identity, create_keys, load_identity
 from models.store import Store
 from orchestrator.log import PlanLog

@@ -17,7 +17,8 @@ import pytest
 from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
-from bus.connection import connect, ensure_streams
+from bus.connection import connect
+from bus.streams import ensure_streams
 from bus.keys import create_keys, load_identity
 from resplit.cli import app
 from resplit.commands.deployments import default_name, parse_placement

@@ -1,0 +1,102 @@
+"""Plan events as they come, and again after every silence: verified, or rejected and audited."""
+
+import asyncio
+import logging
+from collections.abc import Callable
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from bus.audit import AuditTrail
+from bus.keys import Identity
+from bus.streams import stored_messages
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.envelope import PLAN_TYPE, open_envelope
+from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import PlanEvent
+
+CATCH_UP_EVERY_S = 30.0
+"""A plan event that got lost on its way is found in the stream at the latest after this."""
+RETRY_S = 0.5
+
+log = logging.getLogger(__name__)
+
+
+class PlanInbox:
+    """Hears plan events live, and reads the newest one of each deployment at the start, after every reconnection
+    and now and then: an event is the whole state, so the newest one is enough."""
+
+    def __init__(
+        self, client: Client, identity: Identity, audit: AuditTrail, deliver: Callable[[PlanEvent], None]
+    ) -> None:
+        self._client = client
+        self._identity = identity
+        self._audit = audit
+        self._deliver = deliver
+        self._rejected: set[bytes] = set()
+
+    async def run(self) -> None:
+        """Deliver verified events until cancelled."""
+        await self._client.subscribe(subjects.ALL_PLANS, cb=self._arrived)
+        while True:
+            connection = self._client.stats["reconnects"]
+            try:
+                await self._catch_up()
+            except Exception as error:  # nats-py raises several types while the server is away
+                log.debug("the plan stream is out of reach: %r", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            await self._pause(connection)
+
+    async def _catch_up(self) -> None:
+        """Deliver the newest verified event of each deployment.
+
+        Not simply the last message of each subject: until the bus has permissions, anybody may publish
+        rubbish behind the orchestrator's last word.
+        """
+        newest: dict[str, PlanEvent] = {}
+        for message in await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ALL_PLANS):
+            event = self._verified(message)
+            known = None if event is None else newest.get(event.deployment)
+            if event is not None and (known is None or _age(known) < _age(event)):
+                newest[event.deployment] = event
+        for event in newest.values():
+            self._deliver(event)
+
+    async def _pause(self, connection: int) -> None:
+        for _ in range(int(CATCH_UP_EVERY_S / RETRY_S)):
+            if self._client.stats["reconnects"] != connection:
+                return
+            await asyncio.sleep(RETRY_S)
+
+    async def _arrived(self, msg: Msg) -> None:
+        if (event := self._verified(msg)) is not None:
+            self._deliver(event)
+
+    def _verified(self, msg: Msg) -> PlanEvent | None:
+        try:
+            event, _ = open_envelope(msg.data, PlanEvent, PLAN_TYPE, self._identity.orchestrators)
+            if msg.subject != subjects.plan(event.deployment):
+                raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
+        except ResplitError as error:
+            self._reject(msg, error)
+            return None
+        return event
+
+    def _reject(self, msg: Msg, error: ResplitError) -> None:
+        if msg.data in self._rejected:
+            return  # read from the stream what was heard already
+        if len(self._rejected) < 256:
+            self._rejected.add(msg.data)
+        self._audit.record(
+            AuditKind.EVENT_REJECTED,
+            "a plan event was rejected and nothing was changed",
+            code=error.code.value,
+            error=error.message,
+            subject=msg.subject,
+        )
+
+
+def _age(event: PlanEvent) -> tuple[int, int]:
+    return event.term, event.revision

@@ -1,0 +1,85 @@
+"""What JetStream keeps for the cluster: plans, receipts, the audit trail, desired state."""
+
+import contextlib
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    KeyValueConfig,
+    RetentionPolicy,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, BucketNotFoundError
+from nats.js.kv import KeyValue
+
+from schemas import subjects
+
+PLANS_KEPT = 64
+RECEIPTS_KEPT = 256
+FETCH_S = 2.0
+"""A pull in flight when the server dies stalls for its whole timeout."""
+FETCH_MESSAGES = 64
+FORGET_CONSUMER_S = 10.0
+
+
+async def ensure_streams(client: Client) -> JetStreamContext:
+    """Create the streams and buckets that are missing; leaves existing ones as they are."""
+    js = client.jetstream()
+    streams = [
+        StreamConfig(
+            name=subjects.STREAM_PLANS,
+            subjects=[subjects.ALL_PLANS],
+            max_msgs_per_subject=PLANS_KEPT,
+            discard=DiscardPolicy.OLD,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_RECEIPTS,
+            subjects=[subjects.ALL_RECEIPTS],
+            max_msgs_per_subject=RECEIPTS_KEPT,
+            discard=DiscardPolicy.OLD,
+        ),
+        StreamConfig(
+            name=subjects.STREAM_AUDIT,
+            subjects=[subjects.ALL_AUDIT],
+            retention=RetentionPolicy.LIMITS,
+            deny_delete=True,
+            deny_purge=True,
+        ),
+    ]
+    for config in streams:
+        with contextlib.suppress(BadRequestError):  # it exists, made by an earlier release with other limits
+            await js.add_stream(config)
+    return js
+
+
+async def deployments_bucket(js: JetStreamContext) -> KeyValue:
+    """The bucket of desired state, made if it is missing."""
+    try:
+        return await js.key_value(subjects.BUCKET_DEPLOYMENTS)
+    except BucketNotFoundError:
+        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_DEPLOYMENTS, history=8))
+
+
+async def stored_messages(js: JetStreamContext, stream: str, subject: str) -> list[Msg]:
+    """Every message on subjects that match, in order, as the stream has them now.
+
+    Raises what nats-py raises while the server or the stream is away.
+    """
+    config = ConsumerConfig(
+        deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=FORGET_CONSUMER_S
+    )
+    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
+    try:
+        found: list[Msg] = []
+        waiting = (await subscription.consumer_info()).num_pending or 0
+        while len(found) < waiting:
+            found += await subscription.fetch(min(FETCH_MESSAGES, waiting - len(found)), timeout=FETCH_S)
+        return found
+    finally:
+        with contextlib.suppress(Exception):  # the consumer forgets itself if the server cannot be told
+            await subscription.unsubscribe()
