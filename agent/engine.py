@@ -144,7 +144,7 @@ class Engine:
     def _bound(
         self, pool: KvPool, segments: tuple[Segment, ...], tokens: int, rows: range, length: int, dtype: str
     ) -> BoundStep:
-        key = (id(pool), tokens, rows.start, len(rows), length, len(segments))
+        key = (pool.number, tokens, rows.start, len(rows), length, len(segments))
         if (step := self._steps.get(key)) is not None:
             self._steps.move_to_end(key)
             return step
@@ -185,7 +185,7 @@ class Engine:
 
     def forget(self, pool: KvPool) -> None:
         """Drop prepared calls over a pool whose buffers are about to go."""
-        for key in [key for key in self._steps if key[0] == id(pool)]:
+        for key in [key for key in self._steps if key[0] == pool.number]:
             del self._steps[key]
 
     def _bind_appended(

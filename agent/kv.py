@@ -5,6 +5,7 @@ brings its own buffers. Two layouts hide behind the pool (`schemas.manifest.KvCa
 sessions write in place, and, for graphs that append, one growing tensor per sequence.
 """
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +21,9 @@ COMPANY_ROWS = 2
 """A class has at least this many rows, for a lone sequence may have to run in company (`agent.probe`)."""
 
 
+_pools = itertools.count()
+
+
 @dataclass(frozen=True, slots=True)
 class CachePair:
     """Key and value buffers [rows, heads, tokens, dim] of one attention layer in one length class."""
@@ -33,6 +37,8 @@ class KvPool:
 
     def __init__(self, device: Device, classes: tuple[tuple[int, int], ...]) -> None:
         """`classes`: (tokens per sequence, sequences), ascending (`profiler.kv.length_classes`)."""
+        self.number = next(_pools)
+        """Unlike `id`, never the same for two pools: prepared calls hold addresses of one pool's buffers."""
         self._device = device
         self._classes = classes
         self._slots = SlotTable(classes)

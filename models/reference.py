@@ -23,6 +23,10 @@ def greedy(logits: npt.NDArray[np.float32]) -> int:
     return int(np.argmax(logits))
 
 
+ROWS_PROBES = 16
+"""Steps that are compared to tell whether a single row has a kernel of its own; a few may be equal by chance."""
+
+
 class Reference:
     """One session over `Manifest.whole`."""
 
@@ -97,9 +101,12 @@ class Reference:
             caches = tuple(cache for block in self.manifest.blocks for cache in block.kv)
             self._rows = 1
             if all(cache.layout == "shared" for cache in caches):
-                one, two = (_Cache(caches, 16, self._device, rows) for rows in (1, 2))
-                alone, paired = self._step([1], 0, one, range(1)), self._step([1], 0, two, range(2))
-                self._rows = 1 if np.array_equal(alone, paired) else 2
+                one, two = (_Cache(caches, ROWS_PROBES, self._device, rows) for rows in (1, 2))
+                pairs = [
+                    (self._step([token], at, one, range(1)), self._step([token], at, two, range(2)))
+                    for at, token in enumerate(range(ROWS_PROBES))
+                ]
+                self._rows = 1 if all(np.array_equal(alone, paired) for alone, paired in pairs) else 2
         return self._rows
 
     def _step(self, tokens: list[int], past: int, cache: "_Cache", rows: range) -> npt.NDArray[np.float32]:

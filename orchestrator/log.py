@@ -14,7 +14,7 @@ from hashlib import sha256
 
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.api import Header
+from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from bus.keys import Identity
@@ -48,6 +48,7 @@ class PlanLog:
         self._js = js
         self._identity = identity
         self._last: dict[str, int] = {}
+        self._reject: Callable[[str, ResplitError], None] = lambda subject, error: None
 
     async def recover(
         self, now: datetime, reject: Callable[[str, ResplitError], None]
@@ -55,8 +56,9 @@ class PlanLog:
         """(this orchestrator's term, every deployment's rollout) as the log has them.
 
         The term is one more than any before. Events that are not signed by an orchestrator are handed to `reject`
-        and passed over.
+        and passed over, here and in `append`.
         """
+        self._reject = reject
         kept: dict[DeploymentName, _Kept] = {}
         term = 0
         sequence = 1
@@ -71,12 +73,8 @@ class PlanLog:
             assert message.subject is not None
             sequence = message.seq + 1
             self._last[message.subject] = message.seq
-            try:
-                event, _ = open_envelope(message.data or b"", PlanEvent, PLAN_TYPE, self._identity.orchestrators)
-                if message.subject != subjects.plan(event.deployment):
-                    raise ResplitError(ErrorCode.BAD_SIGNATURE, "the event is about another deployment")
-            except ResplitError as error:
-                reject(message.subject, error)
+            event = self._believed(message)
+            if event is None:
                 continue
             term = max(term, event.term)
             kept[event.deployment] = _later(kept.get(event.deployment), event)
@@ -90,36 +88,63 @@ class PlanLog:
         """
         subject = subjects.plan(event.deployment)
         data = seal(event, PLAN_TYPE, self._identity.name, self._identity.key)
+        while True:
+            try:
+                if await self._attempt(event, subject, data):
+                    return
+            except (NatsError, TimeoutError, OSError) as error:
+                log.warning("the log of plans did not take an event; trying again: %r", error)
+                await asyncio.sleep(RETRY_S)
+
+    async def _attempt(self, event: PlanEvent, subject: str, data: bytes) -> bool:
+        """Whether the log has the event now; False where others' messages had to be looked at first."""
         headers = {
             Header.MSG_ID.value: sha256(data).hexdigest(),
             Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(self._last.get(subject, 0)),
         }
-        while True:
-            try:
-                self._last[subject] = await self._attempt(subject, data, headers)
-            except (NatsError, TimeoutError, OSError) as error:
-                log.warning("the log of plans did not take an event; trying again: %r", error)
-                await asyncio.sleep(RETRY_S)
-            else:
-                return
-
-    async def _attempt(self, subject: str, data: bytes, headers: dict[str, str]) -> int:
-        """The event's number in the log."""
         try:
             ack = await self._js.publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
         except APIError as error:
             if error.err_code != WRONG_LAST_SEQUENCE:
                 raise
-            return await self._own_sequence(subject, data)
-        return ack.seq
+            return await self._look_behind(event, subject, data)
+        self._last[subject] = ack.seq
+        return True
 
-    async def _own_sequence(self, subject: str, data: bytes) -> int:
-        """The number under which an earlier attempt did get through; raises STALE_EPOCH if it was not ours."""
-        message = await self._js.get_last_msg(subjects.STREAM_PLANS, subject)
-        if message.data != data or message.seq is None:
-            reason = "another orchestrator has written to the log of plans; this one does not lead any more"
-            raise ResplitError(ErrorCode.STALE_EPOCH, reason)
-        return message.seq
+    async def _look_behind(self, event: PlanEvent, subject: str, data: bytes) -> bool:
+        """What stands behind our last word: an earlier attempt of this event (True), or what changes nothing (False).
+
+        Anybody who may publish could otherwise end every orchestrator with one message: what no orchestrator
+        signed is rejected, and an event older than this one is a replay, which agents ignore as well. Raises
+        STALE_EPOCH for anything else: another orchestrator leads.
+        """
+        while True:
+            try:
+                after = self._last.get(subject, 0) + 1
+                message = await self._js.get_msg(subjects.STREAM_PLANS, seq=after, subject=subject, next=True)
+            except NotFoundError:
+                return False
+            assert message.seq is not None
+            if message.data != data:
+                found = self._believed(message)
+                if found is not None and (found.term, found.revision) >= (event.term, event.revision):
+                    reason = "another orchestrator has written to the log of plans; this one does not lead any more"
+                    raise ResplitError(ErrorCode.STALE_EPOCH, reason)
+            self._last[subject] = message.seq
+            if message.data == data:
+                return True
+
+    def _believed(self, message: RawStreamMsg) -> PlanEvent | None:
+        """The event in a message of the log if an orchestrator signed it; what is not believed is said."""
+        subject = message.subject or ""
+        try:
+            event, _ = open_envelope(message.data or b"", PlanEvent, PLAN_TYPE, self._identity.orchestrators)
+            if subject != subjects.plan(event.deployment):
+                raise ResplitError(ErrorCode.BAD_SIGNATURE, "the event is about another deployment")
+        except ResplitError as error:
+            self._reject(subject, error)
+            return None
+        return event
 
 
 def _later(kept: _Kept | None, event: PlanEvent) -> _Kept:
