@@ -13,8 +13,6 @@ from schemas.manifest import TextSpec
 from schemas.request import CompletionReply, TextRequest, TokenLogprob, TokenReply
 
 FinishReason = Literal["stop", "length"]
-TOP_K_MAX = 1 << 31
-"""Beyond any vocabulary, and within what a frame can carry."""
 
 
 @dataclass(eq=False)
@@ -44,7 +42,7 @@ class Generation:
     @property
     def sampling(self) -> Sampling:
         r = self.request
-        return Sampling(r.temperature, min(r.top_k, TOP_K_MAX), r.top_p, r.min_p, self.seed, r.logprobs)
+        return Sampling(r.temperature, r.top_k, r.top_p, r.min_p, self.seed, r.logprobs)
 
     @property
     def slots_needed(self) -> int:
@@ -109,13 +107,9 @@ def prompt_ids(request: TextRequest, text: Text, spec: TextSpec, context_tokens:
         ids, field_name = list(request.token_ids), "token_ids"
     elif request.messages is not None:
         messages = [message.model_dump() for message in request.messages]
-        for i, turn in enumerate(request.messages):
-            check_unicode(turn.role, f"messages.{i}.role")
-            check_unicode(turn.content, f"messages.{i}.content")
         ids, field_name = text.encode_messages(messages), "messages"
     else:
         assert request.prompt is not None
-        check_unicode(request.prompt, "prompt")
         ids, field_name = text.encode(request.prompt), "prompt"
     if not ids:
         raise ResplitError(ErrorCode.INVALID_REQUEST, "the prompt has no tokens", field_name)
@@ -123,15 +117,6 @@ def prompt_ids(request: TextRequest, text: Text, spec: TextSpec, context_tokens:
         message = f"the prompt has {len(ids)} tokens; with one to generate, {context_tokens - 1} fit"
         raise ResplitError(ErrorCode.CONTEXT_EXCEEDED, message, field_name)
     return tuple(ids)
-
-
-def check_unicode(text: str, field_name: str) -> None:
-    """Raises `ResplitError` for half a surrogate pair, which JSON can spell and no tokenizer can read."""
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        message = f"character {error.start} of the text is half of a surrogate pair"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, field_name) from error
 
 
 def _top(token: Token) -> tuple[TokenLogprob, ...]:

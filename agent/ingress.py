@@ -40,8 +40,6 @@ CHECK_EVERY_S = 0.25
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
 may not listen yet, and a client would find nobody."""
-DEADLINE_MS_MAX = 10**12
-"""A deadline beyond a lifetime is none."""
 
 log = logging.getLogger(__name__)
 
@@ -214,7 +212,7 @@ class Ingress:
             request_id = request.request_id or RequestId(secrets.token_hex(8))
             self._check_new(served, request_id, request.deadline_ms)
             now = self._now()
-            deadline = None if request.deadline_ms is None else now + min(request.deadline_ms, DEADLINE_MS_MAX) / 1e3
+            deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1e3
             job: Job
             if isinstance(request, TextRequest):
                 job = self._generation(served, request, request_id, reply, deadline, now)

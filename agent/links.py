@@ -9,7 +9,9 @@ import contextlib
 import logging
 import socket
 import ssl
+import statistics
 import time
+from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import cast
@@ -21,7 +23,8 @@ from schemas.frame import MAX_FRAME_BYTES
 CONNECT_TIMEOUT_S = 3.0
 PING_EVERY_S = 1.0
 READ_BYTES = 1 << 18
-RTT_SMOOTHING = 0.2
+RTT_SAMPLES = 9
+"""The estimate is the median of as many: the first ping, in the wake of the handshake, says nothing."""
 
 log = logging.getLogger(__name__)
 
@@ -84,8 +87,13 @@ class Link:
 
     def __init__(self, peer: NodeId, framed: "_Framed") -> None:
         self.peer = peer
-        self.rtt_ms: float | None = None
+        self._rtts_ms: deque[float] = deque(maxlen=RTT_SAMPLES)
         self._framed = framed
+
+    @property
+    def rtt_ms(self) -> float | None:
+        """The round trip as lately measured; None before the second ping came back."""
+        return statistics.median(self._rtts_ms) if len(self._rtts_ms) > 1 else None
 
     @property
     def is_up(self) -> bool:
@@ -107,8 +115,7 @@ class Link:
         """A PONG came back with the PING's own bytes."""
         if len(body) != 8:
             return
-        rtt_ms = (time.monotonic_ns() - int.from_bytes(body, "little")) / 1e6
-        self.rtt_ms = rtt_ms if self.rtt_ms is None else self.rtt_ms + RTT_SMOOTHING * (rtt_ms - self.rtt_ms)
+        self._rtts_ms.append((time.monotonic_ns() - int.from_bytes(body, "little")) / 1e6)
 
 
 async def connect(identity: Identity, peer: NodeId, address: str, on_lost: Callable[[Link], None]) -> Link:

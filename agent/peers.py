@@ -78,10 +78,11 @@ class Peers:
             await asyncio.sleep(PING_EVERY_S)
 
     async def stop(self) -> None:
-        """Close every link."""
+        """Close every link; their loss is not news any more."""
         for task in tuple(self._tasks.values()):
             task.cancel()
-        for link in self._links.values():
+        links, self._links = tuple(self._links.values()), {}
+        for link in links:
             link.close()
 
     def _flush_soon(self, node: NodeId) -> None:

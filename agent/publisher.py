@@ -1,6 +1,7 @@
 """Heartbeats: what this node can do and does, signed, every second in a plan and every ten seconds spare."""
 
 import asyncio
+import contextlib
 import itertools
 import secrets
 from collections.abc import Callable
@@ -66,10 +67,9 @@ class CapacityPublisher:
             data = seal(capacity, CAPACITY_TYPE, self._identity.name, self._identity.key)
             await self._client.publish(subjects.capacity(self._identity.name), data)
             pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S
-            try:
-                await asyncio.wait_for(self._changed.wait(), pause)
-            except TimeoutError:
-                continue
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()
 
     def _capacity(self, reading: Reading) -> Capacity:
         return Capacity(

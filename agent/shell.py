@@ -30,6 +30,7 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
 from bus.keys import Identity, load_identity
+from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
@@ -128,7 +129,7 @@ class Agent:
                 self._act_forever(),
                 self._expire_forever(),
             ):
-                group.create_task(job)
+                group.create_task(stoppable(job))
 
     async def stop(self) -> None:
         """Leave the bus and close the links."""
@@ -137,7 +138,9 @@ class Agent:
         await self._peers.stop()
         await self._links.stop()
         if hasattr(self, "_audit"):
+            telling = asyncio.create_task(stoppable(self._audit.run()))
             await self._audit.drain(1.0)
+            telling.cancel()
         with contextlib.suppress(Exception):  # leaving must not fail because the server left first
             await asyncio.wait_for(self._client.close(), 2.0)
         await asyncio.to_thread(self._compute.stop)

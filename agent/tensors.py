@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from agent.generation import check_unicode
 from models.text import Text
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest, TensorSpec
@@ -66,7 +65,6 @@ def write_outputs(tensors: Mapping[str, Array], names: Sequence[str], *, binary:
 def text_inputs(text: Text, manifest: Manifest, sentence: str, field: str) -> dict[str, Array]:
     """An embedder's inputs for one text, without padding: ids, a mask of ones, zero token types."""
     assert manifest.text is not None
-    check_unicode(sentence, field)
     ids = text.encode(sentence)
     if not 0 < len(ids) <= manifest.text.context_length:
         message = f"the text has {len(ids)} tokens; 1 to {manifest.text.context_length} fit"

@@ -90,4 +90,5 @@ class AuditTrail:
         if not self._waiting:
             return
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._all_out.wait(), timeout_s)
+            async with asyncio.timeout(timeout_s):
+                await self._all_out.wait()

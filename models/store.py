@@ -49,7 +49,7 @@ class Store:
 
     def path(self, digest: Digest) -> Path:
         """Where the blob is, or would be. Raises INVALID_REQUEST for what is no SHA-256."""
-        if not re.match(DIGEST_PATTERN, digest):
+        if not re.fullmatch(DIGEST_PATTERN, digest):
             raise ResplitError(
                 ErrorCode.INVALID_REQUEST, f"{digest!r} is not a SHA-256 in lower-case hexadecimal", "digest"
             )
@@ -139,7 +139,7 @@ class Store:
         names = self.names()
         if name_or_digest in names:
             return names[name_or_digest]
-        if re.match(DIGEST_PATTERN, name_or_digest) and self.has(Digest(name_or_digest)):
+        if re.fullmatch(DIGEST_PATTERN, name_or_digest) and self.has(Digest(name_or_digest)):
             return Digest(name_or_digest)
         known = ", ".join(names) or "none yet; import one with `resplit models import`"
         raise ResplitError(ErrorCode.UNKNOWN_MODEL, f"no model {name_or_digest!r} here; known: {known}", "model")

@@ -90,10 +90,14 @@ def _check_bounds(plain: Any, what: str) -> None:
     for _ in range(MAX_DEPTH):
         below: list[Any] = []
         for item in layer:
-            if isinstance(item, dict):
-                below.extend(item.values())
-            elif isinstance(item, list):
-                below.extend(item)
+            match item:
+                case dict():
+                    below.extend(item)
+                    below.extend(item.values())
+                case list():
+                    below.extend(item)
+                case str():
+                    _check_text(item, what)
         elements += len(below)
         if elements > MAX_ELEMENTS:
             message = f"{what} has more than {MAX_ELEMENTS} elements; send large tensors in binary form"
@@ -102,3 +106,12 @@ def _check_bounds(plain: Any, what: str) -> None:
             return
         layer = below
     raise ResplitError(ErrorCode.INVALID_REQUEST, f"{what} is nested deeper than {MAX_DEPTH}")
+
+
+def _check_text(text: str, what: str) -> None:
+    # JSON can spell half of a surrogate pair, which no encoder takes again.
+    try:
+        text.isascii() or text.encode()
+    except UnicodeEncodeError as error:
+        message = f"{what} holds text that is not Unicode: half of a surrogate pair"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message) from error

@@ -11,6 +11,8 @@ MAX_REQUEST_BYTES = 1 << 20
 """NATS' default limit; larger tensors come in several inputs or are refused."""
 DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 16
+MAX_COUNT = 1 << 31
+DEADLINE_MS_MAX = 24 * 3600 * 1000
 MAX_LOGPROBS = 20
 
 
@@ -28,7 +30,7 @@ class RequestBase(Value):
 
     request_id: RequestName | None = None
     """Chosen by the client, else by the ingress. Unique among the requests in flight."""
-    deadline_ms: int | None = None
+    deadline_ms: int | None = Field(default=None, ge=-DEADLINE_MS_MAX, le=DEADLINE_MS_MAX)
     """Milliseconds from arrival within which the last token must be out; 0 or less has passed already."""
     model: str | None = None
     """Accepted and ignored, as OpenAI clients send it: the subject names the deployment."""
@@ -42,10 +44,10 @@ class TextRequest(RequestBase):
     prompt: str | None = None
     messages: tuple[Message, ...] | None = Field(default=None, min_length=1)
     token_ids: tuple[int, ...] | None = Field(default=None, min_length=1)
-    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1)
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=1, le=MAX_COUNT)
     temperature: float = Field(default=0.0, ge=0, le=10)
     """0 is greedy. (OpenAI's default is 1; here an answer is reproducible unless one asks otherwise.)"""
-    top_k: int = Field(default=0, ge=0)
+    top_k: int = Field(default=0, ge=0, le=MAX_COUNT)
     """0 keeps every token."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     min_p: float = Field(default=0.0, ge=0, le=1)
@@ -96,7 +98,7 @@ class OipTensor(BaseModel):
     datatype: str
     parameters: dict[str, Any] | None = None
     data: list[Any] | None = None
-    raw: bytes | None = None
+    raw: bytes | None = Field(default=None, strict=True)
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
@@ -115,7 +117,7 @@ class RequestedOutput(BaseModel):
 
 
 class TensorRequest(RequestBase):
-    """An inference of the Open Inference Protocol v2; `id` is its name for `request_id`."""
+    """An inference of the Open Inference Protocol v2. Its `id` is given back; it need not be unique."""
 
     id: str | None = None
     parameters: dict[str, Any] | None = None

@@ -1,5 +1,6 @@
 """A real nats-server for the tests that need one."""
 
+import asyncio
 import os
 import shutil
 import socket
@@ -11,6 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+
+# Once a loop was set, even to none, nobody makes one in passing: pytest-asyncio would, and never close it, and
+# the warning about that would fail whichever test the garbage collector happened to run in.
+asyncio.set_event_loop(None)
 
 START_S = 10.0
 STOP_S = 5.0

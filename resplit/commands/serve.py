@@ -176,6 +176,6 @@ def _check_names(nodes: list[str]) -> None:
     from schemas.base import NAME_PATTERN  # noqa: PLC0415
 
     for node in nodes:
-        if re.match(NAME_PATTERN, node) is None:
+        if re.fullmatch(NAME_PATTERN, node) is None:
             message = f"{node!r} cannot name a node; use lower-case letters, digits, '_' and '-'"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "nodes")
