@@ -32,7 +32,13 @@ def report(name: str, title: str, rows: list[Row], **more: Any) -> Path:
     Console(width=max(160, len(columns) * 14)).print(table)
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
-    body = {"benchmark": name, "at": datetime.now(UTC).isoformat(timespec="seconds"), **environment(), **more}
+    body = {
+        "benchmark": name,
+        "title": title,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **environment(),
+        **more,
+    }
     path.write_text(json.dumps({**body, "rows": rows}, indent=2) + "\n")
     print(f"written to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path.name}")
     return path

@@ -51,7 +51,7 @@ def _line(seen: "Seen") -> str:
     where = event.source if event.epoch is None else f"{event.source} {event.deployment}/{event.epoch}"
     if event.epoch is None and event.deployment is not None:
         where = f"{event.source} {event.deployment}"
-    facts = " ".join(f"{name}={value}" for name, value in event.fields.items())
+    facts = " ".join(f"{name}={value}" for name, value in event.fields.items() if value is not None)
     request = "" if event.request is None else f" request={event.request}"
     at = event.at.astimezone().isoformat(sep=" ", timespec="milliseconds")
     return f"{at}  {event.kind:<22} {where:<20} {event.message}{request} {facts}".rstrip() + MARKS[seen.standing]

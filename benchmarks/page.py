@@ -1,0 +1,127 @@
+"""docs/benchmarks.md and the README's table, from the results on disk: `python -m benchmarks.page`."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+TARGETS = {1: 0.95, 8: 0.90, 32: 0.95}
+TTFT_TARGET = 1.15
+MEMORY_TARGET_MB = 120
+
+Row = dict[str, Any]
+
+
+def main() -> None:
+    split = json.loads((RESULTS / "split.json").read_text())
+    page = ROOT / "docs" / "benchmarks.md"
+    page.write_text(_between(page.read_text(), "split", [_hardware(split), "", *_tables(split["rows"])]))
+    readme = ROOT / "README.md"
+    readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
+
+
+def _between(text: str, name: str, lines: list[str]) -> str:
+    """The text with what stands between the markers of `name` replaced."""
+    marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+    assert marked.search(text), f"no marker {name!r}"
+    return marked.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+
+
+def _hardware(result: Row) -> str:
+    hardware, versions = result["hardware"], result["versions"]
+    simd = ", ".join(hardware["simd"]) or "no SIMD listed"
+    return (
+        f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']} ({simd}), "
+        f"{hardware['memory_bytes'] / 2**30:.0f} GiB; ONNX Runtime {versions['onnxruntime-gpu']}; medians of "
+        f"{result['rounds']} rounds; `{result['command']}`, {result['at'][:10]}."
+    )
+
+
+def _tables(rows: list[Row]) -> list[str]:
+    return [*_decode(rows), "", *_ttft(rows), "", *_pinned(rows), "", *_where(rows), "", *_memory(rows)]
+
+
+def _decode(rows: list[Row]) -> list[str]:
+    lines = [
+        "| tokens/s | sequences | whole | onnxruntime-genai | split | split / whole | target |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "genai_tokens_per_s" in row:
+            lines.append(
+                f"| {row['stages']} agents, same cores | {row['sequences']} | {row['whole_tokens_per_s']:.1f} | "
+                f"{row['genai_tokens_per_s']:.1f} | {row['split_tokens_per_s']:.1f} | "
+                f"{_against(row['split_over_whole'], TARGETS[row['sequences']])} |"
+            )
+    return lines
+
+
+def _ttft(rows: list[Row]) -> list[str]:
+    lines = [
+        "| TTFT, 512 tokens | whole, s | onnxruntime-genai, s | split, s | split / whole | target |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "ttft_over_whole" in row:
+            ratio = row["ttft_over_whole"]
+            verdict = "met" if ratio <= TTFT_TARGET else "**missed**"
+            lines.append(
+                f"| {row['stages']} agents | {row['whole_ttft_s']:.2f} | {row['genai_ttft_s']:.2f} | "
+                f"{row['split_ttft_s']:.2f} | {ratio:.2f} | <= {TTFT_TARGET}: {verdict} |"
+            )
+    return lines
+
+
+def _pinned(rows: list[Row]) -> list[str]:
+    lines = [
+        "| one pinned core per agent, tokens/s | sequences | whole, both cores | split | / whole | / whole, one core |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "split_over_one_core" in row:
+            lines.append(
+                f"| {row['stages']} agents | {row['sequences']} | {row['whole_tokens_per_s']:.1f} | "
+                f"{row['split_tokens_per_s']:.1f} | {row['split_over_whole']:.2f} | {row['split_over_one_core']:.2f} |"
+            )
+    return lines
+
+
+def _where(rows: list[Row]) -> list[str]:
+    lines = [
+        "| where a token's time goes, ms | sequences | compute | waiting for the compute thread | under way |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "network_ms" in row:
+            lines.append(
+                f"| {row['stages']} agents | {row['sequences']} | {row['compute_ms']:.2f} | {row['queue_ms']:.2f} | "
+                f"{row['network_ms']:.2f} |"
+            )
+    return lines
+
+
+def _memory(rows: list[Row]) -> list[str]:
+    lines = [
+        "| private memory, MB | whole | split, all agents | over whole, per agent | target |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "over_whole_mb_per_agent" in row:
+            more = row["over_whole_mb_per_agent"]
+            verdict = "met" if more <= MEMORY_TARGET_MB else "**missed**"
+            lines.append(
+                f"| {row['stages']} agents | {row['whole_mb']:.0f} | {row['split_mb']:.0f} | {more:.0f} | "
+                f"<= {MEMORY_TARGET_MB}: {verdict} |"
+            )
+    return lines
+
+
+def _against(ratio: float, target: float) -> str:
+    verdict = "met" if ratio >= target else "**missed**"
+    return f"{ratio:.2f} | >= {target}: {verdict}"
+
+
+if __name__ == "__main__":
+    main()
