@@ -13,7 +13,7 @@ import msgpack
 import numpy as np
 
 from schemas.errors import ErrorCode, ResplitError
-from schemas.tensor import NUMPY_TO_OIP, Array, view
+from schemas.tensor import NAME_OF_DTYPE, NUMPY_TO_OIP, Array, view
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_FRAME_BYTES = 1 << 30
@@ -160,7 +160,7 @@ def pack(frame: Frame) -> list[bytes | memoryview]:
         case Failure():
             head = ["f", frame.deployment, frame.epoch, frame.route, frame.sequences, frame.code, frame.message]
     arrays = [np.ascontiguousarray(array) for array in tensors.values()]
-    head.append([(name, a.dtype.name, a.shape) for name, a in zip(tensors, arrays, strict=True)])
+    head.append([(name, NAME_OF_DTYPE[a.dtype], a.shape) for name, a in zip(tensors, arrays, strict=True)])
     packed: bytes = msgpack.packb(head)
     pieces: list[bytes | memoryview] = [len(packed).to_bytes(4, "little") + packed]
     pieces.extend(memoryview(a.reshape(-1).view(np.uint8).data) for a in arrays if a.size)

@@ -24,6 +24,8 @@ OIP_TO_NUMPY = {
     "FP64": "float64",
 }
 NUMPY_TO_OIP = {name: oip for oip, name in OIP_TO_NUMPY.items()}
+# numpy composes a type's name anew at every look: once a frame, that is a tenth of the work of sending it.
+NAME_OF_DTYPE = {np.dtype(name): name for name in NUMPY_TO_OIP}
 MAX_RANK = 8
 
 Array = NDArray[Any]

@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 MAX_DIGITS = 5
 HOLD_OUT_ONE_IN = 50
@@ -57,18 +57,18 @@ def main() -> None:
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Train the adder and write a Hugging Face folder.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    parser.add_argument("--steps", type=int, default=4000, help="optimizer steps")
-    parser.add_argument("--batch", type=int, default=256, help="problems per step")
-    parser.add_argument("--rate", type=float, default=1e-3, help="peak learning rate")
+    parser.add_argument("--steps", type=int, default=3000, help="optimizer steps")
+    parser.add_argument("--batch", type=int, default=64, help="problems per step")
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--seed", type=int, default=0, help="fixes the weights and the problems")
     parser.add_argument("--eval", type=int, default=2000, help="held-out problems to measure on")
     return parser.parse_args()
 
 
-def new_model() -> LlamaForCausalLM:
+def new_model() -> Qwen3ForCausalLM:
     """Return an untrained model of eight layers and about one and a half million weights."""
-    return LlamaForCausalLM(
-        LlamaConfig(
+    return Qwen3ForCausalLM(
+        Qwen3Config(
             vocab_size=VOCAB_SIZE,
             hidden_size=128,
             intermediate_size=352,
@@ -77,6 +77,7 @@ def new_model() -> LlamaForCausalLM:
             num_key_value_heads=2,
             head_dim=32,
             max_position_embeddings=256,
+            rope_parameters={"rope_type": "default", "rope_theta": 100.0},
             initializer_range=0.06,
             tie_word_embeddings=False,
             pad_token_id=ID["<pad>"],
@@ -86,7 +87,7 @@ def new_model() -> LlamaForCausalLM:
     )
 
 
-def train(model: LlamaForCausalLM, steps: int, batch: int, rate: float, seed: int) -> None:
+def train(model: Qwen3ForCausalLM, steps: int, batch: int, rate: float, seed: int) -> None:
     """Fit the model to problems that are not held out, reporting loss and held-out exact match."""
     draw = random.Random(seed)
     probe = held_out_problems(500)
@@ -96,7 +97,8 @@ def train(model: LlamaForCausalLM, steps: int, batch: int, rate: float, seed: in
     running = 0.0
     model.train()
     for step in range(1, steps + 1):
-        ids, labels = encode([draw_problem(draw, held_out=False) for _ in range(batch)])
+        digits = digits_allowed(step, steps)
+        ids, labels = encode([draw_problem(draw, digits, False) for _ in range(batch)])
         loss = model(input_ids=ids, labels=labels, use_cache=False).loss
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -105,9 +107,10 @@ def train(model: LlamaForCausalLM, steps: int, batch: int, rate: float, seed: in
         schedule.step()
         running += loss.item()
         if step % 100 == 0:
-            report = f"step {step:5d}  loss {running / 100:.4f}  {time.perf_counter() - started:6.0f} s"
+            seconds = time.perf_counter() - started
+            exact = exact_match(model, probe)
+            print(f"step {step}  loss {running / 100:.4f}  held-out exact {exact:.2%}  {seconds:.0f} s", flush=True)
             running = 0.0
-            print(f"{report}  held-out exact {exact_match(model, probe):.2%}", flush=True)
 
 
 def warmup_then_cosine(steps: int) -> Callable[[int], float]:
@@ -123,16 +126,21 @@ def warmup_then_cosine(steps: int) -> Callable[[int], float]:
     return multiplier
 
 
-def draw_problem(draw: random.Random, held_out: bool) -> Problem:
+def digits_allowed(step: int, steps: int) -> int:
+    """Return the longest operand to train on: two digits first, all from 15 % of the steps on."""
+    return min(MAX_DIGITS, 2 + 20 * step // steps)
+
+
+def draw_problem(draw: random.Random, max_digits: int, held_out: bool) -> Problem:
     """Return two operands on the asked side of the hold-out, digit counts uniform."""
     while True:
-        problem = draw_operand(draw), draw_operand(draw)
+        problem = draw_operand(draw, max_digits), draw_operand(draw, max_digits)
         if is_held_out(problem) == held_out:
             return problem
 
 
-def draw_operand(draw: random.Random) -> int:
-    digits = draw.randint(1, MAX_DIGITS)
+def draw_operand(draw: random.Random, max_digits: int) -> int:
+    digits = draw.randint(1, max_digits)
     return draw.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
 
 
@@ -147,7 +155,7 @@ def held_out_problems(count: int) -> list[Problem]:
     draw = random.Random("held out")
     problems: dict[Problem, None] = {}
     while len(problems) < count:
-        problems[draw_problem(draw, held_out=True)] = None
+        problems[draw_problem(draw, MAX_DIGITS, True)] = None
     return list(problems)
 
 
@@ -174,8 +182,7 @@ def encode(problems: list[Problem]) -> Batch:
     return torch.tensor(ids), torch.tensor(labels)
 
 
-@torch.no_grad()
-def exact_match(model: LlamaForCausalLM, problems: list[Problem]) -> float:
+def exact_match(model: Qwen3ForCausalLM, problems: list[Problem]) -> float:
     """Return the share of problems whose whole completion greedy decoding gets right.
 
     One pass over the true completions decides this exactly: greedy decoding writes the true
@@ -185,13 +192,14 @@ def exact_match(model: LlamaForCausalLM, problems: list[Problem]) -> float:
     right = 0
     for start in range(0, len(problems), 500):
         ids, labels = encode(problems[start : start + 500])
-        guesses = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
+        with torch.no_grad():
+            guesses = model(input_ids=ids, use_cache=False).logits[:, :-1].argmax(-1)
         right += int(((guesses == labels[:, 1:]) | (labels[:, 1:] == IGNORED)).all(-1).sum())
     model.train()
     return right / len(problems)
 
 
-def save(model: LlamaForCausalLM, out: Path) -> None:
+def save(model: Qwen3ForCausalLM, out: Path) -> None:
     """Write weights, tokenizer, chat template and greedy generation settings to one folder."""
     model.generation_config = GenerationConfig(
         do_sample=False,
@@ -212,9 +220,7 @@ def new_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE(vocab=ID, merges=[], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
     tokenizer.decoder = decoders.Fuse()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<bos> $A", special_tokens=[("<bos>", ID["<bos>"])]
-    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", ID["<bos>"])])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
