@@ -109,19 +109,21 @@ class Ingress:
 
     async def serve(self, plan: Plan, manifest: Manifest, text: Text | None, node: NodeId) -> None:
         """Admit new requests to `plan`'s routes that start at `node`."""
+        routes = [route for route in plan.routes if route.source == node]
+        if not routes:
+            return
         served = self._served.get(plan.deployment)
         if served is None:
             served = self._served[plan.deployment] = _Served(plan.deployment, manifest, text)
         served.manifest, served.text = manifest, text
-        for route in plan.routes:
-            if route.source == node and (plan.epoch, route.index) not in served.runs:
+        for route in routes:
+            if (plan.epoch, route.index) not in served.runs:
                 run = RouteRun(plan, route, self._numbers, self._send)
                 served.runs[plan.epoch, route.index] = run
-        if any(not run.leaving for run in served.runs.values()):
-            served.leave_at = None
-            if served.withdrawing is not None:
-                await served.withdrawing
-        if served.current and served.subscription is None and served.withdrawing is None:
+        served.leave_at = None
+        if served.withdrawing is not None:
+            await served.withdrawing
+        if served.subscription is None:
             served.subscription = await self._client.subscribe(
                 subjects.infer(served.name),
                 subjects.INGRESS_QUEUE,
@@ -405,8 +407,9 @@ class Ingress:
         for sequence, (held, run) in served.jobs.items():
             if held is job:
                 by_run.setdefault(run, []).append(sequence)
+        broken = error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED)
         for run, sequences in by_run.items():
-            self._forget(served, run, sequences, job)
+            self._forget(served, run, sequences, job, broken=broken)
         self._by_request.pop(job.request_id, None)
         self._outbox.put_nowait((job.reply, ErrorReply(request_id=job.request_id, error=error.body), None))
         self._audit.record(
@@ -418,8 +421,10 @@ class Ingress:
             error=error.message,
         )
 
-    def _forget(self, served: _Served, run: RouteRun, sequences: list[SequenceId], job: Job) -> None:
-        run.end(sequences)
+    def _forget(
+        self, served: _Served, run: RouteRun, sequences: list[SequenceId], job: Job, *, broken: bool = False
+    ) -> None:
+        run.end(sequences, broken=broken)
         for sequence in sequences:
             served.jobs.pop(sequence, None)
         self._by_request.pop(job.request_id, None)

@@ -121,17 +121,16 @@ class Loader:
         return manifest, fetched + sum(missing.values())
 
     def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest, ranges: set[RangeKey]) -> None:
-        held = {
-            index for model, first, last in self._engines if model == plan.model for index in range(first, last + 1)
-        }
-        new = {i for _, first, last in ranges for i in range(first, last + 1)} - held
+        # An engine that another plan holds is shared; caches never are, since each plan hands out its own slots.
+        new = [key for key in ranges if key not in self._engines]
+        weights = sum(manifest.blocks[i].weight_bytes for _, first, last in new for i in range(first, last + 1))
+        wanted = {i for _, first, last in ranges for i in range(first, last + 1)}
         tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
-        needed = sum(manifest.blocks[i].weight_bytes + manifest.blocks[i].kv_bytes_per_token * tokens for i in new)
+        needed = weights + sum(manifest.blocks[i].kv_bytes_per_token * tokens for i in wanted)
         free = self._memory_free()
         if needed > free:
-            message = (
-                f"{manifest.name}: {len(new)} blocks need {needed} bytes here, {free} are free: {needed - free} short"
-            )
+            short = f"{needed} bytes here, {free} are free: {needed - free} short"
+            message = f"{manifest.name}: {len(wanted)} blocks need {short}"
             raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
 
     async def _hold(self, manifest: Manifest, key: RangeKey) -> Engine:

@@ -101,8 +101,8 @@ class RouteRun:
         """Feed the token that came out last."""
         self._driver.go_on(sequence, token)
 
-    def end(self, sequences: Iterable[SequenceId]) -> None:
-        """Free these sequences here and along the route."""
+    def end(self, sequences: Iterable[SequenceId], *, broken: bool = False) -> None:
+        """Free these sequences here and along the route; where it may be `broken`, each of its nodes is told."""
         sequences = tuple(sequences)
         for sequence in sequences:
             self._calls.pop(sequence, None)
@@ -111,6 +111,10 @@ class RouteRun:
         if ended:
             close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, ended)
             self._send(self.route.stages[0].node, close)
+        if ended and broken:
+            last = len(self.route.stages) - 1
+            for node in dict.fromkeys(stage.node for stage in self.route.stages[1:]):
+                self._send(node, Close(self.plan.deployment, self.plan.epoch, self.route.index, last, ended))
 
     def check(self, now: float) -> tuple[SequenceId, ...]:
         """Drive again what is overdue; returns the sequences that were driven too often in vain."""

@@ -50,6 +50,8 @@ SWITCH_INTERVAL_S = 0.0002
 """The compute thread comes back from ONNX Runtime and wants the interpreter: by default the event loop may keep it
 for 5 ms, which is half a token."""
 RETRY_S = 1.0
+BOOTS_KEPT = 32
+"""Processes of a peer that are remembered as over."""
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +96,8 @@ class Agent:
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
+        self._boots: dict[NodeId, dict[str, int]] = {}
+        """Each peer's processes, the present one last, and the last heartbeat of each."""
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -138,7 +142,8 @@ class Agent:
         await self._peers.stop()
         await self._links.stop()
         if hasattr(self, "_audit"):
-            telling = asyncio.create_task(stoppable(self._audit.run()))
+            telling = asyncio.create_task(self._audit.run())
+            await asyncio.sleep(0)  # it has begun, or it could not be cancelled cleanly
             await self._audit.drain(1.0)
             telling.cancel()
         with contextlib.suppress(Exception):  # leaving must not fail because the server left first
@@ -199,6 +204,9 @@ class Agent:
                     error=error.message,
                 )
             self._step(core.LoadFailed(plan, f"{error.code.value}: {error.message}"))
+        except Exception as error:  # a full disk, say: the orchestrator must hear of it, whatever it was
+            log.exception("a plan could not be loaded: %s, epoch %d", plan.deployment, plan.epoch)
+            self._step(core.LoadFailed(plan, f"{ErrorCode.STAGE_FAILED.value}: {type(error).__name__}: {error}"))
         else:
             self._loaded[plan.deployment, plan.epoch] = loaded
             await self._stages.install(plan, loaded)
@@ -254,7 +262,20 @@ class Agent:
             log.warning("dropped a capacity report: %s", error.message)
             return
         if signer == capacity.node != self._identity.name:
-            self._peers.learn(capacity)
+            self._heard(capacity)
+
+    def _heard(self, capacity: Capacity) -> None:
+        """Believe a peer's heartbeat unless it was overtaken: anybody may replay an old one."""
+        boots = self._boots.setdefault(capacity.node, {})
+        is_known, is_last = capacity.boot in boots, next(reversed(boots), None) == capacity.boot
+        if is_known and not (is_last and capacity.sequence > boots[capacity.boot]):
+            return
+        if boots and not is_known:
+            self._stages.node_restarted(capacity.node)
+            if len(boots) >= BOOTS_KEPT:
+                del boots[next(iter(boots))]
+        boots[capacity.boot] = capacity.sequence
+        self._peers.learn(capacity)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(
@@ -285,7 +306,7 @@ class Agent:
                 model=held.plan.model,
                 blocks=held.plan.blocks_on(self._identity.name),
                 state=names.get(held.phase, "draining"),
-                sequences=self._stages.sequences(held.plan.deployment),
+                sequences=self._stages.sequences(held.plan),
             )
             for deployment in self._state.deployments.values()
             for held in deployment.hosted.values()

@@ -50,8 +50,15 @@ class _Row:
 class StageHost:
     """Runs frames of one deployment through whichever engine their epoch, route and stage name."""
 
-    def __init__(self, pool: KvPool, now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000) -> None:
+    def __init__(
+        self,
+        pool: KvPool,
+        *,
+        batch_invariant: bool = True,
+        now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
+    ) -> None:
         self._pool = pool
+        self._batch_invariant = batch_invariant
         self._now_us = now_us
         self._engines: dict[tuple[int, int, int], Engine] = {}
         self._progress: dict[tuple[SequenceId, int], _Progress] = {}
@@ -152,17 +159,18 @@ class StageHost:
     ) -> list[tuple[Queued, dict[str, Array]]]:
         """Each frame reduced to the rows that are due, with their results; missing steps go to `failed`."""
         reduced: list[tuple[Queued, list[_Row]]] = []
-        for queued in batch:
-            frame, x, rows = queued.frame, _input(queued.frame), []
+        for arrived in batch:
+            queued, frame, x, rows = arrived, arrived.frame, _input(arrived.frame), []
             for i, item in enumerate(frame.items):
                 try:
                     if self._is_due(self._progress.get((item.sequence, frame.stage)), item):
                         rows.append(_Row(item, x[i : i + 1]))
                 except ResplitError as error:
                     failed.append(_failure(frame, error, (item.sequence,)))
+            if len(rows) < len(frame.items):
+                queued = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
             if rows:
-                left = replace(frame, items=tuple(row.item for row in rows))
-                reduced.append((replace(queued, frame=left), rows))
+                reduced.append((queued, rows))
         due = [row for _, rows in reduced for row in rows]
         stage = batch[0].frame.stage
         results = self._run_slices(engine, due, stage) if engine.in_place else self._run_singly(engine, due)
@@ -181,8 +189,7 @@ class StageHost:
             slot = self._pool.slot(row.item.sequence)
             wanted.setdefault(slot.tokens, {})[slot.row] = row
         for tokens, by_row in wanted.items():
-            for run in contiguous_runs(sorted(by_row), engine.rows_min):
-                blank = np.zeros_like(next(iter(by_row.values())).x)
+            for run in contiguous_runs(sorted(by_row), engine.rows_min if self._batch_invariant else 1):
                 xs, positions = [], []
                 for r in run:
                     if r in by_row:
@@ -191,7 +198,7 @@ class StageHost:
                         continue
                     neighbour = self._pool.sequence_at(tokens, r)
                     progress = None if neighbour is None else self._progress.get((neighbour, stage))
-                    xs.append(blank)
+                    xs.append(np.zeros_like(next(iter(by_row.values())).x))
                     positions.append(min(progress.tokens, tokens - 1) if progress is not None else 0)
                 y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=True)
                 assert y is not None, "with its head every engine yields something"

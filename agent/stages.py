@@ -1,11 +1,11 @@
 """Frames to where they belong: this node's stages, its ingress, or another node.
 
-Holds one `StageHost` per deployment and the plans needed to tell who comes next. On the event loop.
+Holds one `StageHost` per plan: two epochs that overlap have slots and caches of their own, as each ingress hands out
+all the slots of its plan and settings may differ. It also holds the plans, to tell who comes next. On the event loop.
 """
 
 import logging
 from collections.abc import Callable
-from functools import partial
 from itertools import pairwise
 
 from agent.compute import ComputeThread, StageQueue
@@ -43,31 +43,29 @@ class Stages:
         self._peers = peers
         self._to_ingress = to_ingress
         self._queue = StageQueue(compute, self._deliver)
-        self._hosts: dict[str, StageHost] = {}
+        self._hosts: dict[tuple[str, int], StageHost] = {}
         self._plans: dict[tuple[str, int], Plan] = {}
 
     async def install(self, plan: Plan, loaded: LoadedPlan) -> None:
         """Serve the plan's stages on this node; opens the links that its routes need."""
-        host = self._hosts.get(plan.deployment)
-        if host is None:
-            host = self._hosts[plan.deployment] = StageHost(KvPool(self._device, length_classes(plan.settings)))
-        self._plans[plan.deployment, plan.epoch] = plan
+        key = (plan.deployment, plan.epoch)
+        host = self._hosts[key] = StageHost(
+            KvPool(self._device, length_classes(plan.settings)), batch_invariant=plan.settings.batch_invariant
+        )
+        self._plans[key] = plan
         await self._compute.call(lambda: host.install(loaded.engines))
         self._peers.warm(tuple(sorted(self._neighbours(plan))))
 
     async def remove(self, plan: Plan) -> None:
         """Stop serving the plan and free what only it used."""
         self._plans.pop((plan.deployment, plan.epoch), None)
-        host = self._hosts.get(plan.deployment)
-        if host is None:
-            return
-        await self._compute.call(lambda: host.remove(plan.epoch))
-        if not any(deployment == plan.deployment for deployment, _ in self._plans):
-            del self._hosts[plan.deployment]
+        host = self._hosts.pop((plan.deployment, plan.epoch), None)
+        if host is not None:
+            await self._compute.call(lambda: host.remove(plan.epoch))
 
-    def sequences(self, deployment: str) -> int:
-        """Sequences that hold a slot."""
-        host = self._hosts.get(deployment)
+    def sequences(self, plan: Plan) -> int:
+        """Sequences of a plan that hold a slot."""
+        host = self._hosts.get((plan.deployment, plan.epoch))
         return 0 if host is None else host.sequences
 
     def arrived(self, sender: NodeId, data: memoryview) -> None:
@@ -76,6 +74,8 @@ class Stages:
             self.route(unpack(data))
         except ResplitError as error:
             log.warning("dropped a frame from %s: %s", sender, error.message)
+        except Exception:  # a frame of nonsense must not cost the link, and the frames behind it
+            log.exception("dropped a frame from %s", sender)
 
     def send(self, node: NodeId, frame: Frame) -> None:
         """Hand a frame to a node, which may be this one."""
@@ -92,11 +92,11 @@ class Stages:
             case Close():
                 self._close(frame)
             case Activation():
-                host = self._hosts.get(frame.deployment)
+                host = self._hosts.get((frame.deployment, frame.epoch))
                 if host is not None:
                     self._queue.put(host, frame)
                 else:
-                    log.info("dropped a frame of a deployment that is not here: %s", frame.deployment)
+                    log.info("dropped a frame of a plan that is not here: %s, epoch %d", frame.deployment, frame.epoch)
 
     def peer_lost(self, node: NodeId) -> None:
         """A node cannot be reached at all: tell every source whose route needs it from here."""
@@ -108,18 +108,33 @@ class Stages:
                     if route.source != node:
                         self.send(NodeId(route.source), lost)
 
+    def node_restarted(self, node: NodeId) -> None:
+        """Free the slots of sequences whose ingress is a new process, which knows nothing of them."""
+        for key, plan in self._plans.items():
+            if all(route.source == node for route in plan.routes):
+                self._free_idle(key, 0)
+
     def expire(self) -> None:
         """Free the slots of sequences that nobody drives any more."""
-        for deployment, host in self._hosts.items():
-            idle = host.idle(IDLE_LIMIT_US)
-            if idle:
-                log.warning(
-                    "freed sequences that nobody drove for %d s: %s, %d", IDLE_LIMIT_US // 10**6, deployment, len(idle)
-                )
-                self._compute.submit(partial(host.close, idle), lambda _: None)
+        for key in self._hosts:
+            self._free_idle(key, IDLE_LIMIT_US)
+
+    def _free_idle(self, key: tuple[str, int], limit_us: int) -> None:
+        host = self._hosts[key]
+
+        def free() -> int:
+            idle = host.idle(limit_us)
+            host.close(idle)
+            return len(idle)
+
+        def freed(count: int) -> None:
+            if count:
+                log.warning("freed sequences that nobody drives any more: %s, epoch %d, %d", *key, count)
+
+        self._compute.submit(free, freed)
 
     def _close(self, frame: Close) -> None:
-        host = self._hosts.get(frame.deployment)
+        host = self._hosts.get((frame.deployment, frame.epoch))
         if host is None:
             return
         self._queue.forget(frame.deployment, frozenset(frame.sequences))

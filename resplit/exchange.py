@@ -29,10 +29,12 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
     The connection then outlives restarts of the server.
     """
     connection = Nats()
+    was_up = False
 
     async def failed(error: Exception) -> None:
-        # Before the first connection is up, nats-py would report a refused one here and try for ever.
-        if not connection.is_connected and not connection.is_reconnecting and isinstance(error, OSError):
+        # Before the first connection is up, nats-py would report a refused one here and try for ever. Later on,
+        # raising would end its attempts to reconnect.
+        if not was_up and isinstance(error, OSError):
             raise error
 
     try:
@@ -42,6 +44,7 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
     except (OSError, NatsError, TimeoutError, ValueError) as error:
         reason = str(error) or type(error).__name__
         raise RequestError("unreachable", f"no NATS server answers at {url}: {reason}") from error
+    was_up = True
     return connection
 
 

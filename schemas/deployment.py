@@ -41,6 +41,9 @@ class Settings(Value):
     pipeline_depth: int = Field(default=1, ge=1, le=64)
     """Decode batches, and prefill chunks, in flight at once: about one per stage on separate machines, one on
     shared cores."""
+    batch_invariant: bool = True
+    """Whether a sequence's tokens may never depend on who shares its batch. Where ONNX Runtime has a kernel of its
+    own for a single row, a lone sequence then runs in company (`docs/decisions/0005-rows-in-company.md`)."""
 
 
 class Deployment(Value):

@@ -1,0 +1,112 @@
+"""Processes that are killed: every accepted request ends, in output or in one typed error, and service comes back."""
+
+import asyncio
+import time
+
+import pytest
+
+from resplit.client import Client
+from resplit.server import NATS
+from schemas.base import NodeId
+from tests.integration.cluster_fixtures import (
+    CHAT,
+    N0,
+    N1,
+    N2,
+    PROMPT,
+    SETTINGS,
+    Serving,
+    Streaming,
+    three_stages,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ENDS_S = 8.0
+IDLE_S = 4.0
+
+
+async def some_streams(client: Client) -> list[Streaming]:
+    """Two long streams that run, short ones that run or wait."""
+    first = await Streaming(client, max_tokens=1000).began()
+    return [first, Streaming(client, max_tokens=240), *(Streaming(client, max_tokens=50) for _ in range(7))]
+
+
+async def all_end(serving: Serving, streams: list[Streaming], codes: set[str]) -> None:
+    """Each stream ends in time, in the right tokens or in one of `codes` after right tokens."""
+    started = time.monotonic()
+    for stream in streams:
+        error = await stream.end(ENDS_S)
+        expected = serving.oracle.tokens(PROMPT, 1000)
+        assert stream.ids == expected[: len(stream.ids)]
+        if error is None:
+            assert stream.tokens[-1].finish_reason == "length"
+        else:
+            assert error.code in codes
+    assert time.monotonic() - started < ENDS_S
+
+
+@pytest.mark.parametrize("node", [N1, N2])
+async def test_a_killed_stage_ends_every_request_and_serves_again_once_it_is_back(chat: Serving, node: NodeId) -> None:
+    streams = await some_streams(chat.client)
+    await chat.cluster.kill(node)
+    await all_end(chat, streams, {"node_lost"})
+    assert any([await stream.ended for stream in streams])
+    await chat.cluster.start(node)
+    await chat.until_answering()
+
+
+async def test_a_killed_ingress_leaves_no_client_waiting_and_serves_again_once_it_is_back(chat: Serving) -> None:
+    async with Client(chat.cluster.url, idle_timeout_s=IDLE_S) as client:
+        streams = await some_streams(client)
+        await chat.cluster.kill(N0)
+        await all_end(chat, streams, {"timeout"})
+        await chat.cluster.start(N0)
+        await chat.until_answering()
+
+
+async def test_a_stage_that_comes_back_at_once_loses_no_request_silently(chat: Serving) -> None:
+    streams = await some_streams(chat.client)
+    await chat.cluster.kill(N1)
+    await chat.cluster.start(N1)
+    await all_end(chat, streams, {"node_lost", "stage_failed", "stale_epoch"})
+    await chat.until_answering()
+
+
+async def test_a_lost_node_is_replaced_by_those_that_are_left(chat: Serving) -> None:
+    placed = await chat.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
+    assert placed.current is not None
+    lost = NodeId(placed.current.routes[0].stages[1].node)
+    epoch = placed.current.epoch
+    await chat.cluster.kill(lost)
+    await chat.until(lambda d: d.state == "serving" and d.current is not None and d.current.epoch > epoch)
+    await chat.until_answering()
+    await chat.cluster.start(lost)
+
+
+async def test_a_killed_server_comes_back_to_agents_that_serve(chat: Serving) -> None:
+    async with Client(chat.cluster.url, idle_timeout_s=IDLE_S) as client:
+        streams = await some_streams(client)
+        await chat.cluster.kill(NATS)
+        await chat.cluster.start(NATS)
+        # Replies of the outage are lost with the server, for core NATS keeps nothing.
+        for stream in streams:
+            error = await stream.end(60)
+            assert error is None or error.code in ("timeout", "cancelled", "node_lost", "internal")
+            if error is None:
+                assert stream.ids == chat.oracle.tokens(PROMPT, 1000)[: len(stream.ids)]
+    await chat.until_answering()
+    # And plans are heard: on these nodes in another order.
+    await chat.deploy(CHAT, "llama", placement=three_stages(N2, N1, N0), settings=SETTINGS)
+    await chat.answers()
+
+
+async def test_a_killed_orchestrator_is_not_missed_by_requests(chat: Serving) -> None:
+    stream = await Streaming(chat.client, max_tokens=200).began()
+    await chat.cluster.kill("orchestrator")
+    await chat.answers()
+    assert await stream.end() is None
+    await chat.cluster.start("orchestrator")
+    await chat.deploy(CHAT, "llama", placement=three_stages(N1, N0, N2), settings=SETTINGS)
+    await chat.answers()
+    assert asyncio.get_running_loop().is_running()
