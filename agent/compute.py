@@ -71,7 +71,10 @@ class ComputeThread:
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
-            call()
+            try:
+                call()
+            except Exception:  # a defect in one call must not leave the node without its compute thread
+                log.exception("a call on the compute thread raised")
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,11 +109,14 @@ class StageQueue:
     def _pump(self) -> None:
         if self._busy or not self._waiting:
             return
-        work = [Work(_engine_key(w), w.frame.kind, len(w.frame.items), w.arrived_us) for w in self._waiting]
-        chosen = next_batch(work, self._last_kind, ROWS_MAX)
-        batch = [self._waiting[i] for i in chosen]
-        left = set(chosen)
-        self._waiting = [w for i, w in enumerate(self._waiting) if i not in left]
+        if len(self._waiting) == 1:
+            batch, self._waiting = self._waiting, []
+        else:
+            work = [Work(_engine_key(w), w.frame.kind, len(w.frame.items), w.arrived_us) for w in self._waiting]
+            chosen = next_batch(work, self._last_kind, ROWS_MAX)
+            batch = [self._waiting[i] for i in chosen]
+            left = set(chosen)
+            self._waiting = [w for i, w in enumerate(self._waiting) if i not in left]
         self._last_kind = batch[0].frame.kind
         now = _now_us()
         queued = [Queued(w.frame, now - w.arrived_us) for w in batch]

@@ -85,10 +85,12 @@ class Engine:
         length = x.shape[1]
         step = self._bound(pool, segments, tokens, rows, length, x.dtype.name)
         step.x.fill(x)
-        after = np.asarray(positions, np.int64) + length
+        after = np.asarray(positions, np.int64)
+        after += length
         for role, buffers in step.small.items():
+            values = _small(role, after, length)
             for buffer in buffers:
-                buffer.fill(_small(role, after, length).astype(buffer.dtype).reshape(buffer.shape))
+                buffer.fill(values)
         for session, binding in step.bindings:
             session.run_with_iobinding(binding)
         return step.y.read()

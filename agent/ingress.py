@@ -18,6 +18,7 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
+from agent.driver import Answered
 from agent.generation import FinishReason, Generation, prompt_ids
 from agent.replies import Replier, ReplyTo
 from agent.run import RouteRun, sequence_numbers
@@ -37,6 +38,7 @@ from schemas.plan import Plan
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply, TextRequest, TokenReply, read_request
 
 CHECK_EVERY_S = 0.25
+TELL_AFTER_S = 0.001
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
 may not listen yet, and a client would find nobody."""
@@ -339,9 +341,24 @@ class Ingress:
                 finish = ends[step.sequence] = job.ends_with(step.token)
                 if finish is None:
                     run.go_on(step.sequence, step.token.token)
-        # The next step leaves before this one's text is made: a stop string found then costs one step in vain.
+        # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
+        # and replies are made while it computes. A stop string found then costs one step in vain.
         run.pump(now)
+        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, served, run, result, fresh, ends, now)
+
+    def _tell(
+        self,
+        served: _Served,
+        run: RouteRun,
+        result: Result,
+        fresh: list[Answered],
+        ends: dict[SequenceId, FinishReason | None],
+        now: float,
+    ) -> None:
+        """Say what a result means to the clients that still want to know."""
         for step in fresh:
+            if step.sequence not in served.jobs:
+                continue  # it ended in the meantime
             job, _ = served.jobs[step.sequence]
             job.meter.add(result.times, step.elapsed_s)
             match job:
@@ -355,6 +372,7 @@ class Ingress:
                     self._take_tensors(served, run, step.sequence, result)
                 case Generation():
                     pass  # a prefill chunk before the last
+        self._admit(served)
 
     def _finished(
         self, served: _Served, run: RouteRun, sequence: SequenceId, job: Generation, last: TokenReply

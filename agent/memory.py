@@ -29,11 +29,11 @@ class Buffer:
         return int(np.prod(self.shape[1:], dtype=np.int64)) * self.dtype.itemsize
 
     def fill(self, array: Array) -> None:
-        """Copy `array` (same shape and type) into the buffer."""
+        """Copy `array` into the buffer; it has as many elements, of the same kind, and is cast and shaped to fit."""
         if self.device == "cpu":
-            np.copyto(self.owner, array, casting="no")
+            self.owner[...] = array if array.shape == self.shape else array.reshape(self.shape)
         else:
-            self.owner.update_inplace(np.ascontiguousarray(array))
+            self.owner.update_inplace(np.ascontiguousarray(array.reshape(self.shape), self.dtype))
 
     def read(self) -> Array:
         """A copy of the contents, on the host."""

@@ -42,7 +42,7 @@ def probe(engine: Engine) -> Probe:
         pool.open(sequence, SLOT_TOKENS)
     try:
         rows_min = _rows_min(engine, pool) if engine.in_place else 1
-        _run(engine, pool, range(rows_min), 0, _input(engine, 1, 1))
+        _run(engine, pool, range(rows_min), 0, _input(engine, rows_min, 1))
         chunk = _input(engine, 1, PREFILL_TOKENS)
         _run(engine, pool, range(1), 0, chunk)
         prefill = _timed(engine, pool, range(1), 0, chunk)

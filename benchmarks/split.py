@@ -34,8 +34,9 @@ from schemas.control import DeployRequest
 from schemas.deployment import Settings
 
 SEQUENCES = (1, 8, 32)
-PROMPT_TOKENS = 32
-NEW_TOKENS = 64
+PROMPT_TOKENS = 8
+NEW_TOKENS = {1: 48, 8: 24, 32: 16}
+"""Steps that are timed for each number of sequences: enough of them, and a round stays within two minutes."""
 TTFT_PROMPT_TOKENS = 512
 CONTEXT_TOKENS = 2048
 """Its shortest length class holds 128 tokens: room for prompt and output of every sequence here."""
@@ -114,11 +115,13 @@ class Split:
 
 
 @contextlib.asynccontextmanager
-async def split(folder: Path, store: Path, stages: int, threads: int, cores: Any = None) -> AsyncIterator[Split]:
+async def split(
+    folder: Path, store: Path, stages: int, threads: int, cores: Any = None, *, invariant: bool = True
+) -> AsyncIterator[Split]:
     """Agents up and the model deployed over `stages` of them."""
     options = {} if cores is None else {"cores": cores}
     async with LocalCluster(folder, store, agents=stages, threads=threads, **options) as cluster:
-        settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=max(SEQUENCES))
+        settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=max(SEQUENCES), batch_invariant=invariant)
         request = DeployRequest(model=NAME, name=DeploymentName(NAME), stages=stages, settings=settings)
         await deploy_and_wait(cluster.url, request, timeout_s=300)
         yield Split(cluster, stages)
@@ -138,13 +141,15 @@ async def measure(folder: Path, rounds: int) -> None:
             splits = [
                 await stack.enter_async_context(split(Path(temporary) / f"s{k}", root, k, threads)) for k in (2, 3)
             ]
-            results = [await one_round(ort, genai, splits, short, long) for _ in range(rounds + 1)][1:]
+            await one_round(ort, genai, splits, short, long[:16])  # everybody warms up
+            results = [await one_round(ort, genai, splits, short, long) for _ in range(rounds)]
             memory = {s.stages: s.uss_bytes() for s in splits}
+        alone = [row for k in (2, 3) for row in await measure_alone(ort, root, Path(temporary), k, short, rounds)]
         whole_uss = ort.ask(op="memory")["uss_bytes"]
         ort.stop()
         genai.stop()
         pinned = await measure_pinned(folder, root, Path(temporary), cores, short, rounds)
-    rows = summary(results, memory, whole_uss) + pinned
+    rows = summary(results, memory, whole_uss) + alone + pinned
     report("split", f"split / whole, {PARAMETERS // 10**6} M parameters, int4", rows, rounds=rounds, raw=results)
 
 
@@ -152,10 +157,10 @@ async def one_round(ort: Worker, genai: Worker, splits: list[Split], short: list
     """Every contender once, in turn, for every number of sequences and for TTFT."""
     found: Row = {}
     for n in SEQUENCES:
-        command = {"op": "decode", "sequences": n, "prompt": short, "new_tokens": NEW_TOKENS}
+        command = {"op": "decode", "sequences": n, "prompt": short, "new_tokens": NEW_TOKENS[n]}
         found[f"whole {n}"] = ort.ask(**command)["tokens_per_s"]
         for s in splits:
-            rate, parts = await s.decode(n, short, NEW_TOKENS)
+            rate, parts = await s.decode(n, short, NEW_TOKENS[n])
             found[f"split{s.stages} {n}"] = rate
             found[f"split{s.stages} {n} parts"] = parts
         found[f"genai {n}"] = genai.ask(**command)["tokens_per_s"]
@@ -164,6 +169,30 @@ async def one_round(ort: Worker, genai: Worker, splits: list[Split], short: list
         found[f"split{s.stages} ttft"] = await s.ttft_s(long)
     found["genai ttft"] = genai.ask(op="ttft", prompt=long)["ttft_s"]
     return found
+
+
+async def measure_alone(
+    ort: Worker, store: Path, temporary: Path, stages: int, short: list[int], rounds: int
+) -> list[Row]:
+    """One sequence with `batch_invariant` off: it runs as a single row, as in the whole model's loop."""
+    threads = len(os.sched_getaffinity(0))
+    command = {"op": "decode", "sequences": 1, "prompt": short, "new_tokens": NEW_TOKENS[1]}
+    results: list[Row] = []
+    async with split(temporary / f"alone{stages}", store, stages, threads, invariant=False) as one:
+        await one.decode(1, short, NEW_TOKENS[1])
+        for _ in range(2 * rounds):
+            whole = ort.ask(**command)["tokens_per_s"]
+            results.append({"whole": whole, "split": (await one.decode(1, short, NEW_TOKENS[1]))[0]})
+    return [
+        {
+            "name": "same cores, one row",
+            "stages": stages,
+            "sequences": 1,
+            "whole_tokens_per_s": median(results, "whole"),
+            "split_tokens_per_s": median(results, "split"),
+            "split_over_whole": ratio(results, "split", "whole"),
+        }
+    ]
 
 
 async def measure_pinned(
@@ -175,13 +204,13 @@ async def measure_pinned(
     one, both = Worker("ort", folder, 1, cores[:1]), Worker("ort", folder, 2, cores[:2])
     results: list[Row] = []
     async with split(temporary / "pinned", store, 2, 1, cores=[(core,) for core in cores[:2]]) as two:
-        for _ in range(rounds + 1):
+        for _ in range(rounds):
             found: Row = {}
             for n in SEQUENCES:
-                command = {"op": "decode", "sequences": n, "prompt": short, "new_tokens": NEW_TOKENS}
+                command = {"op": "decode", "sequences": n, "prompt": short, "new_tokens": NEW_TOKENS[n]}
                 found[f"one {n}"] = one.ask(**command)["tokens_per_s"]
                 found[f"both {n}"] = both.ask(**command)["tokens_per_s"]
-                found[f"split {n}"], _ = await two.decode(n, short, NEW_TOKENS)
+                found[f"split {n}"], _ = await two.decode(n, short, NEW_TOKENS[n])
             results.append(found)
     one.stop()
     both.stop()
@@ -192,10 +221,10 @@ async def measure_pinned(
                 "name": "one pinned core per agent",
                 "stages": 2,
                 "sequences": n,
-                "whole_tokens_per_s": median(results[1:], f"both {n}"),
-                "split_tokens_per_s": median(results[1:], f"split {n}"),
-                "split_over_whole": ratio(results[1:], f"split {n}", f"both {n}"),
-                "split_over_one_core": ratio(results[1:], f"split {n}", f"one {n}"),
+                "whole_tokens_per_s": median(results, f"both {n}"),
+                "split_tokens_per_s": median(results, f"split {n}"),
+                "split_over_whole": ratio(results, f"split {n}", f"both {n}"),
+                "split_over_one_core": ratio(results, f"split {n}", f"one {n}"),
             }
         )
     return rows
@@ -256,9 +285,9 @@ def ratio(rows: list[Row], above: str, below: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/resplit/bench").expanduser())
-    parser.add_argument("--quick", action="store_true", help="one round instead of five")
+    parser.add_argument("--quick", action="store_true", help="one round instead of four")
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.folder, 1 if arguments.quick else 5))
+    asyncio.run(measure(arguments.folder, 1 if arguments.quick else 4))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ epoch, route and, for each sequence in it, the step: a stage that sees a step tw
 bytes twice, so a lost frame is simply driven again.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 from typing import Any, Literal
 
@@ -159,7 +159,7 @@ def pack(frame: Frame) -> list[bytes | memoryview]:
             head = ["c", frame.deployment, frame.epoch, frame.route, frame.stage, frame.sequences]
         case Failure():
             head = ["f", frame.deployment, frame.epoch, frame.route, frame.sequences, frame.code, frame.message]
-    arrays = [np.ascontiguousarray(array) for array in tensors.values()]
+    arrays = [np.asarray(array, order="C") for array in tensors.values()]
     head.append([(name, NAME_OF_DTYPE[a.dtype], a.shape) for name, a in zip(tensors, arrays, strict=True)])
     packed: bytes = msgpack.packb(head)
     pieces: list[bytes | memoryview] = [len(packed).to_bytes(4, "little") + packed]
@@ -187,12 +187,16 @@ def unpack(data: bytes | memoryview) -> Frame:
             case ("r", deployment, epoch, route, tokens, done, times, _):
                 return Result(
                     str(deployment), int(epoch), int(route),
-                    tuple(Token(*fields) for fields in tokens), tuple(done), tensors, _read_times(times),
+                    tuple(_read_token(fields) for fields in tokens),
+                    tuple((_count(sequence), _count(step)) for sequence, step in done),
+                    tensors, _read_times(times),
                 )  # fmt: skip
             case ("c", deployment, epoch, route, stage, sequences, _):
-                return Close(str(deployment), int(epoch), int(route), int(stage), tuple(sequences))
+                closed = tuple(_count(sequence) for sequence in sequences)
+                return Close(str(deployment), int(epoch), int(route), int(stage), closed)
             case ("f", deployment, epoch, route, sequences, code, message, _):
-                return Failure(str(deployment), int(epoch), int(route), tuple(sequences), str(code), str(message))
+                failed = tuple(_count(sequence) for sequence in sequences)
+                return Failure(str(deployment), int(epoch), int(route), failed, str(code), str(message))
             case _:
                 raise _malformed("of no known kind")
     except ResplitError:
@@ -203,7 +207,8 @@ def unpack(data: bytes | memoryview) -> Frame:
 
 def on_stage(frame: Activation, stage: int, tensors: dict[str, Array], time: StageTime) -> Activation:
     """The frame as the next stage receives it."""
-    return replace(frame, stage=stage, tensors=tensors, times=(*frame.times, time))
+    f = frame
+    return Activation(f.deployment, f.epoch, f.route, stage, f.kind, f.items, tensors, (*f.times, time))
 
 
 def _item_fields(item: Item) -> tuple[Any, ...]:
@@ -222,6 +227,19 @@ def _read_item(fields: tuple[Any, ...]) -> Item:
     if not all(isinstance(n, int) and n >= 0 for n in whole):
         raise _malformed("an item with a number that is not a count")
     return item
+
+
+def _read_token(fields: tuple[Any, ...]) -> Token:
+    sequence, step, index, token, logprob, top = fields
+    chosen = None if logprob is None else float(logprob)
+    likely = tuple((_count(i), float(p)) for i, p in top)
+    return Token(_count(sequence), _count(step), _count(index), _count(token), chosen, likely)
+
+
+def _count(number: Any) -> int:
+    if not isinstance(number, int) or number < 0:
+        raise _malformed(f"{number!r} where a count belongs")
+    return number
 
 
 def _read_times(times: tuple[tuple[int, int, int], ...]) -> tuple[StageTime, ...]:
