@@ -12,13 +12,13 @@ from agent.memory import Device
 from agent.probe import PREFILL_TOKENS, Probe, probe
 from bus.blobs import BlobServer, fetch, size_of
 from models.merge import merge
-from models.session import open_session, verified_graph
+from models.session import open_session, verified_graph, verify_once
 from models.store import Store
 from profiler.kv import kv_tokens
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.errors import ErrorCode, ResplitError
-from schemas.manifest import Block, Manifest, ModelKind
+from schemas.manifest import BlobRef, Block, Manifest, ModelKind
 from schemas.plan import Plan
 
 FETCHES_MAX = 4
@@ -53,7 +53,9 @@ class Loader:
         device: Device,
         threads: int,
         memory_free: Callable[[], int],
+        on_corrupt: Callable[[Digest], None],
     ) -> None:
+        """`memory_free` in bytes; `on_corrupt` hears, from any thread, of damaged files before they are replaced."""
         self._node = node
         self._client = client
         self._store = store
@@ -61,6 +63,7 @@ class Loader:
         self._device = device
         self._threads = threads
         self._memory_free = memory_free
+        self._on_corrupt = on_corrupt
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
         self._fuse: dict[Digest, bool] = {}
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
@@ -104,7 +107,9 @@ class Loader:
         files = {ref.digest: ref.size_bytes for block in blocks for ref in (block.graph, *block.weights)}
         if manifest.text is not None and any(route.source == self._node for route in plan.routes):
             files[manifest.text.tokenizer.digest] = manifest.text.tokenizer.size_bytes
-        missing = {digest: size for digest, size in files.items() if not self._store.has(digest)}
+        refs = [BlobRef(digest=digest, size_bytes=size) for digest, size in files.items()]
+        unsound = await asyncio.to_thread(lambda: [ref for ref in refs if not self._is_sound(ref)])
+        missing = {ref.digest: ref.size_bytes for ref in unsound}
         gate = asyncio.Semaphore(FETCHES_MAX)
 
         async def one(digest: Digest, size: int) -> None:
@@ -119,6 +124,20 @@ class Loader:
             raise errors.exceptions[0] from None
         await self._server.offer([plan.model, *files])
         return manifest, fetched + sum(missing.values())
+
+    def _is_sound(self, ref: BlobRef) -> bool:
+        """Whether the file is here and whole; one that is damaged is reported and removed, to be fetched anew."""
+        if not self._store.has(ref.digest):
+            return False
+        try:
+            verify_once(self._store, ref)
+        except ResplitError as error:
+            if error.code is not ErrorCode.CORRUPT_FILE:
+                raise
+            self._on_corrupt(ref.digest)
+            self._store.path(ref.digest).unlink(missing_ok=True)
+            return False
+        return True
 
     def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest, ranges: set[RangeKey]) -> None:
         # An engine that another plan holds is shared; caches never are, since each plan hands out its own slots.

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from importlib.metadata import version
 
 import psutil
@@ -37,13 +38,13 @@ from models.text import Text
 from profiler.device import Reading, read_device
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, HostedStage, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Failure, Result
 from schemas.manifest import Manifest
-from schemas.plan import Plan, Receipt
+from schemas.plan import Plan, Receipt, ReceiptStatus
 
 EXPIRE_EVERY_S = 15.0
 SWITCH_INTERVAL_S = 0.0002
@@ -52,6 +53,12 @@ for 5 ms, which is half a token."""
 RETRY_S = 1.0
 BOOTS_KEPT = 32
 """Processes of a peer that are remembered as over."""
+CORRUPT = "a file was corrupt and was not used"
+AUDITED = {
+    ReceiptStatus.READY: AuditKind.PLAN_READY,
+    ReceiptStatus.REFUSED: AuditKind.PLAN_REFUSED,
+    ReceiptStatus.APPLIED: AuditKind.PLAN_APPLIED,
+}
 
 log = logging.getLogger(__name__)
 
@@ -92,7 +99,9 @@ class Agent:
         self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress)
         self._links = LinkServer(identity, self._stages.arrived)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
-        self._loader = Loader(config.node, client, store, self._files, device, config.thread_count, self._memory_free)
+        self._loader = Loader(
+            config.node, client, store, self._files, device, config.thread_count, self._memory_free, self._corrupt
+        )
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
@@ -171,8 +180,8 @@ class Agent:
             instruction = await self._instructions.get()
             try:
                 await self._act(instruction)
-            except ResplitError as error:
-                log.exception("an instruction failed: %s", error.message)
+            except Exception:  # one deployment's trouble must not stop the node from acting on the others
+                log.exception("an instruction failed: %s", type(instruction).__name__)
             self._publisher.changed()
 
     async def _act(self, instruction: core.Instruction) -> None:
@@ -196,23 +205,29 @@ class Agent:
             loaded = await self._loader.load(plan)
         except ResplitError as error:
             if error.code is ErrorCode.CORRUPT_FILE:
-                self._audit.record(
-                    AuditKind.BLOB_CORRUPT,
-                    "a file was corrupt and was not used",
-                    deployment=plan.deployment,
-                    epoch=plan.epoch,
-                    error=error.message,
-                )
+                self._audit.record(AuditKind.BLOB_CORRUPT, CORRUPT, error=error.message)
             self._step(core.LoadFailed(plan, f"{error.code.value}: {error.message}"))
         except Exception as error:  # a full disk, say: the orchestrator must hear of it, whatever it was
             log.exception("a plan could not be loaded: %s, epoch %d", plan.deployment, plan.epoch)
             self._step(core.LoadFailed(plan, f"{ErrorCode.STAGE_FAILED.value}: {type(error).__name__}: {error}"))
         else:
             self._loaded[plan.deployment, plan.epoch] = loaded
+            if loaded.fetched_bytes:
+                self._audit.record(
+                    AuditKind.BLOB_FETCHED,
+                    "the files of a plan were fetched",
+                    deployment=plan.deployment,
+                    epoch=plan.epoch,
+                    size_bytes=loaded.fetched_bytes,
+                )
             await self._stages.install(plan, loaded)
             self._step(core.Loaded(plan))
         finally:
             self._loading.pop((plan.deployment, plan.epoch), None)
+
+    def _corrupt(self, digest: Digest) -> None:
+        record = partial(self._audit.record, AuditKind.BLOB_CORRUPT, CORRUPT, digest=digest)
+        self._loop.call_soon_threadsafe(record)
 
     async def _free(self, plan: Plan) -> None:
         key = (plan.deployment, plan.epoch)
@@ -236,6 +251,16 @@ class Agent:
             error=answer.error,
             elapsed_ms=round(1e3 * answer.elapsed_s, 3),
         )
+        if (kind := AUDITED.get(answer.status)) is not None:
+            message = f"this node answered {answer.status.value}"
+            self._audit.record(
+                kind,
+                message,
+                deployment=plan.deployment,
+                epoch=plan.epoch,
+                elapsed_ms=receipt.elapsed_ms,
+                error=answer.error,
+            )
         data = seal(receipt, RECEIPT_TYPE, self._identity.name, self._identity.key)
         while True:
             try:

@@ -52,7 +52,7 @@ class Core:
         self.snapshot = snapshot
         self.now = now
         self._plans = plans
-        self._audit = audit
+        self.audit = audit
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
 
@@ -120,7 +120,7 @@ class Core:
     def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
         rollout = self.snapshot.rollout(name)
         if rollout.last_error != error.body:  # said once, however often it is tried
-            self._audit.record(
+            self.audit.record(
                 AuditKind.DEPLOYMENT_INFEASIBLE,
                 "no plan can be made",
                 deployment=name,
@@ -143,7 +143,7 @@ class Core:
         await self._plans.append(event)
         self._fold(RolloutAdvanced(after), self.now())
         kind, message = AUDIT_KINDS[event.phase]
-        self._audit.record(
+        self.audit.record(
             kind,
             message,
             deployment=name,
@@ -162,11 +162,11 @@ class Core:
         if before.nodes is after.nodes and before.absent == after.absent:
             return
         for name in sorted(after.absent - before.absent):
-            self._audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
+            self.audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
         for name, node in after.nodes.items():
             known = before.nodes.get(name)
             if known is None or name in before.absent - after.absent or known.capacity.boot != node.capacity.boot:
-                self._audit.record(
+                self.audit.record(
                     AuditKind.NODE_JOINED,
                     "a node reports",
                     node=name,

@@ -19,6 +19,7 @@ from orchestrator.planner import Proposal, check_shape, make_plan
 from orchestrator.rooms import rooms
 from orchestrator.view import status
 from schemas import subjects
+from schemas.audit import AuditKind
 from schemas.base import Digest
 from schemas.capacity import HEARTBEAT_SPARE_S
 from schemas.codec import decode, encode
@@ -74,6 +75,9 @@ class Operators:
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
         await self._offers.add(digest, manifest)
         self._core.report(ManifestKnown(digest, manifest))
+        self._core.audit.record(
+            AuditKind.DEPLOYMENT_CHANGED, "an operator deployed", deployment=deployment.name, model=deployment.model
+        )
         await self._core.folded(DeploymentWritten(deployment), FOLDED_S)
         return DeployReply(
             deployment=deployment,
@@ -107,6 +111,9 @@ class Operators:
         except (NatsError, TimeoutError, OSError) as error:
             message = f"the deployment could not be removed, so nothing has changed: {error!r}"
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
+        self._core.audit.record(
+            AuditKind.DEPLOYMENT_CHANGED, "an operator removed the deployment", deployment=request.name
+        )
         await self._core.folded(DeploymentRemoved(request.name), FOLDED_S)
         return RemoveReply(name=request.name)
 

@@ -18,8 +18,8 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 
 from bus import blobs
 from bus.connection import connect
-from bus.streams import ensure_streams
 from bus.keys import Identity, create_keys, load_identity
+from bus.streams import ensure_streams
 from models.store import Store
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Propose, Rollout, Withdraw, step

@@ -35,7 +35,8 @@ def event(revision: int, phase: PlanPhase = PlanPhase.PREPARE, term: int = 1, **
 
 def run(*events: core.Event) -> tuple[State, list[core.Instruction]]:
     """Feed events one second apart; the instructions of the last one."""
-    state, out = State(NodeId("n0")), ()
+    state = State(NodeId("n0"))
+    out: tuple[core.Instruction, ...] = ()
     for now, happening in enumerate(events):
         state, out = core.step(state, happening, float(now))
     return state, list(out)
@@ -76,7 +77,13 @@ def test_a_replayed_or_older_event_changes_nothing() -> None:
 
 
 def test_the_old_epoch_drains_and_is_freed_when_it_stands_nowhere_any_more() -> None:
-    story = [PREPARED, Loaded(plan(1)), COMMITTED, event(3, current=plan(1), candidate=plan(2)), Loaded(plan(2))]
+    story: list[core.Event] = [
+        PREPARED,
+        Loaded(plan(1)),
+        COMMITTED,
+        event(3, current=plan(1), candidate=plan(2)),
+        Loaded(plan(2)),
+    ]
     switch = event(4, PlanPhase.COMMIT, current=plan(2), draining=(plan(1),))
     out = run(*story, switch)[1]
     assert Drain(plan(1)) in out

@@ -18,8 +18,8 @@ from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
 from bus.connection import connect
-from bus.streams import ensure_streams
 from bus.keys import create_keys, load_identity
+from bus.streams import ensure_streams
 from resplit.cli import app
 from resplit.commands.deployments import default_name, parse_placement
 from resplit.commands.serve import parse_cores, parse_size
