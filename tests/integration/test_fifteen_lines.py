@@ -1,4 +1,4 @@
-"""The fifteen lines of the documentation, run as they stand: nats-py alone gets a streamed completion and an embedding."""
+"""The fifteen lines of the documentation, run as they stand: nats-py alone streams a completion and gets an embedding."""
 
 import asyncio
 import shutil
