@@ -1,4 +1,4 @@
-"""The fifteen lines of the documentation, run as they stand: nats-py alone streams a completion and gets an embedding."""
+"""The fifteen lines of the documentation, run as they stand: nats-py alone is enough for text and vectors."""
 
 import asyncio
 import shutil
