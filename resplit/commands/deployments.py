@@ -33,6 +33,12 @@ def deploy(
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
     chunk: Annotated[int, typer.Option(min=1, help="Tokens of a prefill chunk.")] = DEFAULTS.chunk_tokens,
     depth: Annotated[int, typer.Option(min=1, help="Batches in flight at once.")] = DEFAULTS.pipeline_depth,
+    batch_invariant: Annotated[
+        bool,
+        typer.Option(
+            "--batch-invariant/--batch-variant", help="Tokens never depend on who shares the batch, or may for speed."
+        ),
+    ] = DEFAULTS.batch_invariant,
     wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")] = True,
     timeout: Annotated[float, typer.Option(min=1, help="Wait so many seconds at most.")] = DEPLOY_TIMEOUT_S,
     as_json: AsJson = False,
@@ -50,6 +56,7 @@ def deploy(
         max_sequences=sequences,
         max_queued=queue,
         pipeline_depth=depth,
+        batch_invariant=batch_invariant,
     )
     placement = None if place is None else parse_placement(place)
     called = name or default_name(model)
