@@ -7,6 +7,7 @@ signature over its destination, its place and its bytes.
 import asyncio
 import itertools
 import logging
+import secrets
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,7 +53,7 @@ class BusRoad:
         self._identity = identity
         self._receive = receive
         self._unreachable = unreachable
-        self._numbers = itertools.count()
+        self._numbers = itertools.count(secrets.randbits(62))  # no number of an earlier life comes again
         self._assemblies: OrderedDict[tuple[NodeId, int], _Assembly] = OrderedDict()
         self._bounce = client.new_inbox()
 

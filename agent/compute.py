@@ -127,8 +127,10 @@ class StageQueue:
     def _ran(self, frames: list[Frame]) -> None:
         self._busy = False
         # Sending first: the next node can begin while this one picks its next batch.
-        self._deliver(frames)
-        self._pump()
+        try:
+            self._deliver(frames)
+        finally:
+            self._pump()
 
 
 def _engine_key(waiting: _Waiting) -> Hashable:

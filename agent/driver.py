@@ -196,6 +196,10 @@ class RouteDriver:
         flight = running.unanswered.pop(step, None) if running is not None else None
         if flight is None:
             return None
+        assert running is not None
+        for earlier in [s for s in running.unanswered if s < step]:
+            # Stages run a sequence's steps in order: this one's answer is theirs too, if theirs was lost.
+            self._answered(running.unanswered.pop(earlier))
         took = now - flight.sent
         if flight.attempts == 1:
             self._typical_s[flight.kind] = max(took, 0.9 * self._typical_s.get(flight.kind, 0.0))

@@ -1,6 +1,6 @@
 """Blocks that are loaded and can run: a chain of sessions over consecutive blocks of one model.
 
-Everything here happens on the compute thread. Results are bit-equal however the blocks are spread over
+An engine that serves runs on the compute thread alone. Results are bit-equal however the blocks are spread over
 sessions and whatever rows share a call (measured; `tests/integration` holds it).
 """
 
@@ -83,7 +83,7 @@ class Engine:
         if not segments:
             return None
         length = x.shape[1]
-        step = self._bound(pool, segments, tokens, rows, length, x.dtype.name)
+        step = self._bound(pool, segments, tokens, rows, length)
         step.x.fill(x)
         after = np.asarray(positions, np.int64)
         after += length
@@ -143,16 +143,15 @@ class Engine:
             needed.add(boundary.name)
         return {name: array for name, array in known.items() if name in needed}
 
-    def _bound(
-        self, pool: KvPool, segments: tuple[Segment, ...], tokens: int, rows: range, length: int, dtype: str
-    ) -> BoundStep:
+    def _bound(self, pool: KvPool, segments: tuple[Segment, ...], tokens: int, rows: range, length: int) -> BoundStep:
         key = (pool.number, tokens, rows.start, len(rows), length, len(segments))
         if (step := self._steps.get(key)) is not None:
             self._steps.move_to_end(key)
             return step
         first = self.blocks[0].input
         tail = () if first is None else _fixed_tail(first)
-        x = current = allocate(self.device, (len(rows), length, *tail), dtype)
+        kind = self.manifest.inputs[0].dtype if first is None else first.dtype
+        x = current = allocate(self.device, (len(rows), length, *tail), kind)
         small: dict[SharedRole, tuple[Buffer, ...]] = {}
         inputs: dict[str, Buffer] = {}
         bindings, boundaries = [], []
@@ -180,6 +179,8 @@ class Engine:
             bind_output(binding, spec.name, current)
             bindings.append((segment.session, binding))
         step = BoundStep(x, small, tuple(bindings), tuple(boundaries), current)
+        if length > 1:
+            return step  # the lengths of last chunks are many, their buffers large, and binding anew costs them little
         self._steps[key] = step
         if len(self._steps) > BOUND_STEPS_MAX:
             self._steps.popitem(last=False)

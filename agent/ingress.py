@@ -35,6 +35,7 @@ from schemas.plan import Plan
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, TextRequest, read_request
 
 CHECK_EVERY_S = 0.25
+STOP_S = 1.0
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
 may not listen yet, and a client would find nobody."""
@@ -148,9 +149,25 @@ class Ingress:
             group.create_task(self._reply_forever())
             group.create_task(self._check_forever())
 
+    async def stop(self) -> None:
+        """Take no more requests, end those in flight in their one error, and send every reply that waits."""
+        for served in self._served.values():
+            if served.subscription is not None:
+                with contextlib.suppress(NatsError, TimeoutError, OSError):
+                    await served.subscription.unsubscribe()
+        for served, job in list(self._in_flight.values()):
+            served.end(job, ResplitError(ErrorCode.NODE_LOST, "the node that served this request is leaving"))
+        with contextlib.suppress(Exception):  # the bus may have gone first
+            async with asyncio.timeout(STOP_S):
+                while not self._outbox.empty():
+                    reply, value, request = self._outbox.get_nowait()
+                    await reply.send(value, request)
+                await self._client.flush()
+
     # Requests.
 
     async def _requested(self, msg: Msg) -> None:
+        await asyncio.sleep(0)  # nats-py hands over all it has without a pause; heartbeats must get in between
         reply = self._replier.to(msg)
         request_id: RequestId | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))

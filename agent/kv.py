@@ -14,12 +14,9 @@ from onnx import helper
 
 from agent.memory import Buffer, Device, allocate, bind_input, bind_output, rows_of
 from agent.slots import Move, Slot, SlotTable
+from profiler.kv import SLOTS_MIN
 from schemas.frame import SequenceId
 from schemas.manifest import Block, KvCache
-
-COMPANY_ROWS = 2
-"""A class has at least this many rows, for a lone sequence may have to run in company (`agent.probe`)."""
-
 
 _pools = itertools.count()
 
@@ -70,7 +67,7 @@ class KvPool:
             self._appended[block.index] = {}
             return
         self._shared[block.index] = {
-            tokens: tuple(self._pair(cache, max(rows, COMPANY_ROWS), tokens) for cache in block.kv)
+            tokens: tuple(self._pair(cache, max(rows, SLOTS_MIN), tokens) for cache in block.kv)
             for tokens, rows in self._classes
         }
 

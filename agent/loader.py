@@ -66,6 +66,7 @@ class Loader:
         self._on_corrupt = on_corrupt
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
         self._fuse: dict[Digest, bool] = {}
+        self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
 
     async def load(self, plan: Plan) -> LoadedPlan:
@@ -77,15 +78,16 @@ class Loader:
             for i, stage in enumerate(route.stages)
             if stage.node == self._node
         }
-        self._refuse_what_does_not_fit(plan, manifest, set(wanted.values()))
         held: dict[RangeKey, Engine] = {}
         try:
-            for key in wanted.values():
-                if key not in held:
-                    held[key] = await self._hold(manifest, key)
-        except Exception as error:
+            async with self._one_at_a_time:  # two would both find the memory free, and disturb each other's probes
+                self._refuse_what_does_not_fit(plan, manifest, set(wanted.values()))
+                for key in wanted.values():
+                    if key not in held:
+                        held[key] = await self._hold(manifest, key)
+        except BaseException as error:
             self._let_go(held)
-            if isinstance(error, ResplitError):
+            if isinstance(error, ResplitError) or not isinstance(error, Exception):
                 raise
             message = f"{manifest.name}: loading failed: {type(error).__name__}: {error}"
             raise ResplitError(ErrorCode.STAGE_FAILED, message) from error

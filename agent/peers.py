@@ -5,6 +5,8 @@ import logging
 from collections import deque
 from collections.abc import Callable
 
+from nats.errors import Error as NatsError
+
 from agent.busroad import BusRoad
 from agent.links import PING_EVERY_S, Link, connect
 from bus.keys import Identity
@@ -22,8 +24,8 @@ log = logging.getLogger(__name__)
 class Peers:
     """Sends frames to nodes by name, each peer's in order.
 
-    Losing a link is reported once through `on_change`; a node that neither a link nor the bus reaches is
-    reported through `on_unreachable`.
+    Losing a link is reported once through `on_change`; that the bus does not reach a node either, the bus says
+    (`BusRoad`).
     """
 
     def __init__(self, identity: Identity, on_change: Callable[[NodeId, bool], None]) -> None:
@@ -97,7 +99,11 @@ class Peers:
                 if link is not None and link.is_up:
                     link.send(waiting.popleft())
                 elif self.bus is not None:
-                    await self.bus.send(node, waiting.popleft())
+                    pieces = waiting.popleft()
+                    try:
+                        await self.bus.send(node, pieces)
+                    except NatsError as error:  # the step is driven again
+                        log.warning("a frame could not leave over the bus: %s: %r", node, error)
         finally:
             del self._tasks[node]
         if self._waiting[node]:

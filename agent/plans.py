@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable
+from hashlib import sha256
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -19,6 +20,8 @@ from schemas.plan import PlanEvent
 CATCH_UP_EVERY_S = 30.0
 """A plan event that got lost on its way is found in the stream at the latest after this."""
 RETRY_S = 0.5
+REJECTIONS_MAX = 1000
+"""Different messages that are rejected aloud; more are rejected in silence."""
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +88,10 @@ class PlanInbox:
         return event
 
     def _reject(self, msg: Msg, error: ResplitError) -> None:
-        if msg.data in self._rejected:
-            return  # read from the stream what was heard already
-        if len(self._rejected) < 256:
-            self._rejected.add(msg.data)
+        digest = sha256(msg.data).digest()
+        if digest in self._rejected or len(self._rejected) >= REJECTIONS_MAX:
+            return  # heard already, and now read from the stream; or a flood, which must not fill the trail
+        self._rejected.add(digest)
         self._audit.record(
             AuditKind.EVENT_REJECTED,
             "a plan event was rejected and nothing was changed",

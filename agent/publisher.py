@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 
 from bus.keys import Identity
 from profiler.device import Reading
@@ -65,7 +66,8 @@ class CapacityPublisher:
             self._changed.clear()
             capacity = self._capacity(await asyncio.to_thread(self._read))
             data = seal(capacity, CAPACITY_TYPE, self._identity.name, self._identity.key)
-            await self._client.publish(subjects.capacity(self._identity.name), data)
+            with contextlib.suppress(NatsError):  # the bus is away and its buffer full: the next one will do
+                await self._client.publish(subjects.capacity(self._identity.name), data)
             pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

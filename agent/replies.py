@@ -35,8 +35,8 @@ class Replier:
     def to(self, msg: Msg) -> "ReplyTo":
         """Where the replies to a request go, in the encoding the request came in."""
         content_type = (msg.headers or {}).get(CONTENT_TYPE, JSON)
-        # Nobody may make an agent speak on the subjects by which agents and orchestrator are steered.
-        inbox = "" if msg.reply.startswith(f"{subjects.ROOT}.") else msg.reply
+        # Nobody may make an agent speak on the subjects by which agents, orchestrator or server are steered.
+        inbox = "" if msg.reply.startswith((f"{subjects.ROOT}.", "$")) else msg.reply
         return ReplyTo(self._client, inbox, content_type, self._bounce)
 
     async def _bounced(self, msg: Msg) -> None:

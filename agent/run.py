@@ -17,6 +17,7 @@ from schemas.tensor import Array
 TENSOR_PATIENCE_S = 30.0
 """A call of a model without caches that takes longer is driven again, once."""
 TENSOR_ATTEMPTS = 2
+TENSOR_QUEUE_FACTOR = 5.0
 
 
 @dataclass(slots=True)
@@ -47,6 +48,8 @@ class RouteRun:
             plan.deployment, plan.epoch, route.index, settings.chunk_tokens, settings.pipeline_depth
         )
         self._calls: dict[SequenceId, _Call] = {}
+        self._typical_s = 0.0
+        """What a call lately took, waiting included."""
 
     @property
     def active(self) -> int:
@@ -94,6 +97,7 @@ class RouteRun:
         fresh = self._driver.take(result, now)
         for sequence, _ in result.done:
             if (call := self._calls.pop(sequence, None)) is not None:
+                self._typical_s = max(now - call.sent, 0.9 * self._typical_s)
                 fresh.append(Answered(sequence, now - call.sent, None))
         return fresh
 
@@ -120,7 +124,9 @@ class RouteRun:
         """Drive again what is overdue; returns the sequences that were driven too often in vain."""
         again, lost = self._driver.overdue(now)
         for sequence, call in self._calls.items():
-            if now - call.sent > TENSOR_PATIENCE_S * call.attempts:
+            # Calls queue behind each other, so each may wait for all of them.
+            patience_s = max(TENSOR_PATIENCE_S, TENSOR_QUEUE_FACTOR * self._typical_s * len(self._calls))
+            if now - call.sent > patience_s * call.attempts:
                 if call.attempts >= TENSOR_ATTEMPTS:
                     lost = (*lost, sequence)
                 else:

@@ -222,11 +222,12 @@ class Served:
         )
 
     def _take_tensors(self, run: RouteRun, sequence: SequenceId, job: TensorJob, result: Result) -> None:
+        answer = job.take(sequence, dict(result.tensors), self.desk.now())
         del self.jobs[sequence]
         run.end([sequence])
-        now = self.desk.now()
-        answer = job.take(sequence, dict(result.tensors), now)
         if answer is None:
+            if run.draining:
+                self.report_empty(run.plan.epoch)
             return
         self.desk.say(job.reply, answer, None)
         self._forget(run, [], job)

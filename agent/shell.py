@@ -12,8 +12,8 @@ from importlib.metadata import version
 import psutil
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.errors import NotFoundError
 
 from agent import step as core
 from agent.busroad import BusRoad
@@ -148,6 +148,8 @@ class Agent:
         """Leave the bus and close the links."""
         for task in self._loading.values():
             task.cancel()
+        if hasattr(self, "_ingress"):
+            await self._ingress.stop()
         await self._peers.stop()
         await self._links.stop()
         if hasattr(self, "_audit"):
@@ -164,7 +166,7 @@ class Agent:
         while True:
             try:
                 return await ensure_streams(self._client)
-            except (NotFoundError, TimeoutError) as error:
+            except (NatsError, TimeoutError, OSError) as error:
                 log.warning("JetStream does not answer yet: %s", error)
                 await asyncio.sleep(RETRY_S)
 
@@ -202,7 +204,7 @@ class Agent:
 
     async def _load(self, plan: Plan) -> None:
         try:
-            loaded = await self._loader.load(plan)
+            await self._load_and_install(plan)
         except ResplitError as error:
             if error.code is ErrorCode.CORRUPT_FILE:
                 self._audit.record(AuditKind.BLOB_CORRUPT, CORRUPT, error=error.message)
@@ -211,19 +213,27 @@ class Agent:
             log.exception("a plan could not be loaded: %s, epoch %d", plan.deployment, plan.epoch)
             self._step(core.LoadFailed(plan, f"{ErrorCode.STAGE_FAILED.value}: {type(error).__name__}: {error}"))
         else:
-            self._loaded[plan.deployment, plan.epoch] = loaded
-            if loaded.fetched_bytes:
-                self._audit.record(
-                    AuditKind.BLOB_FETCHED,
-                    "the files of a plan were fetched",
-                    deployment=plan.deployment,
-                    epoch=plan.epoch,
-                    size_bytes=loaded.fetched_bytes,
-                )
-            await self._stages.install(plan, loaded)
             self._step(core.Loaded(plan))
         finally:
             self._loading.pop((plan.deployment, plan.epoch), None)
+
+    async def _load_and_install(self, plan: Plan) -> None:
+        loaded = await self._loader.load(plan)
+        try:
+            await self._stages.install(plan, loaded)
+        except BaseException:  # cancelled, or no memory for the caches: nothing of the plan stays
+            await self._stages.remove(plan)
+            self._loader.unload(loaded, plan)
+            raise
+        self._loaded[plan.deployment, plan.epoch] = loaded
+        if loaded.fetched_bytes:
+            self._audit.record(
+                AuditKind.BLOB_FETCHED,
+                "the files of a plan were fetched",
+                deployment=plan.deployment,
+                epoch=plan.epoch,
+                size_bytes=loaded.fetched_bytes,
+            )
 
     def _corrupt(self, digest: Digest) -> None:
         record = partial(self._audit.record, AuditKind.BLOB_CORRUPT, CORRUPT, digest=digest)

@@ -143,6 +143,9 @@ class StageHost:
             return []
         assert progress is not None
         slot = self._pool.open(item.sequence, item.capacity)
+        self._last_seen_us[item.sequence] = self._now_us()
+        if item.position + item.count > slot.tokens:
+            raise _beyond(item, slot.tokens)
         if item.sampling is not None:
             self._sampling[item.sequence] = item.sampling
         x = _input(frame)
@@ -159,11 +162,17 @@ class StageHost:
     ) -> list[tuple[Queued, dict[str, Array]]]:
         """Each frame reduced to the rows that are due, with their results; missing steps go to `failed`."""
         reduced: list[tuple[Queued, list[_Row]]] = []
+        # A repeated step may wait beside its successor, which proves that the first run of it was answered.
+        newest: dict[SequenceId, int] = {}
+        for queued in batch:
+            for item in queued.frame.items:
+                newest[item.sequence] = max(item.position, newest.get(item.sequence, 0))
         for arrived in batch:
             queued, frame, x, rows = arrived, arrived.frame, _input(arrived.frame), []
             for i, item in enumerate(frame.items):
                 try:
-                    if self._is_due(self._progress.get((item.sequence, frame.stage)), item):
+                    due = self._is_due(self._progress.get((item.sequence, frame.stage)), item)
+                    if due and item.position == newest[item.sequence]:
                         rows.append(_Row(item, x[i : i + 1]))
                 except ResplitError as error:
                     failed.append(_failure(frame, error, (item.sequence,)))
@@ -171,10 +180,10 @@ class StageHost:
                 queued = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
             if rows:
                 reduced.append((queued, rows))
-        due = [row for _, rows in reduced for row in rows]
+        wanted = [row for _, rows in reduced for row in rows]
         stage = batch[0].frame.stage
-        results = self._run_slices(engine, due, stage) if engine.in_place else self._run_singly(engine, due)
-        for row in due:
+        results = self._run_slices(engine, wanted, stage) if engine.in_place else self._run_singly(engine, wanted)
+        for row in wanted:
             self._advance(self._progress[row.item.sequence, stage], row.item)
         return [(q, {X: _stack([results[row.item.sequence] for row in rows])}) for q, rows in reduced]
 
@@ -221,9 +230,8 @@ class StageHost:
             reached = 0 if progress is None else progress.tokens
             message = f"position {item.position} came when {reached} tokens had been run: a step was lost"
             raise ResplitError(ErrorCode.STAGE_FAILED, message)
-        if item.position + item.count > item.capacity:
-            message = f"position {item.position} + {item.count} is beyond the slot's {item.capacity} tokens"
-            raise ResplitError(ErrorCode.CONTEXT_EXCEEDED, message)
+        if item.sequence in self._pool and item.position + item.count > self._pool.slot(item.sequence).tokens:
+            raise _beyond(item, self._pool.slot(item.sequence).tokens)
         return item.position >= progress.last
 
     def _advance(self, progress: _Progress, item: Item) -> None:
@@ -252,6 +260,11 @@ class StageHost:
                 tokens.append(token)
         times = (*frame.times, spent)
         return Result(frame.deployment, frame.epoch, frame.route, tuple(tokens), tuple(done), outputs, times)
+
+
+def _beyond(item: Item, tokens: int) -> ResplitError:
+    message = f"position {item.position} + {item.count} is beyond the slot's {tokens} tokens"
+    return ResplitError(ErrorCode.CONTEXT_EXCEEDED, message)
 
 
 def _stack(rows: list[Array]) -> Array:

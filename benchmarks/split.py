@@ -35,8 +35,9 @@ from schemas.deployment import Settings
 
 SEQUENCES = (1, 8, 32)
 PROMPT_TOKENS = 8
-NEW_TOKENS = {1: 48, 8: 24, 32: 16}
-"""Steps that are timed for each number of sequences: enough of them, and a round stays within two minutes."""
+NEW_TOKENS = {1: 48, 8: 32, 32: 56}
+"""Tokens of each sequence: the first must still run when the prompt of the last has been prefilled."""
+PINNED_SEQUENCES = (1, 8)
 TTFT_PROMPT_TOKENS = 512
 CONTEXT_TOKENS = 2048
 """Its shortest length class holds 128 tokens: room for prompt and output of every sequence here."""
@@ -141,7 +142,8 @@ async def measure(folder: Path, rounds: int) -> None:
             splits = [
                 await stack.enter_async_context(split(Path(temporary) / f"s{k}", root, k, threads)) for k in (2, 3)
             ]
-            await one_round(ort, genai, splits, short, long[:16])  # everybody warms up
+            for s in splits:  # everybody warms up
+                await s.decode(1, short, NEW_TOKENS[1])
             results = [await one_round(ort, genai, splits, short, long) for _ in range(rounds)]
             memory = {s.stages: s.uss_bytes() for s in splits}
         alone = [row for k in (2, 3) for row in await measure_alone(ort, root, Path(temporary), k, short, rounds)]
@@ -206,7 +208,7 @@ async def measure_pinned(
     async with split(temporary / "pinned", store, 2, 1, cores=[(core,) for core in cores[:2]]) as two:
         for _ in range(rounds):
             found: Row = {}
-            for n in SEQUENCES:
+            for n in PINNED_SEQUENCES:
                 command = {"op": "decode", "sequences": n, "prompt": short, "new_tokens": NEW_TOKENS[n]}
                 found[f"one {n}"] = one.ask(**command)["tokens_per_s"]
                 found[f"both {n}"] = both.ask(**command)["tokens_per_s"]
@@ -215,7 +217,7 @@ async def measure_pinned(
     one.stop()
     both.stop()
     rows = []
-    for n in SEQUENCES:
+    for n in PINNED_SEQUENCES:
         rows.append(
             {
                 "name": "one pinned core per agent",
@@ -234,7 +236,7 @@ def summary(results: list[Row], memory: dict[int, int], whole_uss: float) -> lis
     """One row per (stages, sequences), one per (stages, TTFT), one per (stages, memory)."""
     rows: list[Row] = []
     for k in memory:
-        for n in SEQUENCES:
+        for n in PINNED_SEQUENCES:
             parts = [r[f"split{k} {n} parts"] for r in results]
             rows.append(
                 {
@@ -285,9 +287,9 @@ def ratio(rows: list[Row], above: str, below: str) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/resplit/bench").expanduser())
-    parser.add_argument("--quick", action="store_true", help="one round instead of four")
+    parser.add_argument("--quick", action="store_true", help="one round instead of two")
     arguments = parser.parse_args()
-    asyncio.run(measure(arguments.folder, 1 if arguments.quick else 4))
+    asyncio.run(measure(arguments.folder, 1 if arguments.quick else 2))
 
 
 if __name__ == "__main__":

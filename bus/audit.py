@@ -8,6 +8,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from nats.js import JetStreamContext
 
 from bus.keys import Identity
@@ -19,6 +20,8 @@ from schemas.envelope import AUDIT_TYPE, seal
 BACKLOG_MAX = 10_000
 """Events kept while the bus is away; beyond that the oldest are dropped, and their number is logged."""
 RETRY_S = 1.0
+TEXT_MAX = 500
+"""Characters of a field that are kept: some of them a stranger wrote."""
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +59,7 @@ class AuditTrail:
             deployment=deployment,
             epoch=epoch,
             request=request,
-            fields=fields,
+            fields={name: v[:TEXT_MAX] if isinstance(v, str) else v for name, v in fields.items()},
         )
         log.info("%s: %s %s", kind.value, message, fields)
         if len(self._waiting) >= BACKLOG_MAX:
@@ -75,6 +78,8 @@ class AuditTrail:
                 data = seal(event, AUDIT_TYPE, self._identity.name, self._identity.key)
                 try:
                     await self._js.publish(subjects.audit(event.source, event.kind), data)
+                except MaxPayloadError:
+                    log.exception("an audit event is larger than the server carries, and is lost")
                 except (NatsError, TimeoutError, OSError):
                     await asyncio.sleep(RETRY_S)
                     continue

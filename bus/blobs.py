@@ -28,6 +28,8 @@ WINDOW = 8
 """Pieces asked for at once."""
 PIECE_TIMEOUT_S = 10.0
 ATTEMPTS = 3
+UNKNOWN_BYTES_MAX = 64 << 20
+"""No file whose size is not known beforehand (a manifest) is larger."""
 
 
 class Download(Protocol):
@@ -84,7 +86,10 @@ async def size_of(client: Client, digest: Digest) -> int:
     reply = await _ask(client, digest, b"")
     if len(reply) != 8:
         raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not know its size")
-    return int.from_bytes(reply, "little")
+    size = int.from_bytes(reply, "little")
+    if size > UNKNOWN_BYTES_MAX:
+        raise ResplitError(ErrorCode.MISSING_BLOB, f"file {digest} is said to have {size} bytes: that is no manifest")
+    return size
 
 
 async def fetch(

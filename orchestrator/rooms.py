@@ -2,7 +2,8 @@
 
 A heartbeat shows memory as it was when it was sent. Blocks that a live plan put on a node and that the node
 does not report as loaded yet are counted as taken, so two plans made within a second never share one gap.
-Blocks of this very deployment that stay where they are cost nothing again: both epochs share them (A5).
+Blocks of this very deployment that stay on a node are counted again: each plan has caches of its own, and an
+agent shares a loaded stage only with a plan that has exactly the same one. (A5 would count them once.)
 """
 
 from collections.abc import Iterable
@@ -24,7 +25,7 @@ class Room:
     capacity: Capacity
     free_bytes: int
     need_bytes: tuple[int, ...]
-    """What each block of the model takes in addition to what the node holds already."""
+    """What each block of the model takes."""
 
 
 def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
@@ -32,18 +33,8 @@ def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dic
     found = {}
     for name, capacity in snapshot.present.items():
         free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
-        live = _plans_on(snapshot, name, deployment.name)
-        weights = {b for plan in live if plan.model == deployment.model for b in plan.blocks_on(name)}
-        caches = {
-            b
-            for plan in live
-            if plan.model == deployment.model and plan.settings == deployment.settings
-            for b in plan.blocks_on(name)
-        }
         need = tuple(
-            (0 if block.index in weights else weight_memory_bytes(block))
-            + (0 if block.index in caches else kv_memory_bytes(block, deployment.settings))
-            for block in manifest.blocks
+            weight_memory_bytes(block) + kv_memory_bytes(block, deployment.settings) for block in manifest.blocks
         )
         found[name] = Room(capacity, free, need)
     return found

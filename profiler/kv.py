@@ -15,6 +15,8 @@ SHORTEST_CLASS_TOKENS = 64
 LENGTH_RATIO = 4
 """A class is this many times longer than the one below it, and has that many times fewer slots."""
 CLASSES_MAX = 3
+SLOTS_MIN = 2
+"""A class has at least this many rows in memory, for a lone sequence may have to run in company (`agent.probe`)."""
 
 
 def length_classes(settings: Settings) -> tuple[tuple[int, int], ...]:
@@ -36,7 +38,7 @@ def length_classes(settings: Settings) -> tuple[tuple[int, int], ...]:
 
 def kv_tokens(settings: Settings) -> int:
     """Tokens that all slots of a deployment hold together; a block's cache is this times its bytes per token."""
-    return sum(tokens * slots for tokens, slots in length_classes(settings))
+    return sum(tokens * max(slots, SLOTS_MIN) for tokens, slots in length_classes(settings))
 
 
 def _aligned(tokens: int) -> int:

@@ -10,12 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.driver import Prompt
 from agent.sampling import Choice, choose
+from agent.stage import Queued
 from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
 from schemas.deployment import Settings
-from schemas.frame import Sampling
+from schemas.frame import Activation, Result, Sampling
 from tests import model_zoo
 from tests.route_harness import EngineCache, Route, stages
 
@@ -115,3 +117,24 @@ def test_several_groups_in_flight_change_nothing(oracle: Oracle) -> None:
     route = Route(oracle.engines, stages([2, 4], oracle.count), settings)
     outputs = route.generate(oracle.prompts, NEW_TOKENS, GREEDY)
     assert [[Choice(t.token, t.logprob, t.top) for t in o.detailed] for o in outputs] == oracle.answers
+
+
+def test_a_repeated_step_that_meets_its_successor_yields_nothing(oracle: Oracle) -> None:
+    """The ingress drives a step again; the repeat waits at a stage until the next step is there too."""
+    route = Route(oracle.engines, stages([2], oracle.count), SETTINGS)
+    first, last = (route.hosts[stage.node] for stage in route.stages)
+    route.driver.admit(Prompt(0, tuple(oracle.prompts[2]), CONTEXT, GREEDY))
+    steps: list[Activation] = []
+    for now in range(3):
+        [step] = route.driver.frames(now)
+        steps.append(step)
+        [onward] = first.run([Queued(step, 0)])
+        assert isinstance(onward, Activation)
+        [result] = last.run([Queued(onward, 0)])
+        assert isinstance(result, Result)
+        [answered] = route.driver.take(result, now)
+        assert answered.token is not None
+        route.driver.go_on(0, answered.token.token)
+    [newest] = route.driver.frames(3)
+    ran = first.run([Queued(steps[-1], 0), Queued(newest, 0)])
+    assert [frame.items for frame in ran if isinstance(frame, Activation)] == [newest.items]
