@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable
 
 from nats.aio.client import Client
@@ -36,6 +37,9 @@ from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, TextRequest, read_
 
 CHECK_EVERY_S = 0.25
 STOP_S = 1.0
+OVERTAKING_S = 1.0
+OVERTAKING_MAX = 1024
+CANCELLED = "the request was cancelled"
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
 may not listen yet, and a client would find nobody."""
@@ -63,6 +67,7 @@ class Ingress:
         self._served: dict[DeploymentName, Served] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._desk = Desk(self._say, audit, now, self._in_flight, on_empty)
+        self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self._numbers = sequence_numbers()
         self._outbox: asyncio.Queue[tuple[ReplyTo, BaseModel, RequestId | None]] = asyncio.Queue()
         self._replier = Replier(client, self._client_gone)
@@ -167,7 +172,10 @@ class Ingress:
     # Requests.
 
     async def _requested(self, msg: Msg) -> None:
+        await self._take_request(msg)
         await asyncio.sleep(0)  # nats-py hands over all it has without a pause; heartbeats must get in between
+
+    async def _take_request(self, msg: Msg) -> None:
         reply = self._replier.to(msg)
         request_id: RequestId | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
@@ -179,6 +187,8 @@ class Ingress:
                 raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
             request = read_request(decode_plain(msg.data, reply.content_type, "request"))
             request_id = request.request_id or RequestId(secrets.token_hex(8))
+            if self._cancelled_early.pop(request_id, 0.0) > self._now():
+                raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
             self._check_new(served, request_id, request.deadline_ms)
             now = self._now()
             deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1e3
@@ -257,7 +267,14 @@ class Ingress:
         )
 
     async def _cancelled(self, msg: Msg) -> None:
-        self._cancel(RequestId(msg.subject.rsplit(".", 1)[-1]), "the request was cancelled")
+        request = RequestId(msg.subject.rsplit(".", 1)[-1])
+        if request in self._in_flight:
+            self._cancel(request, CANCELLED)
+            return
+        # Requests and cancellations are separate subscriptions: one may overtake the request it is for.
+        self._cancelled_early[request] = self._now() + OVERTAKING_S
+        while len(self._cancelled_early) > OVERTAKING_MAX:
+            self._cancelled_early.popitem(last=False)
 
     def _client_gone(self, request: RequestId) -> None:
         self._cancel(request, "nobody listens to the replies any more")

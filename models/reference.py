@@ -30,13 +30,21 @@ ROWS_PROBES = 16
 class Reference:
     """One session over `Manifest.whole`."""
 
-    def __init__(self, store: Store, model: Digest | str, provider: Provider = "cpu", threads: int = 1) -> None:
+    def __init__(
+        self,
+        store: Store,
+        model: Digest | str,
+        provider: Provider = "cpu",
+        threads: int = 1,
+        rows: int | None = None,
+    ) -> None:
+        """`rows`: equal rows of a decode step; by default as many as make it independent of a batch (`rows_min`)."""
         self.manifest = store.manifest(model)
         graph = verified_whole(store, self.manifest)
         self._session = open_session(graph, store.blobs_folder, provider, threads)
         self._device = provider
         self._inputs = [given.name for given in self._session.get_inputs()]
-        self._rows: int | None = None
+        self._rows = rows
         self.logits: list[npt.NDArray[np.float32]] = []
         """float32 [vocabulary] at the last position before each token of the last `generate`."""
 

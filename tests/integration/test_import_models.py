@@ -41,7 +41,7 @@ def every_cut(manifest: Manifest) -> list[list[int]]:
 
 def assert_every_cut_is_the_whole(store: Store, manifest: Manifest) -> None:
     """Prefill of three chunks and decode steps, bit for bit in the logits, for all cuts in two and the finest."""
-    reference = Reference(store, manifest.name)
+    reference = Reference(store, manifest.name, rows=1)
     tokens = reference.generate(PROMPT, NEW, chunk_tokens=CHUNK, context_tokens=CONTEXT, stop_at_eos=False)
     assert len(set(tokens)) > 3 and np.ptp(reference.logits[0]) > 1, "flat logits would prove nothing"
     for cuts in every_cut(manifest):
