@@ -49,7 +49,8 @@ def environment() -> Row:
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     simd = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags]
     return {
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *sys.argv[1:]]),
+        # Options alone: where somebody keeps the model is of no interest to anybody else.
+        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *_flags(sys.argv[1:])]),
         "hardware": {
             "cpu": cpu_name(),
             "simd": simd,
@@ -58,6 +59,10 @@ def environment() -> Row:
         },
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
     }
+
+
+def _flags(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if argument.startswith("--") and argument != "--folder"]
 
 
 def _shown(value: Any) -> str:
