@@ -35,8 +35,8 @@ def _hardware(result: Row) -> str:
     return (
         f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']} ({simd}), "
         f"{hardware['memory_bytes'] / 2**30:.0f} GiB; ONNX Runtime {versions['onnxruntime-gpu']}; medians of "
-        f"{result['rounds']} rounds; `{result['command']}`, {result['at'][:10]}."
-    )
+        f"{result['rounds']} rounds; `{result['command']}`, {result['at'][:10]}. {result.get('note', '')}"
+    ).strip()
 
 
 def _tables(rows: list[Row]) -> list[str]:

@@ -236,7 +236,7 @@ def summary(results: list[Row], memory: dict[int, int], whole_uss: float) -> lis
     """One row per (stages, sequences), one per (stages, TTFT), one per (stages, memory)."""
     rows: list[Row] = []
     for k in memory:
-        for n in PINNED_SEQUENCES:
+        for n in SEQUENCES:
             parts = [r[f"split{k} {n} parts"] for r in results]
             rows.append(
                 {
