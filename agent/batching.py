@@ -12,12 +12,11 @@ much as five rows, so gaps of up to four rows are run along."""
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """A frame that waits: which engine runs it, what kind it is, how many rows it has, when it came."""
+    """A frame that waits: which engine runs it, what kind it is, how many rows it has."""
 
     engine: Hashable
     kind: Literal["prefill", "decode", "tensor"]
     rows: int
-    arrived: int
 
 
 def next_batch(waiting: Sequence[Work], last_kind: str | None, rows_max: int) -> tuple[int, ...]:

@@ -112,7 +112,7 @@ class StageQueue:
         if len(self._waiting) == 1:
             batch, self._waiting = self._waiting, []
         else:
-            work = [Work(_engine_key(w), w.frame.kind, len(w.frame.items), w.arrived_us) for w in self._waiting]
+            work = [Work(_engine_key(w), w.frame.kind, len(w.frame.items)) for w in self._waiting]
             chosen = next_batch(work, self._last_kind, ROWS_MAX)
             batch = [self._waiting[i] for i in chosen]
             left = set(chosen)

@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import onnxruntime as ort
 from nats.aio.client import Client
 
 from agent.engine import Engine, Segment
@@ -184,7 +185,7 @@ class Loader:
     def _engine(self, manifest: Manifest, groups: Sequence[Sequence[Block]]) -> Engine:
         return Engine(manifest, [Segment(tuple(group), self._open(group)) for group in groups], self._device)
 
-    def _open(self, blocks: Sequence[Block]):  # type: ignore[no-untyped-def]
+    def _open(self, blocks: Sequence[Block]) -> ort.InferenceSession:
         graphs = [verified_graph(self._store, block) for block in blocks]
         graph = graphs[0] if len(graphs) == 1 else merge(graphs)
         return open_session(graph, self._store.blobs_folder, self._device, self._threads)

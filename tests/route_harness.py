@@ -88,7 +88,7 @@ class Route:
             stage = waiting[0].stage
             host = self.hosts[self.stages[stage].node]
             here = [frame for frame in waiting if frame.stage == stage]
-            chosen = next_batch([Work(host.engine_key(f), f.kind, len(f.items), 0) for f in here], last_kind, 256)
+            chosen = next_batch([Work(host.engine_key(f), f.kind, len(f.items)) for f in here], last_kind, 256)
             batch = [here[i] for i in chosen]
             last_kind = batch[0].kind
             for frame in batch:

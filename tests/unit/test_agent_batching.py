@@ -8,11 +8,11 @@ from agent.batching import BRIDGE_ROWS_MAX, Work, contiguous_runs, next_batch
 
 
 def decode(engine: str = "a", rows: int = 1) -> Work:
-    return Work(engine, "decode", rows, 0)
+    return Work(engine, "decode", rows)
 
 
 def prefill(engine: str = "a") -> Work:
-    return Work(engine, "prefill", 1, 0)
+    return Work(engine, "prefill", 1)
 
 
 def test_decode_frames_of_one_engine_run_together_whatever_their_route() -> None:
