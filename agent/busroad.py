@@ -21,7 +21,7 @@ from bus.keys import Identity
 from schemas import subjects
 from schemas.base import NodeId
 from schemas.envelope import pae
-from schemas.frame import MAX_FRAME_BYTES
+from schemas.framing import MAX_FRAME_BYTES
 
 PIECE_BYTES = 512 << 10
 PIECE_TYPE = "application/vnd.resplit.activation.v1"

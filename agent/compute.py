@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from agent.batching import Work, next_batch
-from agent.stage import Queued, StageHost
-from schemas.frame import Activation, Frame, SequenceId
+from agent.stage import Queued, StageHost, StageOutput
+from schemas.frame import Activation, SequenceId
 
 ROWS_MAX = 256
 """Rows of one decode call: beyond this a call only grows longer."""
@@ -87,7 +87,7 @@ class _Waiting:
 class StageQueue:
     """Frames that wait for the compute thread, over all deployments."""
 
-    def __init__(self, compute: ComputeThread, deliver: Callable[[list[Frame]], None]) -> None:
+    def __init__(self, compute: ComputeThread, deliver: Callable[[list[StageOutput]], None]) -> None:
         """`deliver` takes what each run produced, on the event loop."""
         self._compute = compute
         self._deliver = deliver
@@ -100,10 +100,11 @@ class StageQueue:
         self._waiting.append(_Waiting(host, frame, _now_us()))
         self._pump()
 
-    def forget(self, deployment: str, sequences: frozenset[SequenceId]) -> None:
-        """Drop waiting prefill chunks of sequences that ended; their decode rows die at the stage."""
+    def forget(self, deployment: str, epoch: int, sequences: frozenset[SequenceId]) -> None:
+        """Drop waiting frames of sequences that ended on an epoch; rows among others' die at the stage."""
+        of = (deployment, epoch)
         self._waiting = [
-            w for w in self._waiting if w.frame.deployment != deployment or not _all_in(w.frame, sequences)
+            w for w in self._waiting if (w.frame.deployment, w.frame.epoch) != of or not _all_in(w.frame, sequences)
         ]
 
     def _pump(self) -> None:
@@ -124,7 +125,7 @@ class StageQueue:
         host = batch[0].host
         self._compute.submit(lambda: host.run(queued), self._ran)
 
-    def _ran(self, frames: list[Frame]) -> None:
+    def _ran(self, frames: list[StageOutput]) -> None:
         self._busy = False
         # Sending first: the next node can begin while this one picks its next batch.
         try:

@@ -14,22 +14,39 @@ import numpy as np
 
 from schemas.frame import Activation, Item, Result, Sampling, SequenceId, Token
 
-STALL_FLOOR_S = 2.0
+STALL_FLOOR_S = 1.0
 """A step is suspect when it takes five times as long as its kind lately did, and at least this long."""
 STALL_FACTOR = 5.0
 STALL_FIRST_S = 30.0
 """Before any step of a kind was timed: a cold first chunk on a slow machine is no fault."""
-ATTEMPTS_MAX = 3
+ATTEMPTS_MAX = 4
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """A sequence as it is admitted. `capacity` is the length class of its slots."""
+    """A sequence as it is admitted. `capacity` is the length class of its slots.
+
+    `known` are tokens that came out of it before, elsewhere: they are replayed one step at a time, in the same calls
+    that made them (a prefill of them would give other bits), and what comes out next is token number `len(known)`.
+    """
 
     sequence: SequenceId
     tokens: tuple[int, ...]
     capacity: int
     sampling: Sampling
+    known: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """A sequence between two steps: what it takes to go on with it over another route that has its caches."""
+
+    prompt: Prompt
+    tokens: tuple[int, ...]
+    """Every token that came out of it."""
+    driven: int
+    """Positions whose caches are written."""
+    step: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,18 +61,24 @@ class Answered:
 @dataclass(slots=True, eq=False)
 class _Running:
     prompt: Prompt
+    out: list[int]
+    """The tokens that came out, as far as they are to be fed."""
     driven: int = 0
     """Tokens sent into the route so far; also the absolute position of the next one."""
     step: int = 0
-    index: int = 0
-    """How many tokens came out."""
-    next_token: int | None = None
-    """The token to feed next, once the driver was told to go on."""
+    held: bool = False
+    """Nothing more is sent for it."""
     unanswered: dict[int, "_Flight"] = field(default_factory=dict)
 
     @property
     def prefilled(self) -> bool:
         return self.driven >= len(self.prompt.tokens)
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether a decode step can leave: there is a token to feed, and no step is under way."""
+        fed = self.driven - len(self.prompt.tokens)
+        return not self.held and not self.unanswered and 0 <= fed < len(self.out)
 
 
 @dataclass(slots=True, eq=False)
@@ -71,14 +94,18 @@ class _Flight:
 class RouteDriver:
     """All sequences that this ingress runs over one route of one epoch."""
 
-    def __init__(self, deployment: str, epoch: int, route: int, chunk_tokens: int, depth: int) -> None:
+    def __init__(self, deployment: str, epoch: int, route: int, ingress: str, chunk_tokens: int, depth: int) -> None:
         """`depth`: decode groups, and prefill chunks, in flight at once."""
         self._head = (deployment, epoch, route)
+        self._ingress = ingress
         self._chunk = chunk_tokens
         self._depth = depth
         self._running: dict[SequenceId, _Running] = {}
         self._flights: list[_Flight] = []
-        self._typical_s: dict[str, float] = {}
+        self.typical_s: dict[str, float] = {}
+        """What a step of each kind lately took, in seconds."""
+        self.stalled = False
+        """Whether a step has been overdue since the last answer came: some node of the route may hang."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -86,12 +113,47 @@ class RouteDriver:
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence; its chunks go out in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"
-        self._running[prompt.sequence] = _Running(prompt)
+        self._running[prompt.sequence] = _Running(prompt, list(prompt.known))
 
     def go_on(self, sequence: SequenceId, token: int) -> None:
         """Feed `token`, the last one that came out, as the next step."""
         if (running := self._running.get(sequence)) is not None:
-            running.next_token = token
+            running.out.append(token)
+
+    def prompt(self, sequence: SequenceId) -> Prompt:
+        """As it was admitted."""
+        return self._running[sequence].prompt
+
+    def written(self, sequence: SequenceId) -> int | None:
+        """Positions that every stage has surely written; None until these hold the prompt and what is replayed."""
+        running = self._running.get(sequence)
+        if running is None:
+            return None
+        under_way = [i for f in running.unanswered.values() for i in f.frame.items if i.sequence == sequence]
+        written = min([running.driven, *(item.position for item in under_way)])
+        return written if written >= len(running.prompt.tokens) + len(running.prompt.known) else None
+
+    def hold(self, sequence: SequenceId) -> None:
+        """Send nothing more for it; once its last step is answered it stands at a token boundary."""
+        if (running := self._running.get(sequence)) is not None:
+            running.held = True
+
+    def let_go(self, sequence: SequenceId) -> None:
+        """Undo `hold`."""
+        if (running := self._running.get(sequence)) is not None:
+            running.held = False
+
+    def standing(self, sequence: SequenceId) -> Standing | None:
+        """Where a held sequence stands, or None while a step of it is under way or its last token is not known yet."""
+        running = self._running.get(sequence)
+        if running is None or running.unanswered or running.driven >= len(running.prompt.tokens) + len(running.out):
+            return None
+        return Standing(running.prompt, tuple(running.out), running.driven, running.step)
+
+    def join(self, standing: Standing) -> None:
+        """Go on with a sequence whose caches this route has."""
+        prompt = standing.prompt
+        self._running[prompt.sequence] = _Running(prompt, list(standing.tokens), standing.driven, standing.step)
 
     def end(self, sequences: Iterable[SequenceId]) -> tuple[SequenceId, ...]:
         """Forget sequences; returns those that were running. Answers still on their way are ignored."""
@@ -120,9 +182,7 @@ class RouteDriver:
             if elapsed_s is None:
                 continue
             if token is not None:
-                running = self._running[sequence]
-                assert token.index == running.index, "a step yields the token it was driven for"
-                running.index += 1
+                assert token.index == len(self._running[sequence].out), "a step yields the token it was driven for"
             fresh.append(Answered(sequence, elapsed_s, token))
         return fresh
 
@@ -132,6 +192,7 @@ class RouteDriver:
         for flight in self._flights:
             if now - flight.sent < self._patience_s(flight.kind) * flight.attempts:
                 continue
+            self.stalled = True
             if flight.attempts >= ATTEMPTS_MAX:
                 lost += [item.sequence for item in flight.frame.items]
                 continue
@@ -142,25 +203,26 @@ class RouteDriver:
         return again, tuple(sequence for sequence in dict.fromkeys(lost) if sequence in self._running)
 
     def _next_decode(self, now: float) -> _Flight | None:
-        ready = [r for r in self._running.values() if r.next_token is not None]
         flying = [flight for flight in self._flights if flight.kind == "decode"]
-        if not ready or len(flying) >= self._depth:
+        if len(flying) >= self._depth:
+            return None
+        ready = [running for running in self._running.values() if running.is_ready]
+        if not ready:
             return None
         active = len(ready) + sum(flight.missing for flight in flying)
         group = ready[: ceil(active / self._depth)]
         items, tokens = [], []
         for running in group:
-            assert running.next_token is not None
-            tokens.append(running.next_token)
-            items.append(self._item(running, 1, wants_token=True))
-            running.next_token = None
+            fed = running.driven - len(running.prompt.tokens)
+            tokens.append(running.out[fed])
+            items.append(self._item(running, 1, wants_token=fed + 1 == len(running.out)))
         ids = np.asarray(tokens, np.int64)[:, None]
         return self._launch("decode", group, items, ids, now)
 
     def _next_prefill(self, now: float) -> _Flight | None:
         if sum(flight.kind == "prefill" for flight in self._flights) >= self._depth:
             return None
-        running = next((r for r in self._running.values() if not r.prefilled), None)
+        running = next((r for r in self._running.values() if not r.prefilled and not r.held), None)
         if running is None:
             return None
         tokens = running.prompt.tokens
@@ -168,13 +230,13 @@ class RouteDriver:
         # then never depend on load.
         end = min((running.driven // self._chunk + 1) * self._chunk, len(tokens))
         ids = np.asarray(tokens[running.driven : end], np.int64)[None, :]
-        item = self._item(running, end - running.driven, wants_token=end == len(tokens))
+        item = self._item(running, end - running.driven, wants_token=end == len(tokens) and not running.out)
         return self._launch("prefill", [running], [item], ids, now)
 
     def _item(self, running: _Running, count: int, *, wants_token: bool) -> Item:
         prompt = running.prompt
         item = Item(
-            prompt.sequence, running.step, running.driven, count, wants_token, running.index, prompt.capacity,
+            prompt.sequence, running.step, running.driven, count, wants_token, len(running.out), prompt.capacity,
             None if running.prefilled else prompt.sampling,
         )  # fmt: skip
         running.driven += count
@@ -184,7 +246,7 @@ class RouteDriver:
     def _launch(
         self, kind: Literal["prefill", "decode"], group: list[_Running], items: list[Item], ids: np.ndarray, now: float
     ) -> _Flight:
-        frame = Activation(*self._head, stage=0, kind=kind, items=tuple(items), tensors={"x": ids})
+        frame = Activation(*self._head, 0, kind, tuple(items), {"x": ids}, self._ingress)
         flight = _Flight(kind, frame, now, 1, len(items))
         for running, item in zip(group, items, strict=True):
             running.unanswered[item.step] = flight
@@ -201,8 +263,9 @@ class RouteDriver:
             # Stages run a sequence's steps in order: this one's answer is theirs too, if theirs was lost.
             self._answered(running.unanswered.pop(earlier))
         took = now - flight.sent
+        self.stalled = False
         if flight.attempts == 1:
-            self._typical_s[flight.kind] = max(took, 0.9 * self._typical_s.get(flight.kind, 0.0))
+            self.typical_s[flight.kind] = max(took, 0.9 * self.typical_s.get(flight.kind, 0.0))
         self._answered(flight)
         return took
 
@@ -212,7 +275,7 @@ class RouteDriver:
             self._flights.remove(flight)
 
     def _patience_s(self, kind: str) -> float:
-        typical = self._typical_s.get(kind)
+        typical = self.typical_s.get(kind)
         return STALL_FIRST_S if typical is None else max(STALL_FLOOR_S, STALL_FACTOR * typical)
 
 

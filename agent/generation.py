@@ -32,6 +32,10 @@ class Generation:
     text: Text
     deadline: float | None
     """When its last token must be out, in the ingress' monotonic seconds."""
+    interrupted_at: float | None = None
+    """Since when it waits to go on, as what ran it is gone."""
+    recoveries: int = 0
+    """How often it was recomputed since its last token."""
     tokens: list[Token] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
 
@@ -43,6 +47,11 @@ class Generation:
     def sampling(self) -> Sampling:
         r = self.request
         return Sampling(r.temperature, r.top_k, r.top_p, r.min_p, self.seed, r.logprobs)
+
+    @property
+    def known(self) -> tuple[int, ...]:
+        """The tokens that came out so far."""
+        return tuple(token.token for token in self.tokens)
 
     @property
     def slots_needed(self) -> int:
@@ -60,6 +69,7 @@ class Generation:
         Text that might be the beginning of a stop string is held back until it is not.
         """
         self.meter.token(now)
+        self.recoveries = 0
         self.tokens.append(token)
         is_eos = token.token in self.eos and finish == "stop"
         emitted = self._stop.push("" if is_eos else self._detokenizer.push(token.token))

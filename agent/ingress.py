@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 from agent.generation import Generation, prompt_ids
 from agent.replies import Replier, ReplyTo
-from agent.run import RouteRun, sequence_numbers
+from agent.run import sequence_numbers
 from agent.served import Desk, Job, Served
 from agent.tensorjob import open_job
 from agent.usage import Meter
@@ -28,11 +28,12 @@ from models.text import Text
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.capacity import Capacity, RouteName
 from schemas.codec import decode_plain
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Failure, Frame, Result
+from schemas.frame import Adopted, Failure, Frame, Result
 from schemas.manifest import Manifest, ModelKind
-from schemas.plan import Plan
+from schemas.plan import Plan, PlanEvent
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, TextRequest, read_request
 
 CHECK_EVERY_S = 0.25
@@ -40,9 +41,6 @@ STOP_S = 1.0
 OVERTAKING_S = 1.0
 OVERTAKING_MAX = 1024
 CANCELLED = "the request was cancelled"
-HANDOVER_S = 1.0
-"""A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
-may not listen yet, and a client would find nobody."""
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +50,7 @@ class Ingress:
 
     def __init__(
         self,
+        node: NodeId,
         client: Client,
         audit: AuditTrail,
         send: Callable[[NodeId, Frame], None],
@@ -59,14 +58,14 @@ class Ingress:
         now: Callable[[], float],
     ) -> None:
         """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended."""
+        self._node = node
         self._client = client
         self._audit = audit
-        self._send = send
         self._on_empty = on_empty
         self._now = now
         self._served: dict[DeploymentName, Served] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
-        self._desk = Desk(self._say, audit, now, self._in_flight, on_empty)
+        self._desk = Desk(node, self._say, audit, now, send, self._in_flight, on_empty)
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self._numbers = sequence_numbers()
         self._outbox: asyncio.Queue[tuple[ReplyTo, BaseModel, RequestId | None]] = asyncio.Queue()
@@ -77,19 +76,18 @@ class Ingress:
         await self._replier.start()
         await self._client.subscribe(subjects.ALL_CANCEL, cb=self._cancelled)
 
-    async def serve(self, plan: Plan, manifest: Manifest, text: Text | None, node: NodeId) -> None:
-        """Admit new requests to `plan`'s routes that start at `node`."""
-        routes = [route for route in plan.routes if route.source == node]
+    async def serve(self, plan: Plan, manifest: Manifest, text: Text | None) -> None:
+        """Take new requests for `plan`'s routes that start at this node."""
+        routes = [route for route in plan.routes if route.source == self._node]
         if not routes:
             return
         served = self._served.get(plan.deployment)
         if served is None:
             served = self._served[plan.deployment] = Served(plan.deployment, manifest, text, self._desk)
+            served.current_nodes = plan.nodes
         served.manifest, served.text = manifest, text
         for route in routes:
-            if (plan.epoch, route.index) not in served.runs:
-                run = RouteRun(plan, route, self._numbers, self._send)
-                served.runs[plan.epoch, route.index] = run
+            served.add_route(plan, route, self._numbers)
         served.leave_at = None
         if served.withdrawing is not None:
             await served.withdrawing
@@ -102,51 +100,60 @@ class Ingress:
             )
         served.admit()
 
-    async def drain(self, plan: Plan) -> None:
-        """Admit no new request to `plan`; those that wait go to its successor, or to it if only it can run them."""
-        served = self._served.get(plan.deployment)
-        leaving = [] if served is None else [run for (epoch, _), run in served.runs.items() if epoch == plan.epoch]
-        if served is None or not leaving:
-            self._on_empty(plan.deployment, plan.epoch)
-            return
-        for run in leaving:
-            run.leaving = True
-        if all(run.leaving for run in served.runs.values()):
-            served.leave_at = self._now() + HANDOVER_S
-        served.admit()
-
-    async def drop(self, plan: Plan) -> None:
-        """Forget `plan`; sequences still on it end in an error."""
-        served = self._served.get(plan.deployment)
+    async def follow(self, event: PlanEvent) -> None:
+        """Requests in flight go over to what is in force now; those that have nowhere to go end in an error."""
+        served = self._served.get(event.deployment)
         if served is None:
             return
-        for key, run in list(served.runs.items()):
-            if key[0] == plan.epoch:
-                served.fail(served.on(run), ErrorCode.NODE_LOST, "the plan that ran this request was retired")
-                del served.runs[key]
-        stranded = [job for job in served.queue if not served.runs_for(job)]
-        for job in stranded:
-            error = ResplitError(ErrorCode.NODE_LOST, "the plan that was to run this request was retired")
-            served.end(job, error)
-        if not served.runs:
-            del self._served[plan.deployment]
-            await self._withdraw(served)
+        served.follow(event.current, event.draining, self._numbers)
+        if served.runs:
+            return
+        for job in list(served.queue):
+            message = "the plan that was to run this request was retired"
+            served.end(job, ResplitError(ErrorCode.NODE_LOST, message))
+        del self._served[event.deployment]
+        await self._withdraw(served)
 
-    def take(self, frame: Result | Failure) -> None:
-        """An answer from a route's last stage, or the news that a stage cannot go on."""
+    def drain(self, plan: Plan) -> None:
+        """Say when nothing of `plan` is left here."""
+        served = self._served.get(plan.deployment)
+        if served is None:
+            self._on_empty(plan.deployment, plan.epoch)
+        else:
+            served.admit()
+
+    def take(self, frame: Result | Failure | Adopted) -> None:
+        """An answer from a route's last stage, the news that a stage cannot go on, or that caches have arrived."""
         served = self._served.get(DeploymentName(frame.deployment))
         run = None if served is None else served.runs.get((frame.epoch, frame.route))
         if served is None or run is None:
             return
-        served.take(run, frame)
+        if isinstance(frame, Adopted):
+            served.adopted(frame)
+        else:
+            served.take(run, frame)
 
-    def route_lost(self, node: NodeId) -> None:
-        """A node cannot be reached at all: what runs over it ends now."""
+    def node_lost(self, node: NodeId) -> None:
+        """A node cannot be reached at all: what runs over it is to be computed elsewhere."""
         for served in self._served.values():
-            for run in served.runs.values():
-                if node in run.route.nodes:
-                    served.fail(served.on(run), ErrorCode.NODE_LOST, f"node {node} cannot be reached")
-            served.admit()
+            served.node_lost(node)
+
+    def heard(self, capacity: Capacity) -> None:
+        """A node's heartbeat: what it runs, it runs."""
+        for stage in capacity.stages:
+            served = self._served.get(stage.deployment)
+            if served is not None and stage.state != "loading":
+                served.node_serves(capacity.node, stage.epoch)
+
+    @property
+    def stalled(self) -> tuple[RouteName, ...]:
+        """Routes on which a step is overdue."""
+        return tuple(
+            RouteName(deployment=name, epoch=epoch, route=index)
+            for name, served in self._served.items()
+            for (epoch, index), run in served.runs.items()
+            if run.driver.stalled
+        )
 
     async def run(self) -> None:
         """Send replies and watch the clock, until cancelled."""
@@ -324,10 +331,6 @@ class Ingress:
                 error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")
                 served.end(job, error)
         for served in list(self._served.values()):
-            for run in list(served.runs.values()):
-                lost = run.check(now)
-                if lost:
-                    served.fail(list(lost), ErrorCode.NODE_LOST, "a stage does not answer any more")
             if served.leave_at is not None and now >= served.leave_at and served.withdrawing is None:
                 served.withdrawing = asyncio.create_task(self._leave(served))
-            served.admit()
+            served.check(now)

@@ -6,6 +6,7 @@ sessions write in place, and, for graphs that append, one growing tensor per seq
 """
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,7 @@ from agent.slots import Move, Slot, SlotTable
 from profiler.kv import SLOTS_MIN
 from schemas.frame import SequenceId
 from schemas.manifest import Block, KvCache
+from schemas.tensor import Array
 
 _pools = itertools.count()
 
@@ -42,6 +44,7 @@ class KvPool:
         self._shared: dict[int, dict[int, tuple[CachePair, ...]]] = {}
         self._appended: dict[int, dict[SequenceId, tuple[ort.OrtValue, ...]]] = {}
         self._users: dict[int, int] = {}
+        self._shapes: dict[int, tuple[int, int]] = {}
 
     def __contains__(self, sequence: SequenceId) -> bool:
         return sequence in self._slots
@@ -61,7 +64,11 @@ class KvPool:
     def add_block(self, block: Block) -> None:
         """Make room for one block's caches; counted, so that two stages may share a block."""
         self._users[block.index] = self._users.get(block.index, 0) + 1
-        if self._users[block.index] > 1 or not block.kv:
+        if self._users[block.index] > 1:
+            return
+        size = sum(2 * cache.heads * cache.head_dim * np.dtype(cache.dtype).itemsize for cache in block.kv)
+        self._shapes[block.index] = (2 * len(block.kv), size)
+        if not block.kv:
             return
         if block.kv[0].layout == "concat":
             self._appended[block.index] = {}
@@ -71,13 +78,15 @@ class KvPool:
             for tokens, rows in self._classes
         }
 
-    def drop_block(self, block: Block) -> None:
-        """Undo one `add_block`; frees the caches when nobody uses the block any more."""
+    def drop_block(self, block: Block) -> bool:
+        """Undo one `add_block`; True if nobody uses the block any more, and its caches are gone."""
         self._users[block.index] -= 1
-        if self._users[block.index] == 0:
-            del self._users[block.index]
-            self._shared.pop(block.index, None)
-            self._appended.pop(block.index, None)
+        if self._users[block.index] > 0:
+            return False
+        del self._users[block.index], self._shapes[block.index]
+        self._shared.pop(block.index, None)
+        self._appended.pop(block.index, None)
+        return True
 
     def open(self, sequence: SequenceId, tokens: int) -> Slot:
         """The slot of `sequence`, taken from length class `tokens` if it has none yet."""
@@ -107,6 +116,44 @@ class KvPool:
         """Keep what a call returned as the past of the next one (append layout)."""
         self._appended[block][sequence] = present
 
+    def has_block(self, block: int) -> bool:
+        """Whether there is room for this block's caches."""
+        return block in self._users
+
+    def shape_of(self, block: int) -> tuple[int, int]:
+        """How many tensors a block keeps of a sequence, and their bytes per token."""
+        return self._shapes[block]
+
+    def read(self, block: int, sequence: SequenceId, start: int, stop: int) -> list[Array]:
+        """Key and value of each layer for tokens `start` up to `stop`, each [heads, stop - start, dim], on the host.
+
+        Raises KeyError where the block or the sequence is not here.
+        """
+        if block in self._appended:
+            past = self._appended[block][sequence]
+            return [np.ascontiguousarray(value.numpy()[0, :, start:stop]) for value in past]
+        slot = self._slots[sequence]
+        buffers = [b for pair in self._shared.get(block, {}).get(slot.tokens, ()) for b in (pair.key, pair.value)]
+        return [np.ascontiguousarray(read_row(buffer, slot.row)[:, start:stop]) for buffer in buffers]
+
+    def write(self, block: int, sequence: SequenceId, start: int, arrays: Sequence[Array]) -> None:
+        """Put there what `read` returned elsewhere; what lies before `start` must be here already.
+
+        Raises KeyError where the block or the sequence is not here, ValueError where the shapes are not its caches'.
+        """
+        if block in self._appended:
+            held = self._appended[block].get(sequence)
+            before = [value.numpy()[0, :, :start] for value in held] if held is not None else [a[:, :0] for a in arrays]
+            whole = [np.concatenate([old, new], axis=1)[None] for old, new in zip(before, arrays, strict=True)]
+            self._appended[block][sequence] = tuple(
+                ort.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(array), self._device, 0) for array in whole
+            )
+            return
+        slot = self._slots[sequence]
+        buffers = [b for pair in self._shared.get(block, {}).get(slot.tokens, ()) for b in (pair.key, pair.value)]
+        for buffer, array in zip(buffers, arrays, strict=True):
+            write_row(buffer, slot.row, start, array)
+
     def _pair(self, cache: KvCache, rows: int, tokens: int) -> CachePair:
         shape = (rows, cache.heads, tokens, cache.head_dim)
         return CachePair(allocate(self._device, shape, cache.dtype), allocate(self._device, shape, cache.dtype))
@@ -127,6 +174,35 @@ def copy_row(buffer: Buffer, source: int, target: int) -> None:
     binding = session.io_binding()
     bind_input(binding, "x", rows_of(buffer, range(source, source + 1)))
     bind_output(binding, "y", rows_of(buffer, range(target, target + 1)))
+    session.run_with_iobinding(binding)
+
+
+def read_row(buffer: Buffer, row: int) -> Array:
+    """One row on the host, [heads, tokens, dim]; on the CPU a view."""
+    if buffer.device == "cpu":
+        view: Array = buffer.owner[row]
+        return view
+    session = _copier(buffer.dtype.name)
+    binding = session.io_binding()
+    bind_input(binding, "x", rows_of(buffer, range(row, row + 1)))
+    binding.bind_output("y", "cpu")
+    session.run_with_iobinding(binding)
+    copied: Array = binding.get_outputs()[0].numpy()[0]
+    return copied
+
+
+def write_row(buffer: Buffer, row: int, start: int, array: Array) -> None:
+    """Put `array`, [heads, n, dim], at tokens `start` to `start + n` of one row."""
+    stop = start + array.shape[1]
+    if buffer.device == "cpu":
+        buffer.owner[row][:, start:stop] = array
+        return
+    whole = read_row(buffer, row).copy()
+    whole[:, start:stop] = array
+    session = _copier(buffer.dtype.name)
+    binding = session.io_binding()
+    binding.bind_cpu_input("x", np.ascontiguousarray(whole[None]))
+    bind_output(binding, "y", rows_of(buffer, range(row, row + 1)))
     session.run_with_iobinding(binding)
 
 

@@ -18,7 +18,7 @@ from typing import cast
 
 from bus.keys import Identity, peer_name
 from schemas.base import NodeId
-from schemas.frame import MAX_FRAME_BYTES
+from schemas.framing import MAX_FRAME_BYTES
 
 CONNECT_TIMEOUT_S = 3.0
 PING_EVERY_S = 1.0
@@ -42,10 +42,12 @@ class Kind(IntEnum):
 class LinkServer:
     """Accepts links and hands each frame, with the name its peer's certificate proved, to `receive`."""
 
-    def __init__(self, identity: Identity, receive: Receive) -> None:
+    def __init__(self, identity: Identity, receive: Receive, on_lost: Callable[[NodeId], None]) -> None:
+        """`on_lost` hears whose link has ended."""
         self._tls = identity.tls(ssl.Purpose.CLIENT_AUTH)
         self._known = identity.nodes
         self._receive = receive
+        self._on_lost = on_lost
         self._server: asyncio.Server | None = None
         self._open: set[asyncio.Transport] = set()
 
@@ -65,7 +67,7 @@ class LinkServer:
                 transport.abort()
 
     def _protocol(self) -> "_Framed":
-        return _Framed(self._accepted, self._incoming, self._open.discard)
+        return _Framed(self._accepted, self._incoming, self._ended)
 
     def _accepted(self, link: "_Framed") -> bool:
         name = link.peer
@@ -74,6 +76,11 @@ class LinkServer:
             return False
         self._open.add(link.transport)
         return True
+
+    def _ended(self, link: "_Framed") -> None:
+        if link.transport in self._open:
+            self._open.discard(link.transport)
+            self._on_lost(NodeId(link.peer or ""))
 
     def _incoming(self, link: "_Framed", kind: int, body: memoryview) -> None:
         if kind == Kind.FRAME:
@@ -128,7 +135,7 @@ async def connect(identity: Identity, peer: NodeId, address: str, on_lost: Calla
         if kind == Kind.PONG and links:
             links[0].answered(body)
 
-    def lost(_: asyncio.Transport) -> None:
+    def lost(_: _Framed) -> None:
         if links:
             on_lost(links[0])
 
@@ -158,7 +165,7 @@ class _Framed(asyncio.Protocol):
         self,
         accept: Callable[["_Framed"], bool],
         incoming: Callable[["_Framed", int, memoryview], None],
-        lost: Callable[[asyncio.Transport], None],
+        lost: Callable[["_Framed"], None],
     ) -> None:
         self._accept = accept
         self._incoming = incoming
@@ -203,4 +210,4 @@ class _Framed(asyncio.Protocol):
             self._incoming(self, kind, body)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._lost(self.transport)
+        self._lost(self)

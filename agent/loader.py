@@ -1,15 +1,15 @@
-"""From a plan to engines: fetch by hash, verify, open sessions, choose how many blocks share one, warm, time."""
+"""From a plan to engines: fetch by hash, verify, open sessions, warm, time. What two plans share is loaded once."""
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnxruntime as ort
 from nats.aio.client import Client
 
 from agent.engine import Engine, Segment
-from agent.memory import Device
+from agent.memory import Device, release_memory
 from agent.probe import PREFILL_TOKENS, Probe, probe
 from bus.blobs import BlobServer, fetch, size_of
 from models.merge import merge
@@ -24,13 +24,13 @@ from schemas.plan import Plan
 
 FETCHES_MAX = 4
 """Files fetched at once; each already asks for several pieces at once."""
-FUSE_BELOW = 0.97
-"""Blocks share a session when that takes less than this share of the time they take one by one."""
-PROBE_BLOCKS = 4
 
 log = logging.getLogger(__name__)
 
 RangeKey = tuple[Digest, int, int]
+"""Blocks of a model, the first and the last."""
+Kind = tuple[str, int]
+"""Role and weight bytes: blocks that agree in them run the same kernels on the same shapes."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class LoadedPlan:
 
 
 class Loader:
-    """Loads and unloads the blocks of plans; equal stages of two plans are one engine."""
+    """Loads and unloads the blocks of plans; a block that two plans have here is one session."""
 
     def __init__(
         self,
@@ -66,7 +66,10 @@ class Loader:
         self._memory_free = memory_free
         self._on_corrupt = on_corrupt
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
-        self._fuse: dict[Digest, bool] = {}
+        self._sessions: dict[RangeKey, tuple[ort.InferenceSession, int]] = {}
+        self._caches: dict[tuple[Digest, int], frozenset[int]] = {}
+        """By family and epoch: the blocks whose caches this node keeps for it."""
+        self._rows_min: dict[Digest, dict[Kind, int]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
 
@@ -82,10 +85,11 @@ class Loader:
         held: dict[RangeKey, Engine] = {}
         try:
             async with self._one_at_a_time:  # two would both find the memory free, and disturb each other's probes
-                self._refuse_what_does_not_fit(plan, manifest, set(wanted.values()))
+                self._refuse_what_does_not_fit(plan, manifest)
                 for key in wanted.values():
                     if key not in held:
                         held[key] = await self._hold(manifest, key)
+                self._caches[plan.family, plan.epoch] = frozenset(plan.blocks_on(self._node))
         except BaseException as error:
             self._let_go(held)
             if isinstance(error, ResplitError) or not isinstance(error, Exception):
@@ -95,9 +99,9 @@ class Loader:
         return LoadedPlan(manifest, {place: held[key] for place, key in wanted.items()}, fetched)
 
     def unload(self, loaded: LoadedPlan, plan: Plan) -> None:
-        """Give back what `load` returned; engines no other plan holds are dropped."""
-        ranges = {(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()}
-        self._let_go(ranges)
+        """Give back what `load` returned; sessions that no other plan uses are closed."""
+        self._caches.pop((plan.family, plan.epoch), None)
+        self._let_go({(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()})
 
     async def _fetch(self, plan: Plan) -> tuple[Manifest, int]:
         fetched = 0
@@ -142,59 +146,95 @@ class Loader:
             return False
         return True
 
-    def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest, ranges: set[RangeKey]) -> None:
-        # An engine that another plan holds is shared; caches never are, since each plan hands out its own slots.
-        new = [key for key in ranges if key not in self._engines]
-        weights = sum(manifest.blocks[i].weight_bytes for _, first, last in new for i in range(first, last + 1))
-        wanted = {i for _, first, last in ranges for i in range(first, last + 1)}
+    def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest) -> None:
+        # Blocks that another plan of this deployment has here already are shared with it, weights and caches.
+        blocks = plan.blocks_on(self._node)
+        loaded = {i for model, first, last in self._sessions if model == plan.model for i in range(first, last + 1)}
+        cached = frozenset[int]().union(*(held for (family, _), held in self._caches.items() if family == plan.family))
         tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
-        needed = weights + sum(manifest.blocks[i].kv_bytes_per_token * tokens for i in wanted)
+        needed = sum(manifest.blocks[i].weight_bytes for i in blocks if i not in loaded)
+        needed += sum(manifest.blocks[i].kv_bytes_per_token * tokens for i in blocks if i not in cached)
         free = self._memory_free()
         if needed > free:
             short = f"{needed} bytes here, {free} are free: {needed - free} short"
-            message = f"{manifest.name}: {len(wanted)} blocks need {short}"
+            message = f"{manifest.name}: {len(blocks)} blocks need {short}"
             raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
 
     async def _hold(self, manifest: Manifest, key: RangeKey) -> Engine:
         if key in self._engines:
             engine, users = self._engines[key]
         else:
-            engine, users = await asyncio.to_thread(self._build, manifest, key), 0
+            engine, users = await self._build(manifest, key), 0
         self._engines[key] = (engine, users + 1)
         return engine
 
-    def _let_go(self, ranges: dict[RangeKey, Engine]) -> None:
+    def _let_go(self, ranges: Iterable[RangeKey]) -> None:
         for key in ranges:
             engine, users = self._engines.pop(key)
             if users > 1:
                 self._engines[key] = (engine, users - 1)
+                continue
+            for segment in engine.segments:
+                self._close((key[0], segment.blocks[0].index, segment.blocks[-1].index))
+        asyncio.get_running_loop().run_in_executor(None, release_memory)
 
-    def _build(self, manifest: Manifest, key: RangeKey) -> Engine:
+    def _close(self, key: RangeKey) -> None:
+        session, users = self._sessions.pop(key)
+        if users > 1:
+            self._sessions[key] = (session, users - 1)
+
+    async def _build(self, manifest: Manifest, key: RangeKey) -> Engine:
         model, first, last = key
         blocks = manifest.blocks[first : last + 1]
-        layers = [block for block in blocks if block.role == "layer"]
-        if model not in self._fuse and len(layers) > 1 and manifest.kind is ModelKind.DECODER:
-            self._fuse[model] = self._fusing_pays(manifest, layers[:PROBE_BLOCKS])
-        engine = self._engine(manifest, group_blocks(blocks, fuse=self._fuse.get(model, True)))
-        if manifest.kind is ModelKind.DECODER:
-            measured = probe(engine)
-            engine.rows_min = measured.rows_min
-            self._share_out(model, blocks, measured)
+        # Blocks with caches are a session each, so that a cut can move without a block being loaded twice or
+        # stopping; a model without them has nothing in flight that outlives a call, and runs faster in one.
+        groups = [[block] for block in blocks] if manifest.kind is ModelKind.DECODER else [list(blocks)]
+        segments: list[Segment] = []
+        try:
+            for group in groups:
+                segments.append(Segment(tuple(group), await self._session(model, group)))
+            engine = Engine(manifest, segments, self._device)
+            if manifest.kind is ModelKind.DECODER:
+                await self._measure(model, engine)
+        except BaseException:
+            for segment in segments:
+                self._close((model, segment.blocks[0].index, segment.blocks[-1].index))
+            raise
         return engine
 
-    def _engine(self, manifest: Manifest, groups: Sequence[Sequence[Block]]) -> Engine:
-        return Engine(manifest, [Segment(tuple(group), self._open(group)) for group in groups], self._device)
+    async def _session(self, model: Digest, group: Sequence[Block]) -> ort.InferenceSession:
+        key = (model, group[0].index, group[-1].index)
+        session, users = self._sessions.get(key, (None, 0))
+        if session is None:
+            session = await asyncio.to_thread(self._open, group)
+        self._sessions[key] = (session, users + 1)
+        return session
 
     def _open(self, blocks: Sequence[Block]) -> ort.InferenceSession:
         graphs = [verified_graph(self._store, block) for block in blocks]
         graph = graphs[0] if len(graphs) == 1 else merge(graphs)
         return open_session(graph, self._store.blobs_folder, self._device, self._threads)
 
-    def _fusing_pays(self, manifest: Manifest, layers: Sequence[Block]) -> bool:
-        apart = probe(self._engine(manifest, [[block] for block in layers])).decode_s
-        together = probe(self._engine(manifest, [layers])).decode_s
-        log.info("%d blocks, one step: %.3f ms apart, %.3f ms in one session", len(layers), apart * 1e3, together * 1e3)
-        return together < FUSE_BELOW * apart
+    async def _measure(self, model: Digest, engine: Engine) -> None:
+        """Time the blocks and find their kernels' habits, once for blocks of a kind: a cut that moves under load must
+        not be held up, nor measured beside the sequences that run."""
+        kinds = {_kind(block) for block in engine.blocks}
+        known = self._rows_min.setdefault(model, {})
+        if not kinds <= known.keys():
+            measured = await asyncio.to_thread(probe, engine)
+            known.update(dict.fromkeys(kinds, measured.rows_min))
+            self._share_out(model, engine.blocks, measured)
+        engine.rows_min = max(known[kind] for kind in kinds)
+        self._take_over_times(model, engine)
+
+    def _take_over_times(self, model: Digest, engine: Engine) -> None:
+        """A block that was never timed here takes as long as one of its kind that was."""
+        blocks = engine.manifest.blocks
+        timed = {_kind(blocks[i]): time for (other, i), time in self.block_times.items() if other == model}
+        for block in engine.blocks:
+            like = timed.get(_kind(block))
+            if (model, block.index) not in self.block_times and like is not None:
+                self.block_times[model, block.index] = like.model_copy(update={"block": block.index})
 
     def _share_out(self, model: Digest, blocks: Sequence[Block], measured: Probe) -> None:
         """What a stage took, per block: a step by the weights streamed, a chunk by the arithmetic."""
@@ -208,9 +248,5 @@ class Loader:
             )
 
 
-def group_blocks(blocks: Sequence[Block], *, fuse: bool) -> list[list[Block]]:
-    """Which blocks share a session. A decoder's head stays alone: prefill chunks before the last skip it."""
-    if not fuse:
-        return [[block] for block in blocks]
-    body = [block for block in blocks if not (block.role == "head" and block.kv == ())]
-    return [group for group in (list(body), list(blocks[len(body) :])) if group]
+def _kind(block: Block) -> Kind:
+    return block.role, block.weight_bytes

@@ -1,5 +1,7 @@
 """Memory on the device that computes: one way to allocate, address, fill and read it, on CPU and CUDA."""
 
+import contextlib
+import ctypes
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -49,6 +51,12 @@ def allocate(device: Device, shape: tuple[int, ...], dtype: str) -> Buffer:
         return Buffer(device, shape, kind, array.ctypes.data, array)
     value = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, device, 0)
     return Buffer(device, shape, kind, value.data_ptr(), value)
+
+
+def release_memory() -> None:
+    """Give memory that was freed back to the system: glibc keeps what a closed session held."""
+    with contextlib.suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def bind_input(binding: Any, name: str, buffer: Buffer) -> None:

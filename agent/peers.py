@@ -12,7 +12,8 @@ from agent.links import PING_EVERY_S, Link, connect
 from bus.keys import Identity
 from schemas.base import NodeId
 from schemas.capacity import Capacity, LinkEstimate
-from schemas.frame import Frame, pack
+from schemas.frame import Frame
+from schemas.framing import pack
 
 RETRY_LINK_S = 2.0
 """After a link could not be opened, the bus is used for this long before the next try."""

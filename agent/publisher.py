@@ -21,7 +21,9 @@ from schemas.capacity import (
     Capacity,
     HostedStage,
     LinkEstimate,
+    LostPeer,
     Provider,
+    RouteName,
 )
 from schemas.envelope import CAPACITY_TYPE, seal
 
@@ -43,6 +45,8 @@ class CapacityPublisher:
         block_times: Callable[[], tuple[BlockTime, ...]],
         links: Callable[[], tuple[LinkEstimate, ...]],
         models: Callable[[], tuple[Digest, ...]],
+        lost_peers: Callable[[], tuple[LostPeer, ...]],
+        stalled: Callable[[], tuple[RouteName, ...]],
     ) -> None:
         self._client = client
         self._identity = identity
@@ -52,6 +56,8 @@ class CapacityPublisher:
         self._block_times = block_times
         self._links = links
         self._models = models
+        self._lost_peers = lost_peers
+        self._stalled = stalled
         self._boot = secrets.token_hex(8)
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -88,5 +94,7 @@ class CapacityPublisher:
             block_times=self._block_times(),
             links=self._links(),
             models_on_disk=self._models(),
+            lost_peers=self._lost_peers(),
+            stalled=self._stalled(),
             **self._fixed,
         )

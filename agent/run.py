@@ -10,6 +10,7 @@ from agent.driver import Answered, Prompt, RouteDriver
 from agent.slots import SlotTable
 from profiler.kv import length_classes
 from schemas.base import NodeId
+from schemas.errors import ResplitError
 from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId
 from schemas.plan import Plan, Route
 from schemas.tensor import Array
@@ -31,25 +32,45 @@ class RouteRun:
     """Admits sequences to a route of a plan, sends their frames and frees their slots."""
 
     def __init__(
-        self, plan: Plan, route: Route, sequences: "itertools.count[int]", send: Callable[[NodeId, Frame], None]
+        self,
+        plan: Plan,
+        route: Route,
+        ingress: NodeId,
+        sequences: "itertools.count[int]",
+        send: Callable[[NodeId, Frame], None],
     ) -> None:
-        """`send(node, frame)` never waits."""
+        """`ingress` is this node; `send(node, frame)` never waits."""
         self.plan = plan
         self.route = route
         self.leaving = False
         """Its plan drains: new requests go to the successor."""
         self.draining = False
         """Nothing more starts here."""
+        self.full_until = 0.0
+        """Until then its slots are taken, by sequences of another ingress."""
+        self.lost: set[NodeId] = set()
+        """Nodes of the route that are gone: nothing can run here."""
         self._send = send
         self._sequences = sequences
+        self.ingress = ingress
         settings = plan.settings.model_copy(update={"max_sequences": route.max_sequences})
         self._slots = SlotTable(length_classes(settings))
-        self._driver = RouteDriver(
-            plan.deployment, plan.epoch, route.index, settings.chunk_tokens, settings.pipeline_depth
+        self.driver = RouteDriver(
+            plan.deployment, plan.epoch, route.index, ingress, settings.chunk_tokens, settings.pipeline_depth
         )
         self._calls: dict[SequenceId, _Call] = {}
         self._typical_s = 0.0
         """What a call lately took, waiting included."""
+
+    @property
+    def is_own(self) -> bool:
+        """Whether the route begins at this node, so that new requests enter here."""
+        return self.route.source == self.ingress
+
+    @property
+    def is_open(self) -> bool:
+        """Whether anything may start here."""
+        return not self.draining and not self.lost
 
     @property
     def active(self) -> int:
@@ -59,42 +80,67 @@ class RouteRun:
     @property
     def has_room(self) -> bool:
         """Whether some slot is free, of whatever length."""
-        return not self.draining and self.active < self.route.max_sequences
+        return self.is_open and self.active < self.route.max_sequences
 
     def holds(self, tokens_max: int) -> bool:
         """Whether a sequence may grow to `tokens_max` here, once a slot is free."""
         return tokens_max <= self._slots.longest
 
-    def start(self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling) -> SequenceId | None:
-        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now."""
+    def start(
+        self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...] = ()
+    ) -> SequenceId | None:
+        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`."""
         capacity = self._slots.fitting(tokens_max)
-        if capacity is None or self.draining:
+        if capacity is None or not self.is_open:
             return None
         sequence = next(self._sequences)
         self._slots.take(sequence, capacity)
-        self._driver.admit(Prompt(sequence, tokens, capacity, sampling))
+        self.driver.admit(Prompt(sequence, tokens, capacity, sampling, known))
         return sequence
+
+    def learn_from(self, before: "RouteRun") -> None:
+        """What a step takes is expected to be as it was on the plan before."""
+        self.driver.typical_s.update(before.driver.typical_s)
+
+    # Crossing from one epoch to the next.
+
+    def reserve(self, sequence: SequenceId, capacity: int) -> bool:
+        """Take a slot for a sequence that is to come from another epoch; False if none is free."""
+        try:
+            self._slots.take(sequence, capacity)
+        except ResplitError:
+            return False
+        return not self.lost
+
+    def give_up(self, sequence: SequenceId) -> None:
+        """It does not come: give its slot back, here and on the nodes that have begun to copy its caches."""
+        self._slots.release(sequence)
+        self._close_everywhere((sequence,))
 
     def call(self, tensors: dict[str, Array], now: float) -> SequenceId | None:
         """Run a model without caches on `tensors`; None if as many calls as slots are in flight."""
-        if len(self._calls) >= self.route.max_sequences or self.draining:
+        if len(self._calls) >= self.route.max_sequences or not self.is_open:
             return None
         sequence = next(self._sequences)
         item = Item(sequence, 0, 0, 0, wants_token=False, index=0, capacity=0)
         plan = self.plan
-        frame = Activation(plan.deployment, plan.epoch, self.route.index, 0, "tensor", (item,), tensors)
+        frame = Activation(plan.deployment, plan.epoch, self.route.index, 0, "tensor", (item,), tensors, self.ingress)
         self._calls[sequence] = _Call(frame, now, 1)
         self._send_first(frame)
         return sequence
 
+    def call_of(self, sequence: SequenceId) -> dict[str, Array]:
+        """The tensors of a call that is in flight."""
+        return self._calls[sequence].frame.tensors
+
     def pump(self, now: float) -> None:
         """Send every frame that may leave now."""
-        for frame in self._driver.frames(now):
+        for frame in self.driver.frames(now):
             self._send_first(frame)
 
     def take(self, result: Result, now: float) -> list[Answered]:
         """What is new in a result: steps of sequences, or calls."""
-        fresh = self._driver.take(result, now)
+        fresh = self.driver.take(result, now)
         for sequence, _ in result.done:
             if (call := self._calls.pop(sequence, None)) is not None:
                 self._typical_s = max(now - call.sent, 0.9 * self._typical_s)
@@ -103,7 +149,7 @@ class RouteRun:
 
     def go_on(self, sequence: SequenceId, token: int) -> None:
         """Feed the token that came out last."""
-        self._driver.go_on(sequence, token)
+        self.driver.go_on(sequence, token)
 
     def end(self, sequences: Iterable[SequenceId], *, broken: bool = False) -> None:
         """Free these sequences here and along the route; where it may be `broken`, each of its nodes is told."""
@@ -111,18 +157,16 @@ class RouteRun:
         for sequence in sequences:
             self._calls.pop(sequence, None)
             self._slots.release(sequence)
-        ended = self._driver.end(sequences)
+        ended = self.driver.end(sequences)
         if ended:
             close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, ended)
             self._send(self.route.stages[0].node, close)
         if ended and broken:
-            last = len(self.route.stages) - 1
-            for node in dict.fromkeys(stage.node for stage in self.route.stages[1:]):
-                self._send(node, Close(self.plan.deployment, self.plan.epoch, self.route.index, last, ended))
+            self._close_everywhere(ended)
 
     def check(self, now: float) -> tuple[SequenceId, ...]:
         """Drive again what is overdue; returns the sequences that were driven too often in vain."""
-        again, lost = self._driver.overdue(now)
+        again, lost = self.driver.overdue(now)
         for sequence, call in self._calls.items():
             # Calls queue behind each other, so each may wait for all of them.
             patience_s = max(TENSOR_PATIENCE_S, TENSOR_QUEUE_FACTOR * self._typical_s * len(self._calls))
@@ -135,6 +179,11 @@ class RouteRun:
         for frame in again:
             self._send_first(frame)
         return lost
+
+    def _close_everywhere(self, sequences: tuple[SequenceId, ...]) -> None:
+        last = len(self.route.stages) - 1  # a Close to the last stage goes no further
+        for node in dict.fromkeys(stage.node for stage in self.route.stages):
+            self._send(node, Close(self.plan.deployment, self.plan.epoch, self.route.index, last, sequences))
 
     def _send_first(self, frame: Activation) -> None:
         self._send(self.route.stages[0].node, frame)

@@ -5,6 +5,7 @@ A request that was accepted ends in output or in one typed error; that is held h
 
 import asyncio
 import contextlib
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from nats.aio.subscription import Subscription
 from pydantic import BaseModel
 
+from agent.crossing import Crossings
 from agent.driver import Answered
 from agent.generation import FinishReason, Generation
 from agent.replies import ReplyTo
@@ -21,13 +23,24 @@ from agent.tensorjob import TensorJob
 from bus.audit import AuditTrail
 from models.text import Text
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, RequestId
+from schemas.base import DeploymentName, NodeId, RequestId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Failure, Result, SequenceId
+from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
 from schemas.manifest import Manifest
+from schemas.plan import Plan, Route
 from schemas.request import ErrorReply, TokenReply
 
 TELL_AFTER_S = 0.001
+INTERRUPTED_MAX_S = 60.0
+"""A request whose nodes are gone waits this long for a plan that can run it."""
+RECOVERIES_MAX = 3
+HANDOVER_S = 1.0
+"""A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
+may not listen yet, and a client would find nobody."""
+FULL_S = 0.1
+"""Another ingress' sequences may hold a route's last slots; after this long it is tried again."""
+RECOVERABLE = frozenset({ErrorCode.NODE_LOST, ErrorCode.STALE_EPOCH, ErrorCode.STEP_LOST, ErrorCode.OVERLOADED})
+"""Failures that say nothing against the request: it is computed anew."""
 
 Job = Generation | TensorJob
 log = logging.getLogger(__name__)
@@ -37,9 +50,11 @@ log = logging.getLogger(__name__)
 class Desk:
     """What every deployment at one ingress shares: replies out, the audit trail, the clock, who is in flight."""
 
+    node: NodeId
     say: Callable[[ReplyTo, BaseModel, RequestId | None], None]
     audit: AuditTrail
     now: Callable[[], float]
+    send: Callable[[NodeId, Frame], None]
     in_flight: dict[RequestId, tuple["Served", Job]]
     on_empty: Callable[[DeploymentName, int], None]
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
@@ -47,12 +62,14 @@ class Desk:
 
 @dataclass(eq=False)
 class Served:
-    """The routes of one deployment that start here, and its requests."""
+    """The routes that this node's requests of one deployment may run over, and those requests."""
 
     name: DeploymentName
     manifest: Manifest
     text: Text | None
     desk: Desk
+    current_nodes: tuple[str, ...] = ()
+    """Nodes of the plan in force. If this one is not among them it serves its last requests to their end."""
     runs: dict[tuple[int, int], RouteRun] = field(default_factory=dict)
     queue: deque[Job] = field(default_factory=deque)
     jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
@@ -61,22 +78,26 @@ class Served:
     """When this node stops listening, as no plan here succeeds the one that drains."""
     withdrawing: asyncio.Task[None] | None = None
 
+    def __post_init__(self) -> None:
+        self.crossings = Crossings(self.desk.send)
+
     @property
     def current(self) -> list[RouteRun]:
-        """Routes for new requests: of plans in force, else of one that drains but has no successor here yet."""
-        admitting = [run for run in self.runs.values() if not run.draining]
-        return [run for run in admitting if not run.leaving] or admitting
+        """Routes that new requests enter by: of plans in force, else of one that drains but has no successor here."""
+        entering = [run for run in self.runs.values() if run.is_own and not run.draining]
+        return [run for run in entering if not run.leaving] or entering
 
     def runs_for(self, job: Job) -> list[RouteRun]:
-        """Routes that could run a waiting request, the idlest first: those in force before those that drain."""
+        """Routes that could run a waiting request: those in force first, those that begin here, the idlest."""
         could = [
             run
             for run in self.runs.values()
-            if not run.draining
+            if run.is_open
             and run.plan.model == job.model
             and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
         ]
-        return sorted([run for run in could if not run.leaving] or could, key=lambda run: run.active)
+        could = [run for run in could if not run.leaving] or could
+        return sorted(could, key=lambda run: (not run.is_own, run.active))
 
     def on(self, run: RouteRun) -> list[SequenceId]:
         """The sequences that run over one route."""
@@ -91,6 +112,7 @@ class Served:
                 break
             if isinstance(job, Generation) or not job.waiting:
                 self.queue.popleft()
+        self._cross(now)
         for run in self.runs.values():
             run.pump(now)
         self._settle()
@@ -103,9 +125,95 @@ class Served:
                 case Result():
                     self._take_result(run, frame)
                 case Failure(sequences=sequences, code=code, message=message):
-                    self.fail(on_run if not sequences else [s for s in on_run if s in sequences], _known(code), message)
+                    named = on_run if not sequences else [s for s in on_run if s in sequences]
+                    if _known(code) is ErrorCode.OVERLOADED:
+                        run.full_until = self.desk.now() + FULL_S
+                    if _known(code) in RECOVERABLE:
+                        self.recover(named, message)
+                    else:
+                        self.fail(named, _known(code), message)
         except Exception as error:  # what one answer breaks must not keep the others waiting
             self._broke([s for s in on_run if _concerns(frame, s)], error)
+        self.admit()
+
+    def adopted(self, frame: Adopted) -> None:
+        """A node's answer to what it was asked to take over."""
+        lost = self.crossings.take(frame, self.desk.now())
+        if lost is not None:
+            self.recover([lost], "it could not be handed over")
+        self.admit()
+
+    def node_lost(self, node: NodeId) -> None:
+        """What ran over a node that is gone is recomputed elsewhere, as soon as there is a plan for it."""
+        for run in self.runs.values():
+            if node in run.route.nodes and node not in run.lost:
+                run.lost.add(node)
+                self.recover(self.on(run), f"node {node} cannot be reached")
+        self.admit()
+
+    def node_serves(self, node: NodeId, epoch: int) -> None:
+        """A node says that it runs its part of a plan; it may have been thought lost."""
+        for (e, _), run in self.runs.items():
+            if e == epoch and node in run.lost:
+                run.lost.discard(node)
+                self.admit()
+
+    def follow(self, current: Plan | None, draining: tuple[Plan, ...], numbers: "itertools.count[int]") -> None:
+        """Run over the plan in force, let what drains go on until it has crossed, and nothing else."""
+        self.current_nodes = () if current is None else current.nodes
+        live = {plan.epoch for plan in (*draining, *((current,) if current is not None else ()))}
+        for key in [key for key in self.runs if key[0] not in live]:
+            run = self.runs.pop(key)
+            if current is None:
+                self.fail(self.on(run), ErrorCode.NODE_LOST, "the plan that ran this request was retired")
+            self.recover(self.on(run), "the plan that ran it was retired")
+        for (epoch, _), run in self.runs.items():
+            run.leaving = current is None or epoch != current.epoch
+        if current is not None:
+            for route in current.routes:
+                self.add_route(current, route, numbers)
+        if self.leave_at is None and not any(run.is_own and not run.leaving for run in self.runs.values()):
+            self.leave_at = self.desk.now() + HANDOVER_S
+        self.admit()
+
+    def add_route(self, plan: Plan, route: Route, numbers: "itertools.count[int]") -> None:
+        """Requests may run over this route, which need not begin at this node."""
+        if (plan.epoch, route.index) in self.runs:
+            return
+        run = RouteRun(plan, route, self.desk.node, numbers, self.desk.send)
+        for before in self.runs.values():
+            run.learn_from(before)
+        self.runs[plan.epoch, route.index] = run
+
+    def recover(self, sequences: list[SequenceId], why: str) -> None:
+        """Compute these anew, ahead of what waits; one that was recomputed too often in vain ends in an error."""
+        now = self.desk.now()
+        for sequence in reversed(sequences):
+            job, run = self.jobs[sequence]
+            if isinstance(job, TensorJob):
+                job.restart(sequence, run.call_of(sequence))
+            job.interrupted_at = job.interrupted_at or now
+            job.recoveries += not run.lost and now >= run.full_until
+            self.crossings.forget(sequence)
+            del self.jobs[sequence]
+            run.end([sequence], broken=True)
+            if job.recoveries > RECOVERIES_MAX:
+                self.end(job, ResplitError(ErrorCode.STAGE_FAILED, f"recomputed {RECOVERIES_MAX} times in vain: {why}"))
+            elif job not in self.queue:
+                self.queue.appendleft(job)
+
+    def check(self, now: float) -> None:
+        """What time brings: steps that are overdue, crossings that are late, requests that wait for a plan too long."""
+        for run in list(self.runs.values()):
+            if lost := run.check(now):
+                self.recover([s for s in lost if s in self.jobs], "a stage does not answer any more")
+        if lost_in_crossing := self.crossings.check(now):
+            self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
+        for job in [job for job in self.queue if job.interrupted_at is not None]:
+            assert job.interrupted_at is not None
+            if now - job.interrupted_at >= INTERRUPTED_MAX_S:
+                message = f"what ran this request is gone, and for {INTERRUPTED_MAX_S:g} s nothing took its place"
+                self.end(job, ResplitError(ErrorCode.NODE_LOST, message))
         self.admit()
 
     def fail(self, sequences: list[SequenceId], code: ErrorCode, message: str) -> None:
@@ -138,23 +246,56 @@ class Served:
         )
 
     def report_empty(self, epoch: int) -> None:
-        """Tell whoever drains `epoch` that nothing is left on it, if that is so."""
+        """Tell whoever drains `epoch` that this node may go as far as it is concerned, if that is so.
+
+        A node that the plan in force does without stays for the requests that it still answers, wherever they run.
+        """
         closed = all(run.draining for (e, _), run in self.runs.items() if e == epoch)
-        if closed and not any(over.plan.epoch == epoch for _, over in self.jobs.values()):
+        needed = any(over.plan.epoch == epoch for _, over in self.jobs.values()) or self.crossings.lead_to(epoch)
+        if self.desk.node not in self.current_nodes:
+            needed = bool(self.jobs or self.queue)
+        if closed and not needed:
             self.desk.on_empty(self.name, epoch)
 
+    def _cross(self, now: float) -> None:
+        """Move sequences from plans that drain to the one in force, and take on those that have arrived."""
+        for crossed in self.crossings.finished(now):
+            job, _ = self.jobs[crossed.sequence]
+            self.jobs[crossed.sequence] = (job, crossed.new)
+            job.meter.runs_on(crossed.new.plan.epoch, crossed.new.route)
+            self.desk.audit.record(
+                AuditKind.SEQUENCE_MOVED,
+                "a request goes on over another plan",
+                deployment=self.name,
+                epoch=crossed.new.plan.epoch,
+                request=job.request_id,
+                moved_bytes=crossed.moved_bytes,
+                held_ms=round(1e3 * crossed.held_s, 3),
+            )
+        for sequence, (job, old) in list(self.jobs.items()):
+            if not self.crossings.has_room:
+                break
+            if not old.leaving or old.lost or not isinstance(job, Generation):
+                continue
+            successor = next((run for run in self.runs_for(job) if succeeds(run, old)), None)
+            if successor is not None:
+                self.crossings.begin(sequence, old, successor, now)
+
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
+        if now < run.full_until:
+            return False
         match job:
             case Generation():
-                sequence = run.start(job.prompt, job.slots_needed, job.sampling)
+                sequence = run.start(job.prompt, job.slots_needed, job.sampling, job.known)
             case TensorJob():
-                sequence = run.call(job.waiting[0], now)
+                sequence = run.call(job.waiting[0][1], now)
                 if sequence is not None:
                     job.started(sequence)
         if sequence is None:
             return False
-        if job.meter.started is None:
-            job.meter.started, job.meter.epoch, job.meter.route = now, run.plan.epoch, run.route
+        job.interrupted_at = None
+        job.meter.started = job.meter.started or now
+        job.meter.runs_on(run.plan.epoch, run.route)
         self.jobs[sequence] = (job, run)
         return True
 
@@ -226,8 +367,6 @@ class Served:
         del self.jobs[sequence]
         run.end([sequence])
         if answer is None:
-            if run.draining:
-                self.report_empty(run.plan.epoch)
             return
         self.desk.say(job.reply, answer, None)
         self._forget(run, [], job)
@@ -250,20 +389,23 @@ class Served:
     def _forget(self, run: RouteRun, sequences: list[SequenceId], job: Job, *, broken: bool = False) -> None:
         run.end(sequences, broken=broken)
         for sequence in sequences:
+            self.crossings.forget(sequence)
             self.jobs.pop(sequence, None)
         self.desk.in_flight.pop(job.request_id, None)
-        if run.draining:
-            self.report_empty(run.plan.epoch)
 
     def _settle(self) -> None:
-        """Close the plans that drain once nothing that waits needs them."""
-        if self.leave_at is not None or self.withdrawing is not None:
-            return
-        needed = {run for job in self.queue for run in self.runs_for(job)}
-        for (epoch, _), run in self.runs.items():
-            if run.leaving and not run.draining and run not in needed:
-                run.draining = True
-                self.report_empty(epoch)
+        """Close the plans that drain once nothing that waits needs them, and say when they are empty."""
+        if self.leave_at is None and self.withdrawing is None:
+            needed = {run for job in self.queue for run in self.runs_for(job)}
+            for run in self.runs.values():
+                run.draining = run.draining or (run.leaving and run not in needed)
+        for epoch in {epoch for (epoch, _), run in self.runs.items() if run.draining}:
+            self.report_empty(epoch)
+
+
+def succeeds(run: RouteRun, old: RouteRun) -> bool:
+    """Whether sequences of `old` can go on over `run` with their caches."""
+    return run.plan.family == old.plan.family and run.plan.epoch > old.plan.epoch and not run.leaving
 
 
 def _known(code: str) -> ErrorCode:

@@ -26,7 +26,7 @@ from agent.memory import Device
 from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
-from agent.stages import Stages
+from agent.stages import Stages, ToIngress
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
@@ -39,10 +39,9 @@ from profiler.device import Reading, read_device
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.capacity import Capacity, HostedStage, LostPeer, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Failure, Result
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Receipt, ReceiptStatus
 
@@ -51,6 +50,7 @@ SWITCH_INTERVAL_S = 0.0002
 """The compute thread comes back from ONNX Runtime and wants the interpreter: by default the event loop may keep it
 for 5 ms, which is half a token."""
 RETRY_S = 1.0
+PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 BOOTS_KEPT = 32
 """Processes of a peer that are remembered as over."""
 CORRUPT = "a file was corrupt and was not used"
@@ -97,7 +97,7 @@ class Agent:
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress)
-        self._links = LinkServer(identity, self._stages.arrived)
+        self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
         self._loader = Loader(
             config.node, client, store, self._files, device, config.thread_count, self._memory_free, self._corrupt
@@ -107,12 +107,16 @@ class Agent:
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
         self._boots: dict[NodeId, dict[str, int]] = {}
         """Each peer's processes, the present one last, and the last heartbeat of each."""
+        self._lost: dict[NodeId, str] = {}
+        """Peers that are gone, and the process of each that is."""
+        self._suspected: dict[NodeId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Serve until cancelled."""
         js = await self._streams()
         self._audit = AuditTrail(js, self._identity)
-        self._ingress = Ingress(self._client, self._audit, self._stages.send, self._emptied, time.monotonic)
+        node = self._identity.name
+        self._ingress = Ingress(node, self._client, self._audit, self._stages.send, self._emptied, time.monotonic)
         self._js = js
         host, port = await self._links.start(self._config.listen)
         self._publisher = CapacityPublisher(
@@ -127,6 +131,8 @@ class Agent:
             block_times=lambda: tuple(self._loader.block_times.values()),
             links=self._peers.estimates,
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
+            lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
+            stalled=lambda: self._ingress.stalled,
         )
         await self._ingress.start()
         await self._bus.start()
@@ -190,11 +196,13 @@ class Agent:
         match instruction:
             case core.Load(plan):
                 self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
+            case core.Follow(event):
+                await self._ingress.follow(event)
             case core.Serve(plan):
                 manifest = self._store.manifest(plan.model)
-                await self._ingress.serve(plan, manifest, self._text(plan, manifest), self._identity.name)
+                await self._ingress.serve(plan, manifest, self._text(plan, manifest))
             case core.Drain(plan):
-                await self._ingress.drain(plan)
+                self._ingress.drain(plan)
             case core.Free(plan):
                 await self._free(plan)
             case core.Answer():
@@ -245,7 +253,6 @@ class Agent:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await task
-        await self._ingress.drop(plan)
         await self._stages.remove(plan)
         if (loaded := self._loaded.pop(key, None)) is not None:
             self._loader.unload(loaded, plan)
@@ -310,21 +317,44 @@ class Agent:
             if len(boots) >= BOOTS_KEPT:
                 del boots[next(iter(boots))]
         boots[capacity.boot] = capacity.sequence
+        self._lost.pop(capacity.node, None)
         self._peers.learn(capacity)
+        self._ingress.heard(capacity)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(
             AuditKind.LINK_CHANGED, "a direct link came up" if up else "a direct link was lost", peer=node, up=up
         )
-        if not up and any(node in plan.nodes for plan in self._plans()):
-            self._loop.create_task(self._bus.probe(node))
+        if not up:
+            self._suspect(node)
+
+    def _suspect(self, node: NodeId) -> None:
+        """A link with a peer ended, whoever had opened it: find out whether its process did."""
+        if node in self._suspected or not any(node in plan.nodes for plan in self._plans()):
+            return
+        self._suspected[node] = self._loop.create_task(self._find_out(node))
+
+    async def _find_out(self, node: NodeId) -> None:
+        try:
+            for pause_s in PROBE_PAUSES_S:  # the broker may take a moment to notice what a link shows at once
+                await asyncio.sleep(pause_s)
+                if node in self._lost:
+                    return
+                with contextlib.suppress(NatsError):
+                    await self._bus.probe(node)
             self._peers.warm((node,))
+        finally:
+            del self._suspected[node]
 
     def _unreachable(self, node: NodeId) -> None:
+        boot = next(reversed(self._boots.get(node, {})), None)
+        if boot is not None and self._lost.get(node) != boot:
+            self._lost[node] = boot
+            self._publisher.changed()
         self._stages.peer_lost(node)
-        self._ingress.route_lost(node)
+        self._ingress.node_lost(node)
 
-    def _to_ingress(self, frame: Result | Failure) -> None:
+    def _to_ingress(self, frame: ToIngress) -> None:
         self._ingress.take(frame)
 
     # What the node reports.

@@ -2,7 +2,8 @@
 
 Every sequence's progress is kept per stage, so that a hop is idempotent on (sequence, step): the step a
 stage last ran may be run again and yields the same bytes; anything older was answered long ago and is
-dropped; anything newer means a step was lost on the way, which the ingress is told.
+dropped; anything newer means a step was lost on the way, which the ingress is told. A sequence is of one epoch
+at a time; when it crosses to the next, blocks that stay here keep their caches (`agent.handover`).
 """
 
 import time
@@ -13,12 +14,16 @@ import numpy as np
 
 from agent.batching import contiguous_runs
 from agent.engine import Engine
+from agent.handover import Handover
 from agent.kv import KvPool
 from agent.sampling import choose
+from agent.sequences import Progress, Record, Records
+from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Activation, Failure, Frame, Item, Result, Sampling, SequenceId, StageTime, Token, on_stage
+from schemas.frame import Activation, Failure, Item, Result, Sampling, SequenceId, StageTime, Token, on_stage
 from schemas.tensor import Array
 
+StageOutput = Activation | Result | Failure
 X = "x"
 """The name under which a decoder's ids and activations travel."""
 
@@ -29,14 +34,6 @@ class Queued:
 
     frame: Activation
     waited_us: int
-
-
-@dataclass(slots=True)
-class _Progress:
-    """Tokens of one sequence that one stage has run, and where its last step began."""
-
-    tokens: int
-    last: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +49,7 @@ class StageHost:
 
     def __init__(
         self,
+        node: NodeId,
         pool: KvPool,
         *,
         batch_invariant: bool = True,
@@ -61,9 +59,8 @@ class StageHost:
         self._batch_invariant = batch_invariant
         self._now_us = now_us
         self._engines: dict[tuple[int, int, int], Engine] = {}
-        self._progress: dict[tuple[SequenceId, int], _Progress] = {}
-        self._sampling: dict[SequenceId, Sampling] = {}
-        self._last_seen_us: dict[SequenceId, int] = {}
+        self._records: Records = {}
+        self.handover = Handover(node, pool, self._records, self.stages_on, now_us)
 
     def install(self, engines: Mapping[tuple[int, int, int], Engine]) -> None:
         """Serve these (epoch, route, stage) too; their blocks get caches in the pool."""
@@ -78,33 +75,57 @@ class StageHost:
         """Stop serving an epoch and free the caches that only it used."""
         for key in [key for key in self._engines if key[0] == epoch]:
             engine = self._engines.pop(key)
-            engine.forget(self._pool)
-            for block in engine.blocks:
-                self._pool.drop_block(block)
+            if engine not in self._engines.values():
+                engine.forget(self._pool)
+            gone = [block.index for block in engine.blocks if self._pool.drop_block(block)]
+            for record in self._records.values():
+                for index in gone:
+                    record.arrived.pop(index, None)
+        self.close([s for s, record in self._records.items() if record.epoch == epoch], epoch)
+
+    def stages_on(self, epoch: int, route: int) -> tuple[int, ...]:
+        """The numbers of the stages that this node runs of a route."""
+        return tuple(stage for e, r, stage in self._engines if (e, r) == (epoch, route))
 
     def engine_key(self, frame: Activation) -> Hashable:
         """Equal for frames that one call may serve: same engine, same stage number."""
         return (id(self), id(self._engines.get((frame.epoch, frame.route, frame.stage))), frame.stage)
 
     @property
-    def sequences(self) -> int:
-        return len(self._pool.sequences)
+    def is_idle(self) -> bool:
+        """Whether no epoch is served here any more."""
+        return not self._engines
 
-    def close(self, sequences: Sequence[SequenceId]) -> None:
-        """Free everything kept for these sequences."""
+    def sequences(self, epoch: int) -> int:
+        """How many sequences of an epoch have a slot."""
+        return sum(record.epoch == epoch for record in list(self._records.values()))
+
+    def ingresses(self, epoch: int, route: int) -> tuple[str, ...]:
+        """Who drives sequences of a route."""
+        return tuple(dict.fromkeys(r.ingress for r in self._records.values() if r.is_on(epoch, route)))
+
+    def close(self, sequences: Sequence[SequenceId], epoch: int | None = None) -> None:
+        """Free everything kept for these sequences, but not for one that has crossed to another epoch than `epoch`."""
         for sequence in sequences:
-            self._pool.close(sequence)
-            self._sampling.pop(sequence, None)
-            self._last_seen_us.pop(sequence, None)
-            for key in [key for key in self._progress if key[0] == sequence]:
-                del self._progress[key]
+            record = self._records.get(sequence)
+            if record is None:
+                continue
+            if record.adopting is not None and record.adopting.epoch == epoch:
+                record.adopting = None
+            if epoch is None or record.epoch == epoch or (record.epoch is None and record.adopting is None):
+                self._pool.close(sequence)
+                del self._records[sequence]
 
     def idle(self, limit_us: int) -> tuple[SequenceId, ...]:
         """Sequences that nobody drove for `limit_us`: their ingress is gone."""
         before = self._now_us() - limit_us
-        return tuple(sequence for sequence, seen in self._last_seen_us.items() if seen < before)
+        return tuple(sequence for sequence, record in self._records.items() if record.seen_us < before)
 
-    def run(self, batch: Sequence[Queued]) -> list[Frame]:
+    def of_ingress(self, node: NodeId) -> tuple[SequenceId, ...]:
+        """Sequences that `node` drives."""
+        return tuple(sequence for sequence, record in self._records.items() if record.ingress == node)
+
+    def run(self, batch: Sequence[Queued]) -> list[StageOutput]:
         """Run frames of one engine that were batched together; their successors, in the same order.
 
         Never raises: what goes wrong becomes a `Failure` for the sequences it concerns.
@@ -116,7 +137,7 @@ class StageHost:
                 message = f"epoch {first.epoch}, route {first.route}, stage {first.stage} is not served here"
                 raise ResplitError(ErrorCode.STALE_EPOCH, message)
             started = self._now_us()
-            failed: list[Frame] = []
+            failed: list[StageOutput] = []
             ran: list[tuple[Queued, dict[str, Array]]]
             match first.kind:
                 case "decode":
@@ -136,29 +157,30 @@ class StageHost:
     def _prefill(self, engine: Engine, queued: Queued) -> list[tuple[Queued, dict[str, Array]]]:
         frame = queued.frame
         [item] = frame.items
-        progress = self._progress.get((item.sequence, frame.stage))
-        if progress is None and item.position == 0:
-            progress = self._progress[item.sequence, frame.stage] = _Progress(0, 0)
-        if not self._is_due(progress, item):
+        record = self._records.get(item.sequence)
+        if record is None and item.position == 0:
+            slot = self._pool.open(item.sequence, item.capacity)
+            record = Record(frame.ingress, self._now_us(), frame.epoch, frame.route)
+            self._records[item.sequence] = record
+        if record is not None and item.position == 0 and record.is_on(frame.epoch, frame.route):
+            record.progress.setdefault(frame.stage, Progress(0, 0))
+        if not self._is_due(record, frame, item):
             return []
-        assert progress is not None
-        slot = self._pool.open(item.sequence, item.capacity)
-        self._last_seen_us[item.sequence] = self._now_us()
-        if item.position + item.count > slot.tokens:
-            raise _beyond(item, slot.tokens)
+        assert record is not None
+        slot = self._pool.slot(item.sequence)
         if item.sampling is not None:
-            self._sampling[item.sequence] = item.sampling
+            record.sampling = item.sampling
         x = _input(frame)
         if engine.in_place:
             rows = range(slot.row, slot.row + 1)
             y = engine.run_rows(self._pool, slot.tokens, rows, [item.position], x, head=item.wants_token)
         else:
             y = engine.run_appending(self._pool, item.sequence, item.position, x, head=item.wants_token)
-        self._advance(progress, item)
+        record.advance(frame.stage, item, self._now_us())
         return [(queued, {} if y is None else {X: y})]
 
     def _decode(
-        self, engine: Engine, batch: Sequence[Queued], failed: list[Frame]
+        self, engine: Engine, batch: Sequence[Queued], failed: list[StageOutput]
     ) -> list[tuple[Queued, dict[str, Array]]]:
         """Each frame reduced to the rows that are due, with their results; missing steps go to `failed`."""
         reduced: list[tuple[Queued, list[_Row]]] = []
@@ -171,7 +193,7 @@ class StageHost:
             queued, frame, x, rows = arrived, arrived.frame, _input(arrived.frame), []
             for i, item in enumerate(frame.items):
                 try:
-                    due = self._is_due(self._progress.get((item.sequence, frame.stage)), item)
+                    due = self._is_due(self._records.get(item.sequence), frame, item)
                     if due and item.position == newest[item.sequence]:
                         rows.append(_Row(item, x[i : i + 1]))
                 except ResplitError as error:
@@ -181,16 +203,17 @@ class StageHost:
             if rows:
                 reduced.append((queued, rows))
         wanted = [row for _, rows in reduced for row in rows]
-        stage = batch[0].frame.stage
-        results = self._run_slices(engine, wanted, stage) if engine.in_place else self._run_singly(engine, wanted)
-        for row in wanted:
-            self._advance(self._progress[row.item.sequence, stage], row.item)
+        results = self._run_slices(engine, wanted) if engine.in_place else self._run_singly(engine, wanted)
+        now_us = self._now_us()
+        for queued, rows in reduced:
+            for row in rows:
+                self._records[row.item.sequence].advance(queued.frame.stage, row.item, now_us)
         return [(q, {X: _stack([results[row.item.sequence] for row in rows])}) for q, rows in reduced]
 
-    def _run_slices(self, engine: Engine, due: Sequence[_Row], stage: int) -> dict[SequenceId, Array]:
+    def _run_slices(self, engine: Engine, due: Sequence[_Row]) -> dict[SequenceId, Array]:
         """Decode steps over contiguous slices of rows; rows in between are run along, harmlessly.
 
-        Such a row writes at the position after its last token, which its own next step overwrites.
+        Such a row writes behind all that any block here keeps of its sequence, where its own next step overwrites it.
         """
         results: dict[SequenceId, Array] = {}
         wanted: dict[int, dict[int, _Row]] = {}
@@ -206,9 +229,9 @@ class StageHost:
                         positions.append(by_row[r].item.position)
                         continue
                     neighbour = self._pool.sequence_at(tokens, r)
-                    progress = None if neighbour is None else self._progress.get((neighbour, stage))
+                    record = None if neighbour is None else self._records.get(neighbour)
                     xs.append(np.zeros_like(next(iter(by_row.values())).x))
-                    positions.append(min(progress.tokens, tokens - 1) if progress is not None else 0)
+                    positions.append(min(record.written, tokens - 1) if record is not None else 0)
                 y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=True)
                 assert y is not None, "with its head every engine yields something"
                 for r, out in zip(run, y, strict=True):
@@ -224,22 +247,26 @@ class StageHost:
             results[row.item.sequence] = y
         return results
 
-    def _is_due(self, progress: _Progress | None, item: Item) -> bool:
-        """True to run it (again), False if it is older than the last step; raises if a step is missing."""
+    def _is_due(self, record: Record | None, frame: Activation, item: Item) -> bool:
+        """True to run it (again); False if its sequence has crossed to another epoch, or it is an old step.
+
+        Raises if a step is missing, or the sequence has no slot here.
+        """
+        if record is not None and record.epoch is not None and record.epoch > frame.epoch:
+            return False
+        progress = (
+            None if record is None or not record.is_on(frame.epoch, frame.route) else (record.progress.get(frame.stage))
+        )
         if progress is None or item.position > progress.tokens:
             reached = 0 if progress is None else progress.tokens
             message = f"position {item.position} came when {reached} tokens had been run: a step was lost"
-            raise ResplitError(ErrorCode.STAGE_FAILED, message)
-        if item.sequence in self._pool and item.position + item.count > self._pool.slot(item.sequence).tokens:
-            raise _beyond(item, self._pool.slot(item.sequence).tokens)
+            raise ResplitError(ErrorCode.STEP_LOST, message)
+        slot = self._pool.slot(item.sequence)
+        if item.position + item.count > slot.tokens:
+            raise _beyond(item, slot.tokens)
         return item.position >= progress.last
 
-    def _advance(self, progress: _Progress, item: Item) -> None:
-        progress.last = item.position
-        progress.tokens = item.position + item.count
-        self._last_seen_us[item.sequence] = self._now_us()
-
-    def _successor(self, engine: Engine, queued: Queued, tensors: dict[str, Array], spent_us: int) -> Frame:
+    def _successor(self, engine: Engine, queued: Queued, tensors: dict[str, Array], spent_us: int) -> StageOutput:
         frame = queued.frame
         spent = StageTime(frame.stage, spent_us, queued.waited_us)
         if not engine.is_last:
@@ -255,11 +282,17 @@ class StageHost:
                 if not item.wants_token:
                     done.append((item.sequence, item.step))
                     continue
-                choice = choose(tensors[X][row, -1], self._sampling[item.sequence], item.index)
+                choice = choose(tensors[X][row, -1], self._sampling(item.sequence), item.index)
                 token = Token(item.sequence, item.step, item.index, choice.token, choice.logprob, choice.top)
                 tokens.append(token)
         times = (*frame.times, spent)
-        return Result(frame.deployment, frame.epoch, frame.route, tuple(tokens), tuple(done), outputs, times)
+        found = (tuple(tokens), tuple(done), outputs, frame.ingress, times)
+        return Result(frame.deployment, frame.epoch, frame.route, *found)
+
+    def _sampling(self, sequence: SequenceId) -> Sampling:
+        sampling = self._records[sequence].sampling
+        assert sampling is not None, "it travels in every prefill frame and with every hand-over"
+        return sampling
 
 
 def _beyond(item: Item, tokens: int) -> ResplitError:
@@ -281,4 +314,4 @@ def _input(frame: Activation) -> Array:
 
 def _failure(frame: Activation, error: ResplitError, only: tuple[SequenceId, ...] | None = None) -> Failure:
     sequences = only or tuple(item.sequence for item in frame.items)
-    return Failure(frame.deployment, frame.epoch, frame.route, sequences, error.code, error.message)
+    return Failure(frame.deployment, frame.epoch, frame.route, sequences, frame.ingress, error.code, error.message)

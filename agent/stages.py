@@ -1,27 +1,44 @@
 """Frames to where they belong: this node's stages, its ingress, or another node.
 
-Holds one `StageHost` per plan: two epochs that overlap have slots and caches of their own, as each ingress hands out
-all the slots of its plan and settings may differ. It also holds the plans, to tell who comes next. On the event loop.
+Holds one `StageHost` per family of plans: epochs that run the same model in the same way share slots and caches, so
+that a block which stays on this node goes on as if nothing had happened. Plans of other settings have a host of their
+own. It also holds the plans, to tell who comes next. On the event loop.
 """
 
 import logging
 from collections.abc import Callable
 from itertools import pairwise
+from typing import assert_never
 
 from agent.compute import ComputeThread, StageQueue
+from agent.handover import Handover, Outgoing
 from agent.kv import KvPool
 from agent.loader import LoadedPlan
 from agent.memory import Device
 from agent.peers import Peers
-from agent.stage import StageHost
+from agent.stage import StageHost, StageOutput
 from profiler.kv import length_classes
-from schemas.base import NodeId
+from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Activation, Close, Failure, Frame, Result, unpack
-from schemas.plan import Plan
+from schemas.frame import (
+    Activation,
+    Adopt,
+    Adopted,
+    Cache,
+    Close,
+    Failure,
+    Fetch,
+    Frame,
+    Result,
+    SequenceId,
+)
+from schemas.framing import unpack
+from schemas.plan import Plan, Route
 
 IDLE_LIMIT_US = 120_000_000
 """A sequence nobody drove for two minutes has lost its ingress: a live one drives again after seconds."""
+
+ToIngress = Result | Failure | Adopted
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +52,7 @@ class Stages:
         device: Device,
         compute: ComputeThread,
         peers: Peers,
-        to_ingress: Callable[[Result | Failure], None],
+        to_ingress: Callable[[ToIngress], None],
     ) -> None:
         self._node = node
         self._device = device
@@ -43,30 +60,35 @@ class Stages:
         self._peers = peers
         self._to_ingress = to_ingress
         self._queue = StageQueue(compute, self._deliver)
-        self._hosts: dict[tuple[str, int], StageHost] = {}
+        self._hosts: dict[Digest, StageHost] = {}
+        """By family."""
         self._plans: dict[tuple[str, int], Plan] = {}
 
     async def install(self, plan: Plan, loaded: LoadedPlan) -> None:
         """Serve the plan's stages on this node; opens the links that its routes need."""
-        key = (plan.deployment, plan.epoch)
-        host = self._hosts[key] = StageHost(
-            KvPool(self._device, length_classes(plan.settings)), batch_invariant=plan.settings.batch_invariant
-        )
-        self._plans[key] = plan
+        host = self._hosts.get(plan.family)
+        if host is None:
+            pool = KvPool(self._device, length_classes(plan.settings))
+            host = StageHost(self._node, pool, batch_invariant=plan.settings.batch_invariant)
+            self._hosts[plan.family] = host
+        self._plans[plan.deployment, plan.epoch] = plan
         await self._compute.call(lambda: host.install(loaded.engines))
         self._peers.warm(tuple(sorted(self._neighbours(plan))))
 
     async def remove(self, plan: Plan) -> None:
         """Stop serving the plan and free what only it used."""
         self._plans.pop((plan.deployment, plan.epoch), None)
-        host = self._hosts.pop((plan.deployment, plan.epoch), None)
-        if host is not None:
-            await self._compute.call(lambda: host.remove(plan.epoch))
+        host = self._hosts.get(plan.family)
+        if host is None:
+            return
+        await self._compute.call(lambda: host.remove(plan.epoch))
+        if not any(other.family == plan.family for other in self._plans.values()):
+            del self._hosts[plan.family]
 
     def sequences(self, plan: Plan) -> int:
         """Sequences of a plan that hold a slot."""
-        host = self._hosts.get((plan.deployment, plan.epoch))
-        return 0 if host is None else host.sequences
+        host = self._hosts.get(plan.family)
+        return 0 if host is None else host.sequences(plan.epoch)
 
     def arrived(self, sender: NodeId, data: memoryview) -> None:
         """A frame came in from a peer; a malformed one is dropped with a word in the log."""
@@ -87,58 +109,94 @@ class Stages:
     def route(self, frame: Frame) -> None:
         """Act on a frame that is meant for this node."""
         match frame:
-            case Result() | Failure():
+            case Result() | Failure() | Adopted():
                 self._to_ingress(frame)
             case Close():
                 self._close(frame)
             case Activation():
-                host = self._hosts.get((frame.deployment, frame.epoch))
+                host = self._host(frame.deployment, frame.epoch)
                 if host is not None:
                     self._queue.put(host, frame)
                 else:
-                    log.info("dropped a frame of a plan that is not here: %s, epoch %d", frame.deployment, frame.epoch)
+                    self._not_here(frame.deployment, frame.epoch)
+            case Adopt():
+                self._hand_over(self._host(frame.deployment, frame.epoch), lambda h: h.adopt(frame), frame)
+            case Fetch():
+                self._hand_over(self._host(frame.deployment, frame.before), lambda h: h.provide(frame), frame)
+            case Cache():
+                self._hand_over(self._host(frame.deployment, frame.epoch), lambda h: h.receive(frame), frame)
+            case _:
+                assert_never(frame)
 
     def peer_lost(self, node: NodeId) -> None:
-        """A node cannot be reached at all: tell every source whose route needs it from here."""
+        """A node cannot be reached at all: tell every ingress whose route needs it from here."""
+        message = f"node {node} cannot be reached from {self._node}"
         for plan in self._plans.values():
             for route in plan.routes:
                 if self._node in route.nodes and node in route.nodes:
-                    message = f"node {node} cannot be reached from {self._node}"
-                    lost = Failure(plan.deployment, plan.epoch, route.index, (), ErrorCode.NODE_LOST, message)
-                    if route.source != node:
-                        self.send(NodeId(route.source), lost)
+                    self._tell_ingresses(plan, route, message, node)
 
     def node_restarted(self, node: NodeId) -> None:
         """Free the slots of sequences whose ingress is a new process, which knows nothing of them."""
-        for key, plan in self._plans.items():
-            if all(route.source == node for route in plan.routes):
-                self._free_idle(key, 0)
+        for host in self._hosts.values():
+            self._free(host, lambda host: host.of_ingress(node))
 
     def expire(self) -> None:
         """Free the slots of sequences that nobody drives any more."""
-        for key in self._hosts:
-            self._free_idle(key, IDLE_LIMIT_US)
+        for host in self._hosts.values():
+            self._free(host, lambda host: host.idle(IDLE_LIMIT_US))
 
-    def _free_idle(self, key: tuple[str, int], limit_us: int) -> None:
-        host = self._hosts[key]
+    def _host(self, deployment: str, epoch: int) -> StageHost | None:
+        plan = self._plans.get((deployment, epoch))
+        return None if plan is None else self._hosts.get(plan.family)
 
+    def _not_here(self, deployment: str, epoch: int) -> None:
+        log.info("dropped a frame of a plan that is not here: %s, epoch %d", deployment, epoch)
+
+    def _hand_over(
+        self, host: StageHost | None, call: Callable[[Handover], Outgoing], frame: Adopt | Fetch | Cache
+    ) -> None:
+        if host is None:
+            self._not_here(frame.deployment, frame.epoch)
+            return
+        handover = host.handover
+        self._compute.submit(lambda: call(handover), self._send_all)
+
+    def _send_all(self, outgoing: Outgoing) -> None:
+        for node, frame in outgoing:
+            self.send(node, frame)
+
+    def _tell_ingresses(self, plan: Plan, route: Route, message: str, lost: NodeId) -> None:
+        host = self._hosts.get(plan.family)
+        if host is None:
+            return
+
+        def tell(found: tuple[str, ...]) -> None:
+            for ingress in dict.fromkeys((route.source, *found)):
+                if ingress != lost:
+                    of = (plan.deployment, plan.epoch, route.index, ())
+                    self.send(NodeId(ingress), Failure(*of, ingress, ErrorCode.NODE_LOST, message))
+
+        self._compute.submit(lambda: host.ingresses(plan.epoch, route.index), tell)
+
+    def _free(self, host: StageHost, choose: Callable[[StageHost], tuple[SequenceId, ...]]) -> None:
         def free() -> int:
-            idle = host.idle(limit_us)
-            host.close(idle)
-            return len(idle)
+            chosen = choose(host)
+            host.close(chosen)
+            return len(chosen)
 
         def freed(count: int) -> None:
             if count:
-                log.warning("freed sequences that nobody drives any more: %s, epoch %d, %d", *key, count)
+                log.warning("freed sequences that nobody drives any more: %d", count)
 
         self._compute.submit(free, freed)
 
     def _close(self, frame: Close) -> None:
-        host = self._hosts.get((frame.deployment, frame.epoch))
+        host = self._host(frame.deployment, frame.epoch)
         if host is None:
             return
-        self._queue.forget(frame.deployment, frozenset(frame.sequences))
-        self._compute.submit(lambda: host.close(frame.sequences), lambda _: self._forward_close(frame))
+        self._queue.forget(frame.deployment, frame.epoch, frozenset(frame.sequences))
+        self._compute.submit(lambda: host.close(frame.sequences, frame.epoch), lambda _: self._forward_close(frame))
 
     def _forward_close(self, frame: Close) -> None:
         # Only now: what this stage still computed for these sequences has left already, and a Close must
@@ -151,17 +209,16 @@ class Stages:
             onward = Close(frame.deployment, frame.epoch, frame.route, frame.stage + 1, frame.sequences)
             self.send(stages[frame.stage + 1].node, onward)
 
-    def _deliver(self, frames: list[Frame]) -> None:
+    def _deliver(self, frames: list[StageOutput]) -> None:
         for frame in frames:
             plan = self._plans.get((frame.deployment, frame.epoch))
             if plan is None or frame.route >= len(plan.routes):
                 log.info("dropped a frame of a plan that was retired: %s, epoch %d", frame.deployment, frame.epoch)
                 continue
-            route = plan.routes[frame.route]
             if isinstance(frame, Activation):
-                self.send(route.stages[frame.stage].node, frame)
+                self.send(plan.routes[frame.route].stages[frame.stage].node, frame)
             else:
-                self.send(route.source, frame)
+                self.send(NodeId(frame.ingress), frame)
 
     def _neighbours(self, plan: Plan) -> set[NodeId]:
         """Nodes that this node sends to under `plan`."""

@@ -95,6 +95,13 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class Follow:
+    """The requests that this node answers may run over what is in force now, wherever that is, and nothing else."""
+
+    event: PlanEvent
+
+
+@dataclass(frozen=True, slots=True)
 class Serve:
     """Admit new sequences to `plan` if this node is the source of one of its routes."""
 
@@ -133,7 +140,7 @@ class Ignore:
     why: str
 
 
-Instruction = Load | Serve | Drain | Free | Answer | Ignore
+Instruction = Follow | Load | Serve | Drain | Free | Answer | Ignore
 Step = tuple[State, tuple[Instruction, ...]]
 
 
@@ -159,7 +166,7 @@ def _plan_arrived(state: State, event: PlanEvent, now: float) -> Step:
         return state, (Ignore(event, f"term {event.term}, revision {event.revision} came after {seen}"),)
     before = {} if known is None else dict(known.hosted)
     hosted: dict[int, Hosted] = {}
-    todo: list[Instruction] = []
+    todo: list[Instruction] = [Follow(event)]
     wanted = {plan.epoch: plan for plan in event.plans if state.node in plan.nodes}
     # Freeing comes first: its memory may be what the new plan needs.
     todo += [

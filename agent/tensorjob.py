@@ -29,18 +29,24 @@ class TensorJob:
     manifest: Manifest
     meter: Meter
     deadline: float | None
-    waiting: deque[dict[str, Array]]
+    waiting: deque[tuple[int, dict[str, Array]]]
+    """Calls to make, each with its place among the answers."""
     prompt_tokens: int = 0
     outputs: tuple[str, ...] = ()
     _place: dict[SequenceId, int] = field(default_factory=dict)
     _vectors: dict[int, tuple[float, ...]] = field(default_factory=dict)
-    _count: int = 0
+    interrupted_at: float | None = None
+    """Since when a call of it waits to be made again, as what ran it is gone."""
+    recoveries: int = 0
 
     def started(self, sequence: SequenceId) -> None:
         """The first waiting call is on its way as `sequence`."""
-        self.waiting.popleft()
-        self._place[sequence] = self._count
-        self._count += 1
+        self._place[sequence], _ = self.waiting.popleft()
+        self.interrupted_at = None
+
+    def restart(self, sequence: SequenceId, tensors: dict[str, Array]) -> None:
+        """A call came to nothing: it waits again, before the others, and keeps its place among the answers."""
+        self.waiting.appendleft((self._place.pop(sequence), tensors))
 
     def take(self, sequence: SequenceId, tensors: dict[str, Array], now: float) -> TensorReply | EmbeddingReply | None:
         """The answer to one call; the reply once every call is answered."""
@@ -78,7 +84,7 @@ def open_job(
         given = "inputs" if isinstance(request, TensorRequest) else "input"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, given)
     if isinstance(request, TensorRequest):
-        job.waiting.append(read_inputs(request, manifest))
+        job.waiting.append((0, read_inputs(request, manifest)))
         job.outputs = requested_outputs(request, manifest)
         return job
     if manifest.kind is not ModelKind.EMBEDDER or text is None:
@@ -89,6 +95,6 @@ def open_job(
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "input")
     for i, sentence in enumerate(sentences):
         inputs = text_inputs(text, manifest, sentence, f"input.{i}")
-        job.waiting.append(inputs)
+        job.waiting.append((i, inputs))
         job.prompt_tokens += inputs[manifest.inputs[0].name].shape[1]
     return job

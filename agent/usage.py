@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from schemas.deployment import Stage
 from schemas.frame import StageTime
 from schemas.plan import Route
 from schemas.request import StageTiming, Usage
@@ -24,15 +25,23 @@ class Meter:
     first_token: float | None = None
     last_token: float | None = None
     epoch: int = 0
+    """The last one it ran on."""
     route: Route | None = None
-    _stages: dict[int, _Spent] = field(default_factory=dict)
+    _stages: dict[Stage, _Spent] = field(default_factory=dict)
     _away_us: int = 0
+
+    def runs_on(self, epoch: int, route: Route) -> None:
+        """From now on it runs over this route."""
+        self.epoch, self.route = epoch, route
+        for stage in route.stages:
+            self._stages.setdefault(stage, _Spent())
 
     def add(self, times: Iterable[StageTime], elapsed_s: float) -> None:
         """Count one frame: its times at each stage it passed, and how long it was away in all."""
+        assert self.route is not None, "a request that was admitted has a route"
         self._away_us += round(1e6 * elapsed_s)
         for time in times:
-            spent = self._stages.setdefault(time.stage, _Spent())
+            spent = self._stages.setdefault(self.route.stages[time.stage], _Spent())
             spent.compute_us += time.compute_us
             spent.queue_us += time.queue_us
             spent.calls += 1
@@ -43,7 +52,7 @@ class Meter:
         self.last_token = now
 
     def usage(self, prompt_tokens: int, completion_tokens: int, now: float) -> Usage:
-        """The bill. Stages that no frame passed (there are none in a finished request) show zeros."""
+        """The bill, with every stage that it ever ran on."""
         assert self.route is not None, "a request that was admitted has a route"
         started = now if self.started is None else self.started
         busy_us = sum(s.compute_us + s.queue_us for s in self._stages.values())
@@ -70,8 +79,7 @@ class Meter:
                     queue_ms=spent.queue_us / 1e3,
                     calls=spent.calls,
                 )
-                for i, stage in enumerate(self.route.stages)
-                for spent in (self._stages.get(i, _Spent()),)
+                for stage, spent in self._stages.items()
             ),
         )
 

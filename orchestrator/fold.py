@@ -19,6 +19,8 @@ from schemas.plan import Receipt
 LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)
 LOST_SPARE = timedelta(seconds=3 * HEARTBEAT_SPARE_S)
 """A node in no plan reports every `HEARTBEAT_SPARE_S`: three missed heartbeats and it is lost."""
+LOST_STALLED = timedelta(seconds=2.5)
+"""Two missed heartbeats are enough where an ingress waits for a step on a route of that node: it hangs."""
 ASLEEP = timedelta(seconds=2)
 """Ticks come several times a second. After a longer gap it was this process that slept, not the nodes."""
 
@@ -182,12 +184,15 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    return replace(
-        snapshot,
-        nodes={**snapshot.nodes, name: Node(capacity, now, past_boots)},
-        absent=snapshot.absent - {name},
-        rollouts=rollouts,
-    )
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots)}
+    # A process that closed its links and of which the broker says that it does not listen has ended. A later process
+    # of that node, or this one if it was not so, reports by itself.
+    gone = {
+        peer.node
+        for peer in capacity.lost_peers
+        if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
+    }
+    return replace(snapshot, nodes=nodes, absent=(snapshot.absent - {name}) | gone, rollouts=rollouts)
 
 
 def _watching(snapshot: Snapshot, now: datetime) -> Snapshot:
@@ -202,16 +207,30 @@ def _ticked(snapshot: Snapshot, now: datetime) -> Snapshot:
     snapshot = replace(snapshot, ticked_at=now)
     if snapshot.deaf_since is not None:
         return snapshot
-    silent = {name for name in {*snapshot.nodes, *snapshot.watched} if _is_silent(snapshot, name, now)}
+    suspects = _on_stalled_routes(snapshot)
+    silent = {name for name in {*snapshot.nodes, *snapshot.watched} if _is_silent(snapshot, name, now, suspects)}
     return replace(snapshot, absent=snapshot.absent | silent)
 
 
-def _is_silent(snapshot: Snapshot, name: NodeId, now: datetime) -> bool:
+def _is_silent(snapshot: Snapshot, name: NodeId, now: datetime, suspects: frozenset[NodeId]) -> bool:
     node, since = snapshot.nodes.get(name), snapshot.watched.get(name)
     if since is None:
         return node is not None and now - node.heard_at >= LOST_SPARE
     last = since if node is None else max(since, node.heard_at)
-    return now - last >= LOST_IN_PLAN
+    return now - last >= (LOST_STALLED if name in suspects else LOST_IN_PLAN)
+
+
+def _on_stalled_routes(snapshot: Snapshot) -> frozenset[NodeId]:
+    """Nodes of routes on which an ingress that is alive waits for a step for too long."""
+    stalled = {(s.deployment, s.epoch, s.route) for capacity in snapshot.present.values() for s in capacity.stalled}
+    return frozenset(
+        NodeId(node)
+        for name, rollout in snapshot.rollouts.items()
+        for plan in rollout.plans
+        for route in plan.routes
+        if (name, plan.epoch, route.index) in stalled
+        for node in route.nodes
+    )
 
 
 def _excused(snapshot: Snapshot, now: datetime) -> Snapshot:

@@ -2,8 +2,8 @@
 
 A heartbeat shows memory as it was when it was sent. Blocks that a live plan put on a node and that the node
 does not report as loaded yet are counted as taken, so two plans made within a second never share one gap.
-Blocks of this very deployment that stay on a node are counted again: each plan has caches of its own, and an
-agent shares a loaded stage only with a plan that has exactly the same one. (A5 would count them once.)
+A block of this very deployment that a node runs already is counted once (mathematics.md A5): a plan of the same model
+and settings shares its weights and its caches; one of other settings shares the weights and has caches of its own.
 """
 
 from collections.abc import Iterable
@@ -33,11 +33,22 @@ def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dic
     found = {}
     for name, capacity in snapshot.present.items():
         free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
+        loaded, cached = _held(snapshot, name, deployment)
         need = tuple(
-            weight_memory_bytes(block) + kv_memory_bytes(block, deployment.settings) for block in manifest.blocks
+            (0 if block.index in loaded else weight_memory_bytes(block))
+            + (0 if block.index in cached else kv_memory_bytes(block, deployment.settings))
+            for block in manifest.blocks
         )
         found[name] = Room(capacity, free, need)
     return found
+
+
+def _held(snapshot: Snapshot, node: NodeId, deployment: Deployment) -> tuple[frozenset[int], frozenset[int]]:
+    """Blocks whose weights, and blocks whose caches, live plans of the deployment have on a node already."""
+    plans = [plan for plan in _plans_on(snapshot, node, deployment.name) if plan.model == deployment.model]
+    loaded = frozenset(block for plan in plans for block in plan.blocks_on(node))
+    alike = [plan for plan in plans if plan.settings == deployment.settings]
+    return loaded, frozenset(block for plan in alike for block in plan.blocks_on(node))
 
 
 def _promised_bytes(snapshot: Snapshot, node: NodeId, capacity: Capacity) -> int:

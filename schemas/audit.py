@@ -25,6 +25,7 @@ class AuditKind(StrEnum):
     BLOB_FETCHED = "blob_fetched"
     BLOB_CORRUPT = "blob_corrupt"
     REQUEST_ENDED = "request_ended"
+    SEQUENCE_MOVED = "sequence_moved"
     REQUEST_REFUSED = "request_refused"
     LINK_CHANGED = "link_changed"
 

@@ -43,6 +43,21 @@ class LinkEstimate(Value):
     """True over the direct TLS link, False over the bus."""
 
 
+class LostPeer(Value):
+    """A process of a peer that closed its links and of which the broker says that it does not listen any more."""
+
+    node: NodeName
+    boot: str
+
+
+class RouteName(Value):
+    """One route of one plan."""
+
+    deployment: DeploymentId
+    epoch: int = Field(ge=1)
+    route: int = Field(ge=0)
+
+
 class HostedStage(Value):
     """Blocks this node has loaded for one epoch of one deployment."""
 
@@ -78,5 +93,9 @@ class Capacity(Value):
     stages: tuple[HostedStage, ...] = ()
     block_times: tuple[BlockTime, ...] = ()
     links: tuple[LinkEstimate, ...] = ()
+    lost_peers: tuple[LostPeer, ...] = Field(default=(), max_length=1024)
+    """Processes that this node found gone; a node that is back is named no more."""
+    stalled: tuple[RouteName, ...] = Field(default=(), max_length=1024)
+    """Routes on which this ingress waits for a step longer than it should: some node of them may hang."""
     models_on_disk: tuple[Sha256, ...] = ()
     """Models of which this node holds every block it was ever asked to."""

@@ -19,6 +19,7 @@ class ErrorCode(StrEnum):
     CANCELLED = "cancelled"
     NODE_LOST = "node_lost"
     STAGE_FAILED = "stage_failed"
+    STEP_LOST = "step_lost"
     MODEL_TOO_LARGE = "model_too_large"
     INFEASIBLE = "infeasible"
     CORRUPT_FILE = "corrupt_file"

@@ -71,6 +71,11 @@ class Plan(Value):
         return Digest(sha256(encode(self)).hexdigest())
 
     @property
+    def family(self) -> Digest:
+        """Equal for plans that run a model in the same way: a sequence can cross between them with its caches."""
+        return Digest(sha256(f"{self.deployment} {self.model} ".encode() + encode(self.settings)).hexdigest())
+
+    @property
     def nodes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(node for route in self.routes for node in route.nodes))
 

@@ -11,7 +11,6 @@ from agent.batching import Work, next_batch
 from agent.driver import Prompt, RouteDriver
 from agent.engine import Engine, Segment
 from agent.kv import KvPool
-from agent.loader import group_blocks
 from agent.memory import Device
 from agent.probe import probe
 from agent.stage import Queued, StageHost
@@ -21,7 +20,8 @@ from models.store import Store
 from profiler.kv import length_classes
 from schemas.base import Digest, NodeId
 from schemas.deployment import Settings, Stage
-from schemas.frame import Activation, Failure, Result, Sampling, SequenceId, Token, pack, unpack
+from schemas.frame import Activation, Failure, Result, Sampling, SequenceId, Token
+from schemas.framing import pack, unpack
 from schemas.manifest import Manifest
 
 
@@ -29,8 +29,9 @@ class EngineCache:
     """Engines by block range, so that enumerating cuts does not load a block twice."""
 
     def __init__(
-        self, store: Store, model: Digest, threads: int = 1, *, fuse: bool = True, device: Device = "cpu"
+        self, store: Store, model: Digest, threads: int = 1, *, fuse: bool = False, device: Device = "cpu"
     ) -> None:
+        """`fuse`: neighbouring blocks in one session, the head apart; else, as agents do it, a session each."""
         self.store = store
         self.manifest: Manifest = store.manifest(model)
         self._threads = threads
@@ -40,7 +41,10 @@ class EngineCache:
 
     def engine(self, first: int, last: int) -> Engine:
         if (first, last) not in self._engines:
-            groups = group_blocks(self.manifest.blocks[first : last + 1], fuse=self._fuse)
+            blocks = self.manifest.blocks[first : last + 1]
+            body = [block for block in blocks if not self._fuse or block.role == "head"]
+            fused = [block for block in blocks if block not in body]
+            groups = [group for group in (fused, *([block] for block in body)) if group]
             segments = []
             for group in groups:
                 graph = merge([verified_graph(self.store, block) for block in group])
@@ -65,10 +69,12 @@ class Route:
     def __init__(self, engines: EngineCache, stages: list[Stage], settings: Settings) -> None:
         self.stages = stages
         self.settings = settings
-        self.hosts = {stage.node: StageHost(KvPool(engines.device, length_classes(settings))) for stage in stages}
+        self.hosts = {
+            stage.node: StageHost(stage.node, KvPool(engines.device, length_classes(settings))) for stage in stages
+        }
         for i, stage in enumerate(stages):
             self.hosts[stage.node].install({(1, 0, i): engines.engine(stage.first, stage.last)})
-        self.driver = RouteDriver("d", 1, 0, settings.chunk_tokens, settings.pipeline_depth)
+        self.driver = RouteDriver("d", 1, 0, "n0", settings.chunk_tokens, settings.pipeline_depth)
         self.frames = 0
 
     def generate(

@@ -16,17 +16,21 @@ from schemas.envelope import PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import (
     Activation,
+    Adopt,
+    Adopted,
+    Cache,
     Close,
     Failure,
+    Fetch,
     Frame,
     Item,
+    Move,
     Result,
     Sampling,
     StageTime,
     Token,
-    pack,
-    unpack,
 )
+from schemas.framing import pack, unpack
 from schemas.plan import Receipt, ReceiptStatus
 from schemas.tensor import NUMPY_TO_OIP, Array
 
@@ -54,7 +58,9 @@ def arrays(draw: st.DrawFn) -> Array:
 tensors = st.dictionaries(names, arrays(), max_size=3)
 kinds: st.SearchStrategy[Any] = st.sampled_from(["prefill", "decode", "tensor"])
 frames: st.SearchStrategy[Frame] = st.one_of(
-    st.builds(Activation, names, small, small, small, kinds, st.lists(items, max_size=3).map(tuple), tensors, times),
+    st.builds(
+        Activation, names, small, small, small, kinds, st.lists(items, max_size=3).map(tuple), tensors, names, times
+    ),
     st.builds(
         Result,
         names,
@@ -63,10 +69,28 @@ frames: st.SearchStrategy[Frame] = st.one_of(
         st.lists(tokens, max_size=3).map(tuple),
         st.lists(st.tuples(counts, small), max_size=3).map(tuple),
         tensors,
+        names,
         times,
     ),
     st.builds(Close, names, small, small, small, sequences),
-    st.builds(Failure, names, small, small, sequences, names, names),
+    st.builds(Failure, names, small, small, sequences, names, names, names),
+    st.builds(
+        Adopt,
+        names,
+        small,
+        small,
+        small,
+        names,
+        counts,
+        small,
+        small,
+        samplings,
+        st.lists(st.builds(Move, small, small, names), max_size=3).map(tuple),
+        st.booleans(),
+    ),
+    st.builds(Adopted, names, small, small, names, names, counts, small, st.booleans(), counts, st.none() | names),
+    st.builds(Fetch, names, small, small, names, counts, small, small, small, small),
+    st.builds(Cache, names, small, counts, small, small, small, small, tensors),
 )
 scalars = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | names | st.binary()
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=12)
@@ -80,7 +104,7 @@ def packed(frame: Frame) -> bytes:
 
 def comparable(frame: Frame) -> tuple[Frame, dict[str, tuple[str, tuple[int, ...], bytes]]]:
     """A frame without its tensors, and those as their bytes: NaN is then equal to itself."""
-    if not isinstance(frame, Activation | Result):
+    if not isinstance(frame, Activation | Result | Cache):
         return frame, {}
     content = {name: (a.dtype.name, a.shape, a.tobytes()) for name, a in frame.tensors.items()}
     return replace(frame, tensors={}), content
@@ -101,7 +125,7 @@ def test_a_frame_arrives_as_it_was_sent(frame: Frame) -> None:
 
 
 def test_a_scalar_arrives_as_a_scalar() -> None:
-    frame = Activation("d", 1, 0, 0, "tensor", (), {"x": np.array(1.5, np.float32)})
+    frame = Activation("d", 1, 0, 0, "tensor", (), {"x": np.array(1.5, np.float32)}, "n0")
     assert comparable(unpack(packed(frame))) == comparable(frame)
 
 
@@ -125,18 +149,22 @@ def test_a_damaged_frame_is_a_frame_or_one_typed_error(frame: Frame, data: st.Da
     read(bytes(whole))
 
 
-@given(st.sampled_from("arcf"), st.lists(plain, max_size=9))
+@given(st.sampled_from("arcfodqk"), st.lists(plain, max_size=9))
 def test_a_header_of_anything_is_a_frame_that_can_be_sent_on_or_one_typed_error(kind: str, rest: list[Any]) -> None:
     head = msgpack.packb([kind, *rest])
     frame = read(len(head).to_bytes(4, "little") + head)
     if frame is not None:
-        assert all(isinstance(n, int) for n in (frame.epoch, frame.route))
+        assert isinstance(frame.epoch, int)
         read(packed(frame))
 
 
 @given(st.lists(plain, max_size=4))
 def test_a_result_holds_numbers_where_numbers_belong(rows: list[Any]) -> None:
-    for head in (["r", "d", 1, 0, rows, [], [], []], ["r", "d", 1, 0, [], rows, [], []], ["c", "d", 1, 0, 0, rows, []]):
+    for head in (
+        ["r", "d", 1, 0, rows, [], "n", [], []],
+        ["r", "d", 1, 0, [], rows, "n", [], []],
+        ["c", "d", 1, 0, 0, rows, []],
+    ):
         body = msgpack.packb(head)
         match read(len(body).to_bytes(4, "little") + body):
             case Result() as result:
@@ -149,7 +177,7 @@ def test_a_result_holds_numbers_where_numbers_belong(rows: list[Any]) -> None:
 
 @pytest.mark.parametrize("shape", [[1 << 62], [1 << 31, 1 << 31], [-1], [2] * 60, ["2"], [1.5], [0, 1 << 62]])
 def test_a_tensor_larger_than_its_bytes_allocates_nothing(shape: list[Any]) -> None:
-    head = msgpack.packb(["a", "d", 1, 0, 0, "tensor", [], [], [["x", "float32", shape]]])
+    head = msgpack.packb(["a", "d", 1, 0, 0, "tensor", [], "n", [], [["x", "float32", shape]]])
     data = len(head).to_bytes(4, "little") + head
     assert read(data + b"\0" * 8) is None
 

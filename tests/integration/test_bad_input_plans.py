@@ -34,7 +34,8 @@ from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
 from schemas.envelope import PLAN_TYPE, pae, seal
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Close, pack
+from schemas.frame import Close
+from schemas.framing import pack
 from schemas.plan import PlanEvent, PlanPhase
 from schemas.request import MAX_REQUEST_BYTES
 from tests.integration.cluster_fixtures import (

@@ -96,8 +96,8 @@ def test_one_sequence_alone(oracle: Oracle) -> None:
         oracle.check([oracle.count // 2], prompts=range(i, i + 1))
 
 
-def test_one_session_for_each_block(oracle: Oracle) -> None:
-    apart = EngineCache(oracle.engines.store, oracle.engines.store.resolve(oracle.engines.manifest.name), fuse=False)
+def test_one_session_for_all_layers_of_a_stage(oracle: Oracle) -> None:
+    apart = EngineCache(oracle.engines.store, oracle.engines.store.resolve(oracle.engines.manifest.name), fuse=True)
     route = Route(apart, stages([2], oracle.count), SETTINGS)
     outputs = route.generate(oracle.prompts, NEW_TOKENS, GREEDY)
     assert [[Choice(t.token, t.logprob, t.top) for t in o.detailed] for o in outputs] == oracle.answers
@@ -109,7 +109,7 @@ def test_sequences_that_end_at_different_times_leave_no_trace_in_the_others(orac
     outputs = route.generate(oracle.prompts, wanted, GREEDY)
     for output, expected, count in zip(outputs, oracle.answers, wanted, strict=True):
         assert output.tokens == [choice.token for choice in expected[:count]]
-    assert all(host.sequences == 0 for host in route.hosts.values())
+    assert all(host.sequences(1) == 0 for host in route.hosts.values())
 
 
 def test_several_groups_in_flight_change_nothing(oracle: Oracle) -> None:

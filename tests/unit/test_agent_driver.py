@@ -7,7 +7,7 @@ from schemas.frame import Activation, Result, Sampling, Token
 
 
 def driver(depth: int = 1, chunk: int = 4) -> RouteDriver:
-    return RouteDriver("d", 1, 0, chunk, depth)
+    return RouteDriver("d", 1, 0, "n0", chunk, depth)
 
 
 def prompt(sequence: int, length: int) -> Prompt:
@@ -18,7 +18,7 @@ def answer(frame: Activation, token: int = 7) -> Result:
     """What the last stage says to a frame."""
     tokens = tuple(Token(i.sequence, i.step, i.index, token) for i in frame.items if i.wants_token)
     done = tuple((i.sequence, i.step) for i in frame.items if not i.wants_token)
-    return Result("d", 1, 0, tokens, done, {}, ())
+    return Result("d", 1, 0, tokens, done, {}, "n0", ())
 
 
 def ids(frame: Activation) -> Any:

@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from agent import step as core
-from agent.step import Answer, Drain, Emptied, Free, Ignore, Load, Loaded, LoadFailed, PlanArrived, Serve, State
+from agent.step import Answer, Drain, Emptied, Follow, Free, Ignore, Load, Loaded, LoadFailed, PlanArrived, Serve, State
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Settings, Stage
 from schemas.plan import Plan, PlanEvent, PlanPhase, ReceiptStatus, Route
@@ -34,11 +34,14 @@ def event(revision: int, phase: PlanPhase = PlanPhase.PREPARE, term: int = 1, **
 
 
 def run(*events: core.Event) -> tuple[State, list[core.Instruction]]:
-    """Feed events one second apart; the instructions of the last one."""
+    """Feed events one second apart; the instructions of the last one, without the `Follow` of a fresh plan."""
     state = State(NodeId("n0"))
     out: tuple[core.Instruction, ...] = ()
     for now, happening in enumerate(events):
         state, out = core.step(state, happening, float(now))
+    if isinstance(happening, PlanArrived) and not any(isinstance(one, Ignore) for one in out):
+        assert out[0] == Follow(happening.event)
+        return state, list(out[1:])
     return state, list(out)
 
 

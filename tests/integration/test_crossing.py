@@ -1,0 +1,141 @@
+"""Sequences cross from one cut to another while they decode, and answer bit for bit as if nothing had happened."""
+
+import random
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from agent.sampling import Choice, choose
+from models.importer import import_model
+from models.reference import Reference
+from models.store import Store
+from schemas.base import NodeId
+from schemas.deployment import Settings, Stage
+from schemas.frame import Sampling
+from schemas.tensor import Array
+from tests import model_zoo
+from tests.nodes import Ingress, Nodes, Sequence, plan_of
+from tests.route_harness import EngineCache, stages
+
+CHUNK = 16
+SETTINGS = Settings(chunk_tokens=CHUNK, context_tokens=128, max_sequences=16)
+SAMPLINGS = [Sampling(logprobs=5), Sampling(temperature=0.8, top_k=20, seed=7, logprobs=5)]
+LENGTHS = [1, 5, 16, 17, 31, 40, 64, 70]
+WANTED = 40
+
+
+@pytest.fixture(scope="module", params=["llama-fp32", "qwen3-int4", "dynamo-fp32"])
+def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
+    family, precision = request.param.split("-")
+    store = Store(tmp_path_factory.mktemp("store"))
+    source = model_zoo.decoder_folder(Path(tmp_path_factory.mktemp("zoo")), "phi3" if family == "dynamo" else family)
+    _, digest = import_model(str(source), store, request.param, precision, lambda *_: None)
+    return Oracle(Reference(store, digest, "cpu", 1), EngineCache(store, digest))
+
+
+def _pick(sampling: Sampling, chosen: list[Choice], logits: Array) -> int:
+    chosen.append(choose(logits, sampling, len(chosen)))
+    return chosen[-1].token
+
+
+class Oracle:
+    """What the unsplit model says, greedily and sampled."""
+
+    def __init__(self, reference: Reference, engines: EngineCache) -> None:
+        self.engines = engines
+        self.count = len(engines.manifest.blocks)
+        spec = engines.manifest.text
+        assert spec is not None
+        rng = np.random.default_rng(1)
+        self.prompts = [[int(t) for t in rng.integers(3, spec.vocab_size, n)] for n in LENGTHS]
+        self.answers: list[list[Choice]] = []
+        for i, prompt in enumerate(self.prompts):
+            chosen: list[Choice] = []
+            pick = partial(_pick, SAMPLINGS[i % 2], chosen)
+            reference.generate(prompt, WANTED, CHUNK, SETTINGS.context_tokens, pick)
+            self.answers.append(chosen)
+
+    def ask_all(self, ingress: Ingress) -> list[Sequence]:
+        return [ingress.ask(prompt, WANTED, SAMPLINGS[i % 2]) for i, prompt in enumerate(self.prompts)]
+
+    def check(self, sequences: list[Sequence]) -> None:
+        for i, sequence in enumerate(sequences):
+            got = [Choice(t.token, t.logprob, t.top) for t in sequence.out]
+            assert got == self.answers[i], f"prompt of {LENGTHS[i]} tokens"
+
+
+def cut(oracle: Oracle, draw: random.Random) -> list[Stage]:
+    """A random cut into one to four stages on four nodes, a node twice at most as the two ends of a U."""
+    size = draw.randint(1, 4)
+    cuts = sorted(draw.sample(range(1, oracle.count), size - 1))
+    nodes = draw.sample(["n0", "n1", "n2", "n3"], size)
+    if size > 2 and draw.random() < 0.5:
+        nodes[-1] = nodes[0]
+    return stages(cuts, oracle.count, nodes)
+
+
+def test_a_cut_that_moves_leaves_no_trace_and_moves_only_what_moved(oracle: Oracle) -> None:
+    nodes = Nodes(oracle.engines, SETTINGS)
+    ingress = Ingress(nodes)
+    before, after = stages([3], oracle.count, ["n0", "n1"]), stages([2], oracle.count, ["n0", "n1"])
+    ingress.commit(plan_of(1, before, SETTINGS, oracle.count))
+    sequences = oracle.ask_all(ingress)
+    ingress.run(90)
+    ingress.commit(plan_of(2, after, SETTINGS, oracle.count))
+    ingress.run()
+    oracle.check(sequences)
+    assert ingress.crossed == len(LENGTHS)
+    assert ingress.recomputed == 0
+    assert set(nodes.moved) == {2}
+    used = sum(LENGTHS) + len(LENGTHS) * WANTED
+    assert 0 < nodes.moved[2] < used, "the used part of each cache, once"
+    while nodes.deliver_one():
+        pass
+    ingress.retire()
+    assert all(host.sequences(epoch) == 0 for host in nodes.hosts.values() for epoch in (1, 2))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_cuts_one_after_the_other(oracle: Oracle, seed: int) -> None:
+    draw = random.Random(seed)
+    ingress = Ingress(Nodes(oracle.engines, SETTINGS, seed))
+    ingress.commit(plan_of(1, cut(oracle, draw), SETTINGS, oracle.count))
+    sequences = oracle.ask_all(ingress)
+    for epoch in range(2, 6):
+        ingress.run(draw.randint(0, 60))
+        ingress.retire()
+        ingress.commit(plan_of(epoch, cut(oracle, draw), SETTINGS, oracle.count))
+    ingress.run()
+    oracle.check(sequences)
+    assert ingress.recomputed == 0
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_frames_that_are_lost_or_come_twice(oracle: Oracle, seed: int) -> None:
+    draw = random.Random(1000 + seed)
+    ingress = Ingress(Nodes(oracle.engines, SETTINGS, seed, lossy=0.02))
+    ingress.commit(plan_of(1, cut(oracle, draw), SETTINGS, oracle.count))
+    sequences = oracle.ask_all(ingress)
+    for epoch in range(2, 4):
+        ingress.run(draw.randint(0, 120))
+        ingress.retire()
+        ingress.commit(plan_of(epoch, cut(oracle, draw), SETTINGS, oracle.count))
+    ingress.run()
+    oracle.check(sequences)
+
+
+def test_replaying_what_came_out_gives_the_same_bits(oracle: Oracle) -> None:
+    nodes = Nodes(oracle.engines, SETTINGS)
+    ingress = Ingress(nodes)
+    ingress.commit(plan_of(1, stages([2], oracle.count, ["n0", "n1"]), SETTINGS, oracle.count))
+    sequences = oracle.ask_all(ingress)
+    ingress.run(90)
+    for number in list(ingress.live):
+        ingress._recompute(number)
+    nodes.hosts.pop(NodeId("n1"))  # its caches are gone
+    nodes.plans.clear()
+    ingress.commit(plan_of(2, stages([1], oracle.count, ["n0", "n2"]), SETTINGS, oracle.count))
+    ingress.run()
+    oracle.check(sequences)
