@@ -69,7 +69,7 @@ class Loader:
         self._sessions: dict[RangeKey, tuple[ort.InferenceSession, int]] = {}
         self._caches: dict[tuple[Digest, int], frozenset[int]] = {}
         """By family and epoch: the blocks whose caches this node keeps for it."""
-        self._rows_min: dict[Digest, dict[Kind, int]] = {}
+        self._kinds: dict[Digest, dict[Kind, Probe]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
 
@@ -218,34 +218,23 @@ class Loader:
     async def _measure(self, model: Digest, engine: Engine) -> None:
         """Time the blocks and find their kernels' habits, once for blocks of a kind: a cut that moves under load must
         not be held up, nor measured beside the sequences that run."""
-        kinds = {_kind(block) for block in engine.blocks}
-        known = self._rows_min.setdefault(model, {})
-        if not kinds <= known.keys():
-            measured = await asyncio.to_thread(probe, engine)
-            known.update(dict.fromkeys(kinds, measured.rows_min))
-            self._share_out(model, engine.blocks, measured)
-        engine.rows_min = max(known[kind] for kind in kinds)
-        self._take_over_times(model, engine)
+        known = self._kinds.setdefault(model, {})
+        for segment in engine.segments:
+            [block] = segment.blocks
+            if _kind(block) not in known:
+                known[_kind(block)] = await asyncio.to_thread(probe, Engine(engine.manifest, [segment], self._device))
+            measured = known[_kind(block)]
+            engine.rows_min = max(engine.rows_min, measured.rows_min)
+            self.block_times.setdefault((model, block.index), _time_of(model, block, measured))
 
-    def _take_over_times(self, model: Digest, engine: Engine) -> None:
-        """A block that was never timed here takes as long as one of its kind that was."""
-        blocks = engine.manifest.blocks
-        timed = {_kind(blocks[i]): time for (other, i), time in self.block_times.items() if other == model}
-        for block in engine.blocks:
-            like = timed.get(_kind(block))
-            if (model, block.index) not in self.block_times and like is not None:
-                self.block_times[model, block.index] = like.model_copy(update={"block": block.index})
 
-    def _share_out(self, model: Digest, blocks: Sequence[Block], measured: Probe) -> None:
-        """What a stage took, per block: a step by the weights streamed, a chunk by the arithmetic."""
-        weights, flops = sum(b.weight_bytes for b in blocks), sum(b.flops_per_token for b in blocks)
-        for block in blocks:
-            self.block_times[model, block.index] = BlockTime(
-                model=model,
-                block=block.index,
-                decode_ms=1e3 * measured.decode_s * block.weight_bytes / max(weights, 1),
-                prefill_ms_per_token=1e3 * measured.prefill_s / PREFILL_TOKENS * block.flops_per_token / max(flops, 1),
-            )
+def _time_of(model: Digest, block: Block, measured: Probe) -> BlockTime:
+    return BlockTime(
+        model=model,
+        block=block.index,
+        decode_ms=1e3 * measured.decode_s,
+        prefill_ms_per_token=1e3 * measured.prefill_s / PREFILL_TOKENS,
+    )
 
 
 def _kind(block: Block) -> Kind:
