@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from resplit.commands import demo, deployments, events, infer, models, nodes, serve, status, topology
+from resplit.commands import demo, deployments, doctor, events, infer, models, nodes, serve, status, topology
 from resplit.exits import EPILOG, Commands
 
 SERVE, ASK, CARE = "Run", "Use", "Look after"
@@ -27,6 +27,7 @@ app.command(rich_help_panel=ASK)(deployments.remove)
 app.command(rich_help_panel=ASK)(status.status)
 app.command(rich_help_panel=ASK)(infer.infer)
 app.command(rich_help_panel=ASK)(events.events)
+app.command(rich_help_panel=CARE)(doctor.doctor)
 app.command(rich_help_panel=CARE)(nodes.drain)
 app.command(rich_help_panel=CARE)(nodes.undrain)
 app.add_typer(topology.app, name="topology", rich_help_panel=CARE)

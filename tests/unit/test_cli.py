@@ -204,7 +204,7 @@ def test_events_are_shown_with_how_far_they_may_be_believed(
     verified = run("events", "--json", "--url", server_url, "--keys", keys).stdout.splitlines()
     assert [json.loads(line)["standing"] for line in verified] == ["verified", "forged"]
     lines = run("events", "--url", server_url, "--keys", keys, "--deployment", "adder").stdout.splitlines()
-    assert len(lines) == 1 and lines[0].endswith("a plan took effect blocks=4  [FORGED]")
+    assert len(lines) == 1 and lines[0].endswith("a plan took effect  blocks=4  [FORGED]")
     assert run("events", "--url", server_url, "--keys", tmp_path).exit_code == Exit.USAGE
 
 
