@@ -62,7 +62,8 @@ def _without_password(url: str) -> str:
 
 
 async def _ask(connection: Nats, facts: Facts) -> Facts:
-    facts = replace(facts, server=f"nats-server {connection.connected_server_version}")
+    server = connection.connected_server_version
+    facts = replace(facts, server=f"nats-server {server.major}.{server.minor}.{server.patch}")
     try:
         facts = replace(facts, storage=await _storage(connection.jetstream(timeout=ANSWER_S)))
     except (NatsError, TimeoutError, OSError) as error:

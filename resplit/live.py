@@ -5,29 +5,27 @@
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resplit import control
 from resplit.view import chain, hosted, node_state, remarks, unheard
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.deployment import Stage
 from schemas.errors import ResplitError
 from schemas.plan import Plan
 
-ASK_S = 5.0
-"""An orchestrator that plans answers within this; one that does not is shown as silent, and asked again."""
 PALETTE = ("cyan", "magenta", "yellow", "green", "blue", "red", "bright_cyan", "bright_magenta", "bright_yellow")
 BLOCK = "█"
 BAR_CELLS = 8
+
+Ask = Callable[[], Awaitable[StatusReply]]
 
 
 @dataclass(frozen=True)
@@ -39,12 +37,12 @@ class Look:
     silence: str | None = None
 
 
-async def looks(connection: Nats, interval_s: float) -> AsyncIterator[Look]:
+async def looks(ask: Ask, interval_s: float) -> AsyncIterator[Look]:
     """One look every `interval_s`, for ever. Raises `ResplitError` only while there was none yet."""
     last: StatusReply | None = None
     while True:
         try:
-            last = await control.status_on(connection, ASK_S)
+            last = await ask()
             yield Look(datetime.now().astimezone(), last)
         except (ResplitError, NatsError) as error:
             if last is None:
@@ -53,16 +51,16 @@ async def looks(connection: Nats, interval_s: float) -> AsyncIterator[Look]:
         await asyncio.sleep(interval_s)
 
 
-async def draw(connection: Nats, interval_s: float) -> None:
+async def draw(ask: Ask, interval_s: float) -> None:
     """Draw every look in place on the terminal until cancelled."""
     with Live(console=Console(highlight=False), auto_refresh=False) as live:
-        async for look in looks(connection, interval_s):
+        async for look in looks(ask, interval_s):
             live.update(frame(look), refresh=True)
 
 
-async def list_looks(connection: Nats, interval_s: float, show: Callable[[StatusReply], None]) -> None:
+async def list_looks(ask: Ask, interval_s: float, show: Callable[[StatusReply], None]) -> None:
     """Print every look below the one before, without control codes, until cancelled; silence goes to stderr."""
-    async for look in looks(connection, interval_s):
+    async for look in looks(ask, interval_s):
         if look.silence is None:
             show(look.reply)
             sys.stdout.flush()

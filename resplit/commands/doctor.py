@@ -1,6 +1,7 @@
 """`resplit doctor`: what is wrong, and what to do about it."""
 
 import asyncio
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
@@ -57,7 +58,7 @@ def _print(findings: "Sequence[Finding]") -> None:
         what = finding.check if finding.about is None else f"{finding.check} {finding.about}"
         said = finding.fact if finding.remedy is None else f"{finding.fact}\n→ {finding.remedy}"
         table.add_row(Text(finding.verdict, STYLES[finding.verdict]), Text(what), Text(said))
-    console = Console(highlight=False, soft_wrap=False)
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 160)
     console.print(table)
     counts = {verdict: sum(finding.verdict == verdict for finding in findings) for verdict in STYLES}
     console.print(f"\n{counts['ok']} ok, {counts['warn']} to look at, {counts['fail']} failing")

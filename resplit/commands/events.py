@@ -43,12 +43,12 @@ async def _print_events(url: str, trust: "Trust | None", follow: bool, deploymen
                 if as_json:
                     print_json({**seen.event.model_dump(mode="json"), "signer": seen.signer, "standing": seen.standing})
                 else:
-                    print(_line(seen), flush=True)
+                    print(event_line(seen), flush=True)
     finally:
         await connection.close()
 
 
-def _line(seen: "Seen") -> str:
+def event_line(seen: "Seen") -> str:
     """One line: when, who says it, what it is about, what happened, why, and every other fact by its name."""
     event = seen.event
     about = event.deployment or ""

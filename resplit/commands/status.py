@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,6 +14,9 @@ from resplit.view import DEPLOYMENT_COLUMNS, NODE_COLUMNS, deployment_row, node_
 
 if TYPE_CHECKING:
     from schemas.control import StatusReply
+
+ASK_S = 5.0
+"""Of a look: an orchestrator that plans answers within this; one that does not is shown as silent and asked again."""
 
 
 def status(
@@ -34,15 +38,17 @@ def status(
 
 
 async def _watch(url: str, interval_s: float, as_json: bool) -> None:
+    from resplit import control  # noqa: PLC0415
     from resplit.exchange import open_connection  # noqa: PLC0415
     from resplit.live import draw, list_looks  # noqa: PLC0415
 
     connection = await open_connection(url, "resplit-status", CONNECT_TIMEOUT_S, {})
+    ask = partial(control.status_on, connection, ASK_S)
     try:
         if sys.stdout.isatty() and not as_json:
-            await draw(connection, interval_s)
+            await draw(ask, interval_s)
         else:
-            await list_looks(connection, interval_s, lambda reply: _show(reply, as_json))
+            await list_looks(ask, interval_s, lambda reply: _show(reply, as_json))
     finally:
         await connection.close()
 
