@@ -21,7 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command or the request is malformed."""
     NOT_FOUND = 3
-    """No such model, deployment, node or file."""
+    """No such model, deployment or node."""
     REFUSED = 4
     """Understood, but it cannot be done: it does not fit, is not supported or is not trusted."""
     UNREACHABLE = 5

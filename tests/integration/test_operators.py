@@ -99,10 +99,15 @@ async def test_a_drain_under_load_moves_the_blocks_and_loses_no_request(chat: Se
     assert {stage.node for stage in await chat_stages(chat)} == {N0, N1, N2} - {source}
     reply = await seen(chat)
     assert (reply.drained, control.users(reply, source)) == ((source,), ())
-    # Nothing was in flight on it any more, so switching it off harms nobody.
+    # Nothing is in flight on it any more, so switching it off harms nobody.
+    after = [await Streaming(chat.client, max_tokens=200).began() for _ in range(2)]
+    await chat.cluster.kill(source)
+    assert [await stream.end() for stream in after] == [None] * 2
+    await chat.cluster.start(source)
     assert [await stream.end() for stream in (*long, *waiting)] == [None] * (2 + SLOTS)
     assert {stream.ids for stream in long} == {chat.oracle.tokens(PROMPT, 400)}
     assert {stream.ids for stream in waiting} == {chat.oracle.tokens(PROMPT, 40)}
+    assert {stream.ids for stream in after} == {chat.oracle.tokens(PROMPT, 200)}
     event = await chat.ear.wait(AuditKind.PLAN_PREPARED, cause="node_drains")
     assert str(event.fields["reason"]).startswith(f"to be drained: {source}")
 
