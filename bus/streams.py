@@ -58,11 +58,20 @@ async def ensure_streams(client: Client) -> JetStreamContext:
 
 
 async def deployments_bucket(js: JetStreamContext) -> KeyValue:
-    """The bucket of desired state, made if it is missing."""
+    """The bucket of desired deployments, made if it is missing."""
+    return await _bucket(js, subjects.BUCKET_DEPLOYMENTS)
+
+
+async def nodes_bucket(js: JetStreamContext) -> KeyValue:
+    """The bucket of what operators want of single nodes, made if it is missing."""
+    return await _bucket(js, subjects.BUCKET_NODES)
+
+
+async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
     try:
-        return await js.key_value(subjects.BUCKET_DEPLOYMENTS)
+        return await js.key_value(name)
     except BucketNotFoundError:
-        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_DEPLOYMENTS, history=8))
+        return await js.create_key_value(KeyValueConfig(bucket=name, history=8))
 
 
 async def stored_messages(js: JetStreamContext, stream: str, subject: str) -> list[Msg]:

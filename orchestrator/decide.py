@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout, may_propose
-from schemas.base import DeploymentName
+from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
 from schemas.plan import Plan
 
@@ -22,6 +22,7 @@ class Cause(StrEnum):
     WISH_CHANGED = "wish_changed"
     NODE_LOST = "node_lost"
     PLAN_BROKEN = "plan_broken"
+    NODE_DRAINS = "node_drains"
 
 
 HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN})
@@ -81,6 +82,8 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
     if rollout.candidate is not None:
         if not conforms(rollout.candidate.plan, deployment):
             return DropCandidate(name, "the deployment was changed while this plan was prepared")
+        if leaving := drained_of(snapshot, rollout.candidate.plan):
+            return DropCandidate(name, f"to be drained: {', '.join(leaving)}")
         return None
     need = what_is_needed(snapshot, deployment, rollout)
     if need is None or not may_propose(rollout, need.hard):
@@ -103,7 +106,15 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
         return Need(Cause.PLAN_BROKEN, f"the plan does not run any more ({faults})")
     if not conforms(current, deployment):
         return Need(Cause.WISH_CHANGED, "the deployment was changed")
+    if leaving := drained_of(snapshot, current):
+        return Need(Cause.NODE_DRAINS, f"to be drained: {', '.join(leaving)}")
     return None
+
+
+def drained_of(snapshot: Snapshot, plan: Plan) -> list[NodeId]:
+    """The nodes of a plan that are to be drained. It serves meanwhile: nothing breaks, but it must move (a soft
+    trigger that no cost of moving outweighs)."""
+    return sorted(snapshot.drained.intersection(plan.nodes))
 
 
 def conforms(plan: Plan, deployment: Deployment) -> bool:

@@ -12,7 +12,7 @@ from typing import assert_never
 from orchestrator.rollout import NodeRestarted, Rollout, note
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity
-from schemas.deployment import Deployment
+from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
 
@@ -48,6 +48,8 @@ class Snapshot:
     """Nodes that are lost: once heard and silent since, or in a plan and never heard."""
     watched: Mapping[NodeId, datetime] = field(default_factory=dict)
     """Nodes in a live plan, and since when a heartbeat a second is expected of them."""
+    drained: frozenset[NodeId] = frozenset()
+    """Nodes that an operator wants no plan to use."""
     deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
     manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
@@ -59,6 +61,11 @@ class Snapshot:
     def present(self) -> dict[NodeId, Capacity]:
         """The last capacity of every node that is not lost, by name, ascending."""
         return {name: self.nodes[name].capacity for name in sorted(self.nodes) if name not in self.absent}
+
+    @property
+    def offered(self) -> dict[NodeId, Capacity]:
+        """The last capacity of every node that a new plan may use: present and not drained."""
+        return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
 
     def rollout(self, name: DeploymentName) -> Rollout:
         return self.rollouts.get(name, Rollout(name, self.term))
@@ -90,6 +97,13 @@ class DeploymentRemoved:
     """Desired state that is stored no more."""
 
     name: DeploymentName
+
+
+@dataclass(frozen=True)
+class NodeWished:
+    """Desired state of one node that is stored."""
+
+    wish: NodeWish
 
 
 @dataclass(frozen=True)
@@ -127,6 +141,7 @@ Report = (
     | ReceiptReceived
     | DeploymentWritten
     | DeploymentRemoved
+    | NodeWished
     | ManifestKnown
     | RolloutAdvanced
     | BusLost
@@ -153,6 +168,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
         case DeploymentRemoved(name):
             kept = {other: value for other, value in snapshot.deployments.items() if other != name}
             return replace(snapshot, deployments=kept)
+        case NodeWished(wish):
+            return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
             return replace(snapshot, manifests={**snapshot.manifests, digest: manifest})
         case RolloutAdvanced(rollout):
@@ -165,6 +182,14 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             return _ticked(snapshot, now)
         case _:
             assert_never(report)
+
+
+def _wished(snapshot: Snapshot, wish: NodeWish) -> Snapshot:
+    if wish.drained:
+        return replace(snapshot, drained=snapshot.drained | {wish.node})
+    # As with a node that joins: whatever failed for want of it may be tried again at once.
+    rollouts = {name: replace(rollout, retry_at=None) for name, rollout in snapshot.rollouts.items()}
+    return replace(snapshot, drained=snapshot.drained - {wish.node}, rollouts=rollouts)
 
 
 def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:

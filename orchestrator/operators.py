@@ -1,9 +1,10 @@
-"""Answers operators: deploy, remove, status (core request and reply, JSON)."""
+"""Answers operators: deploy, place, remove, drain, undrain, status (core request and reply, JSON)."""
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
+from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -13,18 +14,29 @@ from pydantic import BaseModel
 
 from models.store import Store
 from orchestrator.core import Core
-from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, Snapshot
+from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, NodeWished, Snapshot
 from orchestrator.offers import Offers
-from orchestrator.planner import Proposal, check_shape, make_plan
-from orchestrator.rooms import rooms
+from orchestrator.planner import Proposal, check_shape
+from orchestrator.trial import check_drain, trial, users
 from orchestrator.view import status
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import Digest
+from schemas.base import DeploymentName, Digest
 from schemas.capacity import HEARTBEAT_SPARE_S
 from schemas.codec import decode, encode
-from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
-from schemas.deployment import Deployment, Settings
+from schemas.control import (
+    DeployReply,
+    DeployRequest,
+    DrainReply,
+    DrainRequest,
+    PlaceRequest,
+    RemoveReply,
+    RemoveRequest,
+    StatusReply,
+    UndrainReply,
+    UndrainRequest,
+)
+from schemas.deployment import Deployment, NodeWish, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.request import ErrorReply
@@ -38,46 +50,67 @@ FOLDED_S = 5.0
 """A reply waits for its change to be in the snapshot, so that a `status` right after shows it; longer than this
 only if the bus is away, and then the change is stored all the same."""
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
 class Operators:
     """Requests of operators, each checked against the snapshot before anything is stored."""
 
-    def __init__(self, core: Core, store: Store, bucket: KeyValue, offers: Offers) -> None:
+    def __init__(self, core: Core, store: Store, deployments: KeyValue, nodes: KeyValue, offers: Offers) -> None:
         self._core = core
         self._store = store
-        self._bucket = bucket
+        self._deployments = deployments
+        self._nodes = nodes
         self._offers = offers
+        self._changing = asyncio.Lock()
         self._started_at = core.now()
 
     async def listen(self, client: Client) -> None:
-        """Answer from now on. Requests of one kind are answered one after the other, so deploys never race."""
+        """Answer from now on. Changes are made one after the other: none is checked against what another undoes."""
         verbs: dict[str, Callable[[bytes], Awaitable[BaseModel]]] = {
-            "deploy": self._deploy,
-            "remove": self._remove,
+            "deploy": self._one_by_one(self._deploy),
+            "place": self._one_by_one(self._place),
+            "remove": self._one_by_one(self._remove),
+            "drain": self._one_by_one(self._drain),
+            "undrain": self._one_by_one(self._undrain),
             "status": self._status,
         }
         for verb, answer in verbs.items():
             await client.subscribe(subjects.control(verb), cb=_replying(answer))
 
+    def _one_by_one(self, answer: Callable[[bytes], Awaitable[BaseModel]]) -> Callable[[bytes], Awaitable[BaseModel]]:
+        async def alone(data: bytes) -> BaseModel:
+            async with self._changing:
+                return await answer(data)
+
+        return alone
+
     async def _deploy(self, data: bytes) -> DeployReply:
         request = decode(DeployRequest, data, "request")
         digest = await asyncio.to_thread(self._store.resolve, request.model)
         manifest = await asyncio.to_thread(self._store.manifest, digest)
-        deployment = desired(request, digest, manifest)
+        return await self._want(desired(request, digest, manifest), manifest, "an operator deployed")
+
+    async def _place(self, data: bytes) -> DeployReply:
+        request = decode(PlaceRequest, data, "request")
+        deployment = placed(self._desired(request.name), request.placement)
+        manifest = await asyncio.to_thread(self._store.manifest, deployment.model)
+        what = "an operator locked the placement" if request.placement else "an operator left the placement to planning"
+        return await self._want(deployment, manifest, what)
+
+    async def _want(self, deployment: Deployment, manifest: Manifest, what: str) -> DeployReply:
+        """Store the deployment if it can run, and only then change anything."""
         check_shape(deployment, manifest)
         proposal = await self._feasible(deployment, manifest)
         try:
-            await self._bucket.put(deployment.name, encode(deployment))
+            await self._deployments.put(deployment.name, encode(deployment))
         except (NatsError, TimeoutError, OSError) as error:
             message = f"the deployment could not be stored, so nothing has changed: {error!r}"
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
-        await self._offers.add(digest, manifest)
-        self._core.report(ManifestKnown(digest, manifest))
-        self._core.audit.record(
-            AuditKind.DEPLOYMENT_CHANGED, "an operator deployed", deployment=deployment.name, model=deployment.model
-        )
+        await self._offers.add(deployment.model, manifest)
+        self._core.report(ManifestKnown(deployment.model, manifest))
+        self._core.audit.record(AuditKind.DEPLOYMENT_CHANGED, what, deployment=deployment.name, model=deployment.model)
         await self._core.folded(DeploymentWritten(deployment), FOLDED_S)
         return DeployReply(
             deployment=deployment,
@@ -87,12 +120,15 @@ class Operators:
         )
 
     async def _feasible(self, deployment: Deployment, manifest: Manifest) -> Proposal:
-        """The plan there would be now; raises the planner's error once every node had the time to report."""
+        return await self._once_all_are_heard(lambda snapshot: trial(snapshot, deployment, manifest))
+
+    async def _once_all_are_heard(self, attempt: Callable[[Snapshot], T]) -> T:
+        """What `attempt` makes of the snapshot; raises its error once every node had the time to report."""
         waited_since = self._core.now()
         while True:
             snapshot = self._core.snapshot
             try:
-                return await asyncio.to_thread(trial, snapshot, deployment, manifest)
+                return await asyncio.to_thread(attempt, snapshot)
             except ResplitError:
                 now = self._core.now()
                 patience = NODES_WAIT if not snapshot.present else timedelta(0)
@@ -102,12 +138,9 @@ class Operators:
 
     async def _remove(self, data: bytes) -> RemoveReply:
         request = decode(RemoveRequest, data, "request")
-        if request.name not in self._core.snapshot.deployments:
-            known = ", ".join(sorted(self._core.snapshot.deployments)) or "none"
-            message = f"there is no deployment {request.name!r}; the deployments are: {known}"
-            raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "name")
+        self._desired(request.name)
         try:
-            await self._bucket.delete(request.name)
+            await self._deployments.delete(request.name)
         except (NatsError, TimeoutError, OSError) as error:
             message = f"the deployment could not be removed, so nothing has changed: {error!r}"
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
@@ -116,6 +149,41 @@ class Operators:
         )
         await self._core.folded(DeploymentRemoved(request.name), FOLDED_S)
         return RemoveReply(name=request.name)
+
+    def _desired(self, name: DeploymentName) -> Deployment:
+        """The deployment as it is wanted now; raises UNKNOWN_DEPLOYMENT if there is none of this name."""
+        known = self._core.snapshot.deployments
+        if name not in known:
+            message = f"there is no deployment {name!r}; the deployments are: {', '.join(sorted(known)) or 'none'}"
+            raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "name")
+        return known[name]
+
+    async def _drain(self, data: bytes) -> DrainReply:
+        node = decode(DrainRequest, data, "request").node
+        if node not in self._core.snapshot.drained:
+            await self._once_all_are_heard(lambda snapshot: check_drain(snapshot, node, self._core.now()))
+            await self._wish(NodeWish(node=node, drained=True), "an operator drains the node")
+        return DrainReply(node=node, deployments=users(self._core.snapshot, node))
+
+    async def _undrain(self, data: bytes) -> UndrainReply:
+        node = decode(UndrainRequest, data, "request").node
+        snapshot = self._core.snapshot
+        if node in snapshot.drained:
+            await self._wish(NodeWish(node=node, drained=False), "an operator lets plans use the node again")
+        elif node not in snapshot.nodes:
+            drained = ", ".join(sorted(snapshot.drained)) or "none"
+            message = f"there is no node {node!r}; the drained nodes are: {drained}"
+            raise ResplitError(ErrorCode.UNKNOWN_NODE, message, "node")
+        return UndrainReply(node=node)
+
+    async def _wish(self, wish: NodeWish, what: str) -> None:
+        try:
+            await self._nodes.put(wish.node, encode(wish))
+        except (NatsError, TimeoutError, OSError) as error:
+            message = f"the wish could not be stored, so nothing has changed: {error!r}"
+            raise ResplitError(ErrorCode.UNREACHABLE, message) from error
+        self._core.audit.record(AuditKind.NODE_CHANGED, what, node=wish.node, drained=wish.drained)
+        await self._core.folded(NodeWished(wish), FOLDED_S)
 
     async def _status(self, _: bytes) -> StatusReply:
         return status(self._core.snapshot, self._core.now())
@@ -132,11 +200,13 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
     )
 
 
-def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Proposal:
-    """The plan that this deployment would get now; raises what `make_plan` raises. Nothing is changed."""
-    rollout = snapshot.rollout(deployment.name)
-    found = rooms(snapshot, deployment, manifest)
-    return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, "a trial")
+def placed(deployment: Deployment, placement: tuple[Stage, ...] | None) -> Deployment:
+    """The same deployment with another placement, or with none.
+
+    A number of stages that the placement has too stays, and is what is wanted once the placement is taken back.
+    """
+    stages = deployment.stages if placement is None or deployment.stages == len(placement) else None
+    return deployment.model_copy(update={"placement": placement, "stages": stages})
 
 
 def _replying(answer: Callable[[bytes], Awaitable[BaseModel]]) -> Callable[[Msg], Awaitable[None]]:

@@ -29,9 +29,9 @@ class Room:
 
 
 def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
-    """Every node that is present, by name, ascending."""
+    """Every node that is present and not drained, by name, ascending."""
     found = {}
-    for name, capacity in snapshot.present.items():
+    for name, capacity in snapshot.offered.items():
         free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
         loaded, cached = _held(snapshot, name, deployment)
         need = tuple(

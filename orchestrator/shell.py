@@ -10,18 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
+from pydantic import BaseModel
 
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
 from bus.keys import ORCHESTRATOR, Identity, load_identity
-from bus.streams import deployments_bucket, ensure_streams
+from bus.streams import deployments_bucket, ensure_streams, nodes_bucket
 from models.store import Store
 from orchestrator.core import Core, steady_clock
 from orchestrator.fold import (
@@ -29,6 +31,7 @@ from orchestrator.fold import (
     BusLost,
     DeploymentWritten,
     ManifestKnown,
+    NodeWished,
     Report,
     RolloutAdvanced,
     Snapshot,
@@ -40,7 +43,7 @@ from orchestrator.offers import Offers, models_in_use
 from orchestrator.operators import Operators
 from schemas import subjects
 from schemas.codec import decode
-from schemas.deployment import Deployment
+from schemas.deployment import Deployment, NodeWish
 from schemas.errors import ResplitError
 
 READY_RETRY_S = 0.5
@@ -50,6 +53,7 @@ CANCEL_AGAIN_S = 0.5
 GOODBYE_S = 2.0
 """For the last audit events and the connection; a server that is gone must not hold up the end."""
 
+V = TypeVar("V", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
@@ -95,14 +99,14 @@ class _BusWatch:
 async def _serve(
     client: Client, identity: Identity, store: Store, watch: _BusWatch, on_ready: Callable[[], object]
 ) -> None:
-    js, bucket = await _streams(client)
+    js, deployments, nodes = await _streams(client)
     now = steady_clock()
     audit = AuditTrail(js, identity, now)
     rejections = Rejections(audit)
     plans = PlanLog(js, identity)
     term, rollouts = await plans.recover(now(), rejections.record)
     snapshot = Snapshot(term)
-    for report in [*map(RolloutAdvanced, rollouts.values()), *await _desired(bucket, rejections)]:
+    for report in [*map(RolloutAdvanced, rollouts.values()), *await _desired(deployments, nodes, rejections)]:
         snapshot = fold(snapshot, report, now())
     snapshot = _with_manifests(snapshot, store, rejections, now())
     offers = Offers(BlobServer(client, store))
@@ -117,7 +121,7 @@ async def _serve(
         for part in (audit.run(), inbox.hear_receipts(client), core.run(), offers.run(lambda: core.snapshot))
     ]
     try:
-        await Operators(core, store, bucket, offers).listen(client)
+        await Operators(core, store, deployments, nodes, offers).listen(client)
         await _listening(client)
         on_ready()
         ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
@@ -141,13 +145,13 @@ async def _end(parts: list[asyncio.Task[None]]) -> None:
     await asyncio.gather(*parts, return_exceptions=True)  # each was looked at or is of no interest any more
 
 
-async def _streams(client: Client) -> tuple[JetStreamContext, KeyValue]:
-    """The streams and the bucket, as soon as the server has opened them."""
+async def _streams(client: Client) -> tuple[JetStreamContext, KeyValue, KeyValue]:
+    """The streams and the buckets of deployments and nodes, as soon as the server has opened them."""
     said = False
     while True:
         try:
             js = await ensure_streams(client)
-            return js, await deployments_bucket(js)
+            return js, await deployments_bucket(js), await nodes_bucket(js)
         except (NatsError, TimeoutError, OSError) as error:
             if not said:
                 log.warning("JetStream does not answer yet; trying until it does: %r", error)
@@ -155,21 +159,27 @@ async def _streams(client: Client) -> tuple[JetStreamContext, KeyValue]:
         await asyncio.sleep(READY_RETRY_S)
 
 
-async def _desired(bucket: KeyValue, rejections: Rejections) -> list[Report]:
-    """The stored deployments; one that cannot be read is audited and passed over."""
+async def _desired(deployments: KeyValue, nodes: KeyValue, rejections: Rejections) -> list[Report]:
+    """What operators want, as it is stored."""
+    return [
+        *map(DeploymentWritten, await _stored(deployments, Deployment, "a stored deployment", rejections)),
+        *map(NodeWished, await _stored(nodes, NodeWish, "a stored wish for a node", rejections)),
+    ]
+
+
+async def _stored(bucket: KeyValue, kind: type[V], what: str, rejections: Rejections) -> list[V]:
+    """Every value of a bucket, by key; one that cannot be read is audited and passed over."""
     try:
         keys = await bucket.keys()
     except NoKeysError:
         return []
-    found: list[Report] = []
+    found = []
     for key in sorted(keys):
         entry = await bucket.get(key)
         try:
-            deployment = decode(Deployment, entry.value or b"", "a stored deployment")
+            found.append(decode(kind, entry.value or b"", what))
         except ResplitError as error:
             rejections.record(key, error)
-            continue
-        found.append(DeploymentWritten(deployment))
     return found
 
 

@@ -25,7 +25,12 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
         for name, node in sorted(snapshot.nodes.items())
     )
     names = sorted({*snapshot.deployments, *(name for name, one in snapshot.rollouts.items() if one.plans)})
-    return StatusReply(term=snapshot.term, nodes=nodes, deployments=tuple(_deployment(snapshot, n) for n in names))
+    return StatusReply(
+        term=snapshot.term,
+        nodes=nodes,
+        deployments=tuple(_deployment(snapshot, name) for name in names),
+        drained=tuple(sorted(snapshot.drained)),
+    )
 
 
 def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:

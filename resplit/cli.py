@@ -4,10 +4,10 @@ import sys
 
 import typer
 
-from resplit.commands import demo, deployments, events, infer, models, serve
+from resplit.commands import demo, deployments, doctor, events, infer, models, nodes, serve, status, topology
 from resplit.exits import EPILOG, Commands
 
-SERVE, ASK = "Run", "Use"
+SERVE, ASK, CARE = "Run", "Use", "Look after"
 
 app = typer.Typer(
     cls=Commands,
@@ -24,9 +24,13 @@ app.command(rich_help_panel=SERVE)(serve.keys)
 app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)
 app.command(rich_help_panel=ASK)(deployments.remove)
-app.command(rich_help_panel=ASK)(deployments.status)
+app.command(rich_help_panel=ASK)(status.status)
 app.command(rich_help_panel=ASK)(infer.infer)
 app.command(rich_help_panel=ASK)(events.events)
+app.command(rich_help_panel=CARE)(doctor.doctor)
+app.command(rich_help_panel=CARE)(nodes.drain)
+app.command(rich_help_panel=CARE)(nodes.undrain)
+app.add_typer(topology.app, name="topology", rich_help_panel=CARE)
 app.command(rich_help_panel=ASK)(demo.demo)
 
 

@@ -1,8 +1,9 @@
-"""Asking the orchestrator: deploy, remove, status; and waiting until a deployment serves."""
+"""Asking the orchestrator: deploy, place, remove, drain, status; and waiting until it has come true."""
 
 import asyncio
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Literal, TypeVar
 
 from nats.aio.client import Client as Nats
 from nats.errors import NoRespondersError
@@ -12,16 +13,22 @@ from pydantic import BaseModel
 from resplit.defaults import CONNECT_TIMEOUT_S
 from resplit.exchange import open_connection
 from schemas import subjects
-from schemas.base import DeploymentName
+from schemas.base import DeploymentName, NodeId
 from schemas.codec import JSON, decode, decode_plain, encode
 from schemas.control import (
     DeploymentStatus,
     DeployReply,
     DeployRequest,
+    DrainReply,
+    DrainRequest,
+    PlaceRequest,
     RemoveReply,
     RemoveRequest,
     StatusReply,
+    UndrainReply,
+    UndrainRequest,
 )
+from schemas.deployment import Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
 
@@ -34,6 +41,7 @@ HOPELESS = (ErrorCode.INFEASIBLE, ErrorCode.MODEL_TOO_LARGE, ErrorCode.UNKNOWN_M
 """Waiting does not help while the nodes stay as they are."""
 
 Reply = TypeVar("Reply", bound=BaseModel)
+T = TypeVar("T")
 Heard = Callable[[DeploymentStatus], None]
 
 
@@ -52,6 +60,60 @@ async def status(url: str) -> StatusReply:
     return await _ask_at(url, "status", None, StatusReply)
 
 
+async def status_on(connection: Nats, timeout_s: float = ANSWER_S) -> StatusReply:
+    """What the orchestrator sees, over a connection that is there already."""
+    return await _ask(connection, "status", None, StatusReply, timeout_s)
+
+
+async def drain(url: str, node: NodeId) -> DrainReply:
+    """Use a node no more; raises `ResplitError` if it is unknown or if what runs on it cannot do without it."""
+    return await _ask_at(url, "drain", DrainRequest(node=node), DrainReply)
+
+
+async def undrain(url: str, node: NodeId) -> UndrainReply:
+    """Let plans use a node again."""
+    return await _ask_at(url, "undrain", UndrainRequest(node=node), UndrainReply)
+
+
+async def drain_and_wait(
+    url: str,
+    node: NodeId,
+    timeout_s: float,
+    on_progress: Callable[[tuple[DeploymentStatus, ...]], None] = lambda _: None,
+) -> None:
+    """Drain a node and wait until no plan uses it: it is safe to switch off then.
+
+    `on_progress` is told which deployments still use it. Raises what the orchestrator refuses with, and
+    `ResplitError(TIMEOUT)` naming those deployments after `timeout_s`; the node stays drained then.
+    """
+    last = "the orchestrator has not said what uses it"
+
+    def left(reply: StatusReply) -> Literal[True] | None:
+        nonlocal last
+        using = users(reply, node)
+        on_progress(using)
+        last = "; ".join(f"{found.name} uses it ({_hurdle(found)})" for found in using)
+        return None if using or node not in reply.drained else True
+
+    async with _connected(url) as connection:
+        await _ask(connection, "drain", DrainRequest(node=node), DrainReply)
+        try:
+            async with asyncio.timeout(timeout_s):
+                await _until(connection, left)
+        except TimeoutError as error:
+            message = f"{node} is still in use after {timeout_s:g} s: {last}"
+            raise ResplitError(ErrorCode.TIMEOUT, message) from error
+
+
+def users(reply: StatusReply, node: NodeId) -> tuple[DeploymentStatus, ...]:
+    """The deployments of which a plan uses `node`: the current one, one being prepared, or one that drains."""
+    return tuple(
+        found
+        for found in reply.deployments
+        if any(plan is not None and node in plan.nodes for plan in (found.current, found.candidate, *found.draining))
+    )
+
+
 async def deploy_and_wait(
     url: str, request: DeployRequest, timeout_s: float, on_progress: Heard = lambda _: None
 ) -> DeploymentStatus:
@@ -60,40 +122,67 @@ async def deploy_and_wait(
     Raises what the orchestrator reports if the deployment cannot be made, and `ResplitError(TIMEOUT)` with
     the last reason if it is not serving after `timeout_s`.
     """
-    connection = await open_connection(url, "resplit-control", CONNECT_TIMEOUT_S, {})
-    try:
+    async with _connected(url) as connection:
         reply = await _ask(connection, "deploy", request, DeployReply)
         return await _until_serving(connection, reply, timeout_s, on_progress)
-    finally:
-        await connection.close()
+
+
+async def place(url: str, name: DeploymentName, placement: tuple[Stage, ...] | None) -> DeployReply:
+    """Lock a deployment to a placement, or (None) leave it to the planner; raises `ResplitError` if it cannot be."""
+    return await _ask_at(url, "place", PlaceRequest(name=name, placement=placement), DeployReply)
+
+
+async def place_and_wait(
+    url: str,
+    name: DeploymentName,
+    placement: tuple[Stage, ...] | None,
+    timeout_s: float,
+    on_progress: Heard = lambda _: None,
+) -> DeploymentStatus:
+    """Place, and wait as `deploy_and_wait` does."""
+    async with _connected(url) as connection:
+        reply = await _ask(connection, "place", PlaceRequest(name=name, placement=placement), DeployReply)
+        return await _until_serving(connection, reply, timeout_s, on_progress)
 
 
 async def _until_serving(
     connection: Nats, wanted: DeployReply, timeout_s: float, on_progress: Heard
 ) -> DeploymentStatus:
     last = "the orchestrator has not mentioned it yet"
-    unanswered = 0
+
+    def served(reply: StatusReply) -> DeploymentStatus | None:
+        nonlocal last
+        for found in reply.deployments:
+            if found.name == wanted.deployment.name:
+                on_progress(found)
+                if _serves(found, wanted):
+                    return found
+                last = _hurdle(found)
+        return None
+
     try:
         async with asyncio.timeout(timeout_s):
-            while True:
-                try:
-                    reply = await _ask(connection, "status", None, StatusReply)
-                    unanswered = 0
-                except ResplitError as error:
-                    unanswered += 1
-                    if error.code is not ErrorCode.UNREACHABLE or unanswered > GONE_AFTER:
-                        raise
-                    reply = StatusReply(term=0, nodes=(), deployments=())
-                for found in reply.deployments:
-                    if found.name == wanted.deployment.name:
-                        on_progress(found)
-                        if _serves(found, wanted):
-                            return found
-                        last = _hurdle(found)
-                await asyncio.sleep(POLL_S)
+            return await _until(connection, served)
     except TimeoutError as error:
         message = f"{wanted.deployment.name} does not serve after {timeout_s:g} s: {last}"
         raise ResplitError(ErrorCode.TIMEOUT, message) from error
+
+
+async def _until(connection: Nats, seen: Callable[[StatusReply], T | None]) -> T:
+    """Look until `seen` finds something, past a restart of the orchestrator."""
+    unanswered = 0
+    while True:
+        try:
+            reply = await _ask(connection, "status", None, StatusReply)
+        except ResplitError as error:
+            unanswered += 1
+            if error.code is not ErrorCode.UNREACHABLE or unanswered > GONE_AFTER:
+                raise
+        else:
+            unanswered = 0
+            if (found := seen(reply)) is not None:
+                return found
+        await asyncio.sleep(POLL_S)
 
 
 def _serves(found: DeploymentStatus, wanted: DeployReply) -> bool:
@@ -110,21 +199,29 @@ def _hurdle(found: DeploymentStatus) -> str:
 
 
 async def _ask_at(url: str, verb: str, request: BaseModel | None, kind: type[Reply]) -> Reply:
+    async with _connected(url) as connection:
+        return await _ask(connection, verb, request, kind)
+
+
+@asynccontextmanager
+async def _connected(url: str) -> AsyncIterator[Nats]:
     connection = await open_connection(url, "resplit-control", CONNECT_TIMEOUT_S, {})
     try:
-        return await _ask(connection, verb, request, kind)
+        yield connection
     finally:
         await connection.close()
 
 
-async def _ask(connection: Nats, verb: str, request: BaseModel | None, kind: type[Reply]) -> Reply:
+async def _ask(
+    connection: Nats, verb: str, request: BaseModel | None, kind: type[Reply], timeout_s: float = ANSWER_S
+) -> Reply:
     data = b"" if request is None else encode(request)
     try:
-        reply = await connection.request(subjects.control(verb), data, timeout=ANSWER_S)
+        reply = await connection.request(subjects.control(verb), data, timeout=timeout_s)
     except NoRespondersError as error:
         raise ResplitError(ErrorCode.UNREACHABLE, "no orchestrator answers on this NATS server") from error
     except NatsTimeoutError as error:
-        message = f"the orchestrator did not answer {verb!r} within {ANSWER_S:g} s"
+        message = f"the orchestrator did not answer {verb!r} within {timeout_s:g} s"
         raise ResplitError(ErrorCode.TIMEOUT, message) from error
     if "error" in decode_plain(reply.data, JSON, "reply"):
         refusal = decode(ErrorReply, reply.data, "reply").error

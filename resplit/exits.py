@@ -21,7 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command or the request is malformed."""
     NOT_FOUND = 3
-    """No such model, deployment or file."""
+    """No such model, deployment or node."""
     REFUSED = 4
     """Understood, but it cannot be done: it does not fit, is not supported or is not trusted."""
     UNREACHABLE = 5
@@ -33,7 +33,7 @@ class Exit(IntEnum):
 
 
 EPILOG = (
-    "Exit codes: 0 done; 1 failed; 2 malformed command or request; 3 no such model or deployment; "
+    "Exit codes: 0 done; 1 failed; 2 malformed command or request; 3 no such model, deployment or node; "
     "4 refused or infeasible; 5 unreachable; 6 overloaded or timed out; 130 interrupted."
 )
 
@@ -42,6 +42,7 @@ _BY_CODE = {
     ErrorCode.TOKEN_OUT_OF_RANGE: Exit.USAGE,
     ErrorCode.UNKNOWN_MODEL: Exit.NOT_FOUND,
     ErrorCode.UNKNOWN_DEPLOYMENT: Exit.NOT_FOUND,
+    ErrorCode.UNKNOWN_NODE: Exit.NOT_FOUND,
     ErrorCode.MISSING_BLOB: Exit.NOT_FOUND,
     ErrorCode.PAYLOAD_TOO_LARGE: Exit.REFUSED,
     ErrorCode.CONTEXT_EXCEEDED: Exit.REFUSED,

@@ -18,4 +18,6 @@ OptionalKeys = Annotated[
     typer.Option("--keys", envvar="RESPLIT_KEYS", help="Key folder to verify with; without one nothing is verified."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]
+Timeout = Annotated[float, typer.Option(min=1, help="Wait so many seconds at most.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Log every event, not just the remarkable.")]

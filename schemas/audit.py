@@ -12,6 +12,7 @@ class AuditKind(StrEnum):
 
     NODE_JOINED = "node_joined"
     NODE_LOST = "node_lost"
+    NODE_CHANGED = "node_changed"
     DEPLOYMENT_CHANGED = "deployment_changed"
     DEPLOYMENT_INFEASIBLE = "deployment_infeasible"
     PLAN_PREPARED = "plan_prepared"

@@ -1,4 +1,4 @@
-"""What operators ask the orchestrator, and what it answers (subjects `control("deploy" | "remove" | "status")`).
+"""What operators ask the orchestrator, and what it answers (subjects `control(verb)`).
 
 Any request may be answered with `schemas.request.ErrorReply` instead.
 """
@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from schemas.base import DeploymentId, Value
+from schemas.base import DeploymentId, NodeName, Value
 from schemas.capacity import Capacity
 from schemas.deployment import Deployment, Settings, Stage
 from schemas.errors import ErrorBody
@@ -39,6 +39,14 @@ class DeployReply(Value):
     """What that plan is predicted to cost: `ttft_ms`, `tpot_ms` and the terms they are made of."""
 
 
+class PlaceRequest(Value):
+    """Insist on a placement of a deployment, or leave it to the planner again; answered as a deploy is."""
+
+    name: DeploymentId
+    placement: tuple[Stage, ...] | None = None
+    """None: automatic planning. What runs goes on until another plan is worth the move."""
+
+
 class RemoveRequest(Value):
     """End a deployment: its sequences finish, new requests are refused."""
 
@@ -49,6 +57,32 @@ class RemoveReply(Value):
     """The deployment is not desired any more; it drains."""
 
     name: DeploymentId
+
+
+class DrainRequest(Value):
+    """Use a node no more, so that it can be serviced; it stays so until it is undrained, whatever restarts."""
+
+    node: NodeName
+
+
+class DrainReply(Value):
+    """The wish is stored; that every deployment on the node can go on without it was checked."""
+
+    node: NodeName
+    deployments: tuple[DeploymentId, ...]
+    """Those of which a plan uses the node now; it may be switched off once none does."""
+
+
+class UndrainRequest(Value):
+    """Let plans use a node again."""
+
+    node: NodeName
+
+
+class UndrainReply(Value):
+    """The node is offered to the planner again; nothing moves back by that alone."""
+
+    node: NodeName
 
 
 class NodeStatus(Value):
@@ -93,3 +127,5 @@ class StatusReply(Value):
     term: int
     nodes: tuple[NodeStatus, ...]
     deployments: tuple[DeploymentStatus, ...]
+    drained: tuple[NodeName, ...] = ()
+    """Nodes that no new plan uses, present or not, because an operator said so."""

@@ -1,4 +1,4 @@
-"""A deployment: a model under a name that clients address, and how it is to be run."""
+"""What operators want: a model under a name that clients address, how it is to be run, which nodes to spare."""
 
 from typing import Self
 
@@ -57,3 +57,11 @@ class Deployment(Value):
     """How many stages to cut the model into; None lets the planner choose."""
     placement: tuple[Stage, ...] | None = None
     """A placement the operator insists on; the planner then only checks that it fits."""
+
+
+class NodeWish(Value):
+    """Desired state of one node, as an operator said it last. A node nobody spoke about may be used."""
+
+    node: NodeName
+    drained: bool
+    """No plan is to use it: it is about to be serviced. This holds until the operator takes it back."""

@@ -12,6 +12,7 @@ class ErrorCode(StrEnum):
     PAYLOAD_TOO_LARGE = "payload_too_large"
     UNKNOWN_MODEL = "unknown_model"
     UNKNOWN_DEPLOYMENT = "unknown_deployment"
+    UNKNOWN_NODE = "unknown_node"
     TOKEN_OUT_OF_RANGE = "token_out_of_range"
     CONTEXT_EXCEEDED = "context_exceeded"
     DEADLINE_EXCEEDED = "deadline_exceeded"

@@ -13,8 +13,19 @@ from pydantic import BaseModel
 
 from schemas.audit import AuditEvent
 from schemas.capacity import Capacity
-from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
-from schemas.deployment import Deployment
+from schemas.control import (
+    DeployReply,
+    DeployRequest,
+    DrainReply,
+    DrainRequest,
+    PlaceRequest,
+    RemoveReply,
+    RemoveRequest,
+    StatusReply,
+    UndrainReply,
+    UndrainRequest,
+)
+from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent, Receipt
 from schemas.request import (
@@ -38,10 +49,14 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     DeployReply,
     DeployRequest,
     Deployment,
+    DrainReply,
+    DrainRequest,
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
     Manifest,
+    NodeWish,
+    PlaceRequest,
     Plan,
     PlanEvent,
     Receipt,
@@ -52,6 +67,8 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     TensorRequest,
     TextRequest,
     TokenReply,
+    UndrainReply,
+    UndrainRequest,
 )
 
 

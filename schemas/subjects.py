@@ -9,6 +9,7 @@ STREAM_PLANS = "RESPLIT_PLANS"
 STREAM_RECEIPTS = "RESPLIT_RECEIPTS"
 STREAM_AUDIT = "RESPLIT_AUDIT"
 BUCKET_DEPLOYMENTS = "resplit_deployments"
+BUCKET_NODES = "resplit_nodes"
 
 ALL_CAPACITY = f"{ROOT}.capacity.*"
 ALL_PLANS = f"{ROOT}.plan.*"
@@ -61,5 +62,5 @@ def blob(digest: Digest) -> str:
 
 
 def control(verb: str) -> str:
-    """Requests of operators to the orchestrator: `deploy`, `remove`, `status` (core)."""
+    """Requests of operators to the orchestrator: `deploy`, `place`, `remove`, `drain`, `undrain`, `status` (core)."""
     return f"{CONTROL}.{verb}"

@@ -12,6 +12,8 @@ from resplit.output import print_json
 if TYPE_CHECKING:
     from resplit.trail import Seen, Trust
 
+REASONS = ("why", "reason")
+"""Fields that say why; an event that has both says the first here, which is the more particular one."""
 MARKS = {"verified": "", "unverified": "  [unverified]", "forged": "  [FORGED]"}
 
 
@@ -41,17 +43,24 @@ async def _print_events(url: str, trust: "Trust | None", follow: bool, deploymen
                 if as_json:
                     print_json({**seen.event.model_dump(mode="json"), "signer": seen.signer, "standing": seen.standing})
                 else:
-                    print(_line(seen), flush=True)
+                    print(event_line(seen), flush=True)
     finally:
         await connection.close()
 
 
-def _line(seen: "Seen") -> str:
+def event_line(seen: "Seen") -> str:
+    """One line: when, who says it, what it is about, what happened, why, and every other fact by its name."""
     event = seen.event
-    where = event.source if event.epoch is None else f"{event.source} {event.deployment}/{event.epoch}"
-    if event.epoch is None and event.deployment is not None:
-        where = f"{event.source} {event.deployment}"
-    facts = " ".join(f"{name}={value}" for name, value in event.fields.items() if value is not None)
-    request = "" if event.request is None else f" request={event.request}"
+    about = event.deployment or ""
+    if event.epoch is not None:
+        about += f"/{event.epoch}"
+    why = next((name for name in REASONS if event.fields.get(name)), None)
+    reason = "" if why is None else f": {event.fields[why]}"
+    others = {name: value for name, value in event.fields.items() if value is not None and name != why}
+    if event.request is not None:
+        others = {"request": event.request, **others}
+    facts = "".join(f"  {name}={value}" for name, value in others.items())
     at = event.at.astimezone().isoformat(sep=" ", timespec="milliseconds")
-    return f"{at}  {event.kind:<22} {where:<20} {event.message}{request} {facts}".rstrip() + MARKS[seen.standing]
+    line = f"{at}  {event.source:<12}  {event.kind:<21}  {about:<14}  {event.message}{reason}{facts}"
+    # Some of the words are a stranger's: they must neither break the line nor speak to the terminal.
+    return "".join(c if c.isprintable() else " " for c in line).rstrip() + MARKS[seen.standing]

@@ -24,12 +24,23 @@ from models.store import Store
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Propose, Rollout, Withdraw, step
 from orchestrator.shell import OrchestratorConfig, run
+from profiler.cost import memory_bytes
+from resplit.control import users
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, HostedStage, Provider
 from schemas.codec import encode
-from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
+from schemas.control import (
+    DeployReply,
+    DeployRequest,
+    DrainReply,
+    DrainRequest,
+    PlaceRequest,
+    RemoveReply,
+    RemoveRequest,
+    StatusReply,
+)
 from schemas.deployment import Settings, Stage
 from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
@@ -486,3 +497,30 @@ async def test_a_server_that_was_killed_costs_nobody_a_plan(world: World, nats_s
         await world.deploy(stages=1)
         await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2)  # type: ignore[union-attr]
     assert await world.audited(AuditKind.NODE_LOST) == []
+
+
+async def test_a_drain_or_a_lock_that_memory_forbids_names_the_bytes_short_and_changes_nothing(world: World) -> None:
+    block = memory_bytes(world.store.manifest(world.model).blocks[0], Settings())
+    # Two nodes of four blocks hold the six of the model, one does not.
+    async with world.peers(*NODES[:2], memory_bytes=4 * block), world.orchestrator():
+        await world.deploy(stages=None)
+        before = await world.until(serving)
+        drained = await world.refusal("drain", encode(DrainRequest(node=NODES[0])))
+        assert drained.error.code is ErrorCode.MODEL_TOO_LARGE
+        assert f"'chat' cannot run without node 'a': 'toy' needs {6 * block} bytes" in drained.error.message
+        assert f"{2 * block} bytes short" in drained.error.message
+        one = PlaceRequest(name=CHAT, placement=(Stage(node=NODES[1], first=0, last=5),))
+        locked = await world.refusal("place", encode(one))
+        assert (locked.error.code, locked.error.field) == (ErrorCode.INFEASIBLE, "placement.0.node")
+        assert f"{2 * block} bytes short" in locked.error.message
+        after = await world.status()
+        assert (after.drained, after.deployments) == ((), before.deployments)
+        # A third node makes both possible.
+        async with world.peers(NODES[2], memory_bytes=4 * block):
+            await world.until(lambda status: len(status.nodes) == 3)
+            reply = DrainReply.model_validate_json(await world.ask("drain", encode(DrainRequest(node=NODES[0]))))
+            assert reply == DrainReply(node=NODES[0], deployments=(CHAT,))
+            moved = await world.until(lambda status: serving(status) and not users(status, NODES[0]))
+            assert moved.deployments[0].current is not None
+            assert set(moved.deployments[0].current.nodes) == set(NODES[1:])
+    assert [event.fields["node"] for event in await world.audited(AuditKind.NODE_CHANGED)] == ["a"]

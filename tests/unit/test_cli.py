@@ -22,9 +22,11 @@ from bus.keys import create_keys, load_identity
 from bus.streams import ensure_streams
 from resplit.cli import app
 from resplit.commands.deployments import default_name, parse_placement
+from resplit.commands.events import event_line
 from resplit.commands.serve import parse_cores, parse_size
 from resplit.exits import Exit, exit_of
 from resplit.server import NatsServer
+from resplit.trail import Seen
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
@@ -106,10 +108,56 @@ def test_a_malformed_command_is_a_usage_error(arguments: list[str]) -> None:
 
 
 def test_no_server_is_one_line_and_unreachable() -> None:
-    for command in (["infer", "adder", "1+2="], ["events"], ["status"], ["deploy", "adder"], ["remove", "adder"]):
-        ended = run(*command, "--url", "nats://127.0.0.1:9")
+    asking = ["infer adder 1", "events", "status", "status --watch", "deploy adder", "remove adder"]
+    for command in (
+        *asking,
+        "drain n0",
+        "drain n0 --wait",
+        "undrain n0",
+        "topology show adder",
+        "topology unlock adder",
+    ):
+        ended = run(*command.split(), "--url", "nats://127.0.0.1:9")
         assert ended.exit_code == Exit.UNREACHABLE
         assert re.fullmatch(r"error: no NATS server answers at nats://127.0.0.1:9: .* \(unreachable\)\n", ended.stderr)
+
+
+def test_a_doctor_without_a_server_says_what_is_beneath_and_fails() -> None:
+    ended = run("doctor", "--url", "nats://user:secret@127.0.0.1:9")
+    assert ended.exit_code == Exit.FAILED
+    assert "fail  nats" in ended.stdout and "start nats-server" in ended.stdout
+    found = json.loads(run("doctor", "--json", "--url", "nats://127.0.0.1:9").stdout)
+    assert [(one["check"], one["verdict"]) for one in found["findings"]] == [("nats", "fail")]
+    assert found["ok"] is False
+
+
+def test_a_doctor_tells_a_server_without_jetstreams_streams_from_a_whole_one(server_url: str) -> None:
+    ended = run("doctor", "--json", "--url", server_url)
+    verdicts = {one["check"]: one["verdict"] for one in json.loads(ended.stdout)["findings"]}
+    assert (ended.exit_code, verdicts) == (Exit.FAILED, {"nats": "ok", "jetstream": "fail", "orchestrator": "fail"})
+
+
+def test_a_topology_file_that_is_wrong_never_reaches_the_orchestrator(tmp_path: Path) -> None:
+    file = tmp_path / "f.toml"
+    file.write_text('deployment = "chat"\n[[stages]]\nnode = "n0"\nfirst = 3\nlast = 1\n')
+    ended = run("topology", "lock", file, "--url", "nats://127.0.0.1:9")
+    assert ended.exit_code == Exit.USAGE
+    assert str(file) in ended.stderr and "(invalid_request, stages.0)" in ended.stderr
+
+
+def test_an_event_is_one_line_that_says_why() -> None:
+    event = AuditEvent(
+        at=datetime(2026, 1, 2, tzinfo=UTC),
+        source=NODE,
+        kind=AuditKind.PLAN_ABORTED,
+        message="given up",
+        deployment="chat",
+        epoch=7,
+        fields={"cause": "node_lost", "reason": "node n1 refused:\n\x1b[31mno", "revision": None},
+    )
+    line = event_line(Seen(event, NODE, "verified"))
+    assert line.endswith("plan_aborted           chat/7          given up: node n1 refused:  [31mno  cause=node_lost")
+    assert line.isprintable()
 
 
 def test_asking_for_a_deployment_nobody_serves_is_not_found(server_url: str) -> None:
@@ -204,7 +252,7 @@ def test_events_are_shown_with_how_far_they_may_be_believed(
     verified = run("events", "--json", "--url", server_url, "--keys", keys).stdout.splitlines()
     assert [json.loads(line)["standing"] for line in verified] == ["verified", "forged"]
     lines = run("events", "--url", server_url, "--keys", keys, "--deployment", "adder").stdout.splitlines()
-    assert len(lines) == 1 and lines[0].endswith("a plan took effect blocks=4  [FORGED]")
+    assert len(lines) == 1 and lines[0].endswith("a plan took effect  blocks=4  [FORGED]")
     assert run("events", "--url", server_url, "--keys", tmp_path).exit_code == Exit.USAGE
 
 

@@ -15,9 +15,9 @@ import typer
 from resplit.cli import app
 from schemas import envelope, subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, NodeId, RequestId, Value
 from schemas.codec import decode, encode
-from schemas.control import DeployRequest
+from schemas.control import DeployRequest, DrainRequest, PlaceRequest
 from schemas.envelope import pae
 from schemas.errors import ErrorCode
 from schemas.manifest import DTYPE_BYTES
@@ -30,6 +30,11 @@ ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md")))
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
 CODE = "`{}`"
+CONTROL: dict[str, type[Value]] = {
+    "control.deploy": DeployRequest,
+    "control.place": PlaceRequest,
+    "control.drain": DrainRequest,
+}
 
 
 def test_every_error_code_is_in_the_protocol() -> None:
@@ -121,8 +126,8 @@ def test_every_request_shown_for_the_nats_command_is_valid(page: Path) -> None:
     for subject, body in re.findall(r"nats req resplit\.v1\.([\w.-]+) '([^']*)'", page.read_text()):
         if subject.startswith("infer."):
             read_request(json.loads(body))
-        elif subject == "control.deploy":
-            assert encode(decode(DeployRequest, body.encode(), "example"))
+        elif subject in CONTROL:
+            assert encode(decode(CONTROL[subject], body.encode(), "example"))
         else:
             assert (subject, body) == ("control.status", "")
 
@@ -162,7 +167,8 @@ def _shown_in_blocks(page: Path) -> Iterator[list[str]]:
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
             if found := re.match(r"(?:sudo -u resplit )?(?:/opt/resplit/bin/)?resplit (.*)", line):
-                yield shlex.split(found[1], comments=True)
+                words = shlex.split(found[1], comments=True)
+                yield words[: words.index(">")] if ">" in words else words
 
 
 def _shown_inline(page: Path) -> Iterator[list[str]]:

@@ -1,0 +1,69 @@
+"""`resplit drain` and `resplit undrain`: a node is taken out of use for maintenance, and given back."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resplit.defaults import DEFAULT_URL
+from resplit.options import AsJson, Timeout, Url
+from resplit.output import print_json, spinner
+from schemas.base import NodeId
+
+if TYPE_CHECKING:
+    from schemas.control import DeploymentStatus
+
+DRAIN_TIMEOUT_S = 900.0
+"""Other nodes may have to fetch gigabytes first, and then long answers still end on the old plan."""
+
+Node = Annotated[str, typer.Argument(help="The node's name.", metavar="NODE")]
+
+
+def drain(
+    node: Node,
+    url: Url = DEFAULT_URL,
+    wait: Annotated[bool, typer.Option("--wait", help="Return once no plan uses it: it may be switched off.")] = False,
+    timeout: Timeout = DRAIN_TIMEOUT_S,
+    as_json: AsJson = False,
+) -> None:
+    """Use NODE no more: its blocks move to other nodes while they serve, and stay away until `undrain`.
+
+    Refused, and nothing changed, if what runs on it does not fit on the others.
+    """
+    from resplit import control  # noqa: PLC0415
+
+    if not wait:
+        reply = asyncio.run(control.drain(url, NodeId(node)))
+        if as_json:
+            print_json(reply)
+        elif reply.deployments:
+            print(f"{node}: drains; still in use by {', '.join(reply.deployments)} (--wait tells when it is not)")
+        else:
+            print(f"{node}: drained; no plan uses it, it is safe to switch off")
+        return
+    last: tuple[str, ...] | None = None
+
+    def show(using: "tuple[DeploymentStatus, ...]") -> None:
+        nonlocal last
+        names = tuple(found.name for found in using)
+        if names and names != last and not as_json:
+            print(f"{node}: drains; still in use by {', '.join(names)}", flush=True)
+        last = names
+
+    with spinner(f"draining {node}"):
+        asyncio.run(control.drain_and_wait(url, NodeId(node), timeout, show))
+    if as_json:
+        print_json({"node": node, "deployments": []})
+    else:
+        print(f"{node}: drained; no plan uses it, it is safe to switch off")
+
+
+def undrain(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Let plans use NODE again; what runs elsewhere stays there until a better plan is worth the move."""
+    from resplit import control  # noqa: PLC0415
+
+    reply = asyncio.run(control.undrain(url, NodeId(node)))
+    if as_json:
+        print_json(reply)
+    else:
+        print(f"{node}: may be used again")

@@ -1,0 +1,103 @@
+"""Plans, nodes and deployments in words, as every command that shows them puts it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from resplit.output import progress_bar, size
+from schemas.deployment import Stage
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from schemas.control import DeploymentStatus, NodeStatus, StatusReply
+    from schemas.plan import Plan
+
+NODE_COLUMNS = ["node", "state", "on", "threads", "memory free", "of", "load", "heard", "blocks"]
+DEPLOYMENT_COLUMNS = ["deployment", "model", "state", "epoch", "stages", "TPOT ms", "remarks"]
+
+
+def node_row(node: "NodeStatus", drained: tuple[str, ...]) -> list[str]:
+    """One node under `NODE_COLUMNS`."""
+    capacity = node.capacity
+    return [
+        capacity.node,
+        node_state(node, drained),
+        f"{capacity.provider.name} ({capacity.provider.device})",
+        str(capacity.threads),
+        size(capacity.memory_free_bytes),
+        size(capacity.memory_total_bytes),
+        f"{100 * capacity.load:.0f} %",
+        f"{node.age_s:.1f} s ago",
+        hosted(node) or "-",
+    ]
+
+
+def node_state(node: "NodeStatus", drained: tuple[str, ...]) -> str:
+    """Whether the node is there, and whether plans may use it."""
+    here = "lost" if node.lost else "up"
+    return f"{here}, drained" if node.capacity.node in drained else here
+
+
+def hosted(node: "NodeStatus") -> str:
+    """What the node has loaded, as `deployment/epoch:blocks state`."""
+    return ", ".join(f"{s.deployment}/{s.epoch}:{ranges(s.blocks)} {s.state}" for s in node.capacity.stages)
+
+
+def unheard(reply: "StatusReply") -> list[str]:
+    """Drained nodes that the orchestrator has not heard since it started."""
+    heard = {node.capacity.node for node in reply.nodes}
+    return [node for node in reply.drained if node not in heard]
+
+
+def deployment_row(found: "DeploymentStatus") -> list[str]:
+    """One deployment under `DEPLOYMENT_COLUMNS`."""
+    predicted = (found.estimate or {}).get("tpot_ms")
+    return [
+        found.name,
+        found.model_name or "-",
+        found.state,
+        "-" if found.current is None else str(found.current.epoch),
+        "-" if found.current is None else routes(found.current),
+        "-" if predicted is None else f"{predicted:.1f}",
+        remarks(found),
+    ]
+
+
+def remarks(found: "DeploymentStatus") -> str:
+    """Why a deployment is not simply serving, and whether an operator decides its split."""
+    said = [] if found.reason is None else [found.reason]
+    if found.error is not None:
+        said.append(f"{found.error.message} ({found.error.code})")
+    if found.deployment is not None and found.deployment.placement is not None:
+        said.append("locked")
+    return "; ".join(said)
+
+
+def routes(plan: "Plan") -> str:
+    """Every route of a plan."""
+    return " | ".join(chain(route.stages) for route in plan.routes)
+
+
+def chain(stages: tuple[Stage, ...]) -> str:
+    """Stages as `n0:0-3 > n1:4-9`."""
+    return " > ".join(f"{stage.node}:{stage.first}-{stage.last}" for stage in stages)
+
+
+def ranges(blocks: tuple[int, ...]) -> str:
+    """Ascending blocks as `0-3,7`."""
+    starts = [b for b in blocks if b - 1 not in blocks]
+    ends = [b for b in blocks if b + 1 not in blocks]
+    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))
+
+
+@contextmanager
+def readiness() -> "Iterator[Callable[[DeploymentStatus], None]]":
+    """Show, on a terminal, how many nodes are ready for the plan that a deployment prepares."""
+    with progress_bar() as progress:
+
+        def show(found: "DeploymentStatus") -> None:
+            if found.candidate is not None:
+                progress(f"nodes ready for epoch {found.candidate.epoch}", len(found.ready), len(found.candidate.nodes))
+
+        yield show
