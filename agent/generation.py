@@ -69,7 +69,7 @@ class Generation:
         Text that might be the beginning of a stop string is held back until it is not.
         """
         self.meter.token(now)
-        self.recoveries = 0
+        self.interrupted_at, self.recoveries = None, 0
         self.tokens.append(token)
         is_eos = token.token in self.eos and finish == "stop"
         emitted = self._stop.push("" if is_eos else self._detokenizer.push(token.token))

@@ -106,6 +106,8 @@ class Ingress:
         if served is None:
             return
         served.follow(event.current, event.draining, self._numbers)
+        for node in event.lost:
+            served.node_lost(node)
         if served.runs:
             return
         for job in list(served.queue):

@@ -1,6 +1,7 @@
 """One route as its source runs it: the driver, the slots, and the sequences of both kinds of model."""
 
 import itertools
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -14,6 +15,8 @@ from schemas.errors import ResplitError
 from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId
 from schemas.plan import Plan, Route
 from schemas.tensor import Array
+
+log = logging.getLogger(__name__)
 
 TENSOR_PATIENCE_S = 30.0
 """A call of a model without caches that takes longer is driven again, once."""
@@ -46,8 +49,8 @@ class RouteRun:
         """Its plan drains: new requests go to the successor."""
         self.draining = False
         """Nothing more starts here."""
-        self.full_until = 0.0
-        """Until then its slots are taken, by sequences of another ingress."""
+        self.closed_until = 0.0
+        """Nothing starts before: its slots are taken by sequences of another ingress, or it does not answer."""
         self.lost: set[NodeId] = set()
         """Nodes of the route that are gone: nothing can run here."""
         self._send = send
@@ -176,6 +179,9 @@ class RouteRun:
                 else:
                     call.attempts += 1
                     again.append(call.frame)
+        if again:
+            of = (self.plan.deployment, self.plan.epoch, self.route.index, len(again))
+            log.info("driving again what is overdue: %s, epoch %d, route %d, %d frames", *of)
         for frame in again:
             self._send_first(frame)
         return lost

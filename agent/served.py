@@ -37,6 +37,8 @@ RECOVERIES_MAX = 3
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
 may not listen yet, and a client would find nobody."""
+STALLED_S = 3.0
+"""Before a route whose steps stay unanswered is tried again; by then there may be another."""
 FULL_S = 0.1
 """Another ingress' sequences may hold a route's last slots; after this long it is tried again."""
 RECOVERABLE = frozenset({ErrorCode.NODE_LOST, ErrorCode.STALE_EPOCH, ErrorCode.STEP_LOST, ErrorCode.OVERLOADED})
@@ -127,9 +129,9 @@ class Served:
                 case Failure(sequences=sequences, code=code, message=message):
                     named = on_run if not sequences else [s for s in on_run if s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
-                        run.full_until = self.desk.now() + FULL_S
+                        run.closed_until = self.desk.now() + FULL_S
                     if _known(code) in RECOVERABLE:
-                        self.recover(named, message)
+                        self.recover(named, message, counts=_known(code) is ErrorCode.STEP_LOST)
                     else:
                         self.fail(named, _known(code), message)
         except Exception as error:  # what one answer breaks must not keep the others waiting
@@ -185,15 +187,17 @@ class Served:
             run.learn_from(before)
         self.runs[plan.epoch, route.index] = run
 
-    def recover(self, sequences: list[SequenceId], why: str) -> None:
-        """Compute these anew, ahead of what waits; one that was recomputed too often in vain ends in an error."""
+    def recover(self, sequences: list[SequenceId], why: str, *, counts: bool = False) -> None:
+        """Compute these anew, ahead of what waits; where it `counts`, one that failed too often ends in an error."""
         now = self.desk.now()
+        if sequences:
+            log.info("recomputing what ran: %s, %d sequences: %s", self.name, len(sequences), why)
         for sequence in reversed(sequences):
             job, run = self.jobs[sequence]
             if isinstance(job, TensorJob):
                 job.restart(sequence, run.call_of(sequence))
             job.interrupted_at = job.interrupted_at or now
-            job.recoveries += not run.lost and now >= run.full_until
+            job.recoveries += counts
             self.crossings.forget(sequence)
             del self.jobs[sequence]
             run.end([sequence], broken=True)
@@ -206,6 +210,7 @@ class Served:
         """What time brings: steps that are overdue, crossings that are late, requests that wait for a plan too long."""
         for run in list(self.runs.values()):
             if lost := run.check(now):
+                run.closed_until = now + STALLED_S
                 self.recover([s for s in lost if s in self.jobs], "a stage does not answer any more")
         if lost_in_crossing := self.crossings.check(now):
             self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
@@ -282,7 +287,7 @@ class Served:
                 self.crossings.begin(sequence, old, successor, now)
 
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
-        if now < run.full_until:
+        if now < run.closed_until:
             return False
         match job:
             case Generation():
@@ -293,7 +298,6 @@ class Served:
                     job.started(sequence)
         if sequence is None:
             return False
-        job.interrupted_at = None
         job.meter.started = job.meter.started or now
         job.meter.runs_on(run.plan.epoch, run.route)
         self.jobs[sequence] = (job, run)

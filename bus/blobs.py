@@ -26,8 +26,11 @@ PIECE_BYTES = 512 << 10
 """Measured: chunks of 256 KiB to 1 MiB carry the most per second through nats-server."""
 WINDOW = 8
 """Pieces asked for at once."""
-PIECE_TIMEOUT_S = 10.0
-ATTEMPTS = 3
+PICKED_S = 0.5
+"""How long the holder that the server picked may take. One that hangs would be picked again and again, so after this
+every holder is asked at once, and the first answer counts."""
+ALL_TIMEOUTS_S = (2.0, 8.0, 20.0)
+"""How long each attempt at all of them may take: a slow link gets its time in the end."""
 UNKNOWN_BYTES_MAX = 64 << 20
 """No file whose size is not known beforehand (a manifest) is larger."""
 
@@ -53,23 +56,25 @@ class BlobServer:
     def __init__(self, client: Client, files: Files) -> None:
         self._client = client
         self._files = files
-        self._offered: dict[Digest, Subscription] = {}
+        self._offered: dict[Digest, tuple[Subscription, Subscription]] = {}
 
     async def offer(self, digests: Iterable[Digest]) -> None:
         """Serve these files too, from now on."""
         for digest in digests:
             if digest not in self._offered and self._files.has(digest):
-                subject = subjects.blob(digest)
-                self._offered[digest] = await self._client.subscribe(subject, subjects.BLOB_QUEUE, cb=self._answer)
+                self._offered[digest] = (
+                    await self._client.subscribe(subjects.blob(digest), subjects.BLOB_QUEUE, cb=self._answer),
+                    await self._client.subscribe(subjects.blob_of_all(digest), cb=self._answer),
+                )
 
     async def withdraw(self, digests: Iterable[Digest]) -> None:
         """Stop serving these files."""
         for digest in digests:
-            if (subscription := self._offered.pop(digest, None)) is not None:
+            for subscription in self._offered.pop(digest, ()):
                 await subscription.unsubscribe()
 
     async def _answer(self, request: Msg) -> None:
-        digest = Digest(request.subject.rsplit(".", 1)[-1])
+        digest = Digest(request.subject.removesuffix(".all").rsplit(".", 1)[-1])
         try:
             if not request.data:
                 await request.respond(self._files.path(digest).stat().st_size.to_bytes(8, "little"))
@@ -83,10 +88,7 @@ class BlobServer:
 
 async def size_of(client: Client, digest: Digest) -> int:
     """How many bytes a file has, by the word of a holder; `fetch` then checks its hash."""
-    reply = await _ask(client, digest, b"")
-    if len(reply) != 8:
-        raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not know its size")
-    size = int.from_bytes(reply, "little")
+    size = int.from_bytes(await _pull(client, digest, b"", 8), "little")
     if size > UNKNOWN_BYTES_MAX:
         raise ResplitError(ErrorCode.MISSING_BLOB, f"file {digest} is said to have {size} bytes: that is no manifest")
     return size
@@ -108,7 +110,7 @@ async def fetch(
         async def piece(offset: int) -> None:
             async with window:
                 length = min(PIECE_BYTES, size - offset)
-                download.write(offset, await _pull(client, digest, offset, length))
+                download.write(offset, await _pull(client, digest, msgpack.packb([offset, length]), length))
                 on_bytes(length)
 
         try:
@@ -120,19 +122,21 @@ async def fetch(
         await asyncio.to_thread(download.commit)
 
 
-async def _pull(client: Client, digest: Digest, offset: int, length: int) -> bytes:
-    for _ in range(ATTEMPTS):
-        piece = await _ask(client, digest, msgpack.packb([offset, length]))
-        if len(piece) == length:
-            return piece
+async def _pull(client: Client, digest: Digest, request: bytes, length: int) -> bytes:
+    """An answer of `length` bytes, from whichever holder gives one."""
+    attempts = [(subjects.blob(digest), PICKED_S), *((subjects.blob_of_all(digest), s) for s in ALL_TIMEOUTS_S)]
+    for subject, timeout_s in attempts:
+        answer = await _ask(client, subject, request, timeout_s)
+        if len(answer) == length:
+            return answer
     raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not answer with its bytes")
 
 
-async def _ask(client: Client, digest: Digest, request: bytes) -> bytes:
+async def _ask(client: Client, subject: str, request: bytes, timeout_s: float) -> bytes:
     try:
-        reply = await client.request(subjects.blob(digest), request, timeout=PIECE_TIMEOUT_S)
+        reply = await client.request(subject, request, timeout=timeout_s)
     except NoRespondersError as error:
-        raise ResplitError(ErrorCode.MISSING_BLOB, f"no node offers file {digest}") from error
+        raise ResplitError(ErrorCode.MISSING_BLOB, f"no node offers a file that is asked for: {subject}") from error
     except NatsTimeoutError:
         return b""
     return bytes(reply.data)

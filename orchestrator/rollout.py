@@ -210,24 +210,26 @@ def step(
     """
     match command:
         case Propose(plan, hard):
-            return _prepare(rollout, plan, hard, now)
+            return _prepare(rollout, plan, hard, now, absent)
         case Abandon(reason):
-            return None if rollout.candidate is None else _abort(rollout, reason, now, None)
+            return None if rollout.candidate is None else _abort(rollout, reason, now, None, absent)
         case Withdraw(reason):
-            return _withdraw(rollout, reason, now)
+            return _withdraw(rollout, reason, now, absent)
         case Proceed():
             return _proceed(rollout, now, absent)
         case _:
             assert_never(command)
 
 
-def _prepare(rollout: Rollout, plan: Plan, hard: bool, now: datetime) -> tuple[Rollout, PlanEvent] | None:
+def _prepare(
+    rollout: Rollout, plan: Plan, hard: bool, now: datetime, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent] | None:
     if not may_propose(rollout, hard):
         return None
     assert plan.deployment == rollout.deployment
     assert plan.epoch > rollout.epoch, "an epoch is used once"
     after = replace(rollout, candidate=Candidate(plan, now), epoch=plan.epoch)
-    return _event(after, PlanPhase.PREPARE, plan.reason, now)
+    return _event(after, PlanPhase.PREPARE, plan.reason, now, absent)
 
 
 def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tuple[Rollout, PlanEvent] | None:
@@ -236,14 +238,14 @@ def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tupl
         missing = sorted(frozenset(candidate.plan.nodes) - candidate.ready)
         gone = sorted(absent.intersection(candidate.plan.nodes))
         if candidate.fault is not None:
-            return _abort(rollout, candidate.fault, now, ErrorCode.STAGE_FAILED)
+            return _abort(rollout, candidate.fault, now, ErrorCode.STAGE_FAILED, absent)
         if gone:
-            return _abort(rollout, f"lost while preparing: {', '.join(gone)}", now, ErrorCode.NODE_LOST)
+            return _abort(rollout, f"lost while preparing: {', '.join(gone)}", now, ErrorCode.NODE_LOST, absent)
         if not missing:
-            return _commit(rollout, candidate, now)
+            return _commit(rollout, candidate, now, absent)
         if now - candidate.since >= PREPARE_TIMEOUT:
             reason = f"after {PREPARE_TIMEOUT.seconds} s there is no answer from {', '.join(missing)}"
-            return _abort(rollout, reason, now, ErrorCode.TIMEOUT)
+            return _abort(rollout, reason, now, ErrorCode.TIMEOUT, absent)
     for old in rollout.draining:
         if not old.waiting - absent or now - old.since >= DRAIN_TIMEOUT:
             after = replace(rollout, draining=tuple(other for other in rollout.draining if other is not old))
@@ -251,11 +253,13 @@ def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tupl
             reason = (
                 f"epoch {old.plan.epoch} has drained" if not old.waiting else f"epoch {old.plan.epoch} ends {silent}"
             )
-            return _event(after, PlanPhase.RETIRE, reason, now)
+            return _event(after, PlanPhase.RETIRE, reason, now, absent)
     return None
 
 
-def _commit(rollout: Rollout, candidate: Candidate, now: datetime) -> tuple[Rollout, PlanEvent]:
+def _commit(
+    rollout: Rollout, candidate: Candidate, now: datetime, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent]:
     after = replace(
         rollout,
         current=candidate.plan,
@@ -271,14 +275,16 @@ def _commit(rollout: Rollout, candidate: Candidate, now: datetime) -> tuple[Roll
     )
     waited_s = (now - candidate.since).total_seconds()
     reason = f"every node of epoch {candidate.plan.epoch} is ready after {waited_s:.1f} s"
-    return _event(after, PlanPhase.COMMIT, reason, now)
+    return _event(after, PlanPhase.COMMIT, reason, now, absent)
 
 
-def _abort(rollout: Rollout, reason: str, now: datetime, code: ErrorCode | None) -> tuple[Rollout, PlanEvent]:
+def _abort(
+    rollout: Rollout, reason: str, now: datetime, code: ErrorCode | None, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent]:
     after = replace(rollout, candidate=None)
     if code is not None:
         after = failed(after, ErrorBody(code=code, message=reason), now)
-    return _event(after, PlanPhase.ABORT, reason, now)
+    return _event(after, PlanPhase.ABORT, reason, now, absent)
 
 
 def failed(rollout: Rollout, error: ErrorBody, now: datetime) -> Rollout:
@@ -287,7 +293,9 @@ def failed(rollout: Rollout, error: ErrorBody, now: datetime) -> Rollout:
     return replace(rollout, failures=rollout.failures + 1, retry_at=now + wait, last_error=error)
 
 
-def _withdraw(rollout: Rollout, reason: str, now: datetime) -> tuple[Rollout, PlanEvent] | None:
+def _withdraw(
+    rollout: Rollout, reason: str, now: datetime, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent] | None:
     if rollout.current is None and rollout.candidate is None:
         return None
     after = replace(
@@ -304,7 +312,7 @@ def _withdraw(rollout: Rollout, reason: str, now: datetime) -> tuple[Rollout, Pl
         refused={},
     )
     phase = PlanPhase.RETIRE if rollout.current is not None else PlanPhase.ABORT
-    return _event(after, phase, reason, now)
+    return _event(after, phase, reason, now, absent)
 
 
 def _drained(rollout: Rollout, now: datetime) -> tuple[Draining, ...]:
@@ -315,7 +323,9 @@ def _drained(rollout: Rollout, now: datetime) -> tuple[Draining, ...]:
     return (*rollout.draining, Draining(rollout.current, now, ingresses))
 
 
-def _event(after: Rollout, phase: PlanPhase, reason: str, now: datetime) -> tuple[Rollout, PlanEvent]:
+def _event(
+    after: Rollout, phase: PlanPhase, reason: str, now: datetime, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent]:
     after = replace(after, revision=after.revision + 1)
     event = PlanEvent(
         deployment=after.deployment,
@@ -327,6 +337,7 @@ def _event(after: Rollout, phase: PlanPhase, reason: str, now: datetime) -> tupl
         current=after.current,
         candidate=after.candidate.plan if after.candidate is not None else None,
         draining=tuple(old.plan for old in after.draining),
+        lost=tuple(sorted(absent & after.nodes)),
     )
     return after, event
 

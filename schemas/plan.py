@@ -112,6 +112,9 @@ class PlanEvent(Value):
     current: Plan | None = None
     candidate: Plan | None = None
     draining: tuple[Plan, ...] = ()
+    lost: tuple[NodeName, ...] = ()
+    """Nodes of these plans that are lost: what ran over them is to be computed elsewhere. One that runs its part all
+    the same says so in its heartbeat."""
 
     @model_validator(mode="after")
     def _plans_belong_together(self) -> Self:

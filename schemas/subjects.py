@@ -61,6 +61,11 @@ def blob(digest: Digest) -> str:
     return f"{ROOT}.blob.{digest}"
 
 
+def blob_of_all(digest: Digest) -> str:
+    """The same, of every holder at once: for a reader whom the one that was picked did not answer (core)."""
+    return f"{ROOT}.blob.{digest}.all"
+
+
 def control(verb: str) -> str:
     """Requests of operators to the orchestrator: `deploy`, `place`, `remove`, `drain`, `undrain`, `status` (core)."""
     return f"{CONTROL}.{verb}"
