@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +64,11 @@ class NatsServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait(STOP_S)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Send it any other signal, as SIGSTOP for a server that hangs."""
+        assert self._process is not None
+        self._process.send_signal(number)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""
