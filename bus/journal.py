@@ -191,6 +191,7 @@ class Journal:
             self._give_up(error)
         finally:
             ticking.cancel()
+            await self._log.close()
 
     async def _tick_forever(self) -> None:
         while True:

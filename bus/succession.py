@@ -108,6 +108,8 @@ async def fence(
                 await asyncio.sleep(RETRY_S)
     except TimeoutError as error:
         raise _unreachable(f"{life} could not be fenced") from error
+    finally:
+        await subject.close()
 
 
 async def release(client: Client, recovered: Recovered) -> None:
