@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nats.aio.client import Client
@@ -332,16 +332,16 @@ class Journal:
     def _statement_due(self) -> bool:
         return self._cost > SLACK_BYTES + 2 * self._stated_cost or self._messages > MESSAGES_MAX
 
-    def _statement(self) -> list[bytes]:
-        """All that is owed, as messages."""
-        messages, size = [bytearray()], 0
+    def _statement(self) -> Iterator[bytes]:
+        """All that is owed, as messages, made one by one: together the requests may be large."""
+        message = bytearray()
         for record in self._ledger.statement(self._now()):
             data = pack_record(record)
-            size = len(messages[-1]) + len(data)
-            if messages[-1] and size > APPEND_BYTES:
-                messages.append(bytearray())
-            messages[-1] += data
-        return [bytes(message) for message in messages if message]
+            if message and len(message) + len(data) > APPEND_BYTES:
+                yield bytes(message)
+                message.clear()
+            message += data
+        yield bytes(message)
 
     async def _state(self) -> None:
         """State what is owed anew, and forget what was written before."""

@@ -47,10 +47,15 @@ class Ledger:
             self._owed.pop(handle, None)
 
     def statement(self, now: float) -> Iterator[Record]:
-        """Records that say all of it, whatever was said before."""
-        yield Statement(self._opened, tuple(self._owed))
-        for handle in self._owed:
-            yield from self.statement_of(handle, now)
+        """Records that say all of it, whatever was said before.
+
+        The ledger may change between two of them: each is true when it comes.
+        """
+        live = tuple(self._owed)
+        yield Statement(self._opened, live)
+        for handle in live:
+            if handle in self._owed:
+                yield from self.statement_of(handle, now)
 
     def statement_of(self, handle: Handle, now: float) -> Iterator[Record]:
         """Records that say what one live request is owed, and had already."""

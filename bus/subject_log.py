@@ -21,6 +21,8 @@ from nats.js.errors import NotFoundError
 from bus.streams import FETCH_S, FORGET_CONSUMER_S
 
 READ_AT_ONCE = 512
+API_S = 2.0
+"""What is asked while a server is killed is never answered: ask again soon."""
 WRONG_LAST = frozenset({10071, 10164})
 """Error codes of JetStream: the last message is another one, or that is about to be so."""
 NO_ROOM = frozenset({10023, 10047, 10077})
@@ -53,7 +55,7 @@ class SubjectLog:
 
     def __init__(self, client: Client, stream: str, subject: str) -> None:
         self._client = client
-        self._js = client.jetstream()
+        self._js = client.jetstream(timeout=API_S)
         self._stream = stream
         self._subject = subject
         self._inbox = client.new_inbox()

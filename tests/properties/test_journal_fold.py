@@ -244,6 +244,24 @@ def test_log_probabilities_stay_with_their_tokens_through_statements() -> None:
     assert (request.tokens, request.likely) == (tokens, likely)
 
 
+def test_a_statement_that_is_read_while_requests_come_and_end_is_true_to_its_last_record() -> None:
+    ledger = Ledger()
+    request = AcceptedRequest(RequestId("r"), "m", b"", "", "")
+    one, two, three = (ledger.open(request, (handle,), (), 0.0) for handle in (1, 2, 3))
+    statement = ledger.statement(0.0)
+    records = [next(statement), next(statement)]
+    ledger.add([Run(one, 1, (11,)), Run(three, 1, (33,))])
+    ledger.close([two])
+    four = ledger.open(request, (), (), 0.0)
+    meanwhile: list[Record] = [
+        Tokens((Run(one, 1, (11,)), Run(three, 1, (33,)))),
+        Ended((two,), "output"),
+        Accepted(four, request),
+    ]
+    read = [*records, *statement, *meanwhile]
+    assert said([Stored(1, 0.0, (record,)) for record in read]) == {one: (1, 11), three: (3, 33), four: ()}
+
+
 def test_a_token_that_skips_an_index_is_a_defect() -> None:
     ledger = Ledger()
     handle = ledger.open(AcceptedRequest(RequestId("r"), "m", b"", "", ""), (), (), 0.0)
