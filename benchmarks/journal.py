@@ -10,6 +10,7 @@ tokens may be said; the next step of the model does not wait for it. `always` is
 import argparse
 import asyncio
 import contextlib
+import os
 import socket
 import statistics
 import subprocess
@@ -150,7 +151,8 @@ async def measure(rounds: int) -> None:
             for sequences in SEQUENCES:
                 rows.append(await measure_rounds(client, sync, sequences, rounds, nats))
             await client.close()
-    report("journal", f"the journal's cost per decode round of {STEP_S * 1e3:g} ms", rows, rounds=rounds)
+    title = f"the journal's cost per decode round of {STEP_S * 1e3:g} ms"
+    report("journal", title, rows, rounds=rounds, load_average=os.getloadavg())
 
 
 def main() -> None:

@@ -65,10 +65,16 @@ class NatsServer:
         self._process.kill()
         self._process.wait(STOP_S)
 
-    def signal(self, number: signal.Signals) -> None:
-        """Send it any other signal, as SIGSTOP for a server that hangs."""
+    def pause(self) -> None:
+        """SIGSTOP, and wait until it has stopped: a server that hangs."""
         assert self._process is not None
-        self._process.send_signal(number)
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+
+    def resume(self) -> None:
+        """SIGCONT: it finds everything that was sent to it meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""

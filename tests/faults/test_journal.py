@@ -162,15 +162,13 @@ async def test_a_request_ages_from_life_to_life(client: Client) -> None:
 async def test_ten_thousand_rounds_are_recovered_from_a_short_journal(client: Client) -> None:
     rounds = 10_000
     async with writing(client, A) as a:
-        handles = [await a.journal.accept(asked(f"r{i}")) for i in range(8)]
-        for index in range(rounds):
-            runs = [Run(handle, index, (index * 31 + handle,)) for handle in handles]
-            a.journal.tokens(runs, lambda i=index: a.report(i))  # type: ignore[misc]
-            await asyncio.sleep(0)
-            if index % 50 == 0:
-                await a.until_stored(index)
-        await a.until_stored(rounds)
-        assert await a.messages() < 4000
+        handles = [await a.journal.accept(asked(f"r{i}")) for i in range(2)]
+        for index in range(0, rounds, 2):
+            for half in (index, index + 1):
+                runs = [Run(handle, half, (half * 31 + handle,)) for handle in handles]
+                a.journal.tokens(runs, lambda i=half: a.report(i))  # type: ignore[misc]
+            await a.until_stored(half + 1)
+        assert await a.messages() < 600, "5000 were written"
         recovered = await fence(client, CHAT, A, B)
     assert [one.tokens for one in recovered.requests] == [
         tuple(index * 31 + handle for index in range(rounds)) for handle in handles
@@ -205,12 +203,12 @@ async def test_an_append_whose_acknowledgement_was_lost_is_stored_once(
     monkeypatch.setattr(bus.journal, "ACK_S", 0.2)
     async with writing(client, A) as a:
         handle = await a.journal.accept(asked("r"))
-        nats_server.signal(signal.SIGSTOP)
+        nats_server.pause()
         for index in range(10):
             a.say(handle, index)
         await asyncio.sleep(1.2)
         assert a.stored == []
-        nats_server.signal(signal.SIGCONT)
+        nats_server.resume()
         await a.until_stored(10)
         for index in range(10, 20):
             a.say(handle, index)
@@ -449,7 +447,11 @@ async def test_of_successors_that_race_against_each_other_and_the_writer_one_win
         assert {one.by for one in ended if isinstance(one, SupersededError)} == {winner.fenced_by}
         assert a.superseded[0].by == winner.fenced_by
         assert len([one for one in ended if isinstance(one, SupersededError)]) == 2
-        assert a.stored == list(range(len(winner.requests[0].tokens)))
+        # A statement may hold tokens whose own round was not stored yet: the successor then knows more than was said.
+        known = winner.requests[0].tokens
+        assert known == tuple(range(len(known)))
+        assert a.stored == list(range(len(a.stored)))
+        assert len(a.stored) <= len(known)
 
 
 async def test_a_successor_that_asks_twice_hears_the_same(client: Client) -> None:
