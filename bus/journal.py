@@ -48,7 +48,7 @@ WAITING_BYTES_MAX = 8 << 20
 """What may wait for a server that is away: a minute of rounds of 32 sequences is 3 MB."""
 SLACK_BYTES = 512 << 10
 MESSAGE_COST_BYTES = 2048
-"""What a message costs its reader (about 0.1 ms), in bytes. The live requests are stated anew once all that was
+"""What a message costs its reader (0.1 to 0.4 ms), in bytes. The live requests are stated anew once all that was
 written costs this much more than they do: so there are never more than some hundreds of messages to read."""
 MESSAGES_MAX = 20_000
 STATE_AGAIN_S = JOURNAL_AGE_S / 4

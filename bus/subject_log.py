@@ -75,7 +75,7 @@ class SubjectLog:
         Raises `MovedError`, `NoRoomError`, or `UnsureError` after which the same append may be tried again. One at a
         time.
         """
-        # Not `js.publish`: this is done for every token, and an inbox and a timer of our own take a third less time.
+        # Not `js.publish`: this is done for every token, and an inbox and a timer of our own take a quarter less time.
         loop = asyncio.get_running_loop()
         self._attempt += 1
         answer = self._answer = loop.create_future()
