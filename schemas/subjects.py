@@ -1,6 +1,6 @@
 """Every subject, stream and bucket on the bus, in one place."""
 
-from schemas.base import DeploymentName, Digest, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
 
 ROOT = "resplit.v1"
 
@@ -8,6 +8,7 @@ ROOT = "resplit.v1"
 STREAM_PLANS = "RESPLIT_PLANS"
 STREAM_RECEIPTS = "RESPLIT_RECEIPTS"
 STREAM_AUDIT = "RESPLIT_AUDIT"
+STREAM_JOURNAL = "RESPLIT_JOURNAL"
 BUCKET_DEPLOYMENTS = "resplit_deployments"
 BUCKET_NODES = "resplit_nodes"
 
@@ -15,6 +16,7 @@ ALL_CAPACITY = f"{ROOT}.capacity.*"
 ALL_PLANS = f"{ROOT}.plan.*"
 ALL_RECEIPTS = f"{ROOT}.receipt.*"
 ALL_AUDIT = f"{ROOT}.audit.>"
+ALL_JOURNAL = f"{ROOT}.journal.*.*"
 ALL_CANCEL = f"{ROOT}.cancel.*"
 CONTROL = f"{ROOT}.control"
 INGRESS_QUEUE = "ingress"
@@ -44,6 +46,11 @@ def plan(deployment: DeploymentName) -> str:
 def receipt(node: NodeId) -> str:
     """Signed answers of one agent to plan events (JetStream)."""
     return f"{ROOT}.receipt.{node}"
+
+
+def journal(deployment: DeploymentName, life: LifeId) -> str:
+    """Accepted requests of one deployment in one life of an ingress, their tokens and ends (JetStream)."""
+    return f"{ROOT}.journal.{deployment}.{life}"
 
 
 def activation(node: NodeId) -> str:
