@@ -1,5 +1,6 @@
 """One text request from acceptance to its end: what each new token means to the client."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -9,6 +10,7 @@ from models.text import StopText, Text
 from schemas.base import Digest, RequestId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Sampling, Token
+from schemas.journal import Handle
 from schemas.manifest import TextSpec
 from schemas.request import CompletionReply, TextRequest, TokenLogprob, TokenReply
 
@@ -36,7 +38,12 @@ class Generation:
     """Since when it waits to go on, as what ran it is gone."""
     recoveries: int = 0
     """How often it was recomputed since its last token."""
+    handle: Handle | None = None
+    """Its number in the journal, once it is accepted."""
+    owed: list[Token] = field(default_factory=list)
+    """The tokens that came out, handed to the journal; they are said in this order once it has them."""
     tokens: list[Token] = field(default_factory=list)
+    """Those that were said."""
     pieces: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -51,7 +58,7 @@ class Generation:
     @property
     def known(self) -> tuple[int, ...]:
         """The tokens that came out so far."""
-        return tuple(token.token for token in self.tokens)
+        return tuple(token.token for token in self.owed)
 
     @property
     def slots_needed(self) -> int:
@@ -90,6 +97,16 @@ class Generation:
             finish_reason=finish,
             usage=None if finish is None else self.meter.usage(len(self.prompt), len(self.tokens), now),
         )
+
+    def resume(self, tokens: Sequence[Token], now: float) -> list[TokenReply]:
+        """Say anew what an earlier ingress may have said; the last reply may be the final one."""
+        replies: list[TokenReply] = []
+        for token in tokens:
+            if replies and replies[-1].finish_reason is not None:
+                break
+            self.owed.append(token)
+            replies.append(self.take(token, self.ends_with(token), now))
+        return replies
 
     def whole(self, last: TokenReply) -> CompletionReply:
         """The one reply of a request that is not streamed."""

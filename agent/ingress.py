@@ -6,35 +6,36 @@ One ingress serves every deployment whose routes start at this node; what become
 
 import asyncio
 import contextlib
+import itertools
 import logging
-import secrets
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from pydantic import BaseModel
 
-from agent.generation import Generation, prompt_ids
+from agent.generation import Generation
+from agent.heirs import Heirs, life_name, process_of
+from agent.intake import Job, open_request, read
 from agent.replies import Replier, ReplyTo
 from agent.run import sequence_numbers
-from agent.served import Desk, Job, Served
-from agent.tensorjob import open_job
-from agent.usage import Meter
+from agent.served import Desk, Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
+from bus.journal import Journal
 from models.text import Text
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.base import DeploymentName, LifeId, NodeId, RequestId
 from schemas.capacity import Capacity, RouteName
-from schemas.codec import decode_plain
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Adopted, Failure, Frame, Result
-from schemas.manifest import Manifest, ModelKind
+from schemas.frame import Adopted, Failure, Frame, Result, Token
+from schemas.journal import AcceptedRequest, LiveRequest
+from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent
-from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, TextRequest, read_request
+from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
 
 CHECK_EVERY_S = 0.25
 STOP_S = 1.0
@@ -51,14 +52,22 @@ class Ingress:
     def __init__(
         self,
         node: NodeId,
+        boot: str,
         client: Client,
         audit: AuditTrail,
         send: Callable[[NodeId, Frame], None],
         on_empty: Callable[[DeploymentName, int], None],
         now: Callable[[], float],
+        is_over: Callable[[NodeId, str], bool],
     ) -> None:
-        """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended."""
+        """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended. `is_over(node, boot)`: whether a
+        process is known to have ended."""
         self._node = node
+        self._boot = boot
+        self._lives = itertools.count()
+        self._journals: dict[LifeId, asyncio.Task[None]] = {}
+        self._accepting: set[asyncio.Task[None]] = set()
+        self.heirs = Heirs(client, lambda life: life not in self._journals and is_over(*process_of(life)), self)
         self._client = client
         self._audit = audit
         self._on_empty = on_empty
@@ -83,7 +92,7 @@ class Ingress:
             return
         served = self._served.get(plan.deployment)
         if served is None:
-            served = self._served[plan.deployment] = Served(plan.deployment, manifest, text, self._desk)
+            served = self._open(plan.deployment, manifest, text)
             served.current_nodes = plan.nodes
         served.manifest, served.text = manifest, text
         for route in routes:
@@ -99,6 +108,7 @@ class Ingress:
                 pending_bytes_limit=PENDING_BYTES_MAX,
             )
         served.admit()
+        self.heirs.look()
 
     async def follow(self, event: PlanEvent) -> None:
         """Requests in flight go over to what is in force now; those that have nowhere to go end in an error."""
@@ -113,8 +123,7 @@ class Ingress:
         for job in list(served.queue):
             message = "the plan that was to run this request was retired"
             served.end(job, ResplitError(ErrorCode.NODE_LOST, message))
-        del self._served[event.deployment]
-        await self._withdraw(served)
+        await self._close(served)
 
     def drain(self, plan: Plan) -> None:
         """Say when nothing of `plan` is left here."""
@@ -135,10 +144,16 @@ class Ingress:
         else:
             served.take(run, frame)
 
+    @property
+    def served(self) -> tuple[Served, ...]:
+        """The deployments whose requests enter here now."""
+        return tuple(served for served in self._served.values() if served.current)
+
     def node_lost(self, node: NodeId) -> None:
         """A node cannot be reached at all: what runs over it is to be computed elsewhere."""
         for served in self._served.values():
             served.node_lost(node)
+        self.heirs.look()
 
     def heard(self, capacity: Capacity) -> None:
         """A node's heartbeat: what it runs, it runs."""
@@ -162,21 +177,86 @@ class Ingress:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._reply_forever())
             group.create_task(self._check_forever())
+            group.create_task(self.heirs.run())
 
     async def stop(self) -> None:
-        """Take no more requests, end those in flight in their one error, and send every reply that waits."""
+        """Take no more requests, and leave those in flight to whoever serves the deployment next."""
         for served in self._served.values():
             if served.subscription is not None:
                 with contextlib.suppress(NatsError, TimeoutError, OSError):
                     await served.subscription.unsubscribe()
-        for served, job in list(self._in_flight.values()):
-            served.end(job, ResplitError(ErrorCode.NODE_LOST, "the node that served this request is leaving"))
         with contextlib.suppress(Exception):  # the bus may have gone first
             async with asyncio.timeout(STOP_S):
+                for served in self._served.values():
+                    await served.journal.drain(STOP_S)
                 while not self._outbox.empty():
                     reply, value, request = self._outbox.get_nowait()
                     await reply.send(value, request)
                 await self._client.flush()
+        for task in self._journals.values():
+            task.cancel()
+
+    # Deployments.
+
+    def _open(self, name: DeploymentName, manifest: Manifest, text: Text | None) -> Served:
+        life = life_name(self._node, self._boot, next(self._lives))
+        journal = Journal(self._client, name, life, lambda _: self._superseded(name, life), self._now)
+        self._journals[life] = asyncio.create_task(journal.run())
+        served = self._served[name] = Served(name, manifest, text, self._desk, life, journal)
+        return served
+
+    async def _close(self, served: Served) -> None:
+        del self._served[served.name]
+        await self._withdraw(served)
+        await served.journal.drain(STOP_S)
+        self._journals.pop(served.life).cancel()
+
+    def _superseded(self, name: DeploymentName, life: LifeId) -> None:
+        """Another ingress answers for what this one had accepted: say nothing more about it, and begin a new life."""
+        served = self._served.get(name)
+        if served is None or served.life != life:
+            return
+        log.warning("another ingress took over the requests accepted here: %s", name)
+        served.superseded()
+        self._journals.pop(life)
+        served.life = life_name(self._node, self._boot, next(self._lives))
+        fresh = served.life
+        served.journal = Journal(self._client, name, fresh, lambda _: self._superseded(name, fresh), self._now)
+        self._journals[fresh] = asyncio.create_task(served.journal.run())
+
+    async def adopt(self, served: Served, requests: Sequence[LiveRequest]) -> None:
+        """Answer for requests that an ingress which is gone had accepted; raises what the journal raises."""
+        new = [one for one in requests if one.request.request_id not in self._in_flight]
+        new.sort(key=lambda one: not one.tokens)  # those that were running first, then those that waited
+        adopted = await asyncio.gather(*(self._adopt(served, one) for one in new))
+        served.resume([found for found in adopted if found is not None])
+
+    async def _adopt(self, served: Served, live: LiveRequest) -> tuple[Job, list[Token]] | None:
+        """One of them, and its tokens; None if it ended in an error here."""
+        kept = live.request
+        reply = self._replier.at(kept.inbox, kept.content_type)
+        arrived = self._now() - kept.age_ms / 1e3
+        current = served.current[0]
+        try:
+            _, request = read(kept.data, kept.content_type)
+            if kept.model != current.plan.model:
+                message = "the model that ran this request was replaced; ask again"
+                raise ResplitError(ErrorCode.NODE_LOST, message)
+            text = served.text
+            job = open_request(request, kept.request_id, reply, current.plan, served.manifest, text, arrived, kept.seed)
+        except ResplitError as error:
+            await self._refuse(served, reply, kept.request_id, error)
+            return None
+        if isinstance(job, Generation):
+            job.max_tokens = kept.max_tokens or job.max_tokens
+        self._in_flight[kept.request_id] = (served, job)
+        try:
+            job.handle = await served.journal.accept(kept, live.tokens, live.likely)
+        except BaseException:
+            self._in_flight.pop(kept.request_id, None)
+            raise
+        likely = live.likely or ((None, ()),) * len(live.tokens)
+        return job, [Token(0, 0, i, t, *more) for i, (t, more) in enumerate(zip(live.tokens, likely, strict=True))]
 
     # Requests.
 
@@ -194,19 +274,12 @@ class Ingress:
             if len(msg.data) > MAX_REQUEST_BYTES:
                 message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
                 raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
-            request = read_request(decode_plain(msg.data, reply.content_type, "request"))
-            request_id = request.request_id or RequestId(secrets.token_hex(8))
+            request_id, request = read(msg.data, reply.content_type)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
             self._check_new(served, request_id, request.deadline_ms)
-            now = self._now()
-            deadline = None if request.deadline_ms is None else now + request.deadline_ms / 1e3
-            job: Job
-            if isinstance(request, TextRequest):
-                job = self._generation(served, request, request_id, reply, deadline, now)
-            else:
-                model = served.current[0].plan.model
-                job = open_job(request, request_id, reply, model, served.manifest, served.text, deadline, Meter(now))
+            plan, text = served.current[0].plan, served.text
+            job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
         except ResplitError as error:
             await self._refuse(served, reply, request_id, error)
             return
@@ -215,12 +288,33 @@ class Ingress:
             fault = ResplitError(ErrorCode.INTERNAL, "the request could not be read; the agent's log has the cause")
             await self._refuse(served, reply, request_id, fault)
             return
-        served.queue.append(job)
         self._in_flight[request_id] = (served, job)
+        served.accepting += 1
+        accepting = asyncio.create_task(self._accept(served, job, msg.data))
+        self._accepting.add(accepting)
+        accepting.add_done_callback(self._accepting.discard)
+
+    async def _accept(self, served: Served, job: Job, data: bytes) -> None:
+        """Have the journal keep the request; only then is it accepted."""
+        seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
+        reply = job.reply
+        kept = AcceptedRequest(job.request_id, job.model, data, reply.content_type, reply.inbox, seed, max_tokens)
+        try:
+            job.handle = await served.journal.accept(kept)
+        except ResplitError as error:
+            self._in_flight.pop(job.request_id, None)
+            await self._refuse(served, reply, job.request_id, error)
+            return
+        finally:
+            served.accepting -= 1
+        if self._in_flight.get(job.request_id, (None, None))[1] is not job:
+            served.journal.end([job.handle], ErrorCode.CANCELLED.value)  # it was cancelled meanwhile
+            return
+        served.queue.append(job)
         if isinstance(job, Generation) and job.request.stream:
-            epoch = served.current[0].plan.epoch
-            accepted = AcceptedReply(request_id=request_id, deployment=served.name, epoch=epoch)
-            self._say(reply, accepted, request_id)
+            epoch = max((epoch for epoch, _ in served.runs), default=1)
+            accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
+            self._say(reply, accepted, job.request_id)
         served.admit()
 
     async def _refuse(
@@ -242,38 +336,11 @@ class Ingress:
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
         if deadline_ms is not None and deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        slot_free = any(run.has_room for run in served.current)
-        if len(served.queue) >= served.current[0].plan.settings.max_queued and (served.queue or not slot_free):
-            message = f"all slots are taken and {len(served.queue)} requests wait; try again later"
+        slots_free = sum(run.slots_free for run in served.current)
+        waiting = len(served.queue) + served.accepting
+        if waiting >= served.current[0].plan.settings.max_queued + slots_free:
+            message = f"all slots are taken and {waiting} requests wait; try again later"
             raise ResplitError(ErrorCode.OVERLOADED, message)
-
-    def _generation(
-        self,
-        served: Served,
-        request: TextRequest,
-        request_id: RequestId,
-        reply: ReplyTo,
-        deadline: float | None,
-        now: float,
-    ) -> Generation:
-        if served.manifest.kind is not ModelKind.DECODER:
-            message = f"{served.manifest.name} does not generate text: send `input` (text) or `inputs` (tensors)"
-            given = (
-                "prompt" if request.prompt is not None else "messages" if request.messages is not None else "token_ids"
-            )
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, given)
-        spec, text = served.manifest.text, served.text
-        assert spec is not None
-        assert text is not None
-        plan = served.current[0].plan
-        context = min(spec.context_length, plan.settings.context_tokens)
-        prompt = prompt_ids(request, text, spec, context)
-        seed = request.seed if request.seed is not None else secrets.randbits(63)
-        max_tokens = min(request.max_tokens, context - len(prompt))
-        eos = frozenset(spec.eos_token_ids)
-        return Generation(
-            request_id, request, reply, plan.model, prompt, max_tokens, eos, seed, Meter(now), text, deadline
-        )
 
     async def _cancelled(self, msg: Msg) -> None:
         request = RequestId(msg.subject.rsplit(".", 1)[-1])

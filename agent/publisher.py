@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import itertools
-import secrets
 from collections.abc import Callable
 from datetime import UTC, datetime
 
@@ -35,6 +34,7 @@ class CapacityPublisher:
         self,
         client: Client,
         identity: Identity,
+        boot: str,
         *,
         provider: Provider,
         threads: int,
@@ -58,7 +58,7 @@ class CapacityPublisher:
         self._models = models
         self._lost_peers = lost_peers
         self._stalled = stalled
-        self._boot = secrets.token_hex(8)
+        self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
 

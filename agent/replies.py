@@ -34,10 +34,13 @@ class Replier:
 
     def to(self, msg: Msg) -> "ReplyTo":
         """Where the replies to a request go, in the encoding the request came in."""
-        content_type = (msg.headers or {}).get(CONTENT_TYPE, JSON)
+        return self.at(msg.reply, (msg.headers or {}).get(CONTENT_TYPE, JSON))
+
+    def at(self, inbox: str, content_type: str) -> "ReplyTo":
+        """The same, from what was kept of a request."""
         # Nobody may make an agent speak on the subjects by which agents, orchestrator or server are steered.
-        inbox = "" if msg.reply.startswith((f"{subjects.ROOT}.", "$")) else msg.reply
-        return ReplyTo(self._client, inbox, content_type, self._bounce)
+        allowed = "" if inbox.startswith((f"{subjects.ROOT}.", "$")) else inbox
+        return ReplyTo(self._client, allowed, content_type, self._bounce)
 
     async def _bounced(self, msg: Msg) -> None:
         if msg.headers and msg.headers.get("Status") == "503":
@@ -49,7 +52,7 @@ class ReplyTo:
 
     def __init__(self, client: Client, inbox: str, content_type: str, bounce: str) -> None:
         self._client = client
-        self._inbox = inbox
+        self.inbox = inbox
         self._bounce = bounce
         self.content_type = content_type
         """Of the request, as it came."""
@@ -59,7 +62,7 @@ class ReplyTo:
 
     async def send(self, reply: BaseModel, request: RequestId | None) -> None:
         """Publish one reply; with a request's id, a vanished client is reported under it."""
-        if not self._inbox:
+        if not self.inbox:
             return  # published without an inbox: the client does not want to know
         back = "" if request is None else f"{self._bounce}.{request}"
         data = encode_as(reply, self._answered_in)
@@ -68,7 +71,7 @@ class ReplyTo:
             too_large = ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
             named = getattr(reply, "request_id", None)
             data = encode_as(ErrorReply(request_id=named, error=too_large.body), self._answered_in)
-        await self._client.publish(self._inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
+        await self._client.publish(self.inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
 
     async def refuse(self, error: ResplitError, request: RequestId | None) -> None:
         """The one final reply of a request that does not end in output."""

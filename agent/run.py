@@ -81,9 +81,9 @@ class RouteRun:
         return len(self._slots) + len(self._calls)
 
     @property
-    def has_room(self) -> bool:
-        """Whether some slot is free, of whatever length."""
-        return self.is_open and self.active < self.route.max_sequences
+    def slots_free(self) -> int:
+        """Slots that are free, of whatever length."""
+        return max(0, self.route.max_sequences - self.active) if self.is_open else 0
 
     def holds(self, tokens_max: int) -> bool:
         """Whether a sequence may grow to `tokens_max` here, once a slot is free."""

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from nats.aio.subscription import Subscription
@@ -17,15 +17,18 @@ from pydantic import BaseModel
 from agent.crossing import Crossings
 from agent.driver import Answered
 from agent.generation import FinishReason, Generation
+from agent.intake import Job
 from agent.replies import ReplyTo
 from agent.run import RouteRun
 from agent.tensorjob import TensorJob
 from bus.audit import AuditTrail
+from bus.journal import Journal
 from models.text import Text
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.base import DeploymentName, LifeId, NodeId, RequestId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
+from schemas.frame import Adopted, Failure, Frame, Result, SequenceId, Token
+from schemas.journal import Run
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
 from schemas.request import ErrorReply, TokenReply
@@ -44,7 +47,6 @@ FULL_S = 0.1
 RECOVERABLE = frozenset({ErrorCode.NODE_LOST, ErrorCode.STALE_EPOCH, ErrorCode.STEP_LOST, ErrorCode.OVERLOADED})
 """Failures that say nothing against the request: it is computed anew."""
 
-Job = Generation | TensorJob
 log = logging.getLogger(__name__)
 
 
@@ -70,6 +72,10 @@ class Served:
     manifest: Manifest
     text: Text | None
     desk: Desk
+    life: LifeId
+    journal: Journal
+    accepting: int = 0
+    """Requests that are being stored in the journal, before they wait in the queue."""
     current_nodes: tuple[str, ...] = ()
     """Nodes of the plan in force. If this one is not among them it serves its last requests to their end."""
     runs: dict[tuple[int, int], RouteRun] = field(default_factory=dict)
@@ -135,7 +141,8 @@ class Served:
                     else:
                         self.fail(named, _known(code), message)
         except Exception as error:  # what one answer breaks must not keep the others waiting
-            self._broke([s for s in on_run if _concerns(frame, s)], error)
+            for job in [self.jobs[s][0] for s in on_run if s in self.jobs and _concerns(frame, s)]:
+                self._broke(job, error)
         self.admit()
 
     def adopted(self, frame: Adopted) -> None:
@@ -230,17 +237,39 @@ class Served:
 
     def end(self, job: Job, error: ResplitError) -> None:
         """End one request, wherever it stands, in its one final error."""
-        with contextlib.suppress(ValueError):
-            self.queue.remove(job)
-        by_run: dict[RouteRun, list[SequenceId]] = {}
-        for sequence, (held, run) in self.jobs.items():
-            if held is job:
-                by_run.setdefault(run, []).append(sequence)
-        broken = error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED)
-        for run, sequences in by_run.items():
-            self._forget(run, sequences, job, broken=broken)
-        self.desk.in_flight.pop(job.request_id, None)
+        self._forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
+        # It is said only once the journal shows that these requests are still this node's to answer.
+        self.journal.confirm(lambda: self._say_error(job, error))
+
+    def superseded(self) -> None:
+        """Another ingress answers for all these requests: not a word more about them."""
+        for job in {id(job): job for job in (*self.queue, *(job for job, _ in self.jobs.values()))}.values():
+            self._forget(job, broken=True)
+        self.queue.clear()
+
+    def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
+        """Take over requests that another ingress had accepted and that are in this one's journal, the first one first."""
+        for job, said in reversed(jobs):
+            job.interrupted_at = self.desk.now()
+            if not (isinstance(job, Generation) and said and self._say_again(job, said)):
+                self.queue.appendleft(job)
+        self.admit()
+
+    def _say_again(self, job: Generation, said: Sequence[Token]) -> bool:
+        """Say what the other ingress may have said; True if that was all there is to say."""
+        job.meter.runs_on(self.current[0].plan.epoch, self.current[0].route)
+        replies = job.resume(said, self.desk.now())
+        final = replies.pop() if replies[-1].finish_reason is not None else None
+        for reply in replies if job.request.stream else ():
+            self.desk.say(job.reply, reply, job.request_id)
+        if final is not None:
+            self._finished(job, final)
+        return final is not None
+
+    def _say_error(self, job: Job, error: ResplitError) -> None:
         self.desk.say(job.reply, ErrorReply(request_id=job.request_id, error=error.body), None)
+        if job.handle is not None:
+            self.journal.end([job.handle], error.code.value)
         self.desk.audit.record(
             AuditKind.REQUEST_ENDED,
             "a request ended in an error",
@@ -258,7 +287,7 @@ class Served:
         closed = all(run.draining for (e, _), run in self.runs.items() if e == epoch)
         needed = any(over.plan.epoch == epoch for _, over in self.jobs.values()) or self.crossings.lead_to(epoch)
         if self.desk.node not in self.current_nodes:
-            needed = bool(self.jobs or self.queue)
+            needed = bool(self.jobs or self.queue or self.accepting)
         if closed and not needed:
             self.desk.on_empty(self.name, epoch)
 
@@ -305,96 +334,114 @@ class Served:
 
     def _take_result(self, run: RouteRun, result: Result) -> None:
         now = self.desk.now()
-        ends: dict[SequenceId, FinishReason | None] = {}
-        fresh = run.take(result, now)
-        for step in fresh:
+        fresh: list[tuple[Answered, Job, FinishReason | None]] = []
+        for step in run.take(result, now):
             job, _ = self.jobs[step.sequence]
+            job.meter.add(result.times, step.elapsed_s)
+            finish = None
             if step.token is not None and isinstance(job, Generation):
-                finish = ends[step.sequence] = job.ends_with(step.token)
+                finish = job.ends_with(step.token)
                 if finish is None:
                     run.go_on(step.sequence, step.token.token)
+            fresh.append((step, job, finish))
         # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
         # and replies are made while it computes. A stop string found then costs one step in vain.
         run.pump(now)
-        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._tell, run, result, fresh, ends, now)
+        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._store, result, fresh, now)
 
-    def _tell(
-        self,
-        run: RouteRun,
-        result: Result,
-        fresh: list[Answered],
-        ends: dict[SequenceId, FinishReason | None],
-        now: float,
-    ) -> None:
-        """Say what a result means to the clients that still want to know."""
-        for step in fresh:
+    def _store(self, result: Result, fresh: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
+        """Have the journal keep what a result holds; then say it."""
+        kept: list[tuple[Answered, Job, FinishReason | None]] = []
+        round_: list[Run] = []
+        for step, job, finish in fresh:
             if step.sequence not in self.jobs:
+                continue  # it ended in the meantime, or is computed anew and will come to this token again
+            kept.append((step, job, finish))
+            if step.token is not None and isinstance(job, Generation) and job.handle is not None:
+                job.owed.append(step.token)
+                likely = ((step.token.logprob, step.token.top),) if job.request.logprobs else ()
+                round_.append(Run(job.handle, step.token.index, (step.token.token,), likely))
+        if not round_:
+            self._tell(result, kept, now)
+            return
+        try:
+            self.journal.tokens(round_, lambda: self._tell(result, kept, now))
+        except ResplitError as error:
+            for _, job, _ in kept:
+                self.end(job, error)
+
+    def _tell(self, result: Result, kept: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
+        """Say what a result means to the clients that still want to know."""
+        for step, job, finish in kept:
+            if self.desk.in_flight.get(job.request_id, (None, None))[1] is not job:
                 continue  # it ended in the meantime
             try:
-                self._tell_step(run, result, step, ends, now)
+                self._tell_step(result, step, job, finish, now)
             except Exception as error:  # what one answer breaks must not keep the others waiting
-                self._broke([step.sequence], error)
+                self._broke(job, error)
         self.admit()
 
-    def _tell_step(
-        self, run: RouteRun, result: Result, step: Answered, ends: dict[SequenceId, FinishReason | None], now: float
-    ) -> None:
-        job, _ = self.jobs[step.sequence]
-        job.meter.add(result.times, step.elapsed_s)
+    def _tell_step(self, result: Result, step: Answered, job: Job, finish: FinishReason | None, now: float) -> None:
         match job:
             case Generation() if step.token is not None:
-                reply = job.take(step.token, ends[step.sequence], now)
+                reply = job.take(step.token, finish, now)
                 if reply.finish_reason is not None:
-                    self._finished(run, step.sequence, job, reply)
+                    self._finished(job, reply)
                 elif job.request.stream:
                     self.desk.say(job.reply, reply, job.request_id)
             case TensorJob():
-                self._take_tensors(run, step.sequence, job, result)
+                self._take_tensors(step.sequence, job, result)
             case Generation():
                 pass  # a prefill chunk before the last
 
-    def _finished(self, run: RouteRun, sequence: SequenceId, job: Generation, last: TokenReply) -> None:
-        self.desk.say(job.reply, last if job.request.stream else job.whole(last), None)
-        self._forget(run, [sequence], job)
+    def _finished(self, job: Generation, last: TokenReply) -> None:
         assert last.usage is not None
-        self._audit_output(
-            run,
+        self._ended_in_output(
             job,
+            last if job.request.stream else job.whole(last),
             finish_reason=last.finish_reason,
             prompt_tokens=len(job.prompt),
             completion_tokens=len(job.tokens),
             total_ms=last.usage.total_ms,
         )
 
-    def _take_tensors(self, run: RouteRun, sequence: SequenceId, job: TensorJob, result: Result) -> None:
+    def _take_tensors(self, sequence: SequenceId, job: TensorJob, result: Result) -> None:
         answer = job.take(sequence, dict(result.tensors), self.desk.now())
-        del self.jobs[sequence]
+        _, run = self.jobs.pop(sequence)
         run.end([sequence])
-        if answer is None:
-            return
-        self.desk.say(job.reply, answer, None)
-        self._forget(run, [], job)
-        self._audit_output(run, job, total_ms=answer.usage.total_ms)
+        if answer is not None:
+            self.journal.confirm(lambda: self._ended_in_output(job, answer, total_ms=answer.usage.total_ms))
 
-    def _audit_output(self, run: RouteRun, job: Job, **fields: str | int | float | None) -> None:
+    def _ended_in_output(self, job: Job, reply: BaseModel, **fields: str | int | float | None) -> None:
+        self.desk.say(job.reply, reply, None)
+        if job.handle is not None:
+            self.journal.end([job.handle], "output")
+        self._forget(job)
         self.desk.audit.record(
             AuditKind.REQUEST_ENDED,
             "a request ended in output",
             deployment=self.name,
-            epoch=run.plan.epoch,
+            epoch=job.meter.epoch,
             request=job.request_id,
             **fields,
         )
 
-    def _broke(self, sequences: list[SequenceId], error: Exception) -> None:
+    def _broke(self, job: Job, error: Exception) -> None:
         log.error("an answer could not be taken: %s", self.name, exc_info=error)
-        self.fail(sequences, ErrorCode.INTERNAL, f"the ingress failed: {type(error).__name__}")
+        self.end(job, ResplitError(ErrorCode.INTERNAL, f"the ingress failed: {type(error).__name__}"))
 
-    def _forget(self, run: RouteRun, sequences: list[SequenceId], job: Job, *, broken: bool = False) -> None:
-        run.end(sequences, broken=broken)
-        for sequence in sequences:
-            self.crossings.forget(sequence)
-            self.jobs.pop(sequence, None)
+    def _forget(self, job: Job, *, broken: bool = False) -> None:
+        """Free whatever the request holds."""
+        with contextlib.suppress(ValueError):
+            self.queue.remove(job)
+        by_run: dict[RouteRun, list[SequenceId]] = {}
+        for sequence, (held, run) in list(self.jobs.items()):
+            if held is job:
+                by_run.setdefault(run, []).append(sequence)
+                del self.jobs[sequence]
+                self.crossings.forget(sequence)
+        for run, sequences in by_run.items():
+            run.end(sequences, broken=broken)
         self.desk.in_flight.pop(job.request_id, None)
 
     def _settle(self) -> None:

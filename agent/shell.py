@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import secrets
 import sys
 import time
 from functools import partial
@@ -39,7 +40,7 @@ from profiler.device import Reading, read_device
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, HostedStage, LostPeer, Provider
+from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, HostedStage, LostPeer, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -92,6 +93,8 @@ class Agent:
         self._device = device
         self._provider = provider
         self._state = core.State(config.node)
+        self._boot = secrets.token_hex(8)
+        self._started_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._compute = ComputeThread(self._loop)
         self._files = BlobServer(client, store)
@@ -109,6 +112,9 @@ class Agent:
         """Each peer's processes, the present one last, and the last heartbeat of each."""
         self._lost: dict[NodeId, str] = {}
         """Peers that are gone, and the process of each that is."""
+        self._declared_lost: dict[NodeId, str] = {}
+        """Peers that the orchestrator held for lost and that were not heard since, and the process of each."""
+        self._heard_at: dict[NodeId, float] = {}
         self._suspected: dict[NodeId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
@@ -116,12 +122,15 @@ class Agent:
         js = await self._streams()
         self._audit = AuditTrail(js, self._identity)
         node = self._identity.name
-        self._ingress = Ingress(node, self._client, self._audit, self._stages.send, self._emptied, time.monotonic)
+        self._ingress = Ingress(
+            node, self._boot, self._client, self._audit, self._stages.send, self._emptied, time.monotonic, self._is_over
+        )
         self._js = js
         host, port = await self._links.start(self._config.listen)
         self._publisher = CapacityPublisher(
             self._client,
             self._identity,
+            self._boot,
             provider=self._provider,
             threads=self._config.thread_count,
             link=self._config.advertise or f"{host}:{port}",
@@ -197,6 +206,7 @@ class Agent:
             case core.Load(plan):
                 self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
             case core.Follow(event):
+                self._declared_lost |= {node: self._boot_of(node) or "" for node in event.lost}
                 await self._ingress.follow(event)
             case core.Serve(plan):
                 manifest = self._store.manifest(plan.model)
@@ -353,6 +363,19 @@ class Agent:
             self._publisher.changed()
         self._stages.peer_lost(node)
         self._ingress.node_lost(node)
+
+    def _is_over(self, node: NodeId, boot: str) -> bool:
+        """Whether a process has ended: there is a later one, it was found gone, or nobody has ever heard of it."""
+        if node == self._identity.name:
+            return boot != self._boot
+        present = next(reversed(self._boots.get(node, {})), None)
+        if present is None:
+            return time.monotonic() - self._started_at > HEARTBEAT_SPARE_S + 1
+        return (
+            boot != present
+            or self._lost.get(node) == boot
+            or any(node in lost for lost in self._declared_lost.values())
+        )
 
     def _to_ingress(self, frame: ToIngress) -> None:
         self._ingress.take(frame)

@@ -10,6 +10,7 @@ from models.text import Text
 from schemas.base import Digest, RequestId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import SequenceId
+from schemas.journal import Handle
 from schemas.manifest import Manifest, ModelKind
 from schemas.request import EmbeddingItem, EmbeddingReply, EmbeddingRequest, TensorReply, TensorRequest
 from schemas.tensor import Array
@@ -38,6 +39,8 @@ class TensorJob:
     interrupted_at: float | None = None
     """Since when a call of it waits to be made again, as what ran it is gone."""
     recoveries: int = 0
+    handle: Handle | None = None
+    """Its number in the journal, once it is accepted."""
 
     def started(self, sequence: SequenceId) -> None:
         """The first waiting call is on its way as `sequence`."""

@@ -1,0 +1,102 @@
+"""Who answers for the requests of an ingress that is gone: whoever serves the deployment now, and only one of them.
+
+The journal decides (`bus.succession`): a fence on the dead life, then its requests in a life of one's own.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from nats.aio.client import Client
+
+from agent.served import Served
+from bus.journal import SupersededError
+from bus.succession import Life, fence, lives, release
+from schemas.base import LifeId, NodeId
+from schemas.errors import ResplitError
+from schemas.journal import LiveRequest
+
+LOOK_EVERY_S = 10.0
+"""Also without any news: an ingress may have ended before this one came."""
+LOOK_AGAIN_S = (0.0, 0.3, 1.0)
+"""After news: what tells of an end and what tells of a beginning come in any order."""
+
+log = logging.getLogger(__name__)
+
+
+def life_name(node: NodeId, boot: str, number: int) -> LifeId:
+    """A life of the ingress in one process of a node."""
+    return LifeId(f"{node}-{boot}-{number}")
+
+
+def process_of(life: LifeId) -> tuple[NodeId, str]:
+    """The node and the process that a life was of; of a name made otherwise, no process that ever was."""
+    parts = life.rsplit("-", 2)
+    return (NodeId(parts[0]), parts[1]) if len(parts) == 3 else (NodeId(life), "")
+
+
+class Adopts(Protocol):
+    """The ingress, as far as it inherits."""
+
+    @property
+    def served(self) -> tuple[Served, ...]: ...
+    async def adopt(self, served: Served, requests: Sequence[LiveRequest], /) -> None: ...
+
+
+class Heirs:
+    """Looks for lives that are over, and takes over what they owe."""
+
+    def __init__(self, client: Client, is_over: Callable[[LifeId], bool], ingress: Adopts) -> None:
+        self._client = client
+        self._is_over = is_over
+        self._ingress = ingress
+        self._news = asyncio.Event()
+
+    def look(self) -> None:
+        """Something began or ended: see whether there is anything to take over."""
+        self._news.set()
+
+    async def run(self) -> None:
+        """Look, until cancelled."""
+        while True:
+            self._news.clear()
+            for pause_s in LOOK_AGAIN_S:
+                await asyncio.sleep(pause_s)
+                for served in self._ingress.served:
+                    try:
+                        await self._inherit(served)
+                    except ResplitError as error:
+                        log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
+            try:
+                async with asyncio.timeout(LOOK_EVERY_S):
+                    await self._news.wait()
+            except TimeoutError:
+                pass
+
+    async def _inherit(self, served: Served) -> None:
+        found = await lives(self._client, served.name)
+        heirs = {life.fenced_by for life in found}
+        # One that died while it took over comes first: what it had not taken over yet is then there for its own heir.
+        for life in sorted(found, key=lambda life: life.life not in heirs):
+            if life.life != served.life and self._is_over(life.life) and not _is_done(life):
+                await self._take_over(served, life)
+
+    async def _take_over(self, served: Served, life: Life) -> None:
+        by = life.fenced_by
+        if by is not None and by != served.life and not self._is_over(by):
+            return  # somebody is at it
+        try:
+            owed = await fence(self._client, served.name, life.life, served.life, None if by == served.life else by)
+        except SupersededError as error:
+            log.info("%s: %s", served.name, error.message)
+            return
+        if owed.requests:
+            log.warning("taking over from %s: %s, %d requests", life.life, served.name, len(owed.requests))
+        await self._ingress.adopt(served, owed.requests)
+        await release(self._client, owed)
+
+
+def _is_done(life: Life) -> bool:
+    """Whether nothing but a fence is left of it."""
+    return life.fenced_by is not None and life.messages == 1
