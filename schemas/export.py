@@ -15,6 +15,7 @@ from schemas.audit import AuditEvent
 from schemas.capacity import Capacity
 from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
 from schemas.deployment import Deployment
+from schemas.leader import Claim, Leadership
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent, Receipt
 from schemas.request import (
@@ -34,6 +35,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     AcceptedReply,
     AuditEvent,
     Capacity,
+    Claim,
     CompletionReply,
     DeployReply,
     DeployRequest,
@@ -41,6 +43,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
+    Leadership,
     Manifest,
     Plan,
     PlanEvent,
