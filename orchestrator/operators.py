@@ -1,12 +1,15 @@
 """Answers operators: deploy, remove, status (core request and reply, JSON)."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.js.kv import KeyValue
 from pydantic import BaseModel
@@ -17,6 +20,7 @@ from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnow
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape, make_plan
 from orchestrator.rooms import rooms
+from orchestrator.standby import Standbys
 from orchestrator.view import status
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -26,6 +30,7 @@ from schemas.codec import decode, encode
 from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
 from schemas.deployment import Deployment, Settings
 from schemas.errors import ErrorCode, ResplitError
+from schemas.leader import Leadership
 from schemas.manifest import Manifest
 from schemas.request import ErrorReply
 
@@ -38,28 +43,46 @@ FOLDED_S = 5.0
 """A reply waits for its change to be in the snapshot, so that a `status` right after shows it; longer than this
 only if the bus is away, and then the change is stored all the same."""
 
+DEPOSED = ResplitError(ErrorCode.UNREACHABLE, "the orchestrator that was asked does not lead any more; ask again")
+
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Office:
+    """This orchestrator's time as the leader."""
+
+    leadership: Leadership
+    standbys: Standbys
+    may_act: Callable[[], Awaitable[None]]
+    """Returns while it leads, and waits while that is in doubt (`Lease.may_act`)."""
 
 
 class Operators:
     """Requests of operators, each checked against the snapshot before anything is stored."""
 
-    def __init__(self, core: Core, store: Store, bucket: KeyValue, offers: Offers) -> None:
+    def __init__(
+        self, core: Core, store: Store, bucket: KeyValue, offers: Offers, office: Office, heard_since: datetime
+    ) -> None:
         self._core = core
         self._store = store
         self._bucket = bucket
         self._offers = offers
-        self._started_at = core.now()
+        self._office = office
+        self._heard_since = heard_since
 
-    async def listen(self, client: Client) -> None:
-        """Answer from now on. Requests of one kind are answered one after the other, so deploys never race."""
+    async def listen(self, client: Client) -> list[Subscription]:
+        """Answer until the subscriptions are ended. Requests of one kind are answered one after the other, so deploys
+        never race."""
         verbs: dict[str, Callable[[bytes], Awaitable[BaseModel]]] = {
             "deploy": self._deploy,
             "remove": self._remove,
             "status": self._status,
         }
-        for verb, answer in verbs.items():
-            await client.subscribe(subjects.control(verb), cb=_replying(answer))
+        return [
+            await client.subscribe(subjects.control(verb), cb=_replying(answer, self._office.may_act))
+            for verb, answer in verbs.items()
+        ]
 
     async def _deploy(self, data: bytes) -> DeployReply:
         request = decode(DeployRequest, data, "request")
@@ -68,6 +91,7 @@ class Operators:
         deployment = desired(request, digest, manifest)
         check_shape(deployment, manifest)
         proposal = await self._feasible(deployment, manifest)
+        await self._office.may_act()
         try:
             await self._bucket.put(deployment.name, encode(deployment))
         except (NatsError, TimeoutError, OSError) as error:
@@ -96,7 +120,7 @@ class Operators:
             except ResplitError:
                 now = self._core.now()
                 patience = NODES_WAIT if not snapshot.present else timedelta(0)
-                if now >= max(self._started_at + ALL_HEARD, waited_since + patience):
+                if now >= max(self._heard_since + ALL_HEARD, waited_since + patience):
                     raise
             await asyncio.sleep(LOOK_AGAIN_S)
 
@@ -106,6 +130,7 @@ class Operators:
             known = ", ".join(sorted(self._core.snapshot.deployments)) or "none"
             message = f"there is no deployment {request.name!r}; the deployments are: {known}"
             raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "name")
+        await self._office.may_act()
         try:
             await self._bucket.delete(request.name)
         except (NatsError, TimeoutError, OSError) as error:
@@ -118,7 +143,8 @@ class Operators:
         return RemoveReply(name=request.name)
 
     async def _status(self, _: bytes) -> StatusReply:
-        return status(self._core.snapshot, self._core.now())
+        seen = status(self._core.snapshot, self._core.now())
+        return seen.model_copy(update={"leader": self._office.leadership, "standbys": self._office.standbys.names})
 
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:
@@ -139,10 +165,18 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
     return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, "a trial")
 
 
-def _replying(answer: Callable[[bytes], Awaitable[BaseModel]]) -> Callable[[Msg], Awaitable[None]]:
+def _replying(
+    answer: Callable[[bytes], Awaitable[BaseModel]], may_act: Callable[[], Awaitable[None]]
+) -> Callable[[Msg], Awaitable[None]]:
     async def reply(message: Msg) -> None:
         try:
+            await may_act()  # what waited here while this process slept is not its business any more
             value: BaseModel = await answer(message.data)
+        except asyncio.CancelledError:
+            if message.reply:
+                with contextlib.suppress(NatsError, OSError):
+                    await message.respond(encode(ErrorReply(error=DEPOSED.body)))
+            raise
         except ResplitError as error:
             value = ErrorReply(error=error.body)
         except Exception:  # the operator must hear of a fault of ours, and the next request must be answered

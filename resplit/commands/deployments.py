@@ -15,6 +15,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from schemas.control import DeploymentStatus, NodeStatus
+    from schemas.leader import Leadership
     from schemas.plan import Plan
 
 DEPLOY_TIMEOUT_S = 900.0
@@ -103,6 +104,8 @@ def status(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     if as_json:
         print_json(reply)
         return
+    if reply.leader is not None:
+        print(_led(reply.leader, reply.standbys))
     if not reply.nodes:
         print("no node has reported; start one with `resplit agent`")
     else:
@@ -135,6 +138,12 @@ def default_name(model: str) -> str:
     """A deployment's name made from a model's: what may stand in a subject, 63 characters at most."""
     short = model[:12] if re.fullmatch(r"[0-9a-f]{64}", model) else model
     return re.sub(r"[^a-z0-9_-]+", "-", short.lower()).strip("-_")[:63]
+
+
+def _led(leader: "Leadership", standbys: tuple[str, ...]) -> str:
+    since = leader.since.astimezone().isoformat(sep=" ", timespec="seconds")
+    others = f"standing by: {', '.join(standbys)}" if standbys else "nobody stands by"
+    return f"{leader.leader} leads in term {leader.term} since {since}; {others}"
 
 
 def _node_row(node: "NodeStatus") -> list[str]:
