@@ -413,9 +413,12 @@ async def terms_in_log(world: World) -> list[tuple[str, int]]:
     last = (await world.js.stream_info(subjects.STREAM_PLANS)).state.last_seq
     for sequence in range(1, last + 1):
         message = await world.js.get_msg(subjects.STREAM_PLANS, sequence)
-        kind, of_type = (Leadership, LEADER_TYPE) if message.subject == subjects.LEADER else (PlanEvent, PLAN_TYPE)
-        value, _ = open_envelope(message.data or b"", kind, of_type, identity.orchestrators)
-        found.append((message.subject or "", value.term))
+        data, trusted = message.data or b"", identity.orchestrators
+        if message.subject == subjects.LEADER:
+            term = open_envelope(data, Leadership, LEADER_TYPE, trusted)[0].term
+        else:
+            term = open_envelope(data, PlanEvent, PLAN_TYPE, trusted)[0].term
+        found.append((message.subject or "", term))
     return found
 
 
