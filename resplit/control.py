@@ -2,9 +2,11 @@
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from pydantic import BaseModel
@@ -27,6 +29,9 @@ from schemas.request import ErrorReply
 
 ANSWER_S = 30.0
 """The orchestrator answers a deployment after it has planned it once."""
+ASK_AGAIN_S = 2.0
+"""What only asks and changes nothing is asked anew after this: a leader that hangs gets the first question and
+answers none, its successor the next."""
 POLL_S = 0.1
 GONE_AFTER = 100
 """Questions in a row that may go unanswered while an orchestrator restarts."""
@@ -120,7 +125,7 @@ async def _ask_at(url: str, verb: str, request: BaseModel | None, kind: type[Rep
 async def _ask(connection: Nats, verb: str, request: BaseModel | None, kind: type[Reply]) -> Reply:
     data = b"" if request is None else encode(request)
     try:
-        reply = await connection.request(subjects.control(verb), data, timeout=ANSWER_S)
+        reply = await _reply(connection, verb, data, ASK_AGAIN_S if request is None else ANSWER_S)
     except NoRespondersError as error:
         raise ResplitError(ErrorCode.UNREACHABLE, "no orchestrator answers on this NATS server") from error
     except NatsTimeoutError as error:
@@ -130,3 +135,11 @@ async def _ask(connection: Nats, verb: str, request: BaseModel | None, kind: typ
         refusal = decode(ErrorReply, reply.data, "reply").error
         raise ResplitError(refusal.code, refusal.message, refusal.field)
     return decode(kind, reply.data, "reply")
+
+
+async def _reply(connection: Nats, verb: str, data: bytes, patience_s: float) -> Msg:
+    """The first reply, to whichever of the questions; raises what nats-py raises after `ANSWER_S` in all."""
+    for _ in range(round(ANSWER_S / patience_s) - 1):
+        with suppress(NatsTimeoutError):
+            return await connection.request(subjects.control(verb), data, timeout=patience_s)
+    return await connection.request(subjects.control(verb), data, timeout=patience_s)
