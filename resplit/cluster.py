@@ -131,6 +131,10 @@ class LocalCluster:
         """Kill a process as a power cut would."""
         await self._children[name].kill()
 
+    async def stop(self, name: str) -> None:
+        """End a process as an operator would (SIGTERM), and wait until it has."""
+        await self._children[name].stop()
+
     async def pause(self, name: str) -> None:
         """Stop a process where it is (SIGSTOP), as if its machine hung."""
         self._children[name].pause()

@@ -332,7 +332,7 @@ async def test_a_leader_that_is_told_to_stop_hands_over(led: Led) -> None:
     leader = await led.whole()
     since = len(led.ear.heard)
     async with led.flow.running():
-        await led.cluster._children[leader].stop()
+        await led.cluster.stop(leader)
         await led.ear.successor(since)
         status, _ = await led.seen(lambda status, _: status.leader is not None and status.leader.leader != leader)
         await led.flow.more()
