@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from agent import step as core
+from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
@@ -27,6 +28,7 @@ from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
 from agent.stages import Stages
+from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
@@ -35,7 +37,7 @@ from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
-from profiler.device import Reading, read_device
+from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
@@ -90,6 +92,7 @@ class Agent:
         self._store = store
         self._client = client
         self._device = device
+        self._meter = DeviceMeter(device, store.blobs_folder)
         self._provider = provider
         self._state = core.State(config.node)
         self._loop = asyncio.get_running_loop()
@@ -102,6 +105,7 @@ class Agent:
         self._loader = Loader(
             config.node, client, store, self._files, device, config.thread_count, self._memory_free, self._corrupt
         )
+        self._block_times = BlockTimes(config.node)
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
@@ -124,7 +128,7 @@ class Agent:
             version=version("resplit"),
             read=self._read,
             stages=self._hosted,
-            block_times=lambda: tuple(self._loader.block_times.values()),
+            block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             links=self._peers.estimates,
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
         )
@@ -138,6 +142,7 @@ class Agent:
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
+                Survey(self._identity, self._peers, lambda: bool(self._plans())).run(),
                 plans.run(),
                 self._act_forever(),
                 self._expire_forever(),
@@ -349,12 +354,14 @@ class Agent:
         )
 
     def _read(self) -> Reading:
-        budget = self._config.memory_bytes
-        used = psutil.Process().memory_info().rss if budget is not None else 0
-        return read_device(self._device, self._store.blobs_folder, budget, used)
+        return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())
 
     def _memory_free(self) -> int:
-        return self._read().memory.free_bytes
+        memory = within_budget(device_memory(self._device), self._config.memory_bytes, self._memory_used())
+        return memory.free_bytes
+
+    def _memory_used(self) -> int:
+        return 0 if self._config.memory_bytes is None else psutil.Process().memory_info().rss
 
     async def _expire_forever(self) -> None:
         while True:
