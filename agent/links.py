@@ -32,6 +32,8 @@ IDLE_S = 5.0
 """A link that carried no frame for this long may be probed: a frame never waits behind a probe while tokens flow."""
 PINGS_MAX = 64
 """Pings whose answers are outstanding; a peer that answers none is sent no more."""
+SLOWEST_BYTES_PER_S = 1e6 / 8
+"""What a link whose rate is unknown is trusted to carry; one whose rate is known, a quarter of that."""
 SILENT_AFTER_S = 3.0
 """A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so."""
 
@@ -111,11 +113,14 @@ class Link:
 
     @property
     def is_silent(self) -> bool:
-        """Whether a ping has waited too long. Not one behind a large message, which takes as long as it takes."""
+        """Whether the oldest ping has waited too long, given what had to arrive before it."""
         sent_ns = next(iter(self._outstanding), None)
-        if sent_ns is None or self._outstanding[sent_ns]:
+        if sent_ns is None:
             return False
-        return time.monotonic_ns() - sent_ns > SILENT_AFTER_S * 1e9
+        waited_s = (time.monotonic_ns() - sent_ns) / 1e9
+        rate = self.history.goodput_bytes_per_s(sent_ns / 1e9)
+        slowest = SLOWEST_BYTES_PER_S if rate is None else rate / 4
+        return waited_s > SILENT_AFTER_S + self._outstanding[sent_ns] / slowest
 
     @property
     def wants_probe(self) -> bool:

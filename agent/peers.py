@@ -118,11 +118,12 @@ class Peers:
         """
         while True:
             links = [link for link in self._links.values() if link.is_up]
-            for link in links:
-                link.ping()
             idle = next((link for link in links if link.wants_probe), None)
-            if idle is not None:
-                idle.probe()
+            for link in links:
+                if link is idle:
+                    link.probe()
+                else:
+                    link.ping()
             await self._ping_over_the_bus(time.monotonic())
             await asyncio.sleep(PING_EVERY_S)
 
