@@ -136,13 +136,14 @@ class Agent:
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
+        survey = Survey(self._identity, self._peers, lambda: bool(self._plans()), self._publisher.changed)
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
-                Survey(self._identity, self._peers, lambda: bool(self._plans())).run(),
+                survey.run(),
                 plans.run(),
                 self._act_forever(),
                 self._expire_forever(),

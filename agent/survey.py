@@ -28,10 +28,14 @@ log = logging.getLogger(__name__)
 class Survey:
     """Calls on peers, one at a time."""
 
-    def __init__(self, identity: Identity, peers: Peers, in_plan: Callable[[], bool]) -> None:
+    def __init__(
+        self, identity: Identity, peers: Peers, in_plan: Callable[[], bool], on_news: Callable[[], None]
+    ) -> None:
+        """`on_news` is told when a peer was measured for the first time, or is reached again or no more."""
         self._identity = identity
         self._peers = peers
         self._in_plan = in_plan
+        self._on_news = on_news
         self._visits: dict[NodeId, Visit] = {}
 
     async def run(self) -> None:
@@ -43,8 +47,10 @@ class Survey:
             peer = next_visit(self._identity.name, tuple(addresses), self._visits, now, in_plan=self._in_plan())
             if peer is not None:
                 history = await self._visit(peer, addresses[peer])
-                self._visits[peer] = Visit(now, history is not None)
+                before, self._visits[peer] = self._visits.get(peer), Visit(now, history is not None)
                 self._peers.visited(peer, history)
+                if before is None or before.answered != (history is not None):
+                    self._on_news()
 
     async def _visit(self, peer: NodeId, address: str) -> LinkHistory | None:
         """What a call on `peer` measured, added to what was known; None if it could not be reached."""

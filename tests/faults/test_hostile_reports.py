@@ -126,6 +126,10 @@ class Hearing:
     audited: list[AuditEvent] = field(default_factory=list)
     news: asyncio.Event = field(default_factory=asyncio.Event)
 
+    def take(self, report: Report) -> None:
+        self.reports.append(report)
+        self.news.set()
+
     async def note(self, message: Msg) -> None:
         event, _ = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.nodes)
         self.audited.append(event)
@@ -139,7 +143,7 @@ async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
     found = Hearing(client, load_identity(tmp_path, ORCHESTRATOR))
     trail = AuditTrail(await ensure_streams(client), found.identity)
     await client.subscribe(subjects.ALL_AUDIT, cb=found.note)
-    await Inbox(found.identity, Rejections(trail), found.reports.append).hear_capacity(client)
+    await Inbox(found.identity, Rejections(trail), found.take).hear_capacity(client)
     telling = asyncio.create_task(trail.run())
     yield found
     telling.cancel()

@@ -88,10 +88,14 @@ class End:
         self.server = LinkServer(identity, self._took)
         self.peers = Peers(identity, lambda node, up: self.changes.append((node, up)))
         self.bus = self.peers.bus = BusRoad(client, identity, self._took, lambda _: None)
-        self.survey = Survey(identity, self.peers, lambda: True)
+        self.news = 0
+        self.survey = Survey(identity, self.peers, lambda: True, self._heard_news)
 
     def _took(self, _: NodeId, data: memoryview) -> None:
         self.received += len(data)
+
+    def _heard_news(self) -> None:
+        self.news += 1
 
     def learn(self, name: NodeId, link: str | None, sequence: int = 0) -> None:
         """Hear a heartbeat of a peer."""
@@ -209,6 +213,7 @@ async def test_a_peer_that_one_sends_nothing_to_is_called_on_and_left(tmp_path: 
         assert a.changes == [], "a call is not a link that came up"
         assert b.received == 0
         assert road.calls == 1
+        assert a.news == 1
         await road.close()
 
 
