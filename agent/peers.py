@@ -6,14 +6,14 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable
-from math import ceil
+from math import ceil, inf
 
 from nats.errors import Error as NatsError
 
 from agent.busroad import ANSWER_LATEST_S, BusRoad
 from agent.links import PING_EVERY_S, Link, connect
 from bus.keys import Identity
-from profiler.links import LinkHistory
+from profiler.links import EXPIRE_S, LinkHistory
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LinkEstimate
 from schemas.frame import Frame, pack
@@ -26,7 +26,7 @@ GONE_AFTER_S = 3 * HEARTBEAT_SPARE_S
 BUS_PING_EVERY_S = 5.0
 ESTIMATES_MAX = 32
 """Peers in a heartbeat, which every node and the orchestrator hear: with n nodes that is n * n times these 4 KB or
-so. Those of open links come first, then the nearest; a pair is known if either of its nodes reports it."""
+so. Edge faults come first, then open links, then the nearest; a pair is known if either of its nodes reports it."""
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,7 @@ class Peers:
         """Every peer heard lately that answered lately, over whichever road; at most `ESTIMATES_MAX`."""
         now = time.monotonic()
         found = [estimate for node in self._present(now) if (estimate := self._estimate(node, now)) is not None]
-        found.sort(key=lambda estimate: (estimate.peer not in self._links, estimate.rtt_ms))
+        found.sort(key=lambda estimate: (estimate.up, estimate.peer not in self._links, estimate.rtt_ms))
         return tuple(found[:ESTIMATES_MAX])
 
     def to_visit(self) -> dict[NodeId, str]:
@@ -143,7 +143,9 @@ class Peers:
         is_down = node in self._down if link is None else link.is_silent or not link.is_up
         history = self.history(node)
         if not is_down and (rtt_ms := history.rtt_ms(now)) is not None:
-            jitter_ms, goodput = history.jitter_ms(now), history.goodput_bytes_per_s(now)
+            # An open link that carries only small frames is not probed: what it last showed is better than nothing.
+            expire_s = EXPIRE_S if link is None else inf
+            jitter_ms, goodput = history.jitter_ms(now), history.goodput_bytes_per_s(now, expire_s)
             return LinkEstimate(
                 peer=node,
                 rtt_ms=round(rtt_ms, 4),

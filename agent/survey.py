@@ -19,6 +19,8 @@ LOOK_EVERY_S = 0.5
 PING_PAUSE_S = 0.02
 PROBES = 3
 """TCP begins slowly on a new connection: the first probe shows less than the rate, and the median is of the others."""
+PROBE_LONG_S = 0.1
+"""A probe that takes so long has told the rate, and more of them would only be in the way."""
 VISIT_MAX_S = 10.0
 """A link so slow that its probes take longer yields its round trip, and fewer rates."""
 
@@ -74,10 +76,13 @@ async def _measure(link: Link) -> None:
     for _ in range(SAMPLES + 1):
         link.ping()
         await asyncio.sleep(PING_PAUSE_S)
-    for _ in range(PROBES):
-        await link.all_answered()
-        link.probe()
     await link.all_answered()
+    for _ in range(PROBES):
+        started = time.monotonic()
+        link.probe()
+        await link.all_answered()
+        if time.monotonic() - started > PROBE_LONG_S:
+            break
 
 
 def _ignore(_: Link) -> None:
