@@ -16,6 +16,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from agent import step as core
+from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
@@ -27,6 +28,7 @@ from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
 from agent.stages import Stages, ToIngress
+from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
@@ -35,7 +37,7 @@ from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
-from profiler.device import Reading, read_device
+from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
@@ -90,13 +92,15 @@ class Agent:
         self._store = store
         self._client = client
         self._device = device
+        self._meter = DeviceMeter(device, store.blobs_folder)
         self._provider = provider
         self._state = core.State(config.node)
         self._loop = asyncio.get_running_loop()
         self._compute = ComputeThread(self._loop)
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
-        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress)
+        self._block_times = BlockTimes(config.node)
+        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress, self._block_times.note)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
         self._loader = Loader(
@@ -128,7 +132,7 @@ class Agent:
             version=version("resplit"),
             read=self._read,
             stages=self._hosted,
-            block_times=lambda: tuple(self._loader.block_times.values()),
+            block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             links=self._peers.estimates,
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
@@ -138,12 +142,14 @@ class Agent:
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
+        survey = Survey(self._identity, self._peers, lambda: bool(self._plans()), self._publisher.changed)
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
+                survey.run(),
                 plans.run(),
                 self._act_forever(),
                 self._expire_forever(),
@@ -379,12 +385,14 @@ class Agent:
         )
 
     def _read(self) -> Reading:
-        budget = self._config.memory_bytes
-        used = psutil.Process().memory_info().rss if budget is not None else 0
-        return read_device(self._device, self._store.blobs_folder, budget, used)
+        return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())
 
     def _memory_free(self) -> int:
-        return self._read().memory.free_bytes
+        memory = within_budget(device_memory(self._device), self._config.memory_bytes, self._memory_used())
+        return memory.free_bytes
+
+    def _memory_used(self) -> int:
+        return 0 if self._config.memory_bytes is None else psutil.Process().memory_info().rss
 
     async def _expire_forever(self) -> None:
         while True:
