@@ -1,4 +1,4 @@
-"""What JetStream keeps for the cluster: plans, receipts, the audit trail, desired state, the leader's lease."""
+"""What JetStream keeps: plans, receipts, the audit trail, accepted requests, desired state, the leader's lease."""
 
 import contextlib
 
@@ -21,6 +21,11 @@ from schemas import subjects
 
 PLANS_KEPT = 64
 RECEIPTS_KEPT = 256
+JOURNAL_BYTES_MAX = 512 << 20
+JOURNAL_MESSAGES_MAX = 50_000
+"""Of one life: it states its live requests anew long before; this stops one that runs wild."""
+JOURNAL_AGE_S = 48 * 3600.0
+"""No deadline is longer than a day. The fence of a dead life is kept for as long."""
 FETCH_S = 2.0
 """A pull in flight when the server dies stalls for its whole timeout."""
 FETCH_MESSAGES = 64
@@ -49,6 +54,16 @@ async def ensure_streams(client: Client) -> JetStreamContext:
             retention=RetentionPolicy.LIMITS,
             deny_delete=True,
             deny_purge=True,
+        ),
+        # What does not fit is refused, and the client told: the oldest record may be the one that matters.
+        StreamConfig(
+            name=subjects.STREAM_JOURNAL,
+            subjects=[subjects.ALL_JOURNAL],
+            discard=DiscardPolicy.NEW,
+            discard_new_per_subject=True,
+            max_msgs_per_subject=JOURNAL_MESSAGES_MAX,
+            max_bytes=JOURNAL_BYTES_MAX,
+            max_age=JOURNAL_AGE_S,
         ),
     ]
     for config in streams:

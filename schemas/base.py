@@ -7,10 +7,13 @@ from pydantic import BaseModel, ConfigDict, StringConstraints
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
+LIFE_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"
 
 NodeId = NewType("NodeId", str)
 DeploymentName = NewType("DeploymentName", str)
 RequestId = NewType("RequestId", str)
+LifeId = NewType("LifeId", str)
+"""One life of an ingress, from its start to its end: the node's name, a dash, and a random number."""
 Digest = NewType("Digest", str)
 """SHA-256 of the bytes named, as 64 lower-case hexadecimal digits."""
 
@@ -18,6 +21,7 @@ Digest = NewType("Digest", str)
 NodeName = Annotated[NodeId, StringConstraints(pattern=NAME_PATTERN)]
 DeploymentId = Annotated[DeploymentName, StringConstraints(pattern=NAME_PATTERN)]
 RequestName = Annotated[RequestId, StringConstraints(pattern=REQUEST_ID_PATTERN)]
+LifeName = Annotated[LifeId, StringConstraints(pattern=LIFE_PATTERN)]
 Sha256 = Annotated[Digest, StringConstraints(pattern=DIGEST_PATTERN)]
 
 

@@ -1,6 +1,6 @@
 """Every subject, stream and bucket on the bus, in one place."""
 
-from schemas.base import DeploymentName, Digest, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
 
 ROOT = "resplit.v1"
 
@@ -8,6 +8,7 @@ ROOT = "resplit.v1"
 STREAM_PLANS = "RESPLIT_PLANS"
 STREAM_RECEIPTS = "RESPLIT_RECEIPTS"
 STREAM_AUDIT = "RESPLIT_AUDIT"
+STREAM_JOURNAL = "RESPLIT_JOURNAL"
 BUCKET_DEPLOYMENTS = "resplit_deployments"
 BUCKET_NODES = "resplit_nodes"
 BUCKET_LEADER = "resplit_leader"
@@ -17,6 +18,7 @@ ALL_PLANS = f"{ROOT}.plan.*"
 ALL_RECEIPTS = f"{ROOT}.receipt.*"
 ALL_STANDBYS = f"{ROOT}.standby.*"
 ALL_AUDIT = f"{ROOT}.audit.>"
+ALL_JOURNAL = f"{ROOT}.journal.*.*"
 ALL_CANCEL = f"{ROOT}.cancel.*"
 LEADER = f"{ROOT}.leader"
 """Signed word of each new leader (JetStream, in the stream of plans, where it fences the one before)."""
@@ -53,6 +55,11 @@ def receipt(node: NodeId) -> str:
 def standby(orchestrator: NodeId) -> str:
     """An orchestrator that stands by says so (core, empty)."""
     return f"{ROOT}.standby.{orchestrator}"
+
+
+def journal(deployment: DeploymentName, life: LifeId) -> str:
+    """Accepted requests of one deployment in one life of an ingress, their tokens and ends (JetStream)."""
+    return f"{ROOT}.journal.{deployment}.{life}"
 
 
 def activation(node: NodeId) -> str:

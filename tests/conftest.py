@@ -3,6 +3,7 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +64,17 @@ class NatsServer:
         assert self._process is not None
         self._process.kill()
         self._process.wait(STOP_S)
+
+    def pause(self) -> None:
+        """SIGSTOP, and wait until it has stopped: a server that hangs."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGSTOP)
+        os.waitpid(self._process.pid, os.WUNTRACED)
+
+    def resume(self) -> None:
+        """SIGCONT: it finds everything that was sent to it meanwhile."""
+        assert self._process is not None
+        self._process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         """SIGTERM, and SIGKILL if that is not enough."""

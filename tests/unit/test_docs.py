@@ -15,7 +15,7 @@ import typer
 from resplit.cli import app
 from schemas import envelope, subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, NodeId, RequestId, Value
+from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId, Value
 from schemas.codec import decode, encode
 from schemas.control import DeployRequest, DrainRequest, PlaceRequest
 from schemas.envelope import pae
@@ -55,11 +55,12 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.activation(node),
         subjects.audit(NodeId("<source>"), "<kind>"),
         subjects.blob(digest),
+        subjects.journal(deployment, LifeId("<life>")),
         subjects.control("<verb>"),
     }
     named |= {value for name, value in vars(subjects).items() if re.match(r"(ALL|STREAM|BUCKET)_|.*_QUEUE$", name)}
     functions = {name for name, value in vars(subjects).items() if callable(value) and name.islower()}
-    assert len(functions) == 10, f"a subject is new here: {functions}"
+    assert len(functions) == 11, f"a subject is new here: {functions}"
     assert [subject for subject in sorted(named) if CODE.format(subject) not in PROTOCOL] == []
 
 

@@ -8,7 +8,18 @@ import pytest
 from pydantic import TypeAdapter, ValidationError
 
 from schemas import subjects
-from schemas.base import DeploymentId, DeploymentName, Digest, NodeId, NodeName, RequestId, RequestName, Sha256
+from schemas.base import (
+    DeploymentId,
+    DeploymentName,
+    Digest,
+    LifeId,
+    LifeName,
+    NodeId,
+    NodeName,
+    RequestId,
+    RequestName,
+    Sha256,
+)
 
 NODE = NodeId("n0")
 ALL = {
@@ -17,6 +28,7 @@ ALL = {
     subjects.receipt(NODE): subjects.ALL_RECEIPTS,
     subjects.audit(NODE, "node_lost"): subjects.ALL_AUDIT,
     subjects.cancel(RequestId("r")): subjects.ALL_CANCEL,
+    subjects.journal(DeploymentName("adder"), LifeId("n0-1f2e")): subjects.ALL_JOURNAL,
 }
 
 
@@ -36,6 +48,11 @@ def test_a_name_is_one_token_of_a_subject(kind: Any) -> None:
     good = ["a", "n0", "pi4-kitchen", "a" * 63, "0_1"]
     bad = ["", "a.b", "*", ">", "a b", "A", "-a", "a\n", "a" * 64, "é"]
     assert accepted(kind, good + bad) == good
+
+
+def test_a_life_is_one_token_with_room_for_a_node_and_a_number() -> None:
+    longest = "a" * 63 + "-" + "0" * 32
+    assert accepted(LifeName, ["n0-1f2e", longest, "", "n0.1", "n0-*", "N0", longest + "0"]) == ["n0-1f2e", longest]
 
 
 def test_request_ids_and_digests_are_one_token_too() -> None:
