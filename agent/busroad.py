@@ -8,6 +8,7 @@ import asyncio
 import itertools
 import logging
 import secrets
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.keys import Identity
+from profiler.links import LinkHistory
 from schemas import subjects
 from schemas.base import NodeId
 from schemas.envelope import pae
@@ -28,6 +30,12 @@ PIECE_TYPE = "application/vnd.resplit.activation.v1"
 ASSEMBLIES_MAX = 64
 """Frames in the middle of arriving; an older one whose pieces stopped coming makes room."""
 PIECES_MAX = MAX_FRAME_BYTES // PIECE_BYTES
+PINGS_MAX = 256
+"""Pings over the bus whose answers are awaited; the oldest are given up first."""
+ANSWER_LATEST_S = 12.0
+"""A peer that was pinged over the bus and did not answer for this long counts as not reached over it."""
+INBOX = "_INBOX."
+"""Where a probe may ask to be answered: anybody may send one, and must not make this node speak elsewhere."""
 
 log = logging.getLogger(__name__)
 
@@ -56,11 +64,15 @@ class BusRoad:
         self._numbers = itertools.count(secrets.randbits(62))  # no number of an earlier life comes again
         self._assemblies: OrderedDict[tuple[NodeId, int], _Assembly] = OrderedDict()
         self._bounce = client.new_inbox()
+        self._pongs = client.new_inbox()
+        self._pinged: OrderedDict[str, tuple[NodeId, float]] = OrderedDict()
+        self._histories: dict[NodeId, LinkHistory] = {}
 
     async def start(self) -> None:
-        """Listen for frames, and for the broker's word that a destination does not."""
+        """Listen for frames, for answers to pings, and for the broker's word that a destination does not listen."""
         await self._client.subscribe(subjects.activation(self._identity.name), cb=self._arrived)
         await self._client.subscribe(f"{self._bounce}.*", cb=self._bounced)
+        await self._client.subscribe(f"{self._pongs}.*", cb=self._ponged)
 
     async def send(self, node: NodeId, pieces: list[bytes | memoryview]) -> None:
         """Publish one frame to `node`."""
@@ -78,9 +90,28 @@ class BusRoad:
         """Ask the broker whether anybody listens for `node`; silence means somebody does."""
         await self._client.publish(subjects.activation(node), b"", reply=f"{self._bounce}.{node}")
 
+    async def ping(self, node: NodeId) -> None:
+        """Measure the round trip through the broker; `history` has it when the answer comes."""
+        number = str(next(self._numbers))
+        self._pinged[number] = (node, time.monotonic())
+        if len(self._pinged) > PINGS_MAX:
+            self._pinged.popitem(last=False)
+        await self._client.publish(subjects.activation(node), b"", reply=f"{self._pongs}.{number}")
+
+    def history(self, node: NodeId) -> LinkHistory:
+        """What pings of `node` over the bus measured. Round trips only: goodput is the broker's to share out."""
+        return self._histories.get(node, LinkHistory())
+
+    async def _ponged(self, msg: Msg) -> None:
+        node, sent_s = self._pinged.pop(msg.subject.rsplit(".", 1)[-1], (None, 0.0))
+        if node is not None and not msg.headers:  # with a header it is the broker: nobody listens
+            self._histories[node] = self.history(node).round_trip(sent_s, time.monotonic())
+
     async def _arrived(self, msg: Msg) -> None:
         if not msg.data:
-            return  # a probe
+            if msg.reply.startswith(INBOX):  # a probe, or a ping
+                await self._client.publish(msg.reply, b"")
+            return
         opened = self._verified(msg.data)
         if opened is None:
             return

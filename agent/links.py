@@ -2,6 +2,9 @@
 
 Each agent keeps one connection to each peer it sends to, and receives on those its peers opened. On the
 wire: a length (uint32, little-endian), one byte of type, the body. Frames keep their order.
+
+A ping right behind a large message is answered once all of that has arrived: so every large frame measures the
+link's goodput, and where there are none, now and then a probe that carries nothing does.
 """
 
 import asyncio
@@ -9,22 +12,30 @@ import contextlib
 import logging
 import socket
 import ssl
-import statistics
 import time
-from collections import deque
 from collections.abc import Callable
 from enum import IntEnum
 from typing import cast
 
 from bus.keys import Identity, peer_name
+from profiler.links import TRANSFER_BYTES, LinkHistory
 from schemas.base import NodeId
 from schemas.framing import MAX_FRAME_BYTES
 
 CONNECT_TIMEOUT_S = 3.0
 PING_EVERY_S = 1.0
 READ_BYTES = 1 << 18
-RTT_SAMPLES = 9
-"""The estimate is the median of as many: the first ping, in the wake of the handshake, says nothing."""
+PROBE_BYTES = 256 << 10
+"""Enough for a rate, and little enough not to be felt: 2 ms on gigabit Ethernet."""
+PROBE_EVERY_S = 60.0
+IDLE_S = 5.0
+"""A link that carried no frame for this long may be probed: a frame never waits behind a probe while tokens flow."""
+PINGS_MAX = 64
+"""Pings whose answers are outstanding; a peer that answers none is sent no more."""
+SLOWEST_BYTES_PER_S = 1e6 / 8
+"""What a link whose rate is unknown is trusted to carry; one whose rate is known, a quarter of that."""
+SILENT_AFTER_S = 3.0
+"""A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so."""
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +48,7 @@ class Kind(IntEnum):
     FRAME = 0
     PING = 1
     PONG = 2
+    PROBE = 3
 
 
 class LinkServer:
@@ -90,43 +102,108 @@ class LinkServer:
 
 
 class Link:
-    """An outgoing link to one peer."""
+    """An outgoing link to one peer, and what it measured."""
 
-    def __init__(self, peer: NodeId, framed: "_Framed") -> None:
+    def __init__(self, peer: NodeId, framed: "_Framed", history: LinkHistory) -> None:
         self.peer = peer
-        self._rtts_ms: deque[float] = deque(maxlen=RTT_SAMPLES)
+        self.history = history
         self._framed = framed
-
-    @property
-    def rtt_ms(self) -> float | None:
-        """The round trip as lately measured; None before the second ping came back."""
-        return statistics.median(self._rtts_ms) if len(self._rtts_ms) > 1 else None
+        self._outstanding: dict[int, int] = {}
+        """Pings by the time in ns that they measure from, oldest first: bytes of the large message right before."""
+        self._answers = 0
+        self._all_answered = asyncio.Event()
+        self._frame_at_s = self._transfer_at_s = float("-inf")
 
     @property
     def is_up(self) -> bool:
         return not self._framed.transport.is_closing()
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether the oldest ping has waited too long, given what had to arrive before it."""
+        sent_ns = next(iter(self._outstanding), None)
+        if sent_ns is None:
+            return False
+        waited_s = (time.monotonic_ns() - sent_ns) / 1e9
+        rate = self.history.goodput_bytes_per_s(sent_ns / 1e9)
+        slowest = SLOWEST_BYTES_PER_S if rate is None else rate / 4
+        return waited_s > SILENT_AFTER_S + self._outstanding[sent_ns] / slowest
+
+    @property
+    def wants_probe(self) -> bool:
+        """Whether nobody uses the link, and its goodput was not measured lately."""
+        now = time.monotonic()
+        is_idle = now - self._frame_at_s > IDLE_S and not self._outstanding
+        return is_idle and now - self._transfer_at_s > PROBE_EVERY_S and bool(self.history.rtts)
+
     def send(self, pieces: list[bytes | memoryview]) -> None:
         """Queue one frame for writing; the caller has seen `is_up`."""
-        self._framed.write(Kind.FRAME, pieces)
+        started_ns = time.monotonic_ns()
+        size = self._framed.write(Kind.FRAME, pieces)
+        self._frame_at_s = started_ns / 1e9
+        if size >= TRANSFER_BYTES:
+            self._transfer_at_s = self._frame_at_s
+            self._ping(started_ns, size)
 
     def ping(self) -> None:
-        """Measure the round trip; `rtt_ms` follows when the answer comes."""
-        self._framed.write(Kind.PING, [time.monotonic_ns().to_bytes(8, "little")])
+        """Measure the round trip; `history` has it when the answer comes. Not while a large message is under way,
+        which the answer would wait for."""
+        if not any(self._outstanding.values()):
+            self._ping(time.monotonic_ns(), 0)
+
+    def probe(self) -> None:
+        """Measure the goodput with a message that carries nothing; `history` has it when the answer comes."""
+        started_ns = time.monotonic_ns()
+        self._ping(started_ns, self._framed.write(Kind.PROBE, [bytes(PROBE_BYTES)]))
+        self._transfer_at_s = started_ns / 1e9
+
+    async def all_answered(self) -> None:
+        """Wait until every ping was answered or the connection is over; the caller sets the limit."""
+        while self._outstanding:
+            self._all_answered.clear()
+            await self._all_answered.wait()
 
     def close(self) -> None:
         """Drop the connection."""
         self._framed.transport.abort()
 
     def answered(self, body: memoryview) -> None:
-        """A PONG came back with the PING's own bytes."""
-        if len(body) != 8:
+        """A PONG came back with the PING's own bytes; any other is ignored."""
+        sent_ns = int.from_bytes(body[:8], "little")
+        size = self._outstanding.pop(sent_ns, None)
+        if size is None:
             return
-        self._rtts_ms.append((time.monotonic_ns() - int.from_bytes(body, "little")) / 1e6)
+        sent_s, now_s = sent_ns / 1e9, time.monotonic_ns() / 1e9
+        if size:
+            self.history = self.history.transfer(size, sent_s, now_s)
+        elif self._answers:  # the first round trip, in the wake of the handshake, says nothing
+            self.history = self.history.round_trip(sent_s, now_s)
+        self._answers += 1
+        if not self._outstanding:
+            self._all_answered.set()
+
+    def ended(self) -> None:
+        """The connection is over: nothing more will be answered."""
+        self._outstanding.clear()
+        self._all_answered.set()
+
+    def _ping(self, started_ns: int, size_ahead: int) -> None:
+        if len(self._outstanding) < PINGS_MAX:
+            self._outstanding[started_ns] = size_ahead
+            self._framed.write(Kind.PING, [started_ns.to_bytes(8, "little")])
 
 
-async def connect(identity: Identity, peer: NodeId, address: str, on_lost: Callable[[Link], None]) -> Link:
-    """Open a link to `peer` at `host:port`; raises OSError or TimeoutError, and OSError if it is somebody else."""
+async def connect(
+    identity: Identity,
+    peer: NodeId,
+    address: str,
+    on_lost: Callable[[Link], None],
+    history: LinkHistory = LinkHistory(),  # noqa: B008 (a frozen value)
+) -> Link:
+    """Open a link to `peer` at `host:port`; raises OSError or TimeoutError, and OSError if it is somebody else.
+
+    `history` is what earlier links to it measured.
+    """
     host, _, port = address.rpartition(":")
     loop = asyncio.get_running_loop()
     links: list[Link] = []
@@ -137,6 +214,7 @@ async def connect(identity: Identity, peer: NodeId, address: str, on_lost: Calla
 
     def lost(_: _Framed) -> None:
         if links:
+            links[0].ended()
             on_lost(links[0])
 
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
@@ -150,7 +228,7 @@ async def connect(identity: Identity, peer: NodeId, address: str, on_lost: Calla
         )
     if framed.peer != peer:
         raise OSError(f"{address} is {framed.peer}, not {peer}")
-    link = Link(peer, framed)
+    link = Link(peer, framed, history)
     links.append(link)
     return link
 
@@ -184,7 +262,8 @@ class _Framed(asyncio.Protocol):
         if not self._accept(self):
             self.transport.abort()
 
-    def write(self, kind: Kind, pieces: list[bytes | memoryview]) -> None:
+    def write(self, kind: Kind, pieces: list[bytes | memoryview]) -> int:
+        """Queue one message; returns the bytes of its body."""
         size = sum(len(piece) for piece in pieces)
         head = size.to_bytes(4, "little") + bytes((kind,))
         if size <= READ_BYTES:
@@ -192,6 +271,7 @@ class _Framed(asyncio.Protocol):
             self.transport.write(b"".join((head, *pieces)))
         else:
             self.transport.writelines([head, *pieces])
+        return size
 
     def data_received(self, data: bytes) -> None:
         self._buffer += data

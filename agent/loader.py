@@ -72,6 +72,7 @@ class Loader:
         self._kinds: dict[Digest, dict[Kind, Probe]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
+        """Of every block of the models that are loaded: measured when it was, or when one of its kind was."""
 
     async def load(self, plan: Plan) -> LoadedPlan:
         """Everything `plan` gives this node. Raises `ResplitError`, and then nothing of it stays loaded."""
@@ -176,6 +177,8 @@ class Loader:
                 continue
             for segment in engine.segments:
                 self._close((key[0], segment.blocks[0].index, segment.blocks[-1].index))
+        loaded = {model for model, _, _ in self._sessions}
+        self.block_times = {key: time for key, time in self.block_times.items() if key[0] in loaded}
         asyncio.get_running_loop().run_in_executor(None, release_memory)
 
     def _close(self, key: RangeKey) -> None:

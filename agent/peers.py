@@ -1,23 +1,33 @@
-"""How frames reach other nodes: the direct link where there is one, else the bus."""
+"""How frames reach other nodes: the direct link where there is one, else the bus; and how well each is reached."""
 
 import asyncio
+import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable
+from math import ceil, inf
 
 from nats.errors import Error as NatsError
 
-from agent.busroad import BusRoad
+from agent.busroad import ANSWER_LATEST_S, BusRoad
 from agent.links import PING_EVERY_S, Link, connect
 from bus.keys import Identity
+from profiler.links import EXPIRE_S, LinkHistory
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate
+from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LinkEstimate
 from schemas.frame import Frame
 from schemas.framing import pack
 
 RETRY_LINK_S = 2.0
 """After a link could not be opened, the bus is used for this long before the next try."""
 WAITING_FRAMES_MAX = 1024
+GONE_AFTER_S = 3 * HEARTBEAT_SPARE_S
+"""A peer that was not heard for this long is neither measured nor reported."""
+BUS_PING_EVERY_S = 5.0
+ESTIMATES_MAX = 32
+"""Peers in a heartbeat, which every node and the orchestrator hear: with n nodes that is n * n times these 4 KB or
+so. Edge faults come first, then open links, then the nearest; a pair is known if either of its nodes reports it."""
 
 log = logging.getLogger(__name__)
 
@@ -37,12 +47,21 @@ class Peers:
         self._waiting: dict[NodeId, deque[list[bytes | memoryview]]] = {}
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
         self._no_link_before: dict[NodeId, float] = {}
+        self._heard_s: dict[NodeId, float] = {}
+        self._histories: dict[NodeId, LinkHistory] = {}
+        """What links that are closed again measured."""
+        self._down: set[NodeId] = set()
+        """Peers whose link was lost or could not be opened, until one is."""
+        self._bus_pinged_s: dict[NodeId, float] = {}
         self.bus: BusRoad | None = None
 
     def learn(self, capacity: Capacity) -> None:
         """Where a peer says it can be reached; a new address replaces the old link."""
         known = self._address.get(capacity.node)
         self._address[capacity.node] = capacity.link
+        self._heard_s[capacity.node] = time.monotonic()
+        if known != capacity.link:
+            self._down.discard(capacity.node)
         if known != capacity.link and (link := self._links.pop(capacity.node, None)) is not None:
             link.close()
 
@@ -65,19 +84,48 @@ class Peers:
                 self._flush_soon(node)
 
     def estimates(self) -> tuple[LinkEstimate, ...]:
-        """The measured round trip of every link that is up."""
-        return tuple(
-            LinkEstimate(peer=node, rtt_ms=link.rtt_ms, direct=True)
-            for node, link in self._links.items()
-            if link.is_up and link.rtt_ms is not None
-        )
+        """Every peer heard lately that answered lately, over whichever road; at most `ESTIMATES_MAX`."""
+        now = time.monotonic()
+        found = [estimate for node in self._present(now) if (estimate := self._estimate(node, now)) is not None]
+        found.sort(key=lambda estimate: (estimate.up, estimate.peer not in self._links, estimate.rtt_ms))
+        return tuple(found[:ESTIMATES_MAX])
+
+    def to_visit(self) -> dict[NodeId, str]:
+        """Addresses of peers heard lately to whom no link is open: whoever wants to know them has to call."""
+        now = time.monotonic()
+        return {
+            node: address
+            for node in self._present(now)
+            if node not in self._links and node not in self._tasks and (address := self._address[node]) is not None
+        }
+
+    def visited(self, node: NodeId, history: LinkHistory | None) -> None:
+        """A link was opened to `node` only to measure it, with this result; None if it could not be opened."""
+        if history is not None:
+            self._histories[node] = history
+            self._down.discard(node)
+        elif node not in self._links:
+            self._down.add(node)
+
+    def history(self, node: NodeId) -> LinkHistory:
+        """What was measured over links to `node` until now."""
+        link = self._links.get(node)
+        return self._histories.get(node, LinkHistory()) if link is None else link.history
 
     async def ping(self) -> None:
-        """Measure every link, forever."""
+        """Measure every link that is open, and over the bus every peer that has none or does not answer; forever.
+
+        Of the links that want a probe of their goodput one gets it each time, so that probes do not come in bursts.
+        """
         while True:
-            for link in self._links.values():
-                if link.is_up:
+            links = [link for link in self._links.values() if link.is_up]
+            idle = next((link for link in links if link.wants_probe), None)
+            for link in links:
+                if link is idle:
+                    link.probe()
+                else:
                     link.ping()
+            await self._ping_over_the_bus(time.monotonic())
             await asyncio.sleep(PING_EVERY_S)
 
     async def stop(self) -> None:
@@ -87,6 +135,50 @@ class Peers:
         links, self._links = tuple(self._links.values()), {}
         for link in links:
             link.close()
+
+    def _present(self, now: float) -> list[NodeId]:
+        return [node for node, heard in self._heard_s.items() if now - heard <= GONE_AFTER_S]
+
+    def _estimate(self, node: NodeId, now: float) -> LinkEstimate | None:
+        link = self._links.get(node)
+        is_down = node in self._down if link is None else link.is_silent or not link.is_up
+        history = self.history(node)
+        if not is_down and (rtt_ms := history.rtt_ms(now)) is not None:
+            # An open link that carries only small frames is not probed: what it last showed is better than nothing.
+            expire_s = EXPIRE_S if link is None else inf
+            jitter_ms, goodput = history.jitter_ms(now), history.goodput_bytes_per_s(now, expire_s)
+            return LinkEstimate(
+                peer=node,
+                rtt_ms=round(rtt_ms, 4),
+                jitter_ms=None if jitter_ms is None else round(jitter_ms, 4),
+                goodput_bytes_per_s=None if goodput is None else ceil(goodput),
+                direct=True,
+            )
+        history = LinkHistory() if self.bus is None else self.bus.history(node)
+        if (rtt_ms := history.rtt_ms(now, ANSWER_LATEST_S)) is None:
+            return None
+        jitter_ms = history.jitter_ms(now, ANSWER_LATEST_S)
+        return LinkEstimate(
+            peer=node,
+            rtt_ms=round(rtt_ms, 4),
+            jitter_ms=None if jitter_ms is None else round(jitter_ms, 4),
+            direct=False,
+            up=not is_down,
+        )
+
+    async def _ping_over_the_bus(self, now: float) -> None:
+        if self.bus is None:
+            return
+        unlinked = [node for node in self._present(now) if self._needs_the_bus(node)]
+        due = [n for n in unlinked if now - self._bus_pinged_s.get(n, float("-inf")) >= BUS_PING_EVERY_S]
+        for node in due[:ESTIMATES_MAX]:
+            self._bus_pinged_s[node] = now
+            with contextlib.suppress(NatsError):  # the bus is away: silence is the right answer
+                await self.bus.ping(node)
+
+    def _needs_the_bus(self, node: NodeId) -> bool:
+        link = self._links.get(node)
+        return node in self._down or self._address[node] is None or (link is not None and link.is_silent)
 
     def _flush_soon(self, node: NodeId) -> None:
         if node not in self._tasks:
@@ -119,17 +211,21 @@ class Peers:
         if address is None or loop.time() < self._no_link_before.get(node, 0.0):
             return None
         try:
-            link = await connect(self._identity, node, address, self._lost)
+            link = await connect(self._identity, node, address, self._lost, self.history(node))
         except (OSError, TimeoutError, ValueError) as error:  # ValueError: what a peer advertises is no address
             log.info("no direct link to %s: %s", node, error)
             self._no_link_before[node] = loop.time() + RETRY_LINK_S
+            self._down.add(node)
             return None
         self._links[node] = link
+        self._down.discard(node)
         link.ping()
         self._on_change(node, True)
         return link
 
     def _lost(self, link: Link) -> None:
+        self._histories[link.peer] = link.history
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
+            self._down.add(link.peer)
             self._on_change(link.peer, False)

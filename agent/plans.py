@@ -1,4 +1,8 @@
-"""Plan events as they come, and again after every silence: verified, or rejected and audited."""
+"""Plan events as they come, and again after every silence: verified, or rejected and audited.
+
+What JetStream refuses to log still reaches whoever listens to its subject. So the word of a new leader fences: a
+live event of a lower term counts only if the log turns out to have it.
+"""
 
 import asyncio
 import logging
@@ -13,8 +17,9 @@ from bus.keys import Identity
 from bus.streams import stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.envelope import PLAN_TYPE, open_envelope
+from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
+from schemas.leader import Leadership
 from schemas.plan import PlanEvent
 
 CATCH_UP_EVERY_S = 30.0
@@ -38,9 +43,13 @@ class PlanInbox:
         self._audit = audit
         self._deliver = deliver
         self._rejected: set[bytes] = set()
+        self._term = 0
+        """The highest term heard of, whatever it was about."""
+        self._look_again = False
 
     async def run(self) -> None:
         """Deliver verified events until cancelled."""
+        await self._client.subscribe(subjects.LEADER, cb=self._led)
         await self._client.subscribe(subjects.ALL_PLANS, cb=self._arrived)
         while True:
             connection = self._client.stats["reconnects"]
@@ -58,8 +67,12 @@ class PlanInbox:
         Not simply the last message of each subject: until the bus has permissions, anybody may publish
         rubbish behind the orchestrator's last word.
         """
+        self._look_again = False
         newest: dict[str, PlanEvent] = {}
-        for message in await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ALL_PLANS):
+        js = self._client.jetstream()
+        for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.LEADER):
+            await self._led(message)
+        for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ALL_PLANS):
             event = self._verified(message)
             known = None if event is None else newest.get(event.deployment)
             if event is not None and (known is None or _age(known) < _age(event)):
@@ -69,13 +82,28 @@ class PlanInbox:
 
     async def _pause(self, connection: int) -> None:
         for _ in range(int(CATCH_UP_EVERY_S / RETRY_S)):
-            if self._client.stats["reconnects"] != connection:
+            if self._look_again or self._client.stats["reconnects"] != connection:
                 return
             await asyncio.sleep(RETRY_S)
 
     async def _arrived(self, msg: Msg) -> None:
-        if (event := self._verified(msg)) is not None:
-            self._deliver(event)
+        event = self._verified(msg)
+        if event is None:
+            return
+        if event.term < self._term:
+            log.warning("a plan event of term %d came in term %d; looking in the log", event.term, self._term)
+            self._look_again = True
+            return
+        self._term = event.term
+        self._deliver(event)
+
+    async def _led(self, msg: Msg) -> None:
+        try:
+            leadership, _ = open_envelope(msg.data, Leadership, LEADER_TYPE, self._identity.orchestrators)
+        except ResplitError as error:
+            self._reject(msg, error)
+            return
+        self._term = max(self._term, leadership.term)
 
     def _verified(self, msg: Msg) -> PlanEvent | None:
         try:
@@ -94,7 +122,7 @@ class PlanInbox:
         self._rejected.add(digest)
         self._audit.record(
             AuditKind.EVENT_REJECTED,
-            "a plan event was rejected and nothing was changed",
+            "an orchestrator's event was rejected and nothing was changed",
             code=error.code.value,
             error=error.message,
             subject=msg.subject,

@@ -248,7 +248,7 @@ class Served:
         self.queue.clear()
 
     def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
-        """Take over requests that another ingress had accepted and that are in this one's journal, the first one first."""
+        """Take over requests that another ingress had accepted and that this one's journal has, the first one first."""
         for job, said in reversed(jobs):
             job.interrupted_at = self.desk.now()
             if not (isinstance(job, Generation) and said and self._say_again(job, said)):

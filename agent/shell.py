@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from agent import step as core
+from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
@@ -28,6 +29,7 @@ from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
 from agent.stages import Stages, ToIngress
+from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
@@ -36,7 +38,7 @@ from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
-from profiler.device import Reading, read_device
+from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
@@ -52,6 +54,8 @@ SWITCH_INTERVAL_S = 0.0002
 for 5 ms, which is half a token."""
 RETRY_S = 1.0
 PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+SILENT_S = 3 * HEARTBEAT_SPARE_S
+"""A process that said nothing for three heartbeats is over, whatever else is known of it."""
 BOOTS_KEPT = 32
 """Processes of a peer that are remembered as over."""
 CORRUPT = "a file was corrupt and was not used"
@@ -91,6 +95,7 @@ class Agent:
         self._store = store
         self._client = client
         self._device = device
+        self._meter = DeviceMeter(device, store.blobs_folder)
         self._provider = provider
         self._state = core.State(config.node)
         self._boot = secrets.token_hex(8)
@@ -99,7 +104,8 @@ class Agent:
         self._compute = ComputeThread(self._loop)
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
-        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress)
+        self._block_times = BlockTimes(config.node)
+        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress, self._block_times.note)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
         self._loader = Loader(
@@ -137,7 +143,7 @@ class Agent:
             version=version("resplit"),
             read=self._read,
             stages=self._hosted,
-            block_times=lambda: tuple(self._loader.block_times.values()),
+            block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             links=self._peers.estimates,
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
@@ -147,12 +153,14 @@ class Agent:
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
+        survey = Survey(self._identity, self._peers, lambda: bool(self._plans()), self._publisher.changed)
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
+                survey.run(),
                 plans.run(),
                 self._act_forever(),
                 self._expire_forever(),
@@ -206,7 +214,7 @@ class Agent:
             case core.Load(plan):
                 self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
             case core.Follow(event):
-                self._declared_lost |= {node: self._boot_of(node) or "" for node in event.lost}
+                self._declared_lost |= {node: self._present_boot(node) or "" for node in event.lost}
                 await self._ingress.follow(event)
             case core.Serve(plan):
                 manifest = self._store.manifest(plan.model)
@@ -327,7 +335,9 @@ class Agent:
             if len(boots) >= BOOTS_KEPT:
                 del boots[next(iter(boots))]
         boots[capacity.boot] = capacity.sequence
+        self._heard_at[capacity.node] = time.monotonic()
         self._lost.pop(capacity.node, None)
+        self._declared_lost.pop(capacity.node, None)
         self._peers.learn(capacity)
         self._ingress.heard(capacity)
 
@@ -357,7 +367,7 @@ class Agent:
             del self._suspected[node]
 
     def _unreachable(self, node: NodeId) -> None:
-        boot = next(reversed(self._boots.get(node, {})), None)
+        boot = self._present_boot(node)
         if boot is not None and self._lost.get(node) != boot:
             self._lost[node] = boot
             self._publisher.changed()
@@ -368,14 +378,15 @@ class Agent:
         """Whether a process has ended: there is a later one, it was found gone, or nobody has ever heard of it."""
         if node == self._identity.name:
             return boot != self._boot
-        present = next(reversed(self._boots.get(node, {})), None)
-        if present is None:
-            return time.monotonic() - self._started_at > HEARTBEAT_SPARE_S + 1
-        return (
-            boot != present
-            or self._lost.get(node) == boot
-            or any(node in lost for lost in self._declared_lost.values())
-        )
+        present = self._present_boot(node)
+        silent_s = time.monotonic() - self._heard_at.get(node, self._started_at)
+        if present not in (None, boot) or silent_s > SILENT_S:
+            return True
+        return boot in (self._lost.get(node), self._declared_lost.get(node))
+
+    def _present_boot(self, node: NodeId) -> str | None:
+        """The process of a peer that was heard last."""
+        return next(reversed(self._boots.get(node, {})), None)
 
     def _to_ingress(self, frame: ToIngress) -> None:
         self._ingress.take(frame)
@@ -402,12 +413,14 @@ class Agent:
         )
 
     def _read(self) -> Reading:
-        budget = self._config.memory_bytes
-        used = psutil.Process().memory_info().rss if budget is not None else 0
-        return read_device(self._device, self._store.blobs_folder, budget, used)
+        return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())
 
     def _memory_free(self) -> int:
-        return self._read().memory.free_bytes
+        memory = within_budget(device_memory(self._device), self._config.memory_bytes, self._memory_used())
+        return memory.free_bytes
+
+    def _memory_used(self) -> int:
+        return 0 if self._config.memory_bytes is None else psutil.Process().memory_info().rss
 
     async def _expire_forever(self) -> None:
         while True:

@@ -18,7 +18,8 @@ from agent.handover import Handover
 from agent.kv import KvPool
 from agent.sampling import choose
 from agent.sequences import Progress, Record, Records
-from schemas.base import NodeId
+from profiler.blocks import Call
+from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Activation, Failure, Item, Result, Sampling, SequenceId, StageTime, Token, on_stage
 from schemas.tensor import Array
@@ -50,12 +51,17 @@ class StageHost:
     def __init__(
         self,
         node: NodeId,
+        model: Digest,
         pool: KvPool,
+        note: Callable[[Call], None],
         *,
         batch_invariant: bool = True,
         now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
+        """`note` hears of every call that ended, on the thread that `run` is called on."""
+        self._model = model
         self._pool = pool
+        self._note = note
         self._batch_invariant = batch_invariant
         self._now_us = now_us
         self._engines: dict[tuple[int, int, int], Engine] = {}
@@ -147,6 +153,8 @@ class StageHost:
                 case "tensor":
                     ran = [(batch[0], engine.run_tensors(first.tensors))]
             spent = self._now_us() - started
+            if ran:
+                self._note(_call(self._model, engine, ran, started, spent))
             return failed + [self._successor(engine, queued, tensors, spent) for queued, tensors in ran]
         except ResplitError as error:
             return [_failure(queued.frame, error) for queued in batch]
@@ -310,6 +318,16 @@ def _input(frame: Activation) -> Array:
     if x is None or x.ndim < 2 or x.shape[0] != rows or any(item.count != x.shape[1] for item in frame.items):
         raise ResplitError(ErrorCode.INVALID_REQUEST, f"a frame of {rows} items without a matching tensor {X!r}")
     return x
+
+
+def _call(
+    model: Digest, engine: Engine, ran: Sequence[tuple[Queued, dict[str, Array]]], started_us: int, spent_us: int
+) -> Call:
+    """What one call did and took; repeated steps that were not run again do not count."""
+    kind, items = ran[0][0].frame.kind, [item for queued, _ in ran for item in queued.frame.items]
+    size = len(items) if kind == "decode" else sum(item.count for item in items)
+    stage = (model, engine.blocks[0].index, engine.blocks[-1].index)
+    return Call(stage, kind, size, spent_us, (started_us + spent_us) / 1e6)
 
 
 def _failure(frame: Activation, error: ResplitError, only: tuple[SequenceId, ...] | None = None) -> Failure:

@@ -17,6 +17,7 @@ from agent.loader import LoadedPlan
 from agent.memory import Device
 from agent.peers import Peers
 from agent.stage import StageHost, StageOutput
+from profiler.blocks import Call
 from profiler.kv import length_classes
 from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -53,12 +54,15 @@ class Stages:
         compute: ComputeThread,
         peers: Peers,
         to_ingress: Callable[[ToIngress], None],
+        note_call: Callable[[Call], None],
     ) -> None:
+        """`note_call` hears of every call that ended, on the compute thread."""
         self._node = node
         self._device = device
         self._compute = compute
         self._peers = peers
         self._to_ingress = to_ingress
+        self._note_call = note_call
         self._queue = StageQueue(compute, self._deliver)
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
@@ -69,7 +73,8 @@ class Stages:
         host = self._hosts.get(plan.family)
         if host is None:
             pool = KvPool(self._device, length_classes(plan.settings))
-            host = StageHost(self._node, pool, batch_invariant=plan.settings.batch_invariant)
+            invariant = plan.settings.batch_invariant
+            host = StageHost(self._node, plan.model, pool, self._note_call, batch_invariant=invariant)
             self._hosts[plan.family] = host
         self._plans[plan.deployment, plan.epoch] = plan
         await self._compute.call(lambda: host.install(loaded.engines))

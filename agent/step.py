@@ -21,6 +21,7 @@ class Phase(StrEnum):
     READY = "ready"
     SERVING = "serving"
     DRAINING = "draining"
+    DRAINED = "drained"
     FAILED = "failed"
 
 
@@ -196,7 +197,7 @@ def _towards(held: Hosted, event: PlanEvent, now: float) -> tuple[Hosted, list[I
     if plan == event.current and held.phase is not Phase.SERVING:
         served: list[Instruction] = [Serve(plan), Answer(plan, ReceiptStatus.APPLIED, now - held.since)]
         return replace(held, phase=Phase.SERVING), served
-    if plan in event.draining and held.phase is not Phase.DRAINING:
+    if plan in event.draining and held.phase not in (Phase.DRAINING, Phase.DRAINED):
         return replace(held, phase=Phase.DRAINING), [Drain(plan)]
     return held, []
 
@@ -222,9 +223,12 @@ def _load_failed(state: State, plan: Plan, error: str, now: float) -> Step:
 def _emptied(state: State, deployment: DeploymentName, epoch: int, now: float) -> Step:
     known = state.deployments.get(deployment)
     held = None if known is None else known.hosted.get(epoch)
-    if held is None or held.phase is not Phase.DRAINING:
+    if known is None or held is None or held.phase is not Phase.DRAINING:
         return state, ()
-    return state, (Answer(held.plan, ReceiptStatus.DRAINED, now - held.since),)
+    # Said once: a node that says it at every turn drives its other receipts out of the stream, and with them what a
+    # new leader has to know.
+    answer = Answer(held.plan, ReceiptStatus.DRAINED, now - held.since)
+    return _put(state, known, replace(held, phase=Phase.DRAINED)), (answer,)
 
 
 def _find(state: State, plan: Plan) -> tuple[DeploymentState | None, Hosted | None]:

@@ -1,4 +1,4 @@
-"""What JetStream keeps for the cluster: plans, receipts, the audit trail, accepted requests, desired state."""
+"""What JetStream keeps: plans, receipts, the audit trail, accepted requests, desired state, the leader's lease."""
 
 import contextlib
 
@@ -38,7 +38,7 @@ async def ensure_streams(client: Client) -> JetStreamContext:
     streams = [
         StreamConfig(
             name=subjects.STREAM_PLANS,
-            subjects=[subjects.ALL_PLANS],
+            subjects=[subjects.ALL_PLANS, subjects.LEADER],
             max_msgs_per_subject=PLANS_KEPT,
             discard=DiscardPolicy.OLD,
         ),
@@ -67,9 +67,31 @@ async def ensure_streams(client: Client) -> JetStreamContext:
         ),
     ]
     for config in streams:
-        with contextlib.suppress(BadRequestError):  # it exists, made by an earlier release with other limits
+        try:
             await js.add_stream(config)
+        except BadRequestError:  # it exists, made by an earlier release with other limits, or without a subject
+            await _add_subjects(js, config)
     return js
+
+
+async def _add_subjects(js: JetStreamContext, wanted: StreamConfig) -> None:
+    assert wanted.name is not None
+    found = (await js.stream_info(wanted.name)).config
+    missing = [subject for subject in wanted.subjects or () if subject not in (found.subjects or ())]
+    if missing:
+        await js.update_stream(found, subjects=[*(found.subjects or ()), *missing])
+
+
+async def leader_bucket(js: JetStreamContext, lease_s: float) -> KeyValue:
+    """The bucket of the leader's lease, made if it is missing.
+
+    What is in it vanishes after `lease_s` by the server's clock alone, and that is the whole of its use: nobody
+    compares clocks. On disk, so that a server that restarts forgets no lease that still runs.
+    """
+    try:
+        return await js.key_value(subjects.BUCKET_LEADER)
+    except BucketNotFoundError:
+        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_LEADER, history=1, ttl=lease_s))
 
 
 async def deployments_bucket(js: JetStreamContext) -> KeyValue:

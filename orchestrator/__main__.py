@@ -1,4 +1,4 @@
-"""`python -m orchestrator --url nats://HOST:4222 --keys FOLDER --store FOLDER`"""
+"""`python -m orchestrator --url nats://HOST:4222 --keys FOLDER --store FOLDER [--id NAME]`"""
 
 import argparse
 import asyncio
@@ -9,6 +9,7 @@ from pathlib import Path
 
 from bus.connection import DEFAULT_URL
 from orchestrator.shell import OrchestratorConfig, run
+from schemas.base import NodeId
 from schemas.errors import ResplitError
 
 
@@ -18,10 +19,12 @@ def main() -> int:
     parser.add_argument("--url", default=DEFAULT_URL, help="NATS server (default: %(default)s)")
     parser.add_argument("--keys", type=Path, required=True, help="key folder with the identity 'orchestrator'")
     parser.add_argument("--store", type=Path, required=True, help="store of imported models")
+    parser.add_argument("--id", type=NodeId, help="name among the orchestrators (default: host and process id)")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    config = OrchestratorConfig(arguments.url, arguments.keys, arguments.store, arguments.id)
     try:
-        asyncio.run(_until_told_to_stop(OrchestratorConfig(arguments.url, arguments.keys, arguments.store)))
+        asyncio.run(_until_told_to_stop(config))
     except ResplitError as error:
         print(f"{error.code.value}: {error.message}", file=sys.stderr)
         return 1

@@ -74,7 +74,7 @@ class Core:
         for name, rollout in self.snapshot.rollouts.items():
             if rollout.candidate is not None:
                 # Nobody knows who was ready for it (mathematics.md A5, leader crash).
-                await self._take(name, Abandon("the orchestrator restarted before the plan was in force"))
+                await self._take(name, Abandon("the leader changed before the plan was in force"))
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):

@@ -131,9 +131,13 @@ class Rejections:
         self._audit = audit
         self._window_start = 0.0
         self._count = 0
+        self.silent = False
+        """While another orchestrator leads, which hears the same and says it."""
 
     def record(self, subject: str, error: ResplitError) -> None:
         """Say where the message stood and why it was not believed; never what it said."""
+        if self.silent:
+            return
         now = time.monotonic()
         if now - self._window_start >= REJECTION_WINDOW_S:
             if self._count > REJECTIONS_PER_WINDOW:

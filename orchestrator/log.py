@@ -1,13 +1,14 @@
 """The log of plan events: what an orchestrator wrote before this one, and how this one writes.
 
 JetStream is both the log and the way to the agents, so an event is in force exactly when it is logged. Every
-write names the sequence number of the one before it on its subject: of two orchestrators that both believe
-they lead, one write succeeds and the other learns that it does not lead any more.
+write names the sequence number of the last message of the whole log, and a new leader's first write is its own
+name and term. From then on whatever the leader before it still sends is refused, of whichever deployment, and
+tells it that it does not lead any more: an event of a lower term never stands behind one of a higher term.
 """
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -20,15 +21,17 @@ from nats.js.errors import APIError, NotFoundError
 from bus.keys import Identity
 from orchestrator.rollout import Rollout, recovered
 from schemas import subjects
-from schemas.base import DeploymentName
-from schemas.envelope import PLAN_TYPE, open_envelope, seal
+from schemas.base import DeploymentName, NodeId
+from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
+from schemas.leader import Leadership
 from schemas.plan import PlanEvent
 
 PUBLISH_TIMEOUT_S = 2.0
 RETRY_S = 0.5
 WRONG_LAST_SEQUENCE = 10071
-"""JetStream's error code for "another message stands last on this subject"."""
+"""JetStream's error code for "another message stands last"."""
+EVERY_SUBJECT = ">"
 
 log = logging.getLogger(__name__)
 
@@ -41,110 +44,152 @@ class _Kept:
     epoch: int
 
 
-class PlanLog:
-    """Reads the stream of plan events once, then appends to it."""
+async def _always() -> None:
+    """Nobody else is known who might lead."""
 
-    def __init__(self, js: JetStreamContext, identity: Identity) -> None:
+
+class PlanLog:
+    """Reads the stream of plan events once, then appends to it.
+
+    `may_act` returns while this process leads, and waits while that is in doubt; it is asked before every attempt.
+    """
+
+    def __init__(
+        self, js: JetStreamContext, identity: Identity, may_act: Callable[[], Awaitable[None]] = _always
+    ) -> None:
         self._js = js
         self._identity = identity
-        self._last: dict[str, int] = {}
+        self._may_act = may_act
+        self._last = 0
+        """The sequence number of the last message that was looked at."""
         self._reject: Callable[[str, ResplitError], None] = lambda subject, error: None
+
+    async def take_office(
+        self, leader: NodeId, now: datetime, reject: Callable[[str, ResplitError], None]
+    ) -> tuple[Leadership, dict[DeploymentName, Rollout]]:
+        """Recover, and write `leader` and its new term behind all that was recovered; nothing is in between."""
+        while True:
+            term, rollouts = await self.recover(now, reject)
+            leadership = Leadership(leader=leader, term=term, since=now)
+            data = seal(leadership, LEADER_TYPE, self._identity.name, self._identity.key)
+            # Where the leader before it got in another word meanwhile, that word must be recovered too.
+            if await self._until_answered(subjects.LEADER, data):
+                return leadership, rollouts
 
     async def recover(
         self, now: datetime, reject: Callable[[str, ResplitError], None]
     ) -> tuple[int, dict[DeploymentName, Rollout]]:
-        """(this orchestrator's term, every deployment's rollout) as the log has them.
+        """(the term of whoever leads next, every deployment's rollout) as the log has them.
 
-        The term is one more than any before. Events that are not signed by an orchestrator are handed to `reject`
-        and passed over, here and in `append`.
+        The term is one more than any before. What no orchestrator signed is handed to `reject` and passed over, here
+        and in `append`.
         """
         self._reject = reject
+        self._last = 0
         kept: dict[DeploymentName, _Kept] = {}
         term = 0
-        sequence = 1
-        while True:
-            try:
-                message = await self._js.get_msg(
-                    subjects.STREAM_PLANS, seq=sequence, subject=subjects.ALL_PLANS, next=True
-                )
-            except NotFoundError:
-                break
-            assert message.seq is not None
-            assert message.subject is not None
-            sequence = message.seq + 1
-            self._last[message.subject] = message.seq
-            event = self._believed(message)
-            if event is None:
+        async for message in self._further():
+            found = self._believed(message)
+            if found is None:
                 continue
-            term = max(term, event.term)
-            kept[event.deployment] = _later(kept.get(event.deployment), event)
+            term = max(term, found.term)
+            if isinstance(found, PlanEvent):
+                kept[found.deployment] = _later(kept.get(found.deployment), found)
         term += 1
         return term, {name: recovered(one.last, one.epoch, term, now) for name, one in kept.items()}
 
     async def append(self, event: PlanEvent) -> None:
         """Log the event, trying until the log has it; a repeated attempt never logs it twice.
 
-        Raises `ResplitError(STALE_EPOCH)` if another orchestrator has written to this deployment's log since.
+        Raises `ResplitError(STALE_EPOCH)` if another orchestrator has written to the log since.
         """
         subject = subjects.plan(event.deployment)
         data = seal(event, PLAN_TYPE, self._identity.name, self._identity.key)
+        while not await self._until_answered(subject, data):
+            if await self._look_behind(event, data):
+                return
+
+    async def _until_answered(self, subject: str, data: bytes) -> bool:
+        """Whether the log took it; False where a message that was not looked at yet stands last."""
         while True:
+            await self._may_act()
+            headers = {
+                Header.MSG_ID.value: sha256(data).hexdigest(),
+                Header.EXPECTED_LAST_SEQUENCE.value: str(self._last),
+            }
             try:
-                if await self._attempt(event, subject, data):
-                    return
+                ack = await self._js.publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
+            except APIError as error:
+                if error.err_code == WRONG_LAST_SEQUENCE:
+                    return False
+                await self._pause(error)
             except (NatsError, TimeoutError, OSError) as error:
-                log.warning("the log of plans did not take an event; trying again: %r", error)
-                await asyncio.sleep(RETRY_S)
-
-    async def _attempt(self, event: PlanEvent, subject: str, data: bytes) -> bool:
-        """Whether the log has the event now; False where others' messages had to be looked at first."""
-        headers = {
-            Header.MSG_ID.value: sha256(data).hexdigest(),
-            Header.EXPECTED_LAST_SUBJECT_SEQUENCE.value: str(self._last.get(subject, 0)),
-        }
-        try:
-            ack = await self._js.publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
-        except APIError as error:
-            if error.err_code != WRONG_LAST_SEQUENCE:
-                raise
-            return await self._look_behind(event, subject, data)
-        self._last[subject] = ack.seq
-        return True
-
-    async def _look_behind(self, event: PlanEvent, subject: str, data: bytes) -> bool:
-        """What stands behind our last word: an earlier attempt of this event (True), or what changes nothing (False).
-
-        Anybody who may publish could otherwise end every orchestrator with one message: what no orchestrator
-        signed is rejected, and an event older than this one is a replay, which agents ignore as well. Raises
-        STALE_EPOCH for anything else: another orchestrator leads.
-        """
-        while True:
-            try:
-                after = self._last.get(subject, 0) + 1
-                message = await self._js.get_msg(subjects.STREAM_PLANS, seq=after, subject=subject, next=True)
-            except NotFoundError:
-                return False
-            assert message.seq is not None
-            if message.data != data:
-                found = self._believed(message)
-                if found is not None and (found.term, found.revision) >= (event.term, event.revision):
-                    reason = "another orchestrator has written to the log of plans; this one does not lead any more"
-                    raise ResplitError(ErrorCode.STALE_EPOCH, reason)
-            self._last[subject] = message.seq
-            if message.data == data:
+                await self._pause(error)
+            else:
+                self._last = max(self._last, ack.seq)
                 return True
 
-    def _believed(self, message: RawStreamMsg) -> PlanEvent | None:
-        """The event in a message of the log if an orchestrator signed it; what is not believed is said."""
-        subject = message.subject or ""
+    async def _pause(self, error: Exception) -> None:
+        log.warning("the log of plans did not answer; trying again: %r", error)
+        await asyncio.sleep(RETRY_S)
+
+    async def _look_behind(self, event: PlanEvent, data: bytes) -> bool:
+        """Whether an earlier attempt of this event stands behind our last word.
+
+        Anybody who may publish could otherwise end every leadership with one message: what no orchestrator
+        signed is rejected, and what is older than this event is a replay, which agents ignore as well. Raises
+        STALE_EPOCH for anything else: another orchestrator leads.
+        """
+        ours = False
         try:
-            event, _ = open_envelope(message.data or b"", PlanEvent, PLAN_TYPE, self._identity.orchestrators)
+            async for message in self._further():
+                if message.data == data:
+                    ours = True
+                    continue
+                found = self._believed(message)
+                if found is not None and _outranks(found, event):
+                    reason = f"term {found.term} stands in the log of plans; this orchestrator led in term {event.term}"
+                    raise ResplitError(ErrorCode.STALE_EPOCH, reason)
+        except (NatsError, TimeoutError, OSError) as error:
+            await self._pause(error)
+        return ours
+
+    async def _further(self) -> AsyncIterator[RawStreamMsg]:
+        """Every message behind the last one that was looked at. Each counts as looked at once the next is asked for."""
+        end = (await self._js.stream_info(subjects.STREAM_PLANS)).state.last_seq
+        while True:
+            try:
+                message = await self._js.get_msg(
+                    subjects.STREAM_PLANS, seq=self._last + 1, subject=EVERY_SUBJECT, next=True
+                )
+            except NotFoundError:
+                break
+            yield message
+            assert message.seq is not None
+            self._last = message.seq
+        self._last = max(self._last, end)  # the last messages of a log may have been deleted
+
+    def _believed(self, message: RawStreamMsg) -> PlanEvent | Leadership | None:
+        """What a message of the log says if an orchestrator signed it; what is not believed is said."""
+        subject, data = message.subject or "", message.data or b""
+        trusted = self._identity.orchestrators
+        try:
+            if subject == subjects.LEADER:
+                return open_envelope(data, Leadership, LEADER_TYPE, trusted)[0]
+            event, _ = open_envelope(data, PlanEvent, PLAN_TYPE, trusted)
             if subject != subjects.plan(event.deployment):
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, "the event is about another deployment")
         except ResplitError as error:
             self._reject(subject, error)
             return None
         return event
+
+
+def _outranks(found: PlanEvent | Leadership, event: PlanEvent) -> bool:
+    """Whether somebody else leads who wrote `found`, given that this process is about to write `event`."""
+    if isinstance(found, Leadership) or found.deployment != event.deployment:
+        return found.term > event.term
+    return (found.term, found.revision) >= (event.term, event.revision)
 
 
 def _later(kept: _Kept | None, event: PlanEvent) -> _Kept:

@@ -37,6 +37,11 @@ class Offers:
         for file in stale:
             del self._used_at[file]
 
+    async def end(self) -> None:
+        """Offer nothing any more."""
+        await self._server.withdraw(list(self._used_at))
+        self._used_at.clear()
+
     async def run(self, snapshot: Callable[[], Snapshot]) -> None:
         """Follow the snapshot until cancelled."""
         while True:

@@ -1,15 +1,17 @@
 """Answers operators: deploy, place, remove, drain, undrain, status (core request and reply, JSON)."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
-from datetime import timedelta
+from dataclasses import dataclass
+from datetime import datetime, timedelta
 from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.js.kv import KeyValue
 from pydantic import BaseModel
 
 from models.store import Store
@@ -17,8 +19,10 @@ from orchestrator.core import Core
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, NodeWished, Snapshot
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape
+from orchestrator.standby import Standbys
 from orchestrator.trial import check_drain, trial, users
 from orchestrator.view import status
+from orchestrator.wishes import Desired
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest
@@ -38,6 +42,7 @@ from schemas.control import (
 )
 from schemas.deployment import Deployment, NodeWish, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.leader import Leadership
 from schemas.manifest import Manifest
 from schemas.request import ErrorReply
 
@@ -50,24 +55,40 @@ FOLDED_S = 5.0
 """A reply waits for its change to be in the snapshot, so that a `status` right after shows it; longer than this
 only if the bus is away, and then the change is stored all the same."""
 
+DEPOSED = ResplitError(ErrorCode.UNREACHABLE, "the orchestrator that was asked does not lead any more; ask again")
+
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Office:
+    """This orchestrator's time as the leader."""
+
+    leadership: Leadership
+    standbys: Standbys
+    may_act: Callable[[], Awaitable[None]]
+    """Returns while it leads, and waits while that is in doubt (`Lease.may_act`)."""
 
 
 class Operators:
     """Requests of operators, each checked against the snapshot before anything is stored."""
 
-    def __init__(self, core: Core, store: Store, deployments: KeyValue, nodes: KeyValue, offers: Offers) -> None:
+    def __init__(
+        self, core: Core, store: Store, buckets: Desired, offers: Offers, office: Office, heard_since: datetime
+    ) -> None:
         self._core = core
         self._store = store
-        self._deployments = deployments
-        self._nodes = nodes
+        self._deployments = buckets.deployments
+        self._nodes = buckets.nodes
         self._offers = offers
+        self._office = office
         self._changing = asyncio.Lock()
-        self._started_at = core.now()
+        self._heard_since = heard_since
 
-    async def listen(self, client: Client) -> None:
-        """Answer from now on. Changes are made one after the other: none is checked against what another undoes."""
+    async def listen(self, client: Client) -> list[Subscription]:
+        """Answer until the subscriptions are ended. Changes are made one after the other: none is checked against
+        what another undoes."""
         verbs: dict[str, Callable[[bytes], Awaitable[BaseModel]]] = {
             "deploy": self._one_by_one(self._deploy),
             "place": self._one_by_one(self._place),
@@ -76,8 +97,10 @@ class Operators:
             "undrain": self._one_by_one(self._undrain),
             "status": self._status,
         }
-        for verb, answer in verbs.items():
-            await client.subscribe(subjects.control(verb), cb=_replying(answer))
+        return [
+            await client.subscribe(subjects.control(verb), cb=_replying(answer, self._office.may_act))
+            for verb, answer in verbs.items()
+        ]
 
     def _one_by_one(self, answer: Callable[[bytes], Awaitable[BaseModel]]) -> Callable[[bytes], Awaitable[BaseModel]]:
         async def alone(data: bytes) -> BaseModel:
@@ -103,6 +126,7 @@ class Operators:
         """Store the deployment if it can run, and only then change anything."""
         check_shape(deployment, manifest)
         proposal = await self._feasible(deployment, manifest)
+        await self._office.may_act()
         try:
             await self._deployments.put(deployment.name, encode(deployment))
         except (NatsError, TimeoutError, OSError) as error:
@@ -132,13 +156,14 @@ class Operators:
             except ResplitError:
                 now = self._core.now()
                 patience = NODES_WAIT if not snapshot.present else timedelta(0)
-                if now >= max(self._started_at + ALL_HEARD, waited_since + patience):
+                if now >= max(self._heard_since + ALL_HEARD, waited_since + patience):
                     raise
             await asyncio.sleep(LOOK_AGAIN_S)
 
     async def _remove(self, data: bytes) -> RemoveReply:
         request = decode(RemoveRequest, data, "request")
         self._desired(request.name)
+        await self._office.may_act()
         try:
             await self._deployments.delete(request.name)
         except (NatsError, TimeoutError, OSError) as error:
@@ -177,6 +202,7 @@ class Operators:
         return UndrainReply(node=node)
 
     async def _wish(self, wish: NodeWish, what: str) -> None:
+        await self._office.may_act()
         try:
             await self._nodes.put(wish.node, encode(wish))
         except (NatsError, TimeoutError, OSError) as error:
@@ -186,7 +212,8 @@ class Operators:
         await self._core.folded(NodeWished(wish), FOLDED_S)
 
     async def _status(self, _: bytes) -> StatusReply:
-        return status(self._core.snapshot, self._core.now())
+        seen = status(self._core.snapshot, self._core.now())
+        return seen.model_copy(update={"leader": self._office.leadership, "standbys": self._office.standbys.names})
 
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:
@@ -209,10 +236,18 @@ def placed(deployment: Deployment, placement: tuple[Stage, ...] | None) -> Deplo
     return deployment.model_copy(update={"placement": placement, "stages": stages})
 
 
-def _replying(answer: Callable[[bytes], Awaitable[BaseModel]]) -> Callable[[Msg], Awaitable[None]]:
+def _replying(
+    answer: Callable[[bytes], Awaitable[BaseModel]], may_act: Callable[[], Awaitable[None]]
+) -> Callable[[Msg], Awaitable[None]]:
     async def reply(message: Msg) -> None:
         try:
+            await may_act()  # what waited here while this process slept is not its business any more
             value: BaseModel = await answer(message.data)
+        except asyncio.CancelledError:
+            if message.reply:
+                with contextlib.suppress(NatsError, OSError):
+                    await message.respond(encode(ErrorReply(error=DEPOSED.body)))
+            raise
         except ResplitError as error:
             value = ErrorReply(error=error.body)
         except Exception:  # the operator must hear of a fault of ours, and the next request must be answered

@@ -1,59 +1,41 @@
-"""The orchestrator as a process: connects, recovers, and runs its parts until it is cancelled.
-
-recover the plan log and the desired state -> hear agents and operators -> Core reacts
-"""
+"""The orchestrator as a process: connects, stands by, and leads whenever it holds the lease, until it is cancelled."""
 
 import asyncio
 import contextlib
 import logging
+import os
+import re
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
-from nats.js.errors import NoKeysError
 from nats.js.kv import KeyValue
-from pydantic import BaseModel
 
 from bus.audit import AuditTrail
-from bus.blobs import BlobServer
 from bus.connection import connect
-from bus.keys import ORCHESTRATOR, Identity, load_identity
-from bus.streams import deployments_bucket, ensure_streams, nodes_bucket
+from bus.keys import ORCHESTRATOR, load_identity
+from bus.stopping import end, first_of
+from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
 from models.store import Store
 from orchestrator.core import Core, steady_clock
-from orchestrator.fold import (
-    BusBack,
-    BusLost,
-    DeploymentWritten,
-    ManifestKnown,
-    NodeWished,
-    Report,
-    RolloutAdvanced,
-    Snapshot,
-    fold,
-)
+from orchestrator.fold import BusBack, BusLost, Report, Snapshot
 from orchestrator.inbox import Inbox, Rejections
-from orchestrator.log import PlanLog
-from orchestrator.offers import Offers, models_in_use
-from orchestrator.operators import Operators
-from schemas import subjects
-from schemas.codec import decode
-from schemas.deployment import Deployment, NodeWish
-from schemas.errors import ResplitError
+from orchestrator.lease import LEASE_S, Lease
+from orchestrator.office import Surroundings, Term
+from orchestrator.standby import Standby
+from orchestrator.wishes import Desired
+from schemas.base import NAME_PATTERN, NodeId
+from schemas.errors import ErrorCode, ResplitError
 
 READY_RETRY_S = 0.5
 """A server that accepts connections may still be opening its streams."""
-LISTENING_S = 5.0
-CANCEL_AGAIN_S = 0.5
 GOODBYE_S = 2.0
 """For the last audit events and the connection; a server that is gone must not hold up the end."""
 
-V = TypeVar("V", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
@@ -66,143 +48,99 @@ class OrchestratorConfig:
     """A key folder with the identity `orchestrator` (`bus.keys`)."""
     store: Path
     """The store of imported models, whose files it serves to agents."""
+    name: NodeId | None = None
+    """What tells it from other orchestrators of the cluster; default: host and process id."""
 
 
 async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambda: None) -> None:
-    """Orchestrate until cancelled; `on_ready` is called once operators are answered.
+    """Orchestrate until cancelled, by turns standing by and leading; `on_ready` is called each time that operators
+    are answered from here.
 
-    Raises `ResplitError` if the key folder is unusable, and STALE_EPOCH once another orchestrator has taken over.
+    Raises `ResplitError` if the key folder or the name is unusable.
     """
     identity = load_identity(config.keys, ORCHESTRATOR)
-    store = Store(config.store)
-    watch = _BusWatch()
-    client = await connect(config.url, ORCHESTRATOR, on_lost=watch.lost, on_back=watch.back)
+    name = config.name or default_name()
+    if re.fullmatch(NAME_PATTERN, name) is None:
+        message = f"{name!r} cannot name an orchestrator; use lower-case letters, digits, '_' and '-'"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "id")
+    ears = _Ears()
+    client = await connect(config.url, name, on_lost=ears.lost, on_back=ears.back)
     try:
-        await _serve(client, identity, store, watch, on_ready)
+        js, desired, leases = await _streams(client)
+        now = steady_clock()
+        audit = AuditTrail(js, identity, now)
+        rejections = Rejections(audit)
+        inbox = Inbox(identity, rejections, ears.hear)
+        await inbox.hear_capacity(client)
+        store = Store(config.store)
+        here = Surroundings(
+            name, client, js, desired, leases, identity, store, audit, rejections, inbox, now, heard_since=now()
+        )
+        publishing = asyncio.create_task(audit.run())
+        try:
+            await first_of(_by_turns(here, ears, on_ready))
+        finally:
+            await audit.drain(GOODBYE_S)
+            await end([publishing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)
 
 
-class _BusWatch:
-    """Says when the connection comes and goes, as soon as somebody listens."""
+def default_name() -> NodeId:
+    """This process, in letters that may stand in a subject: host and process id."""
+    host = re.sub(r"[^a-z0-9_-]+", "-", socket.gethostname().lower()).strip("-_")
+    return NodeId(f"{host[:48] or 'host'}-{os.getpid()}")
 
-    deliver: Callable[[Report], object] = staticmethod(lambda _: None)
+
+class _Ears:
+    """What is heard, for whoever listens now: the standby or the leader's core."""
+
+    listener: Standby | Core | None = None
+
+    def hear(self, report: Report) -> None:
+        if self.listener is not None:
+            self.listener.report(report)
+
+    def listened_to_by(self, listener: Standby | Core) -> None:
+        self.listener = listener
 
     async def lost(self) -> None:
-        self.deliver(BusLost())
+        self.hear(BusLost())
 
     async def back(self) -> None:
-        self.deliver(BusBack())
+        self.hear(BusBack())
 
 
-async def _serve(
-    client: Client, identity: Identity, store: Store, watch: _BusWatch, on_ready: Callable[[], object]
-) -> None:
-    js, deployments, nodes = await _streams(client)
-    now = steady_clock()
-    audit = AuditTrail(js, identity, now)
-    rejections = Rejections(audit)
-    plans = PlanLog(js, identity)
-    term, rollouts = await plans.recover(now(), rejections.record)
-    snapshot = Snapshot(term)
-    for report in [*map(RolloutAdvanced, rollouts.values()), *await _desired(deployments, nodes, rejections)]:
-        snapshot = fold(snapshot, report, now())
-    snapshot = _with_manifests(snapshot, store, rejections, now())
-    offers = Offers(BlobServer(client, store))
-    core = Core(snapshot, plans, audit, now)
-    watch.deliver = core.report
-    log.info("orchestrating in term %d: %d deployment(s)", term, len(snapshot.deployments))
-    inbox = Inbox(identity, rejections, core.report)
-    await inbox.hear_capacity(client)
-    await offers.follow(snapshot)
-    parts = [
-        asyncio.create_task(part)
-        for part in (audit.run(), inbox.hear_receipts(client), core.run(), offers.run(lambda: core.snapshot))
-    ]
-    try:
-        await Operators(core, store, deployments, nodes, offers).listen(client)
-        await _listening(client)
-        on_ready()
-        ended, _ = await asyncio.wait(parts, return_when=asyncio.FIRST_COMPLETED)
-        for part in ended:
-            part.result()  # no part ends by itself: this raises why it did
-    finally:
-        await audit.drain(GOODBYE_S)
-        await _end(parts)
+async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], object]) -> None:
+    """Stand by until the lease is free, lead until it is lost, and again."""
+    lease = Lease(here.leases, here.name)
+    snapshot = Snapshot(term=0)
+    while True:
+        standby = Standby(here.client, here.name, snapshot, here.now)
+        ears.listened_to_by(standby)
+        here.rejections.silent = True
+        log.info("%s stands by", here.name)
+        try:
+            await first_of(lease.acquire(), standby.run())
+            here.rejections.silent = False
+            term = Term(here, lease, standby, ears.listened_to_by)
+            await term.serve(on_ready)
+            snapshot = term.snapshot
+        finally:
+            await lease.release()
 
 
-async def _end(parts: list[asyncio.Task[None]]) -> None:
-    """Cancel until each part has ended.
-
-    Once is not always enough: in Python 3.11 `asyncio.wait_for`, which every nats-py request waits in, loses a
-    cancellation that comes together with the answer.
-    """
-    while running := [part for part in parts if not part.done()]:
-        for part in running:
-            part.cancel()
-        await asyncio.wait(running, timeout=CANCEL_AGAIN_S)
-    await asyncio.gather(*parts, return_exceptions=True)  # each was looked at or is of no interest any more
-
-
-async def _streams(client: Client) -> tuple[JetStreamContext, KeyValue, KeyValue]:
-    """The streams and the buckets of deployments and nodes, as soon as the server has opened them."""
+async def _streams(client: Client) -> tuple[JetStreamContext, Desired, KeyValue]:
+    """The streams and the buckets, as soon as the server has opened them."""
     said = False
     while True:
         try:
             js = await ensure_streams(client)
-            return js, await deployments_bucket(js), await nodes_bucket(js)
+            desired = Desired(await deployments_bucket(js), await nodes_bucket(js))
+            return js, desired, await leader_bucket(js, LEASE_S)
         except (NatsError, TimeoutError, OSError) as error:
             if not said:
                 log.warning("JetStream does not answer yet; trying until it does: %r", error)
                 said = True
         await asyncio.sleep(READY_RETRY_S)
-
-
-async def _desired(deployments: KeyValue, nodes: KeyValue, rejections: Rejections) -> list[Report]:
-    """What operators want, as it is stored."""
-    return [
-        *map(DeploymentWritten, await _stored(deployments, Deployment, "a stored deployment", rejections)),
-        *map(NodeWished, await _stored(nodes, NodeWish, "a stored wish for a node", rejections)),
-    ]
-
-
-async def _stored(bucket: KeyValue, kind: type[V], what: str, rejections: Rejections) -> list[V]:
-    """Every value of a bucket, by key; one that cannot be read is audited and passed over."""
-    try:
-        keys = await bucket.keys()
-    except NoKeysError:
-        return []
-    found = []
-    for key in sorted(keys):
-        entry = await bucket.get(key)
-        try:
-            found.append(decode(kind, entry.value or b"", what))
-        except ResplitError as error:
-            rejections.record(key, error)
-    return found
-
-
-def _with_manifests(snapshot: Snapshot, store: Store, rejections: Rejections, now: datetime) -> Snapshot:
-    for digest in sorted(models_in_use(snapshot)):
-        try:
-            snapshot = fold(snapshot, ManifestKnown(digest, store.manifest(digest)), now)
-        except ResplitError as error:
-            rejections.record(digest, error)
-    return snapshot
-
-
-async def _listening(client: Client) -> None:
-    """Wait until the server knows every subscription made so far.
-
-    `Client.flush` does not say so: nats-py's PING overtakes the commands that still wait in its own buffer. A
-    request goes through that buffer, so its answer comes after them.
-    """
-    while True:
-        try:
-            await client.request(subjects.control("status"), b"", timeout=LISTENING_S)
-        except (NatsError, TimeoutError, OSError) as error:
-            log.debug("not answered by ourselves yet: %r", error)
-            await asyncio.sleep(READY_RETRY_S)
-        else:
-            return

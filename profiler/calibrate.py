@@ -11,7 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from profiler.device import cpu_name, gpu_name
+from profiler.device import cpu_name
+from profiler.gpu import gpu_name
 from schemas.capacity import Provider
 from schemas.errors import ErrorCode, ResplitError
 

@@ -1,10 +1,18 @@
-"""What the device has and does right now: memory, load, pressure, disk. Values only; nothing is published."""
+"""What the device has and does right now: memory, load, pressure, heat, power, disk. Values only; nothing is published.
+
+A figure that the machine does not tell is None, and asking for it never raises.
+"""
 
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import psutil
+
+from profiler.disk import DiskMeter
+from profiler.gpu import GpuReading, gpu_memory_bytes, read_gpu
+from profiler.power import CpuMeter, CpuReading
+from profiler.pressure import Pressure, read_pressure
 
 RESERVE_SHARE = 0.05
 """Share of the memory that is never offered: the system, other programs and ONNX Runtime's work buffers live there."""
@@ -23,24 +31,48 @@ class Memory:
 
 @dataclass(frozen=True)
 class Reading:
-    """One look at the device, in the units of `schemas.capacity.Capacity`."""
+    """One look at the device, in the units of `schemas.capacity.Capacity`.
+
+    `compute` is the device that computes: the GPU in use, else the processor.
+    """
 
     memory: Memory
     disk_free_bytes: int
+    disk_read_bytes_per_s: float | None
     load: float
-    pressure: float | None
+    pressure: Pressure
+    gpu_load: float | None
+    compute: GpuReading | CpuReading
 
 
-def read_device(
-    provider: Literal["cpu", "cuda"], disk: Path, budget_bytes: int | None = None, used_bytes: int = 0
-) -> Reading:
-    """Measure the device once.
+class DeviceMeter:
+    """Reads one device again and again; load, power and throttling are those since its previous reading.
 
-    `budget_bytes` is what the operator lets this agent use, if it was told, and `used_bytes` what the agent's
-    blocks and caches already take of it. The load is that since the previous call in this process (0 in the first).
+    One thread at a time may read. What a process reads first has a load of 0 and no power of a processor.
     """
-    memory = within_budget(device_memory(provider), budget_bytes, used_bytes)
-    return Reading(memory, psutil.disk_usage(str(disk)).free, psutil.cpu_percent() / 100, cpu_pressure())
+
+    def __init__(self, provider: Literal["cpu", "cuda"], disk: Path) -> None:
+        self._provider = provider
+        self._disk = disk
+        self._disk_meter = DiskMeter(disk)
+        self._cpu_meter = CpuMeter()
+
+    def read(self, now_s: float, budget_bytes: int | None = None, used_bytes: int = 0) -> Reading:
+        """Measure the device once, at `now_s` of a steady clock.
+
+        `budget_bytes` is what the operator lets this agent use, if it was told, and `used_bytes` what the agent's
+        blocks and caches already take of it.
+        """
+        gpu = read_gpu() if self._provider == "cuda" else None
+        return Reading(
+            memory=within_budget(device_memory(self._provider), budget_bytes, used_bytes),
+            disk_free_bytes=psutil.disk_usage(str(self._disk)).free,
+            disk_read_bytes_per_s=self._disk_meter.read(),
+            load=psutil.cpu_percent() / 100,
+            pressure=read_pressure(),
+            gpu_load=None if gpu is None else gpu.load,
+            compute=self._cpu_meter.read(now_s) if gpu is None else gpu,
+        )
 
 
 def within_budget(memory: Memory, budget_bytes: int | None, used_bytes: int) -> Memory:
@@ -53,27 +85,16 @@ def within_budget(memory: Memory, budget_bytes: int | None, used_bytes: int) -> 
 
 def device_memory(provider: Literal["cpu", "cuda"]) -> Memory:
     """The memory of the provider's device: the GPU's own, else what Linux says is available to this process."""
-    gpu = _gpu_memory() if provider == "cuda" else None
+    # Devices that share the host's memory (Jetson, GB10) answer "Not Supported": the host's figures are theirs.
+    gpu = gpu_memory_bytes() if provider == "cuda" else None
     if gpu is not None:
-        return gpu
+        return Memory(*gpu)
     host = psutil.virtual_memory()
     memory = Memory(host.total, host.available)
     group = _cgroup_memory()
     if group is None:
         return memory
     return Memory(min(memory.total_bytes, group.total_bytes), min(memory.free_bytes, group.free_bytes))
-
-
-def gpu_name() -> str | None:
-    """The first GPU's own name, or None without a driver."""
-    try:
-        import pynvml  # noqa: PLC0415 - only nodes that ask for CUDA need the driver's library
-
-        pynvml.nvmlInit()
-        name = pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:  # no library, no driver, no device: each raises a type of its own, and all mean None.
-        return None
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def cpu_name() -> str:
@@ -84,32 +105,6 @@ def cpu_name() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
     return next(named, "CPU")
-
-
-def cpu_pressure(file: Path = PROC / "pressure" / "cpu") -> float | None:
-    """Per cent of the last 10 s in which some task waited for the CPU, or None where the kernel does not say."""
-    try:
-        lines = file.read_text().splitlines()
-    except OSError:
-        return None
-    some = next((line.split()[1:] for line in lines if line.startswith("some ")), [])
-    fields = dict(word.split("=", 1) for word in some if "=" in word)
-    try:
-        return float(fields["avg10"])
-    except (KeyError, ValueError):
-        return None
-
-
-def _gpu_memory() -> Memory | None:
-    # Devices that share the host's memory (Jetson, GB10) answer "Not Supported": the host's figures are theirs.
-    try:
-        import pynvml  # noqa: PLC0415 - only nodes that ask for CUDA need the driver's library
-
-        pynvml.nvmlInit()
-        found = pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0))
-    except Exception:  # as in gpu_name
-        return None
-    return Memory(int(found.total), int(found.free))
 
 
 def _cgroup_memory() -> Memory | None:

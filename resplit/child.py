@@ -67,6 +67,7 @@ class Child:
         """End it: SIGTERM, and SIGKILL if it is still there after `timeout_s`."""
         if self.pid is None or self._process is None:
             return
+        self.resume()  # a stopped process would not hear the other signal
         with suppress(ProcessLookupError):  # it has just ended by itself
             self._process.terminate()
         try:
@@ -74,6 +75,19 @@ class Child:
                 await self._process.wait()
         except TimeoutError:
             await self.kill()
+
+    def pause(self) -> None:
+        """Stop it where it is, as if its machine hung; returns at once."""
+        self._signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        """Let it go on after `pause`; a process that runs does not notice."""
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is not None and self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.send_signal(number)
 
     async def kill(self) -> None:
         """End it now, without a word to it."""

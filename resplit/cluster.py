@@ -1,4 +1,4 @@
-"""A cluster on one machine: NATS, an orchestrator and agents, each a process as an operator would run it."""
+"""A cluster on one machine: NATS, orchestrators and agents, each a process as an operator would run it."""
 
 import asyncio
 import fcntl
@@ -21,6 +21,8 @@ from resplit.exchange import open_connection
 from resplit.server import MAX_PAYLOAD_BYTES, NATS, NatsServer
 from schemas import subjects
 from schemas.base import NodeId
+from schemas.codec import decode
+from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
 IDENTITIES = 16
@@ -34,17 +36,17 @@ POLL_S = 0.05
 
 
 class LocalCluster:
-    """`agents` agents `n0`, `n1`, ... with an orchestrator and a NATS server of their own, in `folder`.
+    """`agents` agents `n0`, `n1`, ... with orchestrators and a NATS server of their own, in `folder`.
 
         async with LocalCluster(folder, store) as cluster, Client(cluster.url) as client:
             ...
 
-    Each agent has a store of its own in its folder and fetches what it needs; the orchestrator reads
-    `store`. Entering waits until every agent has reported its capacity, and raises `ResplitError` with the
-    end of its log if a process dies before. Leaving ends and awaits every process, forcibly after a bounded
-    time; should this process itself be killed, the kernel ends them. Unless `threads` says otherwise,
-    agents share the machine's cores evenly. `cores[i]` pins agent i. Keys and what the processes stored
-    stay in `folder` for the next start.
+    Each agent has a store of its own in its folder and fetches what it needs; the orchestrators
+    (`orchestrator`, `orchestrator-1`, ...) read `store`. Entering waits until every process has reported, and
+    raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
+    forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
+    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. Keys and what the
+    processes stored stay in `folder` for the next start.
     """
 
     def __init__(
@@ -59,15 +61,18 @@ class LocalCluster:
         threads: int | None = None,
         memory_bytes: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        orchestrators: int = 1,
         verbose: bool = False,
     ) -> None:
-        if agents < 1:
-            raise ResplitError(ErrorCode.INVALID_REQUEST, f"a cluster needs an agent, not {agents}", "agents")
+        for field, count in (("agents", agents), ("orchestrators", orchestrators)):
+            if count < 1:
+                raise ResplitError(ErrorCode.INVALID_REQUEST, f"a cluster needs {field}, not {count}", field)
         if cores is not None and len(cores) != agents:
             raise ResplitError(ErrorCode.INVALID_REQUEST, f"{len(cores)} core lists for {agents} agents", "cores")
         self.folder = folder.absolute()
         self.store = store.absolute()
         self.agents = tuple(NodeId(f"n{i}") for i in range(agents))
+        self.orchestrators = (ORCHESTRATOR, *(NodeId(f"{ORCHESTRATOR}-{i}") for i in range(1, orchestrators)))
         self._provider = provider
         self._cores = cores
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
@@ -101,9 +106,9 @@ class LocalCluster:
         try:
             self._make_keys()
             await self._server.start()
-            self._children |= {ORCHESTRATOR: self._orchestrator()}
+            self._children |= {name: self._orchestrator(name) for name in self.orchestrators}
             self._children |= {node: self._agent(i, node) for i, node in enumerate(self.agents)}
-            await self._start_and_await([ORCHESTRATOR])
+            await self._start_and_await(self.orchestrators)
             await self._start_and_await(self.agents)
         except BaseException:
             await self._stop()
@@ -126,6 +131,18 @@ class LocalCluster:
         """Kill a process as a power cut would."""
         await self._children[name].kill()
 
+    async def stop(self, name: str) -> None:
+        """End a process as an operator would (SIGTERM), and wait until it has."""
+        await self._children[name].stop()
+
+    async def pause(self, name: str) -> None:
+        """Stop a process where it is (SIGSTOP), as if its machine hung."""
+        self._children[name].pause()
+
+    async def resume(self, name: str) -> None:
+        """Let a paused process go on (SIGCONT)."""
+        self._children[name].resume()
+
     async def first_to_end(self) -> tuple[str, ResplitError]:
         """Wait until one of the processes that run now ends: its name, and how it ended."""
         waits = {asyncio.ensure_future(c.ended()): c for c in self._children.values() if c.pid is not None}
@@ -144,10 +161,15 @@ class LocalCluster:
             children = [self._children[name] for name in names]
             for child in children:
                 await child.start()
-            ready = _until_answering(watch) if ORCHESTRATOR in names else _until_heard(heard, names)
-            await _unless_one_ends(children, ready)
+            await _unless_one_ends(children, self._until_there(watch, heard, names))
         finally:
             await watch.close()
+
+    async def _until_there(self, watch: Nats, heard: "Heard", names: Sequence[str]) -> None:
+        orchestrators = frozenset(names).intersection(self.orchestrators)
+        if orchestrators:
+            await _until_orchestrating(watch, orchestrators)
+        await _until_heard(heard, [name for name in names if name not in orchestrators])
 
     async def _stop(self) -> None:
         others = [child for name, child in self._children.items() if name != NATS]
@@ -181,8 +203,8 @@ class LocalCluster:
             message = f"{self.keys} has no key for {missing[0]}; choose another folder for so many agents"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "agents")
 
-    def _orchestrator(self) -> Child:
-        return self._child(ORCHESTRATOR, ["orchestrator"], self.store)
+    def _orchestrator(self, name: NodeId) -> Child:
+        return self._child(name, ["orchestrator", "--id", name], self.store)
 
     def _agent(self, index: int, node: NodeId) -> Child:
         arguments = ["agent", node, "--provider", self._provider, "--threads", str(self._threads)]
@@ -223,16 +245,19 @@ async def _until_heard(heard: Heard, names: Sequence[str]) -> None:
         raise ResplitError(ErrorCode.TIMEOUT, message) from error
 
 
-async def _until_answering(connection: Nats) -> None:
+async def _until_orchestrating(connection: Nats, names: frozenset[str]) -> None:
+    """Wait until each of `names` leads or stands by."""
+    found: set[str] = set()
     try:
         async with asyncio.timeout(ORCHESTRATOR_READY_S):
-            while True:
+            while not names <= found:
                 with suppress(NatsError):  # no responders yet
-                    await connection.request(subjects.control("status"), b"", timeout=ASK_S)
-                    return
+                    reply = await connection.request(subjects.control("status"), b"", timeout=ASK_S)
+                    status = decode(StatusReply, reply.data, "status")
+                    found = {*status.standbys, *([status.leader.leader] if status.leader is not None else [])}
                 await asyncio.sleep(POLL_S)
     except TimeoutError as error:
-        message = f"the orchestrator does not answer after {ORCHESTRATOR_READY_S:g} s"
+        message = f"after {ORCHESTRATOR_READY_S:g} s there is no word of {', '.join(sorted(names - found))}"
         raise ResplitError(ErrorCode.TIMEOUT, message) from error
 
 

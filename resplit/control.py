@@ -1,11 +1,13 @@
 """Asking the orchestrator: deploy, place, remove, drain, status; and waiting until it has come true."""
 
 import asyncio
+import math
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Literal, TypeVar
 
 from nats.aio.client import Client as Nats
+from nats.aio.msg import Msg
 from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from pydantic import BaseModel
@@ -34,6 +36,9 @@ from schemas.request import ErrorReply
 
 ANSWER_S = 30.0
 """The orchestrator answers a deployment after it has planned it once."""
+ASK_AGAIN_S = 2.0
+"""What only asks and changes nothing is asked anew after this: a leader that hangs gets the first question and
+answers none, its successor the next."""
 POLL_S = 0.1
 GONE_AFTER = 100
 """Questions in a row that may go unanswered while an orchestrator restarts."""
@@ -216,8 +221,9 @@ async def _ask(
     connection: Nats, verb: str, request: BaseModel | None, kind: type[Reply], timeout_s: float = ANSWER_S
 ) -> Reply:
     data = b"" if request is None else encode(request)
+    questions = math.ceil(timeout_s / ASK_AGAIN_S) if request is None else 1
     try:
-        reply = await connection.request(subjects.control(verb), data, timeout=timeout_s)
+        reply = await _reply(connection, verb, data, timeout_s, questions)
     except NoRespondersError as error:
         raise ResplitError(ErrorCode.UNREACHABLE, "no orchestrator answers on this NATS server") from error
     except NatsTimeoutError as error:
@@ -227,3 +233,12 @@ async def _ask(
         refusal = decode(ErrorReply, reply.data, "reply").error
         raise ResplitError(refusal.code, refusal.message, refusal.field)
     return decode(kind, reply.data, "reply")
+
+
+async def _reply(connection: Nats, verb: str, data: bytes, timeout_s: float, questions: int) -> Msg:
+    """The first reply, to whichever of the questions; raises what nats-py raises after `timeout_s` in all."""
+    patience_s = timeout_s / questions
+    for _ in range(questions - 1):
+        with suppress(NatsTimeoutError):
+            return await connection.request(subjects.control(verb), data, timeout=patience_s)
+    return await connection.request(subjects.control(verb), data, timeout=patience_s)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from resplit.output import size
-from resplit.view import remarks
+from resplit.view import led, remarks
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, HEARTBEAT_SPARE_S
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
@@ -101,7 +101,7 @@ def _findings(facts: Facts, node: NodeId | None) -> Iterator[Finding]:
         yield Finding("orchestrator", None, "fail", facts.status_fault or "no answer", remedy)
         return
     status = facts.status
-    yield Finding("orchestrator", None, "ok", f"answers, in term {status.term}")
+    yield Finding("orchestrator", None, "ok", f"answers: {led(status)}")
     yield from _nodes(status, facts, node)
     yield from _links(status, node)
     yield from _deployments(status, node)

@@ -12,7 +12,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from profiler.device import gpu_name
+from profiler.gpu import gpu_name
 from resplit import control
 from resplit.defaults import CONNECT_TIMEOUT_S
 from resplit.diagnosis import Facts, KeyFile, Storage

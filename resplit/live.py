@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resplit.view import chain, hosted, node_state, remarks, unheard
+from resplit.view import chain, hosted, led, node_state, remarks, unheard
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.deployment import Stage
 from schemas.errors import ResplitError
@@ -72,7 +72,7 @@ def frame(look: Look) -> RenderableType:
     """Everything that is drawn of one look."""
     reply = look.reply
     colours = colours_of(reply)
-    head = Text(f"{look.at:%H:%M:%S}  term {reply.term}  {len(reply.nodes)} node(s)")
+    head = Text(f"{look.at:%H:%M:%S}  {len(reply.nodes)} node(s)  {led(reply)}")
     if look.silence is not None:
         head.append(f"  no answer: {look.silence}; below is what was seen last", "bold red")
     parts: list[RenderableType] = [head, Text(), _nodes(reply, colours)]

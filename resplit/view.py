@@ -17,6 +17,15 @@ NODE_COLUMNS = ["node", "state", "on", "threads", "memory free", "of", "load", "
 DEPLOYMENT_COLUMNS = ["deployment", "model", "state", "epoch", "stages", "TPOT ms", "remarks"]
 
 
+def led(reply: "StatusReply") -> str:
+    """Who leads the cluster, and who would take over."""
+    if reply.leader is None:
+        return f"term {reply.term}"
+    since = reply.leader.since.astimezone().isoformat(sep=" ", timespec="seconds")
+    others = f"standing by: {', '.join(reply.standbys)}" if reply.standbys else "nobody stands by"
+    return f"{reply.leader.leader} leads in term {reply.leader.term} since {since}; {others}"
+
+
 def node_row(node: "NodeStatus", drained: tuple[str, ...]) -> list[str]:
     """One node under `NODE_COLUMNS`."""
     capacity = node.capacity

@@ -10,6 +10,8 @@ from schemas.base import DeploymentId, NodeName, RequestName, Value
 class AuditKind(StrEnum):
     """What an audit event tells; also the last token of its subject."""
 
+    LEADER_ELECTED = "leader_elected"
+    LEADER_DEPOSED = "leader_deposed"
     NODE_JOINED = "node_joined"
     NODE_LOST = "node_lost"
     NODE_CHANGED = "node_changed"

@@ -6,6 +6,9 @@ from pydantic import AwareDatetime, Field
 
 from schemas.base import DeploymentId, NodeName, Sha256, Value
 
+ThrottleReason = Literal["thermal", "power", "hardware"]
+"""Why a device runs slower than it could; `hardware` is a slowdown whose cause it does not tell."""
+
 HEARTBEAT_IN_PLAN_S = 1.0
 HEARTBEAT_SPARE_S = 10.0
 LOST_AFTER_S = 5.0
@@ -25,7 +28,7 @@ class Provider(Value):
 
 
 class BlockTime(Value):
-    """Measured times of one block on this node."""
+    """Times of one block on this node: measured when it was loaded, and since then as its calls show them."""
 
     model: Sha256
     block: int = Field(ge=0)
@@ -35,12 +38,23 @@ class BlockTime(Value):
 
 
 class LinkEstimate(Value):
-    """What this node measured towards a peer."""
+    """What this node measured towards a peer that answered it lately.
+
+    A peer that answers neither over its link nor over the bus has no estimate: that is a fault of the node (or of
+    both roads). A fault of the edge alone is `up=False`.
+    """
 
     peer: NodeName
     rtt_ms: float = Field(ge=0)
+    """Median round trip, over the road that `direct` names."""
+    jitter_ms: float | None = Field(default=None, ge=0)
+    """Mean difference between successive round trips."""
+    goodput_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Payload delivered per second in transfers long enough to tell; None before there was one."""
     direct: bool
     """True over the direct TLS link, False over the bus."""
+    up: bool = True
+    """False if the peer names a link address and answers over the bus, but not over its link: an edge fault."""
 
 
 class LostPeer(Value):
@@ -90,6 +104,22 @@ class Capacity(Value):
     """Share of the node's cores that is busy, 0 to 1."""
     pressure: float | None = Field(default=None, ge=0)
     """Linux PSI: per cent of the last 10 s in which some task waited for the CPU."""
+    memory_pressure: float | None = Field(default=None, ge=0, le=100)
+    """Linux PSI: per cent of the last 10 s in which some task waited for memory."""
+    io_pressure: float | None = Field(default=None, ge=0, le=100)
+    """Linux PSI: per cent of the last 10 s in which some task waited for a disk."""
+    gpu_load: float | None = Field(default=None, ge=0, le=1)
+    """Share of the last sampling period in which the GPU ran a kernel; None without a GPU in use."""
+    throttled: tuple[ThrottleReason, ...] | None = None
+    """What slows the device that computes (the GPU in use, else the processor): nothing if empty, None if unknown."""
+    temperature_c: float | None = Field(default=None, ge=-100, le=300)
+    """Of the device that computes; the hottest sensor of a processor."""
+    power_w: float | None = Field(default=None, ge=0)
+    """Drawn by the device that computes: a GPU says it, a processor's is the mean since the last heartbeat."""
+    energy_j: float | None = Field(default=None, ge=0)
+    """A counter of that device's energy: its differences count, and one that falls was started anew."""
+    disk_read_bytes_per_s: float | None = Field(default=None, gt=0)
+    """What the disk of the store gave when it was last read in earnest; None before that."""
     stages: tuple[HostedStage, ...] = ()
     block_times: tuple[BlockTime, ...] = ()
     links: tuple[LinkEstimate, ...] = ()

@@ -11,6 +11,7 @@ from schemas.base import DeploymentId, NodeName, Value
 from schemas.capacity import Capacity
 from schemas.deployment import Deployment, Settings, Stage
 from schemas.errors import ErrorBody
+from schemas.leader import Leadership
 from schemas.plan import Plan
 
 
@@ -125,6 +126,10 @@ class StatusReply(Value):
     """The whole view of the orchestrator. The request is empty."""
 
     term: int
+    leader: Leadership | None = None
+    """Which of the orchestrators answers, and since when it leads."""
+    standbys: tuple[str, ...] = ()
+    """Orchestrators that would take over, by name; nobody signs for that."""
     nodes: tuple[NodeStatus, ...]
     deployments: tuple[DeploymentStatus, ...]
     drained: tuple[NodeName, ...] = ()

@@ -26,6 +26,7 @@ from schemas.control import (
     UndrainRequest,
 )
 from schemas.deployment import Deployment, NodeWish
+from schemas.leader import Claim, Leadership
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent, Receipt
 from schemas.request import (
@@ -45,6 +46,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     AcceptedReply,
     AuditEvent,
     Capacity,
+    Claim,
     CompletionReply,
     DeployReply,
     DeployRequest,
@@ -54,6 +56,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
+    Leadership,
     Manifest,
     NodeWish,
     PlaceRequest,

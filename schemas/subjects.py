@@ -11,13 +11,17 @@ STREAM_AUDIT = "RESPLIT_AUDIT"
 STREAM_JOURNAL = "RESPLIT_JOURNAL"
 BUCKET_DEPLOYMENTS = "resplit_deployments"
 BUCKET_NODES = "resplit_nodes"
+BUCKET_LEADER = "resplit_leader"
 
 ALL_CAPACITY = f"{ROOT}.capacity.*"
 ALL_PLANS = f"{ROOT}.plan.*"
 ALL_RECEIPTS = f"{ROOT}.receipt.*"
+ALL_STANDBYS = f"{ROOT}.standby.*"
 ALL_AUDIT = f"{ROOT}.audit.>"
 ALL_JOURNAL = f"{ROOT}.journal.*.*"
 ALL_CANCEL = f"{ROOT}.cancel.*"
+LEADER = f"{ROOT}.leader"
+"""Signed word of each new leader (JetStream, in the stream of plans, where it fences the one before)."""
 CONTROL = f"{ROOT}.control"
 INGRESS_QUEUE = "ingress"
 BLOB_QUEUE = "holders"
@@ -46,6 +50,11 @@ def plan(deployment: DeploymentName) -> str:
 def receipt(node: NodeId) -> str:
     """Signed answers of one agent to plan events (JetStream)."""
     return f"{ROOT}.receipt.{node}"
+
+
+def standby(orchestrator: NodeId) -> str:
+    """An orchestrator that stands by says so (core, empty)."""
+    return f"{ROOT}.standby.{orchestrator}"
 
 
 def journal(deployment: DeploymentName, life: LifeId) -> str:

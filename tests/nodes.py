@@ -17,7 +17,7 @@ from agent.kv import KvPool
 from agent.run import RouteRun
 from agent.stage import Queued, StageHost
 from profiler.kv import length_classes
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Settings, Stage
 from schemas.frame import (
     Activation,
@@ -35,7 +35,7 @@ from schemas.frame import (
 )
 from schemas.framing import pack, unpack
 from schemas.plan import Plan, Route
-from tests.route_harness import EngineCache
+from tests.route_harness import MODEL, EngineCache
 
 INGRESS = NodeId("n0")
 STEP_S = 0.01
@@ -47,7 +47,7 @@ def plan_of(epoch: int, stages: list[Stage], settings: Settings, block_count: in
     route = Route(index=0, source=stages[0].node, stages=tuple(stages), max_sequences=settings.max_sequences)
     return Plan(
         deployment=DeploymentName("d"),
-        model=Digest("0" * 64),
+        model=MODEL,
         epoch=epoch,
         block_count=block_count,
         settings=settings,
@@ -73,7 +73,9 @@ class Nodes:
 
     def host(self, node: NodeId) -> StageHost:
         if node not in self.hosts:
-            self.hosts[node] = StageHost(node, KvPool(self.engines.device, length_classes(self.settings)))
+            self.hosts[node] = StageHost(
+                node, MODEL, KvPool(self.engines.device, length_classes(self.settings)), lambda _: None
+            )
         return self.hosts[node]
 
     def install(self, plan: Plan) -> None:

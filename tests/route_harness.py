@@ -24,6 +24,9 @@ from schemas.frame import Activation, Failure, Result, Sampling, SequenceId, Tok
 from schemas.framing import pack, unpack
 from schemas.manifest import Manifest
 
+MODEL = Digest("0" * 64)
+"""Whatever the engines run: stages only pass it on."""
+
 
 class EngineCache:
     """Engines by block range, so that enumerating cuts does not load a block twice."""
@@ -70,7 +73,8 @@ class Route:
         self.stages = stages
         self.settings = settings
         self.hosts = {
-            stage.node: StageHost(stage.node, KvPool(engines.device, length_classes(settings))) for stage in stages
+            stage.node: StageHost(stage.node, MODEL, KvPool(engines.device, length_classes(settings)), lambda _: None)
+            for stage in stages
         }
         for i, stage in enumerate(stages):
             self.hosts[stage.node].install({(1, 0, i): engines.engine(stage.first, stage.last)})

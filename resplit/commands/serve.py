@@ -30,6 +30,7 @@ Memory = Annotated[
 
 def up(
     agents: Annotated[int, typer.Option(min=1, help="How many agents to run.")] = 3,
+    orchestrators: Annotated[int, typer.Option(min=1, help="How many orchestrators; one leads.")] = 1,
     store: StoreFolder = DEFAULT_STORE,
     folder: Annotated[Path, typer.Option(help="Where the cluster keeps keys, stores and logs.")] = DEFAULT_FOLDER,
     port: Annotated[
@@ -54,6 +55,7 @@ def up(
         provider=provider,
         threads=threads,
         memory_bytes=None if memory is None else parse_size(memory),
+        orchestrators=orchestrators,
         verbose=verbose,
     )
     run_until_told(_keep_up(cluster, as_json))
@@ -94,14 +96,24 @@ def agent(
 
 
 def orchestrator(
-    keys: Keys, url: Url = DEFAULT_URL, store: StoreFolder = DEFAULT_STORE, verbose: Verbose = False
+    keys: Keys,
+    url: Url = DEFAULT_URL,
+    store: StoreFolder = DEFAULT_STORE,
+    name: Annotated[
+        str | None, typer.Option("--id", help="Its name among the orchestrators; default: host and process id.")
+    ] = None,
+    verbose: Verbose = False,
 ) -> None:
-    """Run the orchestrator until Ctrl-C or SIGTERM; it offers the models in its store to the agents."""
+    """Run an orchestrator until Ctrl-C or SIGTERM; it offers the models in its store to the agents.
+
+    Of several one leads and the others stand by. Each needs the same models in its store.
+    """
     from orchestrator.shell import OrchestratorConfig, run  # noqa: PLC0415
     from resplit.running import log_to_stderr, run_service  # noqa: PLC0415
 
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
-    run_service(run(OrchestratorConfig(url=url, keys=keys.expanduser(), store=store.expanduser())))
+    called = None if name is None else NodeId(name)
+    run_service(run(OrchestratorConfig(url=url, keys=keys.expanduser(), store=store.expanduser(), name=called)))
 
 
 def keys(

@@ -10,7 +10,7 @@ import typer
 from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
 from resplit.options import AsJson, Url
 from resplit.output import print_json, print_table
-from resplit.view import DEPLOYMENT_COLUMNS, NODE_COLUMNS, deployment_row, node_row, unheard
+from resplit.view import DEPLOYMENT_COLUMNS, NODE_COLUMNS, deployment_row, led, node_row, unheard
 
 if TYPE_CHECKING:
     from schemas.control import StatusReply
@@ -57,6 +57,7 @@ def _show(reply: "StatusReply", as_json: bool) -> None:
     if as_json:
         print_json(reply)
         return
+    print(led(reply))
     if not reply.nodes:
         print("no node has reported; start one with `resplit agent`")
     else:

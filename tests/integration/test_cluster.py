@@ -111,6 +111,16 @@ async def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     assert not runs(pid)
 
 
+async def test_a_paused_child_still_ends_when_it_is_told_to(tmp_path: Path) -> None:
+    child = Child("paused", [sys.executable, "-c", "import time; time.sleep(60)"], tmp_path / "log")
+    await child.start()
+    child.pause()
+    await child.stop()
+    assert await child.ended() == -signal.SIGTERM
+    child.pause()  # nobody is there to be paused
+    child.resume()
+
+
 async def test_an_agent_that_dies_at_start_is_told_with_its_log_and_nothing_is_left(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path / "cluster", tmp_path / "store", agents=2)
     cluster._make_keys()
@@ -132,7 +142,7 @@ async def test_one_folder_holds_one_cluster_at_a_time(tmp_path: Path) -> None:
     await first.__aexit__(None, None, None)
 
 
-@pytest.mark.parametrize("arguments", [{"agents": 0}, {"agents": 2, "cores": [[0]]}])
+@pytest.mark.parametrize("arguments", [{"agents": 0}, {"orchestrators": 0}, {"agents": 2, "cores": [[0]]}])
 def test_a_cluster_that_makes_no_sense_is_refused(tmp_path: Path, arguments: dict[str, object]) -> None:
     with pytest.raises(ResplitError) as caught:
         LocalCluster(tmp_path, tmp_path, **arguments)  # type: ignore[arg-type]

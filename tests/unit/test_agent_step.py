@@ -93,6 +93,8 @@ def test_the_old_epoch_drains_and_is_freed_when_it_stands_nowhere_any_more() -> 
     assert Serve(plan(2)) in out
     drained = run(*story, switch, Emptied(DEPLOYMENT, 1))[1]
     assert [(i.status, i.plan.epoch) for i in drained if isinstance(i, Answer)] == [(ReceiptStatus.DRAINED, 1)]
+    again = run(*story, switch, Emptied(DEPLOYMENT, 1), Emptied(DEPLOYMENT, 1))[1]
+    assert not [i for i in again if isinstance(i, Answer)], "said once, however often it is found out"
     retire = event(5, PlanPhase.RETIRE, current=plan(2))
     out = run(*story, switch, Emptied(DEPLOYMENT, 1), retire)[1]
     assert out[0] == Free(plan(1))

@@ -9,6 +9,7 @@ from resplit.live import Look, colours_of, frame, looks, strip
 from schemas.base import NodeId
 from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
+from schemas.leader import Leadership
 from tests.unit.test_diagnosis import A, B, C, chat, node
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -66,6 +67,13 @@ def test_a_deployment_without_a_plan_and_none_at_all_are_shown() -> None:
     text = drawn(Look(NOW, reply(chat(state="waiting", current=None, reason="no node is here"))))
     assert "waiting" in text and "no node is here" in text
     assert "nothing is deployed" in drawn(Look(NOW, reply()))
+
+
+@pytest.mark.parametrize(("standbys", "others"), [(("o-2", "o-3"), "standing by: o-2, o-3"), ((), "nobody stands by")])
+def test_a_look_begins_with_who_leads_and_who_would(standbys: tuple[str, ...], others: str) -> None:
+    leader = Leadership(leader=NodeId("o-1"), term=7, since=NOW)
+    first = drawn(Look(NOW, reply(leader=leader, standbys=standbys))).splitlines()[0]
+    assert "o-1 leads in term 7 since" in first and others in first
 
 
 async def test_an_orchestrator_that_falls_silent_leaves_what_was_seen_last() -> None:

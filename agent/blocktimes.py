@@ -1,0 +1,37 @@
+"""The times of this node's blocks as its calls show them, from the compute thread into the heartbeat."""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Mapping
+
+from profiler.blocks import CALLS_MAX, Call, Running, block_times, keep, observe
+from schemas.base import Digest, NodeId
+from schemas.capacity import BlockTime
+from schemas.plan import Plan
+
+
+class BlockTimes:
+    """Takes note of calls in one thread and sums them up in another."""
+
+    def __init__(self, node: NodeId) -> None:
+        self._node = node
+        self._calls: deque[Call] = deque(maxlen=CALLS_MAX)
+        self._running: Running = {}
+
+    def note(self, call: Call) -> None:
+        """A call ended; one append, from the compute thread. Beyond `CALLS_MAX` in a heartbeat the oldest go."""
+        self._calls.append(call)
+
+    def now(self, loaded: Mapping[tuple[Digest, int], BlockTime], plans: Iterable[Plan]) -> tuple[BlockTime, ...]:
+        """The present times of the blocks of `plans` on this node, given those measured when they were `loaded`."""
+        calls = [self._calls.popleft() for _ in range(len(self._calls))]
+        stages = {
+            (plan.model, stage.first, stage.last)
+            for plan in plans
+            for route in plan.routes
+            for stage in route.stages
+            if stage.node == self._node
+        }
+        models = {model for model, _, _ in stages}
+        self._running = keep(observe(self._running, calls, time.monotonic()), stages)
+        return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

@@ -1,0 +1,177 @@
+"""Capacity reports that must not be believed: figures that are none, and nodes that nobody enrolled."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import msgpack
+import pytest
+import pytest_asyncio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from bus.audit import AuditTrail
+from bus.connection import connect
+from bus.keys import ORCHESTRATOR, Identity, create_keys, load_identity
+from bus.streams import ensure_streams
+from orchestrator.fold import CapacityReceived, Report
+from orchestrator.inbox import Inbox, Rejections
+from schemas import subjects
+from schemas.audit import AuditEvent, AuditKind
+from schemas.base import Digest, NodeId
+from schemas.capacity import BlockTime, Capacity, LinkEstimate, Provider
+from schemas.codec import encode
+from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, open_envelope, pae
+from schemas.errors import ErrorCode, ResplitError
+
+A, B, STRANGER = NodeId("a"), NodeId("b"), NodeId("stranger")
+MEASURED = (
+    "load", "pressure", "memory_pressure", "io_pressure", "gpu_load", "temperature_c", "power_w", "energy_j",
+    "disk_read_bytes_per_s", "memory_free_bytes", "disk_free_bytes",
+)  # fmt: skip
+NONSENSE = ("NaN", "Infinity", "-Infinity", "-1e9")
+FULL = Capacity(
+    node=A,
+    boot="first",
+    sequence=7,
+    issued_at=datetime(2026, 1, 1, tzinfo=UTC),
+    version="0",
+    provider=Provider(name="cuda", device="test", flops_per_s=1e12, bytes_per_s=1e11),
+    threads=4,
+    memory_total_bytes=1 << 33,
+    memory_free_bytes=1 << 32,
+    disk_free_bytes=1 << 40,
+    load=0.25,
+    pressure=1.0,
+    memory_pressure=0.5,
+    io_pressure=0.25,
+    gpu_load=0.75,
+    throttled=("thermal", "power"),
+    temperature_c=71.0,
+    power_w=212.5,
+    energy_j=1e6,
+    disk_read_bytes_per_s=2e9,
+    block_times=(BlockTime(model=Digest("1" * 64), block=0, decode_ms=1.0, prefill_ms_per_token=0.1),),
+    links=(LinkEstimate(peer=B, rtt_ms=0.5, jitter_ms=0.1, goodput_bytes_per_s=1e8, direct=True),),
+)
+"""A report with a figure in every field."""
+
+
+def changed(path: str, number: str) -> bytes:
+    """The report with one number replaced by what JSON parsers take for one; a dotted path leads into tuples."""
+    plain: dict[str, Any] = json.loads(encode(FULL))
+    holder: Any = plain
+    *steps, last = path.split(".")
+    for step in steps:
+        holder = holder[int(step)] if step.isdecimal() else holder[step]
+    assert last in holder, "the report has a figure there to replace"
+    holder[last] = "@"
+    return json.dumps(plain).replace('"@"', number).encode()
+
+
+def signed(payload: bytes, signer: NodeId, key: Ed25519PrivateKey) -> bytes:
+    """An envelope with a sound signature, whatever is in it."""
+    data: bytes = msgpack.packb([CAPACITY_TYPE, payload, signer, key.sign(pae(CAPACITY_TYPE, payload))])
+    return data
+
+
+NESTED = (
+    "links.0.rtt_ms", "links.0.jitter_ms", "links.0.goodput_bytes_per_s",
+    "block_times.0.decode_ms", "block_times.0.prefill_ms_per_token",
+    "provider.flops_per_s", "provider.bytes_per_s",
+)  # fmt: skip
+IMPOSSIBLE = [(path, number) for path in (*MEASURED, *NESTED) for number in NONSENSE]
+IMPOSSIBLE += [("gpu_load", "1.5"), ("memory_pressure", "101"), ("links.0.goodput_bytes_per_s", "0")]
+
+
+@pytest.mark.parametrize(("path", "number"), IMPOSSIBLE)
+def test_a_figure_that_is_none_is_refused_by_the_name_of_its_field(path: str, number: str) -> None:
+    key = Ed25519PrivateKey.generate()
+    with pytest.raises(ResplitError) as caught:
+        open_envelope(signed(changed(path, number), A, key), Capacity, CAPACITY_TYPE, {A: key.public_key()})
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, path)
+
+
+def test_every_real_number_in_a_report_has_a_lower_bound() -> None:
+    """One that somebody adds without a bound would let a negative one in."""
+    found: list[dict[str, Any]] = []
+
+    def walk(schema: Any) -> None:
+        if isinstance(schema, dict):
+            if schema.get("type") == "number":
+                found.append(schema)
+            schema = list(schema.values())
+        if isinstance(schema, list):
+            for inner in schema:
+                walk(inner)
+
+    walk(Capacity.model_json_schema())
+    assert len(found) == 16
+    assert [schema for schema in found if not schema.keys() & {"minimum", "exclusiveMinimum"}] == []
+
+
+@dataclass
+class Hearing:
+    """An orchestrator's inbox on a real bus, and what it delivered."""
+
+    client: Client
+    identity: Identity
+    reports: list[Report] = field(default_factory=list)
+    audited: list[AuditEvent] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def take(self, report: Report) -> None:
+        self.reports.append(report)
+        self.news.set()
+
+    async def note(self, message: Msg) -> None:
+        event, _ = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.nodes)
+        self.audited.append(event)
+        self.news.set()
+
+
+@pytest_asyncio.fixture
+async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
+    create_keys(tmp_path, [A, B])
+    client = await connect(nats_url, "test")
+    found = Hearing(client, load_identity(tmp_path, ORCHESTRATOR))
+    trail = AuditTrail(await ensure_streams(client), found.identity)
+    await client.subscribe(subjects.ALL_AUDIT, cb=found.note)
+    await Inbox(found.identity, Rejections(trail), found.take).hear_capacity(client)
+    telling = asyncio.create_task(trail.run())
+    yield found
+    telling.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await telling
+    await client.close()
+
+
+async def test_what_cannot_be_believed_reaches_no_state_and_is_audited(hearing: Hearing, tmp_path: Path) -> None:
+    key, stranger = load_identity(tmp_path, A).key, Ed25519PrivateKey.generate()
+    sound = encode(FULL)
+    of_a, of_b, of_stranger = (subjects.capacity(name) for name in (A, B, STRANGER))
+    believed_by_nobody = (
+        (of_stranger, signed(sound.replace(b'"node":"a"', b'"node":"stranger"'), STRANGER, stranger)),
+        (of_a, signed(sound, A, stranger)),
+        (of_b, signed(sound, A, key)),
+        (of_a, signed(changed("power_w", "NaN"), A, key)),
+        (of_a, signed(changed("links.0.goodput_bytes_per_s", "-5"), A, key)),
+    )
+    for subject, data in believed_by_nobody:
+        await hearing.client.publish(subject, data)
+    await hearing.client.publish(of_a, signed(sound, A, key))
+    async with asyncio.timeout(10):
+        while len(hearing.audited) < len(believed_by_nobody) or not hearing.reports:
+            hearing.news.clear()
+            await hearing.news.wait()
+    assert hearing.reports == [CapacityReceived(FULL)]
+    assert [event.kind for event in hearing.audited] == [AuditKind.EVENT_REJECTED] * 5
+    codes = [event.fields["code"] for event in hearing.audited]
+    assert codes == [ErrorCode.BAD_SIGNATURE] * 3 + [ErrorCode.INVALID_REQUEST] * 2
+    assert "'stranger', who is not trusted here" in str(hearing.audited[0].fields["why"])
