@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.rooms import Room
-from orchestrator.solvers.subset_dp import NODES_MAX, Problem, balanced, fastest
+from orchestrator.solvers.problem import Problem
+from orchestrator.solvers.subset_dp import NODES_MAX, balanced, fastest
 from profiler.cost import Estimate, block_time, boundary_bytes, hop_ms, predict
 from schemas.base import NodeId
 from schemas.deployment import Deployment, Stage

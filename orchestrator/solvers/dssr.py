@@ -1,0 +1,160 @@
+"""PURE: decremental state-space relaxation, the exact solver of production (mathematics.md A2, A3).
+
+A pass solves the chain with visited bits for a critical set of nodes alone; other nodes may return. If the best chain
+repeats a node, the node becomes critical and the pass is done again, until the best chain repeats none: it is then
+optimal. Each pass is a lower bound, and never lower than the one before. States that cannot beat the best chain known
+(the beam's, to begin with) even by the completion bound are dropped, and so are nodes left without a state.
+"""
+
+from collections import Counter
+from dataclasses import dataclass
+from math import inf
+
+import numpy as np
+
+from orchestrator.solvers import beam
+from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of, completion
+from orchestrator.solvers.lb0 import lb0_by_start
+from orchestrator.solvers.passes import Pass, Rows, run
+from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution
+
+LABELS_MAX = 20_000_000
+"""States that passes may visit before the answer is given with the gap that is left: about a second."""
+_TABLE_CELLS = 4_000_000
+"""Figures per table of one batch of starts: 32 MB."""
+_FIRST_STARTS = 4
+"""Starts looked at first: the chain found on them excludes most of the others."""
+_NEW_CRITICAL = 3
+"""Nodes that become critical after one pass, at most: each doubles the states."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """The best chain over some cases, and what is proven about them."""
+
+    value: float
+    case: int
+    """-1 where nothing better than the cut-off was found."""
+    pieces: tuple[Piece, ...]
+    bounds: Floats
+    """[A]: no chain of the case costs less; not raised past the value."""
+    labels: int
+    """States visited."""
+
+
+def fastest(
+    problem: Problem,
+    stages: int | None = None,
+    slowest_ns: float | None = None,
+    labels_max: int = LABELS_MAX,
+) -> Solution:
+    """The chain of least latency: of exactly `stages` stages and with none slower than `slowest_ns`, where given.
+
+    Proven optimal or proven infeasible, unless `labels_max` ends the search first; the gap then says what is left.
+    """
+    chains = chains_of(problem, slowest_ns)
+    most = min(problem.nodes, problem.blocks)
+    if (stages is not None and not 1 <= stages <= most) or chains.longest.sum() < problem.blocks:
+        return Solution(None, inf, inf, "dssr")
+    value, pieces = _alone(chains) if stages in (None, 1) else (inf, ())
+    if stages == 1:
+        return Solution(pieces or None, value, value, "dssr")
+    cases, bounds = _starts(problem, chains)
+    labels = 0
+    batches: list[tuple[Integers, Completion]] = []
+    for batch in _batches(bounds, chains, stages):
+        batch = batch[bounds[batch] < value]  # noqa: PLW2901 (what was found on the way excludes some)
+        if not len(batch):
+            continue
+        some = cases.only(batch)
+        table = completion(chains, some, stages)
+        bounds[batch] = np.maximum(bounds[batch], table.bounds(some))
+        value, case, better = beam.search(chains, some, table, value)
+        pieces = better if case >= 0 else pieces
+        batches.append((batch, table))
+    for batch, table in batches:
+        left = np.flatnonzero(bounds[batch] < value)
+        found = refine(chains, cases.only(batch[left]), table.only(left), value, labels_max - labels)
+        bounds[batch[left]] = np.maximum(bounds[batch[left]], found.bounds)
+        labels += found.labels
+        if found.case >= 0:
+            value, pieces = found.value, found.pieces
+    bound = min(value, float(bounds.min(initial=inf)))
+    return Solution(pieces or None, value, bound, "dssr")
+
+
+def refine(chains: Chains, cases: Cases, table: Completion, cutoff: float, labels_max: int) -> Found:
+    """The best chain of distinct nodes over all cases that costs less than `cutoff`, by passes over a growing
+    critical set, until it is proven or the next pass would exceed `labels_max`."""
+    bounds = table.bounds(cases)
+    value, case, pieces = cutoff, -1, ()
+    rows = Rows.first(np.flatnonzero(bounds < value), table.stages)
+    critical: list[int] = []
+    labels = 0
+    while len(rows.case):
+        labels += len(rows.case) * chains.nodes * chains.blocks
+        if labels > labels_max:
+            break
+        done = run(chains, cases, table, rows, tuple(critical), value)
+        repeated: Counter[int] = Counter()
+        open_cases = sorted(set(rows.case.tolist()), key=lambda a: done.values[a])
+        for a in open_cases:
+            bounds[a] = max(bounds[a], done.values[a])
+            if bounds[a] >= value:
+                continue
+            path = done.path(a)
+            times = Counter(piece.node for piece in path)
+            if len(times) == len(path):
+                value, case, pieces = float(done.values[a]), a, path
+            elif not repeated:
+                repeated.update({node: count for node, count in times.items() if count > 1})
+        new = [node for node, _ in repeated.most_common(_NEW_CRITICAL)]
+        rows, keep = _narrowed(done, rows, bounds, value)
+        rows = rows.with_bits(range(len(critical), len(critical) + len(new)))
+        critical += new
+        # The nodes of the critical set stay: their bits are in the rows.
+        keep |= np.isin(chains.node, critical)
+        if keep.sum() < 0.8 * chains.nodes:
+            chains, cases, table = chains.kept(keep), cases.kept(keep), table.kept(keep)
+    return Found(value, case, pieces, np.minimum(bounds, value), labels)
+
+
+def _narrowed(done: Pass, rows: Rows, bounds: Floats, value: float) -> tuple[Rows, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+    open_rows = done.live_rows & (bounds[rows.case] < value)
+    return rows.only(open_rows), done.live_nodes.copy()
+
+
+def _alone(chains: Chains) -> tuple[float, tuple[Piece, ...]]:
+    """The fastest node that holds everything; it is at home already."""
+    whole = np.where(chains.high[0] == chains.blocks, chains.prefix[-1], inf)
+    value = float(whole.min())
+    if value == inf:
+        return inf, ()
+    node = int(chains.node[whole == value].min())
+    return value, (Piece(node, 0, chains.blocks - 1),)
+
+
+def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats]:
+    """The ways to begin a chain of several stages, and LB0 of each: one per site, or one where home is equally far."""
+    home = chains.hops[chains.kind[-1]]
+    sites = np.arange(len(home))
+    several = np.bincount(chains.site) > 1
+    matters = home[(sites[:, None] != sites[None, :]) | several[:, None]]
+    bounds = lb0_by_start(problem)[np.unique(problem.site_of)]
+    if matters.size == 0 or (matters == matters[0]).all():
+        cost = matters[0] if matters.size else 0.0
+        free = np.zeros((1, chains.nodes))
+        return Cases(np.zeros(1, np.int64), free, free, {chains.blocks: free + cost}), bounds.min(keepdims=True)
+    here = chains.site == sites[:, None]
+    entry = np.where(here, 0.0, inf)
+    barred = np.where(here & ~several[:, None], inf, 0.0)
+    return Cases(np.zeros(len(sites), np.int64), entry, barred, {chains.blocks: home.T[:, chains.site]}), bounds
+
+
+def _batches(bounds: Floats, chains: Chains, stages: int | None) -> list[Integers]:
+    """The starts, the most promising first, in batches whose tables fit."""
+    order = np.argsort(bounds, kind="stable")
+    size = max(1, _TABLE_CELLS // (chains.nodes * chains.blocks * (stages or 1)))
+    first = min(size, _FIRST_STARTS)
+    cuts = [0, *range(first, len(order), size), len(order)]
+    return [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
