@@ -74,6 +74,14 @@ class Chains:
         return np.where(counts > 1, self.hops[:, here, here], inf)
 
     @cached_property
+    def full(self) -> Floats:
+        """[D, S, S]: from a node of one site to another node of another or the same."""
+        full = self.apart.copy()
+        here = np.arange(self.hops.shape[1])
+        full[:, here, here] = self.within
+        return full
+
+    @cached_property
     def lonely(self) -> bool:
         """Every node is a site of its own."""
         return len(self.starts) == self.nodes
@@ -148,6 +156,8 @@ class Completion:
     """[L, R, M]: the stage on n begins with block i."""
     done: Floats
     """[L+1, R, M]: the stage on n has ended before block i."""
+    fee: Floats
+    """[A, M]: what beginning a stage on each node costs on top, in the figures above (see `fees`)."""
     stages: int | None
 
     @property
@@ -155,18 +165,35 @@ class Completion:
         return 1 if self.stages is None else self.stages
 
     def kept(self, keep: Mask) -> "Completion":
-        return replace(self, begin=self.begin[:, :, keep], done=self.done[:, :, keep])
+        return replace(self, begin=self.begin[:, :, keep], done=self.done[:, :, keep], fee=self.fee[:, keep])
 
     def only(self, cases: Integers) -> "Completion":
         """Some of the cases, in the order given."""
         rows = (cases[:, None] * self.depth + np.arange(self.depth)).ravel()
-        return replace(self, begin=self.begin[:, rows], done=self.done[:, rows])
+        return replace(self, begin=self.begin[:, rows], done=self.done[:, rows], fee=self.fee[cases])
 
     def bounds(self, cases: Cases) -> Floats:
-        """[A]: no chain of the case costs less."""
+        """[A]: no chain of the case costs less; a chain of distinct nodes pays each fee once at most."""
         rows = np.arange(len(cases.entry_at)) * self.depth + self.depth - 1
         found: Floats = (self.begin[cases.entry_at, rows] + cases.entry).min(axis=1, initial=inf)
-        return found
+        return found - self.fee.sum(axis=1)
+
+    def path(self, chains: Chains, cases: Cases, case: int) -> list[int]:
+        """The columns of the nodes of the chain behind a case's finite bound, in order."""
+        row = case * self.depth + self.depth - 1
+        at = int(cases.entry_at[case])
+        column = int((self.begin[at, row] + cases.entry[case]).argmin())
+        columns = [column]
+        while True:
+            ends = np.arange(at + 1, int(chains.high[at, column]) + 1)
+            at = int(ends[(self.done[ends, row, column] + chains.prefix[ends, column]).argmin()])
+            row_left = row - (self.stages is not None)
+            if at in cases.exits and cases.exits[at][case, column] <= self.done[at, row, column]:
+                return columns
+            hop = chains.full[chains.kind[at - 1], chains.site[column]][chains.site] + cases.barred[case]
+            hop[column] = inf
+            row, column = row_left, int((hop + self.begin[at, row_left]).argmin())
+            columns.append(column)
 
 
 def chains_of(problem: Problem, slowest_ns: float | None = None) -> Chains:
@@ -185,8 +212,9 @@ def chains_of(problem: Problem, slowest_ns: float | None = None) -> Chains:
     return Chains(order, site.astype(np.int64), prefix, high, hops, problem.kind_of)
 
 
-def completion(chains: Chains, cases: Cases, stages: int | None = None) -> Completion:
+def completion(chains: Chains, cases: Cases, stages: int | None = None, fee: Floats | None = None) -> Completion:
     """The relaxation backwards, for every case at once: O(A * K * L * M * (longest interval))."""
+    fee = np.zeros_like(cases.entry) if fee is None else fee
     blocks, count = chains.blocks, len(cases.entry_at)
     depth = 1 if stages is None else stages
     shape = (count * depth, chains.nodes)
@@ -194,10 +222,11 @@ def completion(chains: Chains, cases: Cases, stages: int | None = None) -> Compl
     done = np.full((blocks + 1, *shape), inf)
     onward = np.full((blocks + 1, *shape), inf)
     barred = np.repeat(cases.barred, depth, axis=0)
+    fees = np.repeat(fee, depth, axis=0)
     nothing_left = np.arange(count) * depth
     for i in range(blocks, -1, -1):
         if i < blocks:
-            begin[i] = _least_ending(onward, i, chains.high[i]) - chains.prefix[i]
+            begin[i] = _least_ending(onward, i, chains.high[i]) - chains.prefix[i] + fees
         if not i:
             break
         if i < blocks:
@@ -209,7 +238,7 @@ def completion(chains: Chains, cases: Cases, stages: int | None = None) -> Compl
         if i in cases.exits:
             done[i, nothing_left] = np.minimum(done[i, nothing_left], cases.exits[i])
         np.add(done[i], chains.prefix[i], out=onward[i])
-    return Completion(begin, done, stages)
+    return Completion(begin, done, fee, stages)
 
 
 def by_site(site: Integers) -> tuple[Integers, Integers, Integers]:

@@ -12,7 +12,7 @@ from math import inf
 
 import numpy as np
 
-from orchestrator.solvers import beam
+from orchestrator.solvers import beam, fees
 from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of, completion
 from orchestrator.solvers.lb0 import lb0_by_start
 from orchestrator.solvers.passes import Pass, Rows, run
@@ -60,22 +60,30 @@ def fastest(
     if stages == 1:
         return Solution(pieces or None, value, value, "dssr")
     cases, bounds = _starts(problem, chains)
+    order = np.argsort(bounds, kind="stable")
+    first = order[:_FIRST_STARTS]
+    table = completion(chains, cases.only(first), stages)
+    value, case, better = beam.search(chains, cases.only(first), table, value)
+    pieces = better if case >= 0 else pieces
     labels = 0
-    batches: list[tuple[Integers, Completion]] = []
-    for batch in _batches(bounds, chains, stages):
-        batch = batch[bounds[batch] < value]  # noqa: PLW2901 (what was found on the way excludes some)
-        if not len(batch):
+    if len(order) > _FIRST_STARTS:
+        # What no start whatever can make use of: chains from anywhere, the way home as short as from anywhere.
+        anywhere = fees.climb(chains, _anywhere(cases), stages, value, labels_max // 4, search=False)
+        labels += anywhere.labels
+        bounds = np.maximum(bounds, anywhere.bounds)
+        keep = np.isin(chains.node, anywhere.chains.node)
+        chains, cases = chains.kept(keep), cases.kept(keep)
+    for batch in _batches(order, chains, stages):
+        some = batch[bounds[batch] < value]
+        if not len(some):
             continue
-        some = cases.only(batch)
-        table = completion(chains, some, stages)
-        bounds[batch] = np.maximum(bounds[batch], table.bounds(some))
-        value, case, better = beam.search(chains, some, table, value)
-        pieces = better if case >= 0 else pieces
-        batches.append((batch, table))
-    for batch, table in batches:
-        left = np.flatnonzero(bounds[batch] < value)
-        found = refine(chains, cases.only(batch[left]), table.only(left), value, labels_max - labels)
-        bounds[batch[left]] = np.maximum(bounds[batch[left]], found.bounds)
+        tight = fees.climb(chains, cases.only(some), stages, value, (labels_max - labels) // 2)
+        labels += tight.labels
+        bounds[some] = np.maximum(bounds[some], tight.bounds)
+        if tight.case >= 0:
+            value, pieces = tight.value, tight.pieces
+        found = refine(tight.chains, tight.cases, tight.table, bounds[some], value, labels_max - labels)
+        bounds[some] = found.bounds
         labels += found.labels
         if found.case >= 0:
             value, pieces = found.value, found.pieces
@@ -83,10 +91,16 @@ def fastest(
     return Solution(pieces or None, value, bound, "dssr")
 
 
-def refine(chains: Chains, cases: Cases, table: Completion, cutoff: float, labels_max: int) -> Found:
+def refine(
+    chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int
+) -> Found:
     """The best chain of distinct nodes over all cases that costs less than `cutoff`, by passes over a growing
-    critical set, until it is proven or the next pass would exceed `labels_max`."""
-    bounds = table.bounds(cases)
+    critical set, until it is proven or the next pass would exceed `labels_max`. `bounds` [A] is what is known.
+
+    With fees in `table` a pass minimises cost + sum fee * (stages - 1) over the nodes that are not critical: a chain of
+    distinct nodes is optimal once it leaves no fee unspent, so nodes with unspent fees become critical as well.
+    """
+    bounds = bounds.copy()
     value, case, pieces = cutoff, -1, ()
     rows = Rows.first(np.flatnonzero(bounds < value), table.stages)
     critical: list[int] = []
@@ -105,7 +119,10 @@ def refine(chains: Chains, cases: Cases, table: Completion, cutoff: float, label
             path = done.path(a)
             times = Counter(piece.node for piece in path)
             if len(times) == len(path):
-                value, case, pieces = float(done.values[a]), a, path
+                spare = _unspent(chains, table, a, times, critical)
+                if done.values[a] + spare.total() < value:
+                    value, case, pieces = float(done.values[a] + spare.total()), a, path
+                repeated = repeated or spare
             elif not repeated:
                 repeated.update({node: count for node, count in times.items() if count > 1})
         new = [node for node, _ in repeated.most_common(_NEW_CRITICAL)]
@@ -117,6 +134,20 @@ def refine(chains: Chains, cases: Cases, table: Completion, cutoff: float, label
         if keep.sum() < 0.8 * chains.nodes:
             chains, cases, table = chains.kept(keep), cases.kept(keep), table.kept(keep)
     return Found(value, case, pieces, np.minimum(bounds, value), labels)
+
+
+def _unspent(
+    chains: Chains, table: Completion, case: int, times: Counter[int], critical: list[int]
+) -> Counter[int]:
+    """By node: fees that a chain of distinct nodes was credited for and did not pay."""
+    dear = np.flatnonzero(table.fee[case])
+    return Counter(
+        {
+            int(chains.node[c]): int(table.fee[case, c])
+            for c in dear
+            if int(chains.node[c]) not in times and int(chains.node[c]) not in critical
+        }
+    )
 
 
 def _narrowed(done: Pass, rows: Rows, bounds: Floats, value: float) -> tuple[Rows, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
@@ -151,10 +182,14 @@ def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats]:
     return Cases(np.zeros(len(sites), np.int64), entry, barred, {chains.blocks: home.T[:, chains.site]}), bounds
 
 
-def _batches(bounds: Floats, chains: Chains, stages: int | None) -> list[Integers]:
-    """The starts, the most promising first, in batches whose tables fit."""
-    order = np.argsort(bounds, kind="stable")
-    size = max(1, _TABLE_CELLS // (chains.nodes * chains.blocks * (stages or 1)))
-    first = min(size, _FIRST_STARTS)
-    cuts = [0, *range(first, len(order), size), len(order)]
-    return [order[a:b] for a, b in zip(cuts, cuts[1:], strict=False) if a < b]
+def _anywhere(cases: Cases) -> Cases:
+    """One case that is no dearer than any."""
+    exits = {at: cost.min(axis=0, keepdims=True) for at, cost in cases.exits.items()}
+    nothing = np.zeros_like(cases.entry[:1])
+    return Cases(cases.entry_at[:1], cases.entry.min(axis=0, keepdims=True), nothing, exits)
+
+
+def _batches(order: Integers, chains: Chains, stages: int | None) -> list[Integers]:
+    """The starts in batches whose tables fit."""
+    size = max(1, _TABLE_CELLS // max(1, chains.nodes * chains.blocks * (stages or 1)))
+    return [order[a : a + size] for a in range(0, len(order), size)]

@@ -54,9 +54,11 @@ class Pass:
     """Column of a critical node -> its bit."""
     row_of: dict[tuple[int, int, int], int]
     begin: Floats
-    """[L, R, M], less the node's time of the blocks before."""
+    """[L, R, M], with the fee, less the node's time of the blocks before."""
     done: Floats
     """[L+1, R, M]"""
+    credit: Floats
+    """[R]: fees given back at the end, less all fees."""
     values: Floats
     """[A]: the least cost of a whole chain, infinite where it does not beat the cut-off."""
 
@@ -94,7 +96,7 @@ class Pass:
             for row in np.flatnonzero(self.rows.case == case):
                 if self.rows.counted and self.rows.depth[row] != self.rows.depth.max():
                     continue
-                total = self.done[at, row] + cost[case]
+                total = self.done[at, row] + cost[case] + self.credit[row]
                 if total.min() == self.values[case]:
                     return at, int(row), int(total.argmin())
         raise AssertionError("a finite value has an end")
@@ -115,6 +117,10 @@ def run(
         for column, bit in columns.items()
     }
     barred = cases.barred[rows.case]
+    fee = table.fee[rows.case]
+    # A critical node is visited once or not at all, and these rows know which: what is not spent is given back.
+    due = table.fee.sum(axis=1)[rows.case]
+    unseen = sum((table.fee[rows.case, c] * (~rows.seen >> bit & 1) for c, bit in columns.items()), np.zeros(count))
     left = rows.case if table.stages is None else rows.case * table.stages + table.stages - 1 - rows.depth
     shape = (count, chains.nodes)
     begin, done = np.full((blocks, *shape), inf), np.full((blocks + 1, *shape), inf)
@@ -129,7 +135,7 @@ def run(
         if at:
             done[at] = _least_begun(begin, chains.high, int(outer[at]), int(inner[at]), at) + chains.prefix[at]
         if at in cases.exits:
-            total = done[at, complete] + cases.exits[at][rows.case[complete]]
+            total = done[at, complete] + cases.exits[at][rows.case[complete]] + (unseen - due)[complete, None]
             np.minimum.at(values, rows.case[complete], total.min(axis=1))
         if at == blocks:
             break
@@ -147,10 +153,10 @@ def run(
                 now[target[source], column] = arrived[source, column]
         for row, column, cost in entries.get(at, ()):
             now[row, column] = np.minimum(now[row, column], cost)
-        now[now + table.begin[at, left] >= cutoff] = inf
-        now -= chains.prefix[at]
+        now[now + table.begin[at, left] >= cutoff + due[:, None]] = inf
+        now += fee - chains.prefix[at]
     values[values >= cutoff] = inf
-    return Pass(chains, cases, rows, columns, row_of, begin, done, values)
+    return Pass(chains, cases, rows, columns, row_of, begin, done, unseen - due, values)
 
 
 def _entries(
