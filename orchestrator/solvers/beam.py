@@ -103,7 +103,7 @@ def _kept(
     key = np.concatenate([g.source.key[g.label] ^ marks[g.node] for _, g in groups])
     node = np.concatenate([g.node for _, g in groups])
     order = np.argsort(total, kind="stable")
-    _, first = np.unique(np.stack([key[order], node[order]]), axis=1, return_index=True)
+    _, first = np.unique(key[order] * len(marks) + node[order], return_index=True)
     chosen = order[np.sort(first)[:width]]
     group = np.repeat(np.arange(len(groups)), [len(g.node) for _, g in groups])[chosen]
     offset = np.cumsum([0, *(len(g.node) for _, g in groups)])[group]

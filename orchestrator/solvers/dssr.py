@@ -13,7 +13,8 @@ from math import inf
 import numpy as np
 
 from orchestrator.solvers import beam, fees
-from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of, completion
+from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of
+from orchestrator.solvers.dominance import core_nodes
 from orchestrator.solvers.lb0 import lb0_by_start
 from orchestrator.solvers.passes import Pass, Rows, run
 from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution
@@ -22,8 +23,10 @@ LABELS_MAX = 20_000_000
 """States that passes may visit before the answer is given with the gap that is left: about a second."""
 _TABLE_CELLS = 4_000_000
 """Figures per table of one batch of starts: 32 MB."""
-_FIRST_STARTS = 4
-"""Starts looked at first: the chain found on them excludes most of the others."""
+CORE_NODES = 250
+"""From here on a promising few of the nodes are solved first."""
+CORE_RIVALS = 3
+"""A promising node has fewer rivals than this on its site that are as fast and as roomy."""
 _NEW_CRITICAL = 3
 """Nodes that become critical after one pass, at most: each doubles the states."""
 
@@ -61,13 +64,16 @@ def fastest(
         return Solution(pieces or None, value, value, "dssr")
     cases, bounds = _starts(problem, chains)
     order = np.argsort(bounds, kind="stable")
-    first = order[:_FIRST_STARTS]
-    table = completion(chains, cases.only(first), stages)
-    value, case, better = beam.search(chains, cases.only(first), table, value)
-    pieces = better if case >= 0 else pieces
     labels = 0
-    if len(order) > _FIRST_STARTS:
-        # What no start whatever can make use of: chains from anywhere, the way home as short as from anywhere.
+    if problem.nodes > CORE_NODES:
+        # The best chain over a promising few lets most of the many be left out at once.
+        core = core_nodes(problem, CORE_RIVALS)
+        if len(core) < problem.nodes:
+            few = fastest(problem.restricted(core), stages, slowest_ns, labels_max // 3)
+            if few.value_ns < value and few.pieces is not None:
+                value = few.value_ns
+                pieces = tuple(Piece(int(core[p.node]), p.first, p.last) for p in few.pieces)
+        # Chains from anywhere, whose way home is as short as from anywhere: what no start can make use of goes.
         anywhere = fees.climb(chains, _anywhere(cases), stages, value, labels_max // 4, search=False)
         labels += anywhere.labels
         bounds = np.maximum(bounds, anywhere.bounds)

@@ -17,12 +17,14 @@ from orchestrator.solvers.chains import Cases, Chains, Completion, completion
 from orchestrator.solvers.passes import Rows, run
 from orchestrator.solvers.problem import Floats, Piece
 
-ROUNDS = 40
+ROUNDS = 12
 """Steps that the fees climb, at most."""
-_SEARCH_EVERY = 8
+PACE = 0.3
+"""Of Polyak's step: the value known is above the bound that fees can reach, so a whole step goes too far."""
+_SEARCH_EVERY = 4
 """Rounds between two beams and eliminations of nodes."""
-_STALE = 12
-"""Rounds without a gain of a thousandth after which the fees stay."""
+_STALE = 3
+"""Rounds without a gain of a hundredth after which the fees stay."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def climb(
     table, held = best, bounds
     value, found, pieces = cutoff, -1, ()
     labels, stale, mark = 0, 0, float(bounds.min(initial=inf))
-    pace = np.ones(count)
+    pace = np.full(count, PACE)
     for round_number in range(ROUNDS):
         if round_number % _SEARCH_EVERY == 0:
             if search:
@@ -83,7 +85,7 @@ def climb(
         best = _merged(best, table, gained)
         bounds = np.maximum(bounds, held)
         least = float(bounds[open_cases].min())
-        stale, mark = (0, least) if least > mark * 1.001 else (stale + 1, mark)
+        stale, mark = (0, least) if least > mark * 1.01 else (stale + 1, mark)
     return Tight(chains, cases, best, bounds, value, found, pieces, labels)
 
 
