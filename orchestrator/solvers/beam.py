@@ -11,7 +11,7 @@ from math import inf
 import numpy as np
 
 from orchestrator.solvers.chains import Cases, Chains, Completion
-from orchestrator.solvers.problem import Floats, Integers, Mask, Piece
+from orchestrator.solvers.problem import Floats, Integers, Piece
 
 WIDTH = 64
 """Chains kept per number of blocks done."""
@@ -21,30 +21,56 @@ _ENDS = 4
 """Ends tried of each interval: the best by the completion bound; and the furthest."""
 
 
-@dataclass(frozen=True)
 class _Labels:
-    """Chains that have done the same number of blocks."""
+    """Chains by number: the first A stand for the cases, before any stage."""
 
-    case: Integers
-    depth: Integers
-    """Stages so far."""
-    cost: Floats
-    """With the fees of the nodes used."""
-    paid: Floats
-    """Those fees."""
-    node: Integers
-    visited: Mask
-    """[labels, M]"""
-    key: Integers
-    """A hash of case and nodes used."""
-    story: tuple[tuple[Piece, ...], ...]
+    def __init__(self, chains: Chains, cases: Cases, table: Completion, width: int) -> None:
+        count = len(cases.entry_at)
+        room = count + chains.blocks * width
+        self.case = np.zeros(room, np.int64)
+        self.depth = np.zeros(room, np.int64)
+        self.cost = np.zeros(room)
+        """With the fees of the nodes used."""
+        self.paid = np.zeros(room)
+        """Those fees."""
+        self.node = np.full(room, -1)
+        self.end = np.zeros(room, np.int64)
+        self.parent = np.full(room, -1)
+        self.key = np.zeros(room, np.int64)
+        """Case and nodes used, hashed: sets of nodes are told apart by the exclusive or of a number for each."""
+        self.visited = np.zeros((room, chains.nodes), bool)
+        self.marks = np.random.default_rng(0).integers(1, 1 << 62, chains.nodes)
+        self.count = count
+        self.case[:count] = self.key[:count] = np.arange(count)
+        self.end[:count] = cases.entry_at
+        self._fee = table.fee
+
+    def add(self, grown: "_Grown", chosen: Integers) -> Integers:
+        """Numbers of new labels."""
+        new = np.arange(self.count, self.count + len(chosen))
+        self.count += len(chosen)
+        parent, node = grown.label[chosen], grown.node[chosen]
+        self.case[new], self.depth[new] = self.case[parent], self.depth[parent] + 1
+        self.cost[new], self.paid[new] = grown.cost[chosen], self.paid[parent] + self._fee[self.case[parent], node]
+        self.node[new], self.end[new], self.parent[new] = node, grown.end[chosen], parent
+        self.key[new] = self.key[parent] ^ self.marks[node]
+        self.visited[new] = self.visited[parent]
+        self.visited[new, node] = True
+        return new
+
+    def pieces(self, chains: Chains, label: int) -> tuple[Piece, ...]:
+        found = []
+        while self.parent[label] >= 0:
+            parent = int(self.parent[label])
+            found.append(Piece(int(chains.node[self.node[label]]), int(self.end[parent]), int(self.end[label]) - 1))
+            label = parent
+        return tuple(reversed(found))
 
 
 @dataclass(frozen=True)
 class _Grown:
-    """Labels with one stage more, by the label that they grew from."""
+    """Labels with one stage more."""
 
-    source: _Labels
     total: Floats
     """No chain that goes on from here costs less."""
     cost: Floats
@@ -52,10 +78,8 @@ class _Grown:
     node: Integers
     end: Integers
 
-    def only(self, keep: Integers) -> "_Grown":
-        return _Grown(
-            self.source, self.total[keep], self.cost[keep], self.label[keep], self.node[keep], self.end[keep]
-        )
+    def only(self, keep: Integers | slice) -> "_Grown":
+        return _Grown(self.total[keep], self.cost[keep], self.label[keep], self.node[keep], self.end[keep])
 
 
 def search(
@@ -63,121 +87,95 @@ def search(
 ) -> tuple[float, int, tuple[Piece, ...]]:
     """The best chain found that costs less than `cutoff`: (its cost, its case, its pieces), else (cutoff, -1, ())."""
     best, case, pieces = cutoff, -1, ()
+    labels = _Labels(chains, cases, table, width)
     last = max(cases.exits)
-    # Sets of nodes are told apart by the exclusive or of a number for each.
-    marks = np.random.default_rng(0).integers(1, 1 << 62, chains.nodes)
-    waiting: list[list[tuple[int, _Grown]]] = [[] for _ in range(chains.blocks + 1)]
+    waiting: list[list[_Grown]] = [[] for _ in range(chains.blocks + 1)]
     for at in range(last):
-        labels = [_entered(chains, cases, at)] if (cases.entry_at == at).any() else []
+        entering = np.flatnonzero(cases.entry_at == at)
+        groups = [(entering, width)] if len(entering) else []
         if waiting[at]:
-            labels.append(_kept(chains, cases, table, at, waiting[at], marks, width))
+            groups.append((_kept(labels, waiting[at], width), branch))
             waiting[at] = []
-        for source in labels:
-            grown = _grown(chains, cases, table, at, source, width if source.node[0] < 0 else branch, best)
-            for end in np.unique(grown.end).tolist():
-                some = grown.only(np.flatnonzero(grown.end == end))
+        for group, tried in groups:
+            grown = _grown(chains, cases, table, labels, at, group, tried, best)
+            ends, begins = np.unique(grown.end, return_index=True)
+            for i, end in enumerate(ends.tolist()):
+                some = grown.only(slice(begins[i], begins[i + 1] if i + 1 < len(ends) else None))
                 if end in cases.exits:
-                    value, k = _finished(cases, table, some)
+                    value, k = _finished(cases, table, labels, some)
                     if value < best:
-                        label = int(some.label[k])
-                        best, case = value, int(source.case[label])
-                        pieces = (*source.story[label], Piece(int(chains.node[some.node[k]]), at, end - 1))
+                        number = int(some.label[k])
+                        best, case = value, int(labels.case[number])
+                        final = Piece(int(chains.node[some.node[k]]), at, end - 1)
+                        pieces = (*labels.pieces(chains, number), final)
                 if end < last:
-                    waiting[end].append((at, some))
+                    waiting[end].append(some)
     return best, case, pieces
 
 
-def _entered(chains: Chains, cases: Cases, at: int) -> _Labels:
-    case = np.flatnonzero(cases.entry_at == at)
-    nothing = np.zeros(len(case))
-    number = np.zeros(len(case), np.int64)
-    visited = np.zeros((len(case), chains.nodes), bool)
-    return _Labels(case, number, nothing, nothing, number - 1, visited, case, ((),) * len(case))
-
-
-def _kept(
-    chains: Chains, cases: Cases, table: Completion, at: int, groups: list[tuple[int, _Grown]], marks: Integers, width: int
-) -> _Labels:
-    """The `width` best of what has done `at` blocks; of the same nodes in another order, the best alone."""
-    total = np.concatenate([g.total for _, g in groups])
-    key = np.concatenate([g.source.key[g.label] ^ marks[g.node] for _, g in groups])
-    node = np.concatenate([g.node for _, g in groups])
-    order = np.argsort(total, kind="stable")
-    _, first = np.unique(key[order] * len(marks) + node[order], return_index=True)
-    chosen = order[np.sort(first)[:width]]
-    group = np.repeat(np.arange(len(groups)), [len(g.node) for _, g in groups])[chosen]
-    offset = np.cumsum([0, *(len(g.node) for _, g in groups)])[group]
-    member = (chosen - offset).tolist()
-    picks = [(groups[g][0], groups[g][1], k) for g, k in zip(group.tolist(), member, strict=True)]
-    labels = [int(g.label[k]) for _, g, k in picks]
-    sources = [g.source for _, g, _ in picks]
-    case = np.array([s.case[n] for s, n in zip(sources, labels, strict=True)])
-    node = node[chosen]
-    visited = np.stack([s.visited[n] for s, n in zip(sources, labels, strict=True)])
-    visited[np.arange(len(node)), node] = True
-    return _Labels(
-        case,
-        np.array([s.depth[n] + 1 for s, n in zip(sources, labels, strict=True)]),
-        np.array([g.cost[k] for _, g, k in picks]),
-        np.array([s.paid[n] for s, n in zip(sources, labels, strict=True)]) + table.fee[case, node],
-        node,
-        visited,
-        key[chosen],
-        tuple(
-            (*g.source.story[n], Piece(int(chains.node[g.node[k]]), first, at - 1))
-            for (first, g, k), n in zip(picks, labels, strict=True)
-        ),
-    )
+def _kept(labels: _Labels, groups: list[_Grown], width: int) -> Integers:
+    """The `width` best of what has done so many blocks; of the same nodes in another order, the best alone."""
+    names = ("total", "cost", "label", "node", "end")
+    every = _Grown(*(np.concatenate([getattr(group, name) for group in groups]) for name in names))
+    every = every.only(np.argsort(every.total, kind="stable")[: 4 * width])
+    key = (labels.key[every.label] ^ labels.marks[every.node]) * len(labels.marks) + every.node
+    _, first = np.unique(key, return_index=True)
+    return labels.add(every, np.sort(first)[:width])
 
 
 def _grown(
-    chains: Chains, cases: Cases, table: Completion, at: int, now: _Labels, branch: int, best: float
+    chains: Chains,
+    cases: Cases,
+    table: Completion,
+    labels: _Labels,
+    at: int,
+    group: Integers,
+    branch: int,
+    best: float,
 ) -> _Grown:
-    """Each label with its most promising next nodes, and each of these with its most promising ends."""
-    rows = now.case if table.stages is None else now.case * table.stages + table.stages - 1 - now.depth
-    due = table.fee.sum(axis=1)[now.case]
-    if now.node[0] < 0:
-        spent = cases.entry[now.case].copy()
+    """Each label with its most promising next nodes, and each of these with its most promising ends; by end."""
+    case, depth = labels.case[group], labels.depth[group]
+    rows = case if table.stages is None else case * table.stages + table.stages - 1 - depth
+    due = table.fee.sum(axis=1)[case]
+    if labels.node[group[0]] < 0:
+        spent = cases.entry[case]
     else:
-        spent = chains.full[chains.kind[at - 1]][chains.site[now.node]][:, chains.site]
-        spent += cases.barred[now.case]
-        spent += now.cost[:, None]
-        spent[now.visited] = inf
+        spent = chains.full[chains.kind[at - 1]][chains.site[labels.node[group]]][:, chains.site]
+        spent += cases.barred[case]
+        spent += labels.cost[group][:, None]
+        spent[labels.visited[group]] = inf
     total = spent + table.begin[at, rows]
     chosen = _least(total, min(branch, chains.nodes))
-    label = np.repeat(np.arange(len(rows)), chosen.shape[1])
-    node = chosen.ravel()
-    good = total[label, node] - due[label] < best
+    label, node = np.repeat(np.arange(len(rows)), chosen.shape[1]), chosen.ravel()
+    good = (total[label, node] - due[label] < best) & (table.stages is None or depth[label] < table.depth)
     label, node = label[good], node[good]
-    if table.stages is not None:
-        good = now.depth[label] < table.stages
-        label, node = label[good], node[good]
     far = chains.high[at, node]
     ends = np.arange(at + 1, max(int(far.max(initial=0)), at) + 1)
-    cost = (spent[label, node] + table.fee[now.case[label], node] - chains.prefix[at, node])[:, None]
+    cost = (spent[label, node] + table.fee[case[label], node] - chains.prefix[at, node])[:, None]
     cost = cost + chains.prefix[ends][:, node].T
     total = cost + table.done[ends][:, rows[label], node].T - due[label][:, None]
     # The chain so far plus the longest intervals of the nodes that are left must reach an end.
-    left = (chains.longest.sum() - now.visited @ chains.longest)[label] - chains.longest[node]
+    left = (chains.longest.sum() - labels.visited[group] @ chains.longest)[label] - chains.longest[node]
     total[(ends > far[:, None]) | (ends + left[:, None] < min(cases.exits))] = inf
     likely = np.argsort(total, axis=1, kind="stable")[:, :_ENDS]
     # The furthest end is tried too: where memory is short, what the bound likes best may leave too little of it.
-    several = (far - at - 1)[:, None] != likely
-    picked = np.concatenate([likely, (far - at - 1)[:, None]], axis=1)
-    fresh = np.concatenate([np.ones_like(several), several.all(axis=1, keepdims=True)], axis=1)
-    fresh &= np.take_along_axis(total, picked, axis=1) < best if total.size else False
-    pick, column = np.nonzero(fresh)
+    furthest = (far - at - 1)[:, None]
+    picked = np.concatenate([likely, furthest], axis=1)
+    fresh = np.concatenate([np.ones_like(likely, bool), (furthest != likely).all(axis=1, keepdims=True)], axis=1)
+    pick, column = np.nonzero(fresh & (np.take_along_axis(total, picked, axis=1) < best))
     end = picked[pick, column]
-    return _Grown(now, total[pick, end], cost[pick, end], label[pick], node[pick], ends[end] if len(ends) else end)
+    order = np.argsort(end, kind="stable")
+    pick, end = pick[order], end[order]
+    return _Grown(total[pick, end], cost[pick, end], group[label[pick]], node[pick], end + at + 1)
 
 
-def _finished(cases: Cases, table: Completion, grown: _Grown) -> tuple[float, int]:
+def _finished(cases: Cases, table: Completion, labels: _Labels, grown: _Grown) -> tuple[float, int]:
     """The cheapest way to end a chain here, and which it is."""
-    case = grown.source.case[grown.label]
-    paid = grown.source.paid[grown.label] + table.fee[case, grown.node]
+    case = labels.case[grown.label]
+    paid = labels.paid[grown.label] + table.fee[case, grown.node]
     values = grown.cost - paid + cases.exits[int(grown.end[0])][case, grown.node]
     if table.stages is not None:
-        values[grown.source.depth[grown.label] + 1 != table.stages] = inf
+        values[labels.depth[grown.label] + 1 != table.stages] = inf
     k = int(values.argmin())
     return float(values[k]), k
 

@@ -83,18 +83,26 @@ def fastest(
         some = batch[bounds[batch] < value]
         if not len(some):
             continue
-        tight = fees.climb(chains, cases.only(some), stages, value, (labels_max - labels) // 2)
-        labels += tight.labels
-        bounds[some] = np.maximum(bounds[some], tight.bounds)
-        if tight.case >= 0:
-            value, pieces = tight.value, tight.pieces
-        found = refine(tight.chains, tight.cases, tight.table, bounds[some], value, labels_max - labels)
+        found = settle(chains, cases.only(some), bounds[some], stages, value, labels_max - labels)
         bounds[some] = found.bounds
         labels += found.labels
         if found.case >= 0:
             value, pieces = found.value, found.pieces
     bound = min(value, float(bounds.min(initial=inf)))
     return Solution(pieces or None, value, bound, "dssr")
+
+
+def settle(
+    chains: Chains, cases: Cases, bounds: Floats, stages: int | None, cutoff: float, labels_max: int
+) -> Found:
+    """The best chain of distinct nodes over all cases that costs less than `cutoff`: fees, beam, then `refine`."""
+    tight = fees.climb(chains, cases, stages, cutoff, labels_max // 2)
+    bounds = np.maximum(bounds, tight.bounds)
+    found = refine(tight.chains, tight.cases, tight.table, bounds, tight.value, labels_max - tight.labels)
+    labels = found.labels + tight.labels
+    if found.case < 0:
+        return Found(tight.value, tight.case, tight.pieces, found.bounds, labels)
+    return Found(found.value, found.case, found.pieces, found.bounds, labels)
 
 
 def refine(
