@@ -4,6 +4,7 @@ None proves anything; each answer carries LB0. None looks for another way where 
 """
 
 from collections.abc import Iterable
+from itertools import pairwise
 from math import inf
 
 import numpy as np
@@ -18,9 +19,7 @@ def even(problem: Problem) -> Solution:
     order = _fastest_first(problem)
     for stages in range(1, min(problem.nodes, problem.blocks) + 1):
         edges = np.linspace(0, problem.blocks, stages + 1).round().astype(int).tolist()
-        pieces = tuple(
-            Piece(node, edges[k], edges[k + 1] - 1) for k, node in enumerate(order[:stages].tolist())
-        )
+        pieces = tuple(Piece(node, edges[k], edges[k + 1] - 1) for k, node in enumerate(order[:stages].tolist()))
         if holds(problem, pieces):
             return _answer(problem, pieces, "even")
     return _answer(problem, None, "even")
@@ -74,13 +73,11 @@ def edgeshard(problem: Problem) -> Solution:
         return _answer(problem, None, "edgeshard")
     path = node_of[last].tolist()
     cuts = [0, *(b for b in range(1, blocks) if path[b] != path[b - 1]), blocks]
-    pieces = tuple(Piece(path[a], a, b - 1) for a, b in zip(cuts, cuts[1:], strict=False))
+    pieces = tuple(Piece(path[a], a, b - 1) for a, b in pairwise(cuts))
     return _answer(problem, pieces, "edgeshard")
 
 
-def _filled(
-    problem: Problem, order: Iterable[int], rng: np.random.Generator | None = None
-) -> tuple[Piece, ...] | None:
+def _filled(problem: Problem, order: Iterable[int], rng: np.random.Generator | None = None) -> tuple[Piece, ...] | None:
     chains = chains_of(problem)
     column = {int(node): c for c, node in enumerate(chains.node)}
     pieces, at = [], 0

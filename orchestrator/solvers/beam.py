@@ -86,7 +86,8 @@ def search(
     chains: Chains, cases: Cases, table: Completion, cutoff: float = inf, width: int = WIDTH, branch: int = BRANCH
 ) -> tuple[float, int, tuple[Piece, ...]]:
     """The best chain found that costs less than `cutoff`: (its cost, its case, its pieces), else (cutoff, -1, ())."""
-    best, case, pieces = cutoff, -1, ()
+    best, case = cutoff, -1
+    pieces: tuple[Piece, ...] = ()
     labels = _Labels(chains, cases, table, width)
     last = max(cases.exits)
     waiting: list[list[_Grown]] = [[] for _ in range(chains.blocks + 1)]

@@ -1,7 +1,7 @@
 """PURE: throughput: the slowest stage instead of the sum (mathematics.md A2, bottleneck variants).
 
 Throughput is at most one step per time of the busiest node. Whether any chain has no stage slower than a limit is a
-question about reach alone, and is answered by the same relaxation as latency: nodes may return unless they are critical.
+question about reach alone, answered by the same relaxation as latency: nodes may return unless they are critical.
 The least limit is found by bisection; among the chains within it, the one of least latency is the answer.
 """
 

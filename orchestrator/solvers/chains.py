@@ -34,7 +34,7 @@ class Chains:
     prefix: Floats
     """[L+1, M]: time of the first i blocks."""
     high: Integers
-    """[L+1, M]: where an interval that begins at block i must end at the latest (exclusive); i where it cannot begin."""
+    """[L+1, M]: where an interval that begins at block i ends at the latest (exclusive); i where none begins."""
     hops: Floats
     """[D, S, S], for the sites that have nodes."""
     kind: Integers
@@ -176,7 +176,8 @@ class Completion:
         """[A]: no chain of the case costs less; a chain of distinct nodes pays each fee once at most."""
         rows = np.arange(len(cases.entry_at)) * self.depth + self.depth - 1
         found: Floats = (self.begin[cases.entry_at, rows] + cases.entry).min(axis=1, initial=inf)
-        return found - self.fee.sum(axis=1)
+        bound: Floats = found - self.fee.sum(axis=1)
+        return bound
 
     def path(self, chains: Chains, cases: Cases, case: int) -> list[int]:
         """The columns of the nodes of the chain behind a case's finite bound, in order."""

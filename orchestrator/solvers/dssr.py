@@ -12,7 +12,7 @@ from math import inf
 
 import numpy as np
 
-from orchestrator.solvers import beam, fees
+from orchestrator.solvers import fees
 from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of
 from orchestrator.solvers.dominance import core_nodes
 from orchestrator.solvers.lb0 import lb0_by_start
@@ -92,9 +92,7 @@ def fastest(
     return Solution(pieces or None, value, bound, "dssr")
 
 
-def settle(
-    chains: Chains, cases: Cases, bounds: Floats, stages: int | None, cutoff: float, labels_max: int
-) -> Found:
+def settle(chains: Chains, cases: Cases, bounds: Floats, stages: int | None, cutoff: float, labels_max: int) -> Found:
     """The best chain of distinct nodes over all cases that costs less than `cutoff`: fees, beam, then `refine`."""
     tight = fees.climb(chains, cases, stages, cutoff, labels_max // 2)
     bounds = np.maximum(bounds, tight.bounds)
@@ -105,9 +103,7 @@ def settle(
     return Found(found.value, found.case, found.pieces, found.bounds, labels)
 
 
-def refine(
-    chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int
-) -> Found:
+def refine(chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int) -> Found:
     """The best chain of distinct nodes over all cases that costs less than `cutoff`, by passes over a growing
     critical set, until it is proven or the next pass would exceed `labels_max`. `bounds` [A] is what is known.
 
@@ -115,7 +111,8 @@ def refine(
     distinct nodes is optimal once it leaves no fee unspent, so nodes with unspent fees become critical as well.
     """
     bounds = bounds.copy()
-    value, case, pieces = cutoff, -1, ()
+    value, case = cutoff, -1
+    pieces: tuple[Piece, ...] = ()
     rows = Rows.first(np.flatnonzero(bounds < value), table.stages)
     critical: list[int] = []
     labels = 0
@@ -150,9 +147,7 @@ def refine(
     return Found(value, case, pieces, np.minimum(bounds, value), labels)
 
 
-def _unspent(
-    chains: Chains, table: Completion, case: int, times: Counter[int], critical: list[int]
-) -> Counter[int]:
+def _unspent(chains: Chains, table: Completion, case: int, times: Counter[int], critical: list[int]) -> Counter[int]:
     """By node: fees that a chain of distinct nodes was credited for and did not pay."""
     dear = np.flatnonzero(table.fee[case])
     return Counter(
@@ -164,7 +159,9 @@ def _unspent(
     )
 
 
-def _narrowed(done: Pass, rows: Rows, bounds: Floats, value: float) -> tuple[Rows, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
+def _narrowed(
+    done: Pass, rows: Rows, bounds: Floats, value: float
+) -> tuple[Rows, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
     open_rows = done.live_rows & (bounds[rows.case] < value)
     return rows.only(open_rows), done.live_nodes.copy()
 

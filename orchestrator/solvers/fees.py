@@ -54,7 +54,8 @@ def climb(
     best = completion(chains, cases, stages, fee)
     bounds = best.bounds(cases)
     table, held = best, bounds
-    value, found, pieces = cutoff, -1, ()
+    value, found = cutoff, -1
+    pieces: tuple[Piece, ...] = ()
     labels, stale, mark = 0, 0, float(bounds.min(initial=inf))
     pace = np.full(count, PACE)
     for round_number in range(ROUNDS):

@@ -4,13 +4,14 @@ y[b, n] is 1 if block b runs on n; x[b, n, n'] carries one unit from block b on 
 to the first block's node, which prices the way home. A node is entered from another one at most once.
 """
 
+from itertools import pairwise
 from math import inf
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array, vstack
 
-from orchestrator.solvers.problem import Piece, Problem, Solution, latency_ns
+from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution, latency_ns
 
 _OPTIMAL, _OUT_OF_TIME, _INFEASIBLE = 0, 1, 2
 
@@ -25,7 +26,7 @@ def by_milp(problem: Problem, time_limit_s: float = 60.0) -> Solution:
     every = y.size + x.size
     rows, low, high = [], [], []
 
-    def add(columns: np.ndarray, weights: np.ndarray, least: float, most: float) -> None:  # type: ignore[type-arg]
+    def add(columns: Integers, weights: Floats, least: float, most: float) -> None:
         at = np.zeros(columns.size, int)
         rows.append(coo_array((weights.ravel(), (at, columns.ravel())), shape=(1, every)))
         low.append(least)
@@ -64,4 +65,4 @@ def by_milp(problem: Problem, time_limit_s: float = 60.0) -> Solution:
 
 def _pieces(node_of: list[int]) -> tuple[Piece, ...]:
     cuts = [0, *(b for b in range(1, len(node_of)) if node_of[b] != node_of[b - 1]), len(node_of)]
-    return tuple(Piece(node_of[a], a, b - 1) for a, b in zip(cuts, cuts[1:], strict=False))
+    return tuple(Piece(node_of[a], a, b - 1) for a, b in pairwise(cuts))

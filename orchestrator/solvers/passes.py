@@ -1,7 +1,7 @@
 """PURE: one pass of the state-space relaxation: chains forwards, with visited bits for the critical nodes (A2).
 
-    done(j, n, S)  = min over i with W(i..j) <= M_n of begin(i, n, S) + seg_n(i, j)
-    begin(i, n, S) = min over n' other than n of done(i, n', S - n) + net(n', n, a_i);  S holds n if n is critical
+done(j, n, S)  = min over i with W(i..j) <= M_n of begin(i, n, S) + seg_n(i, j)
+begin(i, n, S) = min over n' other than n of done(i, n', S - n) + net(n', n, a_i);  S holds n if n is critical
 """
 
 from collections.abc import Iterable
@@ -64,13 +64,11 @@ class Pass:
 
     @property
     def live_rows(self) -> Mask:
-        found: Mask = (self.begin < inf).any(axis=(0, 2))
-        return found
+        return np.asarray((self.begin < inf).any(axis=(0, 2)))
 
     @property
     def live_nodes(self) -> Mask:
-        found: Mask = (self.begin < inf).any(axis=(0, 1))
-        return found
+        return np.asarray((self.begin < inf).any(axis=(0, 1)))
 
     def path(self, case: int) -> tuple[Piece, ...]:
         """The chain behind a case's finite value."""
@@ -102,13 +100,13 @@ class Pass:
         raise AssertionError("a finite value has an end")
 
 
-def run(
-    chains: Chains, cases: Cases, table: Completion, rows: Rows, critical: tuple[int, ...], cutoff: float
-) -> Pass:
+def run(chains: Chains, cases: Cases, table: Completion, rows: Rows, critical: tuple[int, ...], cutoff: float) -> Pass:
     """One pass over `rows`, `critical` being node numbers of the problem in the order of their bits."""
     blocks, count = chains.blocks, len(rows.case)
     columns = {int(np.flatnonzero(chains.node == node)[0]): bit for bit, node in enumerate(critical)}
-    row_of = {key: r for r, key in enumerate(zip(rows.case.tolist(), rows.depth.tolist(), rows.seen.tolist(), strict=True))}
+    row_of = {
+        key: r for r, key in enumerate(zip(rows.case.tolist(), rows.depth.tolist(), rows.seen.tolist(), strict=True))
+    }
     step = int(rows.counted)
     keys = list(row_of)
     plain = np.array([row_of.get((a, k + step, s), -1) for a, k, s in keys])
@@ -151,8 +149,8 @@ def run(
             for column, target in marked.items():
                 source = np.flatnonzero(target >= 0)
                 now[target[source], column] = arrived[source, column]
-        for row, column, cost in entries.get(at, ()):
-            now[row, column] = np.minimum(now[row, column], cost)
+        for row, nodes, cost in entries.get(at, ()):
+            now[row, nodes] = np.minimum(now[row, nodes], cost)
         now[now + table.begin[at, left] >= cutoff + due[:, None]] = inf
         now += fee - chains.prefix[at]
     values[values >= cutoff] = inf

@@ -18,7 +18,8 @@ from orchestrator.solvers.problem import Piece, Problem, Solution
 def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MAX) -> Solution:
     """The U of least latency over all `heads`; a head that holds everything alone is one as well."""
     chains = chains_of(problem)
-    value, bound, pieces, labels = inf, inf, None, 0
+    value, bound, labels = inf, inf, 0
+    pieces: tuple[Piece, ...] | None = None
     for head in heads:
         alone = problem.need_bytes[head].sum() <= problem.free_bytes[head] and problem.may_run[head].all()
         if alone and problem.time_ns[head].sum() < value:
