@@ -55,52 +55,68 @@ def fastest(
 
     Proven optimal or proven infeasible, unless `labels_max` ends the search first; the gap then says what is left.
     """
-    chains = chains_of(problem, slowest_ns)
     most = min(problem.nodes, problem.blocks)
-    if (stages is not None and not 1 <= stages <= most) or chains.longest.sum() < problem.blocks:
+    if stages is not None and not 1 <= stages <= most:
         return Solution(None, inf, inf, "dssr")
+    return _fastest(problem, stages, slowest_ns, labels_max)[0]
+
+
+def _fastest(
+    problem: Problem, stages: int | None, slowest_ns: float | None, labels_max: int
+) -> tuple[Solution, Floats]:
+    """The solution, and the fees [S, M] that proved its bound, by the site of the first stage."""
+    fee = np.zeros((problem.sites, problem.nodes))
+    chains = chains_of(problem, slowest_ns)
+    if chains.longest.sum() < problem.blocks:
+        return Solution(None, inf, inf, "dssr"), fee
     value, pieces = _alone(chains) if stages in (None, 1) else (inf, ())
     if stages == 1:
-        return Solution(pieces or None, value, value, "dssr")
-    cases, bounds = _starts(problem, chains)
-    order = np.argsort(bounds, kind="stable")
+        return Solution(pieces or None, value, value, "dssr"), fee
+    cases, bounds, sites = _starts(problem, chains)
     labels = 0
-    if problem.nodes > CORE_NODES:
-        # The best chain over a promising few lets most of the many be left out at once.
-        core = core_nodes(problem, CORE_RIVALS)
-        if len(core) < problem.nodes:
-            few = fastest(problem.restricted(core), stages, slowest_ns, labels_max // 3)
-            if few.value_ns < value and few.pieces is not None:
-                value = few.value_ns
-                pieces = tuple(Piece(int(core[p.node]), p.first, p.last) for p in few.pieces)
-        # Chains from anywhere, whose way home is as short as from anywhere: what no start can make use of goes.
-        anywhere = fees.climb(chains, _anywhere(cases), stages, value, labels_max // 4, search=False)
-        labels += anywhere.labels
-        bounds = np.maximum(bounds, anywhere.bounds)
-        keep = np.isin(chains.node, anywhere.chains.node)
-        chains, cases = chains.kept(keep), cases.kept(keep)
-    for batch in _batches(order, chains, stages):
+    core = core_nodes(problem, CORE_RIVALS) if problem.nodes > CORE_NODES else np.arange(problem.nodes)
+    if len(core) < problem.nodes:
+        # The best chain over a promising few, and their fees, let most of the many be left out at once.
+        few, fee[:, core] = _fastest(problem.restricted(core), stages, slowest_ns, labels_max // 3)
+        if few.value_ns < value and few.pieces is not None:
+            value = few.value_ns
+            pieces = tuple(Piece(int(core[p.node]), p.first, p.last) for p in few.pieces)
+    for batch in _batches(np.argsort(bounds, kind="stable"), chains, stages):
         some = batch[bounds[batch] < value]
         if not len(some):
             continue
-        found = settle(chains, cases.only(some), bounds[some], stages, value, labels_max - labels)
+        where = np.ix_(sites[some], chains.node)
+        found, fee[where] = settle(
+            chains, cases.only(some), bounds[some], stages, value, labels_max - labels, fee[where]
+        )
         bounds[some] = found.bounds
         labels += found.labels
         if found.case >= 0:
             value, pieces = found.value, found.pieces
     bound = min(value, float(bounds.min(initial=inf)))
-    return Solution(pieces or None, value, bound, "dssr")
+    return Solution(pieces or None, value, bound, "dssr"), fee
 
 
-def settle(chains: Chains, cases: Cases, bounds: Floats, stages: int | None, cutoff: float, labels_max: int) -> Found:
-    """The best chain of distinct nodes over all cases that costs less than `cutoff`: fees, beam, then `refine`."""
-    tight = fees.climb(chains, cases, stages, cutoff, labels_max // 2)
+def settle(
+    chains: Chains,
+    cases: Cases,
+    bounds: Floats,
+    stages: int | None,
+    cutoff: float,
+    labels_max: int,
+    fee: Floats | None = None,
+) -> tuple[Found, Floats]:
+    """The best chain of distinct nodes over all cases that costs less than `cutoff`: fees (beginning with `fee`) and
+    beam, then `refine`; and the fees [A, M]."""
+    tight = fees.climb(chains, cases, stages, cutoff, labels_max // 2, fee)
     bounds = np.maximum(bounds, tight.bounds)
-    found = refine(tight.chains, tight.cases, tight.table, bounds, tight.value, labels_max - tight.labels)
-    labels = found.labels + tight.labels
-    if found.case < 0:
-        return Found(tight.value, tight.case, tight.pieces, found.bounds, labels)
-    return Found(found.value, found.case, found.pieces, found.bounds, labels)
+    now = tight.open_cases
+    found = refine(tight.chains, tight.cases, tight.table, bounds[now], tight.value, labels_max - tight.labels)
+    bounds[now] = np.maximum(bounds[now], found.bounds)
+    value, case, pieces = tight.value, tight.case, tight.pieces
+    if found.case >= 0:
+        value, case, pieces = found.value, int(now[found.case]), found.pieces
+    return Found(value, case, pieces, np.minimum(bounds, value), found.labels + tight.labels), tight.fee
 
 
 def refine(chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int) -> Found:
@@ -176,28 +192,25 @@ def _alone(chains: Chains) -> tuple[float, tuple[Piece, ...]]:
     return value, (Piece(node, 0, chains.blocks - 1),)
 
 
-def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats]:
-    """The ways to begin a chain of several stages, and LB0 of each: one per site, or one where home is equally far."""
+def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats, Integers]:
+    """The ways to begin a chain of several stages, LB0 and the (first) site of each: one per site that has nodes, or a
+    single one where home is equally far from everywhere."""
     home = chains.hops[chains.kind[-1]]
     sites = np.arange(len(home))
     several = np.bincount(chains.site) > 1
     matters = home[(sites[:, None] != sites[None, :]) | several[:, None]]
-    bounds = lb0_by_start(problem)[np.unique(problem.site_of)]
+    present = np.unique(problem.site_of)
+    bounds = lb0_by_start(problem)[present]
     if matters.size == 0 or (matters == matters[0]).all():
         cost = matters[0] if matters.size else 0.0
         free = np.zeros((1, chains.nodes))
-        return Cases(np.zeros(1, np.int64), free, free, {chains.blocks: free + cost}), bounds.min(keepdims=True)
+        single = Cases(np.zeros(1, np.int64), free, free, {chains.blocks: free + cost})
+        return single, bounds.min(keepdims=True), present[:1]
     here = chains.site == sites[:, None]
     entry = np.where(here, 0.0, inf)
     barred = np.where(here & ~several[:, None], inf, 0.0)
-    return Cases(np.zeros(len(sites), np.int64), entry, barred, {chains.blocks: home.T[:, chains.site]}), bounds
-
-
-def _anywhere(cases: Cases) -> Cases:
-    """One case that is no dearer than any."""
-    exits = {at: cost.min(axis=0, keepdims=True) for at, cost in cases.exits.items()}
-    nothing = np.zeros_like(cases.entry[:1])
-    return Cases(cases.entry_at[:1], cases.entry.min(axis=0, keepdims=True), nothing, exits)
+    exits = {chains.blocks: home.T[:, chains.site]}
+    return Cases(np.zeros(len(sites), np.int64), entry, barred, exits), bounds, present
 
 
 def _batches(order: Integers, chains: Chains, stages: int | None) -> list[Integers]:

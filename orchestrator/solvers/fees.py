@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.solvers import beam
 from orchestrator.solvers.chains import Cases, Chains, Completion, completion
 from orchestrator.solvers.passes import Rows, run
-from orchestrator.solvers.problem import Floats, Piece
+from orchestrator.solvers.problem import Floats, Integers, Mask, Piece
 
 ROUNDS = 12
 """Steps that the fees climb, at most."""
@@ -23,98 +23,96 @@ PACE = 0.3
 """Of Polyak's step: the value known is above the bound that fees can reach, so a whole step goes too far."""
 _SEARCH_EVERY = 4
 """Rounds between two beams and eliminations of nodes."""
+FEW_NODES = 32
+"""Up to here a narrow beam is enough, and nodes are not worth leaving out."""
+FEW_ROUNDS = 5
+"""Steps for so few nodes: passes are cheaper then."""
 _STALE = 3
 """Rounds without a gain of a hundredth after which the fees stay."""
 
 
 @dataclass(frozen=True)
 class Tight:
-    """The relaxation with good fees, over the nodes that can still be part of a better chain."""
+    """The relaxation with good fees, of the cases that are still open, over the nodes that can still be part of a
+    better chain."""
 
     chains: Chains
     cases: Cases
-    """All of them: those that are closed by their bound too."""
     table: Completion
+    open_cases: Integers
+    """Which cases of those given these are."""
     bounds: Floats
-    """[A]: no chain of the case costs less."""
+    """[A], of all cases given: no chain of the case costs less."""
+    fee: Floats
+    """[A, M], of all cases and nodes given: the fees that prove the bounds."""
     value: float
     case: int
-    """-1 where nothing better than the cut-off was found."""
+    """Of those given; -1 where nothing better than the cut-off was found."""
     pieces: tuple[Piece, ...]
     labels: int
 
 
 def climb(
-    chains: Chains, cases: Cases, stages: int | None, cutoff: float, labels_max: int, search: bool = True
+    chains: Chains, cases: Cases, stages: int | None, cutoff: float, labels_max: int, fee: Floats | None = None
 ) -> Tight:
-    """The relaxation of every case with fees of its own, starting from none."""
-    fee = np.zeros_like(cases.entry)
-    count = len(cases.entry_at)
-    depth = stages or 1
-    best = completion(chains, cases, stages, fee)
+    """The relaxation of every case with fees of its own, beginning with `fee` [A, M] or with none."""
+    fees = np.zeros_like(cases.entry) if fee is None else fee.copy()
+    now, columns = np.arange(len(cases.entry_at)), np.arange(chains.nodes)
+    best = table = completion(chains, cases, stages, fees)
     bounds = best.bounds(cases)
-    table, held = best, bounds
-    value, found = cutoff, -1
+    held, pace = bounds.copy(), np.full(len(now), PACE)
+    value, found, labels, stale, mark = cutoff, -1, 0, 0, 0.0
     pieces: tuple[Piece, ...] = ()
-    labels, stale, mark = 0, 0, float(bounds.min(initial=inf))
-    pace = np.full(count, PACE)
-    for round_number in range(ROUNDS):
-        if round_number % _SEARCH_EVERY == 0:
-            if search:
-                better, case, chain = beam.search(chains, cases, best, value)
-                if case >= 0:
-                    value, found, pieces = better, case, chain
-            open_cases = np.flatnonzero(bounds < value)
-            if value < inf and len(open_cases):
-                live = run(chains, cases, best, Rows.first(open_cases, stages), (), value).live_nodes
-                labels += len(open_cases) * depth * chains.nodes * chains.blocks
-                if live.sum() < 0.8 * chains.nodes:
-                    chains, cases, best, fee = chains.kept(live), cases.kept(live), best.kept(live), fee[:, live]
-                    table = table.kept(live)
-                    if not live.any():
-                        bounds = np.maximum(bounds, value)
-                        break
-        labels += count * depth * chains.nodes * chains.blocks
-        open_cases = np.flatnonzero(bounds < value)
-        if not len(open_cases) or labels > labels_max or stale > _STALE:
+    few = chains.nodes <= FEW_NODES
+    size = (beam.WIDTH // 4, beam.BRANCH // 2) if few else (beam.WIDTH, beam.BRANCH)
+    for step in range(FEW_ROUNDS if few else ROUNDS):
+        labels += len(now) * best.depth * chains.nodes * chains.blocks
+        if step % _SEARCH_EVERY == _SEARCH_EVERY - 1:
+            better, case, chain = beam.search(chains, cases, best, value, *size)
+            if case >= 0:
+                value, found, pieces = better, int(now[case]), chain
+        left = bounds[now] < value
+        if not left.all():
+            keep = np.flatnonzero(left)
+            cases, best, table = cases.only(keep), best.only(keep), table.only(keep)
+            now, held, pace = now[keep], held[keep], pace[keep]
+        if value < inf and step % _SEARCH_EVERY in (0, _SEARCH_EVERY - 1) and not few and len(now):
+            live = run(chains, cases, best, Rows.first(np.arange(len(now)), stages), (), value).live_nodes
+            if live.sum() < 0.8 * chains.nodes:
+                chains, cases, best, table = chains.kept(live), cases.kept(live), best.kept(live), table.kept(live)
+                columns = columns[live]
+                # Fees of nodes that are out of the question are nobody's credit any more.
+                bounds[now] = np.maximum(bounds[now], best.bounds(cases) if live.any() else value)
+        if not (bounds[now] < value).any() or labels > labels_max or stale > _STALE:
             break
-        fee = _stepped(chains, cases, table, held, open_cases, fee, value, pace)
-        table = completion(chains, cases, stages, fee)
+        table = completion(chains, cases, stages, _stepped(chains, cases, table, held, value, pace))
         held = table.bounds(cases)
-        gained = held > bounds
+        gained = held > bounds[now]
         pace = np.where(gained, pace, pace * 0.9)
         best = _merged(best, table, gained)
-        bounds = np.maximum(bounds, held)
-        least = float(bounds[open_cases].min())
+        fees[np.ix_(now[gained], columns)] = table.fee[gained]
+        bounds[now] = np.maximum(bounds[now], held)
+        least = float(bounds[now].min())
         stale, mark = (0, least) if least > mark * 1.01 else (stale + 1, mark)
-    return Tight(chains, cases, best, bounds, value, found, pieces, labels)
+    return Tight(chains, cases, best, now, bounds, fees, value, found, pieces, labels)
 
 
-def _stepped(
-    chains: Chains,
-    cases: Cases,
-    table: Completion,
-    held: Floats,
-    open_cases: np.ndarray[tuple[int], np.dtype[np.int64]],
-    fee: Floats,
-    value: float,
-    pace: Floats,
-) -> Floats:
-    """One subgradient step of every open case: nodes used twice get dearer, nodes with a fee and not used cheaper."""
-    fee = fee.copy()
-    for case in open_cases.tolist():
+def _stepped(chains: Chains, cases: Cases, table: Completion, held: Floats, value: float, pace: Floats) -> Floats:
+    """One subgradient step of every case: nodes used twice get dearer, nodes with a fee and not used cheaper."""
+    fee = table.fee.copy()
+    for case in range(len(fee)):
+        if held[case] == inf:
+            continue
         used = np.bincount(table.path(chains, cases, case), minlength=chains.nodes) - 1.0
         used[(fee[case] == 0) & (used < 0)] = 0
         length = float(used @ used)
-        if not length:
-            continue
-        goal = value if value < inf else held[case] * 1.1
-        step = pace[case] * max(goal - held[case], 0.0) / length
-        fee[case] = np.maximum(np.rint(fee[case] + step * used), 0)
+        if length:
+            goal = value if value < inf else held[case] * 1.1
+            fee[case] = np.maximum(np.rint(fee[case] + pace[case] * max(goal - held[case], 0.0) / length * used), 0)
     return fee
 
 
-def _merged(best: Completion, table: Completion, gained: np.ndarray[tuple[int], np.dtype[np.bool_]]) -> Completion:
+def _merged(best: Completion, table: Completion, gained: Mask) -> Completion:
     """Case by case whichever of two tables has the better bound."""
     if gained.all():
         return table

@@ -30,7 +30,7 @@ def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MA
         bounds = completion(chains, cases).bounds(cases)
         some = np.flatnonzero(bounds < value)
         if len(some):
-            found = settle(chains, cases.only(some), bounds[some], None, value, labels_max - labels)
+            found, _ = settle(chains, cases.only(some), bounds[some], None, value, labels_max - labels)
             labels += found.labels
             bounds[some] = found.bounds
             if found.case >= 0:
