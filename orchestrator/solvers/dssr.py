@@ -27,6 +27,8 @@ CORE_NODES = 250
 """From here on a promising few of the nodes are solved first."""
 CORE_RIVALS = 3
 """A promising node has fewer rivals than this on its site that are as fast and as roomy."""
+_TOGETHER_CELLS = 3_000
+"""Rows times nodes up to which all cases share a pass: numpy's calls cost more than their work until then."""
 _NEW_CRITICAL = 3
 """Nodes that become critical after one pass, at most: each doubles the states."""
 
@@ -158,9 +160,38 @@ def refine(chains: Chains, cases: Cases, table: Completion, bounds: Floats, cuto
         critical += new
         # The nodes of the critical set stay: their bits are in the rows.
         keep |= np.isin(chains.node, critical)
+        together = np.unique(rows.case)
+        if len(together) > 1 and len(rows.case) * chains.nodes > _TOGETHER_CELLS:
+            apart = _apart(done, chains, cases, table, bounds, value, labels_max - labels)
+            bounds, labels = apart.bounds, labels + apart.labels
+            if apart.case >= 0:
+                value, case, pieces = apart.value, apart.case, apart.pieces
+            break
         if keep.sum() < 0.8 * chains.nodes:
             chains, cases, table = chains.kept(keep), cases.kept(keep), table.kept(keep)
     return Found(value, case, pieces, np.minimum(bounds, value), labels)
+
+
+def _apart(
+    done: Pass, chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int
+) -> Found:
+    """Case by case, the least bound first, each with the nodes that it can still use and a critical set of its own."""
+    bounds, value, case, labels = bounds.copy(), cutoff, -1, 0
+    pieces: tuple[Piece, ...] = ()
+    order = [int(a) for a in np.argsort(bounds, kind="stable") if bounds[a] < cutoff]
+    for position, a in enumerate(order):
+        if bounds[a] >= value:
+            continue
+        one, keep = np.array([a]), done.live_nodes_of(a)
+        share = (labels_max - labels) // (len(order) - position)
+        found = refine(
+            chains.kept(keep), cases.only(one).kept(keep), table.only(one).kept(keep), bounds[one], value, share
+        )
+        bounds[a] = max(bounds[a], float(found.bounds[0]))
+        labels += found.labels
+        if found.case >= 0:
+            value, case, pieces = found.value, a, found.pieces
+    return Found(value, case, pieces, bounds, labels)
 
 
 def _unspent(chains: Chains, table: Completion, case: int, times: Counter[int], critical: list[int]) -> Counter[int]:

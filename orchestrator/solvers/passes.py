@@ -70,6 +70,10 @@ class Pass:
     def live_nodes(self) -> Mask:
         return np.asarray((self.begin < inf).any(axis=(0, 1)))
 
+    def live_nodes_of(self, case: int) -> Mask:
+        """The nodes that a case can still use."""
+        return np.asarray((self.begin[:, self.rows.case == case] < inf).any(axis=(0, 1)))
+
     def path(self, case: int) -> tuple[Piece, ...]:
         """The chain behind a case's finite value."""
         at, row, node = self._end(case)
