@@ -53,6 +53,13 @@ class Chains:
         return np.flatnonzero(np.diff(self.site, prepend=-1))
 
     @cached_property
+    def begins(self) -> tuple[list[int], list[int]]:
+        """By block j: from which block on some node, and from which on every node, can run until j."""
+        ends = np.arange(self.blocks + 1)
+        some, every = (np.searchsorted(high, ends) for high in (self.high.max(axis=1), self.high.min(axis=1)))
+        return some.tolist(), every.tolist()
+
+    @cached_property
     def longest(self) -> Integers:
         """[M]: the most blocks each node could take in one interval."""
         found: Integers = (self.high - np.arange(self.blocks + 1)[:, None]).max(axis=0)
@@ -108,6 +115,11 @@ class Chains:
         others = np.where(several, least, others)
         own = np.where(first, (others + within)[:, self.site], (least + within)[:, self.site])
         return np.minimum(own, _least_sum(least, apart)[:, self.site])
+
+    def node_by_node(self) -> "Chains":
+        """The same with every node a site of its own: for a few nodes one big step beats several small ones."""
+        hops = self.hops[:, self.site[:, None], self.site[None, :]]
+        return replace(self, site=np.arange(self.nodes), hops=hops)
 
     def kept(self, keep: Mask) -> "Chains":
         """The same with some nodes left out."""
@@ -265,12 +277,12 @@ def _reach(size: Integers, limit: Integers) -> Integers:
 def _least_ending(values: Floats, start: int, end: Integers) -> Floats:
     """[R, M]: min over start < i <= end[n] of values[i, r, n]."""
     last, sure = int(end.max()), int(end.min())
-    found: Floats = values[start + 1 : sure + 1].min(axis=0, initial=inf)
+    found: Floats = np.minimum.reduce(values[start + 1 : sure + 1], axis=0, initial=inf)
     step = max(1, _WINDOW_CELLS // max(1, found.size))
     for i in range(max(sure, start) + 1, last + 1, step):
         rows = np.arange(i, min(i + step, last + 1))
         outside = np.where(rows[:, None] > end, inf, 0.0)
-        found = np.minimum(found, (values[i : i + len(rows)] + outside[:, None, :]).min(axis=0))
+        found = np.minimum(found, np.minimum.reduce(values[i : i + len(rows)] + outside[:, None, :]))
     return found
 
 
@@ -278,6 +290,6 @@ def _least_sum(values: Floats, hops: Floats) -> Floats:
     """[R, S]: min over s' of values[r, s'] + hops[s', s]."""
     rows, sites = values.shape
     if rows * sites * sites <= _WINDOW_CELLS:
-        found: Floats = (values[:, :, None] + hops).min(axis=1)
+        found: Floats = np.minimum.reduce(values[:, :, None] + hops, axis=1)
         return found
     return np.stack([(values + hops[:, s]).min(axis=1) for s in range(sites)], axis=1)

@@ -75,6 +75,7 @@ def _fastest(
     if stages == 1:
         return Solution(pieces or None, value, value, "dssr"), fee
     cases, bounds, sites = _starts(problem, chains)
+    chains = chains.node_by_node() if chains.nodes <= fees.FEW_NODES else chains
     labels = 0
     core = core_nodes(problem, CORE_RIVALS) if problem.nodes > CORE_NODES else np.arange(problem.nodes)
     if len(core) < problem.nodes:
@@ -175,10 +176,11 @@ def refine(chains: Chains, cases: Cases, table: Completion, bounds: Floats, cuto
 def _apart(
     done: Pass, chains: Chains, cases: Cases, table: Completion, bounds: Floats, cutoff: float, labels_max: int
 ) -> Found:
-    """Case by case, the least bound first, each with the nodes that it can still use and a critical set of its own."""
+    """Case by case, each with the nodes that it can still use and a critical set of its own. The one with the least
+    bound comes last: what the others leave of their states is its."""
     bounds, value, case, labels = bounds.copy(), cutoff, -1, 0
     pieces: tuple[Piece, ...] = ()
-    order = [int(a) for a in np.argsort(bounds, kind="stable") if bounds[a] < cutoff]
+    order = [int(a) for a in np.argsort(-bounds, kind="stable") if bounds[a] < cutoff]
     for position, a in enumerate(order):
         if bounds[a] >= value:
             continue

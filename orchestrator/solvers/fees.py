@@ -17,7 +17,7 @@ from orchestrator.solvers.chains import Cases, Chains, Completion, completion
 from orchestrator.solvers.passes import Rows, run
 from orchestrator.solvers.problem import Floats, Integers, Mask, Piece
 
-ROUNDS = 12
+ROUNDS = 8
 """Steps that the fees climb, at most."""
 PACE = 0.3
 """Of Polyak's step: the value known is above the bound that fees can reach, so a whole step goes too far."""

@@ -128,14 +128,12 @@ def run(chains: Chains, cases: Cases, table: Completion, rows: Rows, critical: t
     begin, done = np.full((blocks, *shape), inf), np.full((blocks + 1, *shape), inf)
     values = np.full(len(cases.entry_at), inf)
     complete = np.flatnonzero(rows.depth == table.depth - 1)
-    # Where intervals that end before block j begin: surely from `inner` on, on some nodes from `outer` on.
-    outer = np.searchsorted(chains.high.max(axis=1), np.arange(blocks + 1))
-    inner = np.searchsorted(chains.high.min(axis=1), np.arange(blocks + 1))
+    some, every = chains.begins
     entries = _entries(cases, rows, row_of, columns)
     critical_columns = list(columns)
     for at in range(blocks + 1):
         if at:
-            done[at] = _least_begun(begin, chains.high, int(outer[at]), int(inner[at]), at) + chains.prefix[at]
+            done[at] = _least_begun(begin, chains.high, some[at], every[at], at) + chains.prefix[at]
         if at in cases.exits:
             total = done[at, complete] + cases.exits[at][rows.case[complete]] + (unseen - due)[complete, None]
             np.minimum.at(values, rows.case[complete], total.min(axis=1))
@@ -179,9 +177,9 @@ def _entries(
 
 def _least_begun(begin: Floats, high: Integers, outer: int, inner: int, at: int) -> Floats:
     """[R, M]: min over outer <= i < at, with at <= high[i, n], of begin[i, r, n]."""
-    found: Floats = begin[min(inner, at) : at].min(axis=0, initial=inf)
+    found: Floats = np.minimum.reduce(begin[min(inner, at) : at], axis=0, initial=inf)
     if outer < min(inner, at):
         outside = np.where(high[outer:inner][: at - outer] < at, inf, 0.0)
         window = begin[outer : min(inner, at)]
-        found = np.minimum(found, (window + outside[:, None, :]).min(axis=0))
+        found = np.minimum(found, np.minimum.reduce(window + outside[:, None, :]))
     return found
