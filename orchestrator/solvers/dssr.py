@@ -29,7 +29,7 @@ CORE_RIVALS = 3
 """A promising node has fewer rivals than this on its site that are as fast and as roomy."""
 _TOGETHER_CELLS = 3_000
 """Rows times nodes up to which all cases share a pass: numpy's calls cost more than their work until then."""
-_NEW_CRITICAL = 3
+_NEW_CRITICAL = 4
 """Nodes that become critical after one pass, at most: each doubles the states."""
 
 

@@ -25,7 +25,7 @@ _SEARCH_EVERY = 4
 """Rounds between two beams and eliminations of nodes."""
 FEW_NODES = 32
 """Up to here a narrow beam is enough, and nodes are not worth leaving out."""
-FEW_ROUNDS = 5
+FEW_ROUNDS = 4
 """Steps for so few nodes: passes are cheaper then."""
 _STALE = 3
 """Rounds without a gain of a hundredth after which the fees stay."""
