@@ -35,10 +35,10 @@ def planning_table(result: Row) -> list[str]:
     """What benchmarks.planning measured, misses included."""
     hardware = result["hardware"]
     lines = [
-        f"{result['title']}; {result['seeds']} seeds ({result['exact_seeds']} for HiGHS and the subset programme); one "
-        f"thread on {hardware['cores']} cores of {hardware['cpu']}; `{result['command']}`, {result['at'][:10]}.",
+        f"{result['title']}; {result['seeds']} seeds ({result['exact_seeds']} for HiGHS and the subset programme); CPU "
+        f"seconds of one call on one thread of {hardware['cpu']}; `{result['command']}`, {result['at'][:10]}.",
         "",
-        "| nodes / sites / blocks | solver | found | proven | gap, median | worst | s, median | worst | target |",
+        "| nodes / sites / blocks | solver | found | proven | gap, median | worst | CPU s, median | worst | target |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in result["rows"]:

@@ -4,7 +4,8 @@
 
 Random clusters: speeds and memory differ from node to node, latency grows with the distance of sites, every node has
 room for 10 to 40 % of the model. Each size is planned for several seeds; a row has the median and the worst. Times are
-wall-clock seconds of one call. HiGHS and the subset programme are given the same instances where they can take them.
+CPU seconds of one call on one thread, the least of three calls where they take less than two seconds. HiGHS and the
+subset programme are given the same instances where they can take them.
 """
 
 import argparse
@@ -27,6 +28,8 @@ BOUNDARY_BYTES = 16_384
 """A hidden state of 4,096 numbers in fp32."""
 TOKEN_BYTES = 8
 MILP_LIMIT_S = 60.0
+CALLS, CALLS_S = 3, 2.0
+"""Calls of one solver on one instance at most, and seconds after which there is no other."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +119,12 @@ def measure(seeds: int, exact_seeds: int) -> list[Row]:
 def _timed(solver: Callable[[Problem], Solution], problems: list[Problem]) -> tuple[list[Solution], list[float]]:
     answers, seconds = [], []
     for problem in problems:
-        started = time.perf_counter()
-        answer = solver(problem)
-        seconds.append(time.perf_counter() - started)
+        taken: list[float] = []
+        while len(taken) < CALLS and sum(taken) < CALLS_S:
+            started = time.process_time()
+            answer = solver(problem)
+            taken.append(time.process_time() - started)
+        seconds.append(min(taken))
         assert answer.pieces is None or holds(problem, answer.pieces), "a plan that does not hold"
         answers.append(answer)
     return answers, seconds

@@ -18,8 +18,8 @@ from orchestrator.solvers.chains import chains_of
 from orchestrator.solvers.dssr import LABELS_MAX, fastest
 from orchestrator.solvers.problem import Integers, Mask, Piece, Problem, Solution, slowest_ns
 
-_CRITICAL_MAX = 12
-"""Critical nodes of one question; each doubles the states."""
+_CELLS_MAX = 4_000_000
+"""Figures that one pass over one question may look at before it is given up: some tens of milliseconds."""
 _FLOW_UNIT = 1e-3
 """Steps per second that one unit of integer flow stands for."""
 
@@ -58,11 +58,16 @@ def _within(problem: Problem, limit: int, stages: int | None) -> tuple[Piece, ..
     """A chain of distinct nodes without a stage slower than `limit`."""
     chains = chains_of(problem, limit)
     steps = stages or min(problem.nodes, problem.blocks)
-    if not _reaches(chains.high, steps):
+    if chains.longest.sum() < problem.blocks or not _reaches(chains.high, steps):
         return _Verdict.NONE
+    greedy = _furthest_first(chains.high, steps, stages is not None)
+    if greedy:
+        return tuple(Piece(int(chains.node[c]), first, end - 1) for c, first, end in greedy)
     critical: list[int] = []
-    while len(critical) <= _CRITICAL_MAX:
+    while True:
         layers = _layers(chains.high, critical, steps)
+        if layers is None:
+            return _Verdict.UNKNOWN
         ends = [k for k in ((steps,) if stages else range(1, steps + 1)) if layers[k][:, -1].any()]
         if not ends:
             return _Verdict.NONE
@@ -72,7 +77,6 @@ def _within(problem: Problem, limit: int, stages: int | None) -> tuple[Piece, ..
         if not repeated:
             return tuple(Piece(int(chains.node[c]), first, end - 1) for c, first, end in path)
         critical += repeated[:3]
-    return _Verdict.UNKNOWN
 
 
 def _reaches(high: Integers, steps: int) -> bool:
@@ -83,15 +87,38 @@ def _reaches(high: Integers, steps: int) -> bool:
     return at == len(furthest) - 1
 
 
-def _layers(high: Integers, critical: Sequence[int], steps: int) -> list[Mask]:
-    """By number of stages: [2^|C|, L+1], whether a chain that has used these critical nodes can end before block i."""
+def _furthest_first(high: Integers, steps: int, exactly: bool) -> list[tuple[int, int, int]]:
+    """(column, first block, end) of stages that each go as far as any unused node can, if they reach the end."""
+    at, blocks, path = 0, high.shape[0] - 1, []
+    idle = np.ones(high.shape[1], bool)
+    for k in range(steps):
+        column = int(np.where(idle, high[at], -1).argmax())
+        # Of a fixed number of stages none may be left without a block.
+        end = min(int(high[at, column]), blocks - (steps - 1 - k) if exactly else blocks)
+        if not idle[column] or end <= at:
+            break
+        path.append((column, at, end))
+        idle[column] = False
+        at = end
+        if at == blocks:
+            return path
+    return []
+
+
+def _layers(high: Integers, critical: Sequence[int], steps: int) -> list[Mask] | None:
+    """By number of stages: [2^|C|, L+1], whether a chain that has used these critical nodes can end before block i.
+    None where that would take too long to find out."""
     blocks, rows = high.shape[0] - 1, 1 << len(critical)
     here = np.zeros((rows, blocks + 1), bool)
     here[0, 0] = True
     layers = [here]
     plain = np.setdiff1d(np.arange(high.shape[1]), critical)
     ends = np.arange(1, blocks + 1)
+    cells = 0
     for _ in range(steps):
+        cells += int(here.any(axis=1).sum()) * high.size
+        if cells > _CELLS_MAX:
+            return None
         following = np.zeros_like(here)
         for row in np.flatnonzero(here.any(axis=1)).tolist():
             reach = np.maximum.accumulate(np.where(here[row, :-1, None], high[:-1], 0), axis=0)

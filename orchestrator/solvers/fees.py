@@ -94,6 +94,10 @@ def climb(
         bounds[now] = np.maximum(bounds[now], held)
         least = float(bounds[now].min())
         stale, mark = (0, least) if least > mark * 1.01 else (stale + 1, mark)
+    if value == inf and len(now):
+        # However little there is to spend, a chain to serve with comes first.
+        value, case, pieces = beam.search(chains, cases, best, value, *size)
+        found = int(now[case]) if case >= 0 else -1
     return Tight(chains, cases, best, now, bounds, fees, value, found, pieces, labels)
 
 
