@@ -1,7 +1,9 @@
 """The solvers against each other and against every chain there is, on seeded random instances."""
 
+from dataclasses import replace
 from itertools import combinations, permutations
 from math import inf
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from orchestrator.solvers.solve import solve
 from orchestrator.solvers.subset_dp import balanced
 from orchestrator.solvers.subset_dp import fastest as by_subsets
 from orchestrator.solvers.ushape import u_shaped
+from schemas.errors import ErrorCode, ResplitError
 
 INSTANCES = 240
 SITES = (None, 1, 2, 3)
@@ -110,6 +113,19 @@ def test_a_number_of_stages_that_is_asked_for_is_met_as_the_subset_programme_mee
                 check(problem, found, slowest_ns(problem, found.pieces))
                 assert found.value_ns == slowest_ns(problem, expected), (seed, stages)
                 assert latency_ns(problem, found.pieces) == latency_ns(problem, expected), (seed, stages)
+
+
+def test_a_number_of_stages_can_be_asked_of_the_least_latency_too() -> None:
+    for seed in range(80):
+        problem = instance(seed, nodes=5, blocks=5)
+        for stages in (1, 2, 3):
+            every = [c for order in permutations(range(5), stages) for c in chains_with(problem, order)]
+            best = min((latency_ns(problem, chain) for chain in every), default=inf)
+            found = solve(problem, "latency", stages)
+            assert (found.value_ns, found.proven, found.infeasible) == (best, True, best == inf), (seed, stages)
+            check(problem, found, best)
+            even = min((slowest_ns(problem, chain) for chain in every), default=inf)
+            assert solve(problem, "throughput", stages).value_ns == even, (seed, stages)
 
 
 def test_throughput_without_a_number_of_stages_is_the_best_of_all_numbers() -> None:
@@ -257,3 +273,23 @@ def test_models_that_share_nodes_share_their_memory() -> None:
 def test_models_that_can_never_fit_are_infeasible() -> None:
     one = wide(0, nodes=4, sites=2, blocks=8)
     assert joint([one, one], (1.0, 1.0)).bound_ns == inf
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("time_ns", np.full((2, 3), -1)),
+        ("time_ns", np.full((2, 3), np.nan)),
+        ("need_bytes", np.ones((3, 2), int)),
+        ("free_bytes", np.array([1, -1])),
+        ("hop_ns", np.zeros((3, 1, 1), int)),
+        ("site", np.array([0, 2])),
+        ("boundary", np.array([0, 0, 3])),
+        ("allowed", np.ones((2, 2), bool)),
+    ],
+)
+def test_a_problem_that_contradicts_itself_is_refused_by_field(field: str, value: Any) -> None:
+    good = Problem(np.ones((2, 3), int), np.ones((2, 3), int), np.ones(2, int), np.zeros((3, 2, 2), int))
+    with pytest.raises(ResplitError) as caught:
+        replace(good, **{field: value})
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, field)
