@@ -38,11 +38,11 @@ def planning_table(result: Row) -> list[str]:
         f"{result['title']}; {result['seeds']} seeds ({result['exact_seeds']} for HiGHS and the subset programme); CPU "
         f"seconds of one call on one thread of {hardware['cpu']}; `{result['command']}`, {result['at'][:10]}.",
         "",
-        "| nodes / sites / blocks | solver | found | proven | gap, median | worst | CPU s, median | worst | target |",
+        "| nodes / sites / blocks, room | solver | found | proven | gap | worst | CPU s | worst | target |",
         "|---|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in result["rows"]:
-        size = f"{row['nodes']:,} / {row['sites']} / {row['blocks']}"
+        size = f"{row['nodes']:,} / {row['sites']} / {row['blocks']}, {row['room']}"
         gaps = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("gap_median", "gap_worst")]
         target = ""
         if "gap_target" in row:

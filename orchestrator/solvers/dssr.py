@@ -156,7 +156,8 @@ def refine(chains: Chains, cases: Cases, table: Completion, bounds: Floats, cuto
             elif not repeated:
                 repeated.update({node: count for node, count in times.items() if count > 1})
         new = [node for node, _ in repeated.most_common(_NEW_CRITICAL)]
-        rows, keep = _narrowed(done, rows, bounds, value)
+        keep = done.live_nodes
+        rows = rows.only(done.live_rows & (bounds[rows.case] < value))
         rows = rows.with_bits(range(len(critical), len(critical) + len(new)))
         critical += new
         # The nodes of the critical set stay: their bits are in the rows.
@@ -206,13 +207,6 @@ def _unspent(chains: Chains, table: Completion, case: int, times: Counter[int], 
             if int(chains.node[c]) not in times and int(chains.node[c]) not in critical
         }
     )
-
-
-def _narrowed(
-    done: Pass, rows: Rows, bounds: Floats, value: float
-) -> tuple[Rows, np.ndarray[tuple[int], np.dtype[np.bool_]]]:
-    open_rows = done.live_rows & (bounds[rows.case] < value)
-    return rows.only(open_rows), done.live_nodes.copy()
 
 
 def _alone(chains: Chains) -> tuple[float, tuple[Piece, ...]]:
