@@ -3,7 +3,7 @@
     python -m benchmarks.planning [--quick]
 
 Random clusters: speeds and memory differ from node to node, latency grows with the distance of sites, every node has
-room for 10 to 40 % of the model, and for 3 to 10 % in the last and hardest size. Each size is planned for several seeds;
+room for 10 to 40 % of the model, and for 3 to 10 % in the last size. Each is planned for several seeds;
 a row has the median and the worst. Times are CPU seconds of one call on one thread, the least of three calls where they
 take less than two seconds. HiGHS and the subset programme are given the same instances where they can take them.
 """
