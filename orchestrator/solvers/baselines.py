@@ -46,6 +46,11 @@ def edgeshard(problem: Problem) -> Solution:
     """EdgeShard's dynamic programme: block by block over the last node, with what memory is left, and which nodes were
     used, known along the winning predecessor alone. Not exact; ties go to the node that stands first. The way home is
     added where the last block ends."""
+    return _answer(problem, edgeshard_pieces(problem), "edgeshard")
+
+
+def edgeshard_pieces(problem: Problem) -> tuple[Piece, ...] | None:
+    """The chain of `edgeshard`, for who needs no bound."""
     nodes, blocks = problem.nodes, problem.blocks
     site = problem.site_of
     may = problem.may_run & (problem.need_bytes <= problem.free_bytes[:, None])
@@ -70,11 +75,10 @@ def edgeshard(problem: Problem) -> Solution:
     home = np.where(start == np.arange(nodes), 0, problem.home_ns[site, site[start]])
     last = int((cost + home).argmin())
     if cost[last] == inf:
-        return _answer(problem, None, "edgeshard")
+        return None
     path = node_of[last].tolist()
     cuts = [0, *(b for b in range(1, blocks) if path[b] != path[b - 1]), blocks]
-    pieces = tuple(Piece(path[a], a, b - 1) for a, b in pairwise(cuts))
-    return _answer(problem, pieces, "edgeshard")
+    return tuple(Piece(path[a], a, b - 1) for a, b in pairwise(cuts))
 
 
 def _filled(problem: Problem, order: Iterable[int], rng: np.random.Generator | None = None) -> tuple[Piece, ...] | None:

@@ -13,11 +13,12 @@ from math import inf
 import numpy as np
 
 from orchestrator.solvers import fees
+from orchestrator.solvers.baselines import edgeshard_pieces
 from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of
 from orchestrator.solvers.dominance import core_nodes
 from orchestrator.solvers.lb0 import lb0_by_start
 from orchestrator.solvers.passes import Pass, Rows, run
-from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution
+from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution, latency_ns
 
 LABELS_MAX = 20_000_000
 """States that passes may visit before the answer is given with the gap that is left: about a second."""
@@ -25,6 +26,8 @@ _TABLE_CELLS = 4_000_000
 """Figures per table of one batch of starts: 32 MB."""
 CORE_NODES = 250
 """From here on a promising few of the nodes are solved first."""
+QUICK_NODES_MAX, QUICK_GAP = 1000, 0.05
+"""A gap from which EdgeShard's programme is tried on all nodes as well, and how many it can take: it needs a second."""
 CORE_RIVALS = 3
 """A promising node has fewer rivals than this on its site that are as fast and as roomy."""
 _TOGETHER_CELLS = 3_000
@@ -77,6 +80,7 @@ def _fastest(
     cases, bounds, sites = _starts(problem, chains)
     chains = chains.node_by_node() if chains.nodes <= fees.FEW_NODES else chains
     labels = 0
+    plain = stages is None and slowest_ns is None
     core = core_nodes(problem, CORE_RIVALS) if problem.nodes > CORE_NODES else np.arange(problem.nodes)
     if len(core) < problem.nodes:
         # The best chain over a promising few, and their fees, let most of the many be left out at once.
@@ -84,6 +88,8 @@ def _fastest(
         if few.value_ns < value and few.pieces is not None:
             value = few.value_ns
             pieces = tuple(Piece(int(core[p.node]), p.first, p.last) for p in few.pieces)
+    elif problem.nodes > fees.FEW_NODES and plain:
+        value, pieces = _quicker(problem, value, pieces)
     for batch in _batches(np.argsort(bounds, kind="stable"), chains, stages):
         some = batch[bounds[batch] < value]
         if not len(some):
@@ -96,8 +102,18 @@ def _fastest(
         labels += found.labels
         if found.case >= 0:
             value, pieces = found.value, found.pieces
-    bound = min(value, float(bounds.min(initial=inf)))
-    return Solution(pieces or None, value, bound, "dssr"), fee
+    bound = float(bounds.min(initial=inf))
+    if plain and len(core) < problem.nodes <= QUICK_NODES_MAX and value > bound * (1 + QUICK_GAP):
+        value, pieces = _quicker(problem, value, pieces)
+    return Solution(pieces or None, value, min(value, bound), "dssr"), fee
+
+
+def _quicker(problem: Problem, value: float, pieces: tuple[Piece, ...]) -> tuple[float, tuple[Piece, ...]]:
+    """EdgeShard's chain where it is better: where many stages are needed the beam may find none as good."""
+    quick = edgeshard_pieces(problem)
+    if quick is None or latency_ns(problem, quick) >= value:
+        return value, pieces
+    return float(latency_ns(problem, quick)), quick
 
 
 def settle(
