@@ -18,6 +18,8 @@ def main() -> None:
     split = json.loads((RESULTS / "split.json").read_text())
     page = ROOT / "docs" / "benchmarks.md"
     page.write_text(_between(page.read_text(), "split", [_hardware(split), "", *_tables(split["rows"])]))
+    planning = json.loads((RESULTS / "planning.json").read_text())
+    page.write_text(_between(page.read_text(), "planning", planning_table(planning)))
     readme = ROOT / "README.md"
     readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
 
@@ -27,6 +29,32 @@ def _between(text: str, name: str, lines: list[str]) -> str:
     marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
     assert marked.search(text), f"no marker {name!r}"
     return marked.sub(lambda found: found[1] + "\n".join(lines) + "\n" + found[2], text)
+
+
+def planning_table(result: Row) -> list[str]:
+    """What benchmarks.planning measured, misses included."""
+    hardware = result["hardware"]
+    lines = [
+        f"{result['title']}; {result['seeds']} seeds ({result['exact_seeds']} for HiGHS and the subset programme); CPU "
+        f"seconds of one call on one thread of {hardware['cpu']}; `{result['command']}`, {result['at'][:10]}.",
+        "",
+        "| nodes / sites / blocks, room | solver | found | proven | gap | worst | CPU s | worst | target |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        size = f"{row['nodes']:,} / {row['sites']} / {row['blocks']}, {row['room']}"
+        gaps = [f"{row[key]:.1%}" if row[key] is not None else "-" for key in ("gap_median", "gap_worst")]
+        target = ""
+        if "gap_target" in row:
+            met = row["gap_worst"] <= row["gap_target"] and row["seconds_worst"] <= row["seconds_target"]
+            half = row["gap_median"] <= row["gap_target"] and row["seconds_median"] <= row["seconds_target"]
+            verdict = "met" if met else "met in the median, **missed** in the worst" if half else "**missed**"
+            target = f"gap <= {row['gap_target']:.0%} in {row['seconds_target']:g} s: {verdict}"
+        lines.append(
+            f"| {size} | {row['name']} | {row['found']} | {row['proven']} | {gaps[0]} | {gaps[1]} | "
+            f"{row['seconds_median']:.3f} | {row['seconds_worst']:.3f} | {target} |"
+        )
+    return lines
 
 
 def _hardware(result: Row) -> str:

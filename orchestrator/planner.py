@@ -6,9 +6,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from orchestrator.rooms import Room
-from orchestrator.solvers.subset_dp import NODES_MAX, Problem, balanced, fastest
+from orchestrator.solvers.problem import Floats, Integers, Problem, Solution, site_hops
+from orchestrator.solvers.solve import solve
 from profiler.cost import Estimate, block_time, boundary_bytes, hop_ms, predict
 from schemas.base import NodeId
+from schemas.capacity import Capacity
 from schemas.deployment import Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -116,47 +118,64 @@ def _solved(
         raise ResplitError(ErrorCode.INFEASIBLE, "no node is here; start agents, or wait until they have reported")
     willing = {name: room for name, room in rooms.items() if name not in avoid}
     for offered in (willing, rooms) if willing and len(willing) < len(rooms) else (rooms,):
-        considered = _shortlist(offered)
-        problem = _problem(deployment, manifest, considered)
-        pieces = fastest(problem) if deployment.stages is None else balanced(problem, deployment.stages)
-        if pieces is not None:
-            goal = "the fastest" if deployment.stages is None else "the most even"
-            names = list(considered)
-            stages = tuple(Stage(node=names[piece.node], first=piece.first, last=piece.last) for piece in pieces)
-            return stages, f"{goal} on {len(considered)} node(s)"
+        problem = _problem(deployment, manifest, offered)
+        even = deployment.stages is not None
+        found = solve(problem, "throughput", deployment.stages) if even else solve(problem)
+        if found.pieces is not None:
+            names = list(offered)
+            stages = tuple(Stage(node=names[piece.node], first=piece.first, last=piece.last) for piece in found.pieces)
+            return stages, f"{_praise(found, even)} on {len(offered)} node(s)"
     raise _shortfall(deployment, manifest, rooms)
 
 
-def _shortlist(rooms: Mapping[NodeId, Room]) -> dict[NodeId, Room]:
-    """At most `NODES_MAX` nodes, by name: half of them the fastest, the others the roomiest."""
-    if len(rooms) <= NODES_MAX:
-        return dict(rooms)
-    by_speed = sorted(rooms, key=lambda name: (-rooms[name].capacity.provider.bytes_per_s, name))
-    chosen = set(by_speed[: NODES_MAX // 2])
-    by_room = sorted(rooms, key=lambda name: (-rooms[name].free_bytes, name))
-    chosen.update([name for name in by_room if name not in chosen][: NODES_MAX - len(chosen)])
-    return {name: rooms[name] for name in sorted(chosen)}
+def _praise(found: Solution, even: bool) -> str:
+    """What may be said of a solution: a search that ended early says how far from the best it can be."""
+    best = "most even" if even else "fastest"
+    return f"the {best}" if found.proven else f"within {found.gap:.1%} of the {best}"
 
 
 def _problem(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
-    names = list(rooms)
     capacities = {name: room.capacity for name, room in rooms.items()}
     count = len(manifest.blocks)
     times = [
-        [block_time(capacities[name], manifest, deployment.model, block).decode_ms for block in range(count)]
-        for name in names
+        [block_time(capacity, manifest, deployment.model, block).decode_ms for block in range(count)]
+        for capacity in capacities.values()
     ]
-    # The links' latencies are looked up once per pair; per boundary only the bytes differ.
+    site, latency, byte_ms = _sites(capacities)
     sizes = [boundary_bytes(manifest, block) for block in range(count)]
-    latency = np.array([[hop_ms(capacities, here, there, 0) for there in names] for here in names])
-    byte_ms = np.array([[hop_ms(capacities, here, there, 1) for there in names] for here in names]) - latency
-    hops = latency[None] + byte_ms[None] * np.array(sizes)[:, None, None]
+    hops, boundary = site_hops(latency * 1e6, byte_ms * 1e6, sizes)
     return Problem(
         np.rint(np.array(times) * 1e6).astype(np.int64),
-        np.array([rooms[name].need_bytes for name in names], np.int64),
-        np.array([rooms[name].free_bytes for name in names], np.int64),
-        np.rint(hops * 1e6).astype(np.int64),
+        np.array([room.need_bytes for room in rooms.values()], np.int64),
+        np.array([room.free_bytes for room in rooms.values()], np.int64),
+        hops,
+        site,
+        boundary,
     )
+
+
+def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Integers, Floats, Floats]:
+    """The site of each node, and latency and time per byte between sites, in milliseconds.
+
+    A node that measured a link, or that another one measured, is a site of its own; all others are alike, and are one.
+    """
+    links = {
+        (here, link.peer)
+        for here, capacity in capacities.items()
+        for link in capacity.links
+        if link.peer in capacities and link.peer != here
+    }
+    linked = {name for pair in links for name in pair}
+    number = {name: k + 1 for k, name in enumerate(name for name in capacities if name in linked)}
+    strangers = (NodeId("here"), NodeId("there"))
+    shape = (len(number) + 1, len(number) + 1)
+    latency = np.full(shape, hop_ms({}, *strangers, 0))
+    byte_ms = np.full(shape, hop_ms({}, *strangers, 1)) - latency
+    for here, there in {(a, b) for pair in links for a, b in (pair, pair[::-1])}:
+        fixed = hop_ms(capacities, here, there, 0)
+        latency[number[here], number[there]] = fixed
+        byte_ms[number[here], number[there]] = hop_ms(capacities, here, there, 1) - fixed
+    return np.array([number.get(name, 0) for name in capacities]), latency, byte_ms
 
 
 def _shortfall(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> ResplitError:

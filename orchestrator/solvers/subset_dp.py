@@ -13,7 +13,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+
+from orchestrator.solvers.problem import Integers, Piece, Problem
 
 NODES_MAX = 14
 """Time and memory double with each node: 14 nodes and 34 blocks take five seconds at worst (two cores, measured)."""
@@ -21,40 +22,6 @@ INFINITE = 1 << 60
 """No plan; three of them still add up within 63 bits."""
 BATCH = 256
 """Node sets looked at in one numpy call: bounds the working memory to tens of megabytes."""
-
-Integers = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Blocks `first` to `last`, both included, on node number `node`."""
-
-    node: int
-    first: int
-    last: int
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A chain of L blocks and M nodes, in the order in which ties are broken."""
-
-    time_ns: Integers
-    """[M, L]: one step of a block on a node."""
-    need_bytes: Integers
-    """[M, L]: what a node must have free to take a block; 0 where it holds the block already."""
-    free_bytes: Integers
-    """[M]"""
-    hop_ns: Integers
-    """[L, M, M]: crossing the boundary after a block from one node to another, 0 from a node to itself; the
-    last block's is the way of its output back to the first stage."""
-
-    @property
-    def nodes(self) -> int:
-        return int(self.time_ns.shape[0])
-
-    @property
-    def blocks(self) -> int:
-        return int(self.time_ns.shape[1])
 
 
 def fastest(problem: Problem) -> tuple[Piece, ...] | None:
@@ -80,6 +47,8 @@ def _segments(problem: Problem) -> Integers:
     need = np.concatenate([edge, np.cumsum(problem.need_bytes, axis=1)], axis=1)
     fits = (need[:, None, :] - need[:, :, None]) <= problem.free_bytes[:, None, None]
     ahead = np.triu(np.ones((problem.blocks + 1, problem.blocks + 1), bool), 1)
+    banned = np.concatenate([edge, np.cumsum(~problem.may_run, axis=1)], axis=1)
+    fits &= banned[:, None, :] == banned[:, :, None]
     return np.where(fits & ahead, time[:, None, :] - time[:, :, None], INFINITE)
 
 
@@ -108,7 +77,8 @@ class _Layer:
 
 
 def _least_time(problem: Problem, segments: Integers, sizes: range) -> tuple[Piece, ...] | None:
-    back = problem.hop_ns[-1]
+    hops = problem.dense_hops()
+    back = hops[-1]
     nodes = problem.nodes
     apart = back[~np.eye(nodes, dtype=bool)]
     # The way back depends on where the chain began. Where it costs the same from everywhere, one pass over all
@@ -119,20 +89,26 @@ def _least_time(problem: Problem, segments: Integers, sizes: range) -> tuple[Pie
         passes = [([start], back[:, start]) for start in range(nodes)]
     best, answer = INFINITE, None
     for starts, home in passes:
-        found, pieces = _one_pass(problem, segments, sizes, starts, home, best)
+        found, pieces = _one_pass(problem, segments, hops, sizes, starts, home, best)
         if found < best:
             best, answer = found, pieces
     return answer
 
 
 def _one_pass(
-    problem: Problem, segments: Integers, sizes: range, starts: list[int], home: Integers, bound: int
+    problem: Problem,
+    segments: Integers,
+    crossing: Integers,
+    sizes: range,
+    starts: list[int],
+    home: Integers,
+    bound: int,
 ) -> tuple[int, tuple[Piece, ...]]:
     """The best chain that begins on one of `starts` and is better than `bound`, else (INFINITE, ())."""
     nodes, width = problem.nodes, problem.blocks + 1
     hops = np.zeros((nodes, nodes, width), np.int64)
-    hops[:, :, 1:] = problem.hop_ns.transpose(1, 2, 0)
-    rest = _least_rest(problem, home)
+    hops[:, :, 1:] = crossing.transpose(1, 2, 0)
+    rest = _least_rest(problem, crossing, home)
     first = np.full((len(starts), nodes, width), INFINITE, np.int64)
     for row, start in enumerate(starts):
         first[row, start] = segments[start, 0]
@@ -160,13 +136,13 @@ def _one_pass(
     return best, _trace(layers[:size], segments, hops, mask, node)
 
 
-def _least_rest(problem: Problem, home: Integers) -> Integers:
+def _least_rest(problem: Problem, crossing: Integers, home: Integers) -> Integers:
     """LB0 backwards, [M, L+1]: no chain that has run i blocks, the last on n, ends in less (memory ignored)."""
     rest = np.empty((problem.nodes, problem.blocks + 1), np.int64)
     rest[:, -1] = home
     for i in range(problem.blocks - 1, -1, -1):
         onward = problem.time_ns[:, i] + rest[:, i + 1]
-        rest[:, i] = (problem.hop_ns[i - 1] + onward[None, :]).min(axis=1) if i else onward.min()
+        rest[:, i] = (crossing[i - 1] + onward[None, :]).min(axis=1) if i else onward.min()
     return rest
 
 

@@ -25,7 +25,7 @@ from orchestrator.rooms import rooms
 from orchestrator.view import status
 from profiler.cost import memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.capacity import Capacity, HostedStage, LinkEstimate, Provider
 from schemas.control import DeployRequest
 from schemas.deployment import Deployment, Settings, Stage
 from schemas.errors import ErrorBody, ErrorCode, ResplitError
@@ -190,6 +190,30 @@ def test_stages_that_are_asked_for_are_even() -> None:
     assert placed(planned(snapshot, wish(stages=2))) == [("a", 0, 1), ("b", 2, 3)]
     uneven = world(heartbeat(A, speed=1e10), heartbeat(B, speed=3e10))
     assert placed(planned(uneven, wish(stages=2))) == [("a", 0, 0), ("b", 1, 3)]
+
+
+def test_every_node_is_looked_at_however_many_there_are() -> None:
+    fast = [heartbeat(NodeId(f"fast{k:02}"), blocks=0.5, speed=9e10) for k in range(20)]
+    roomy = [heartbeat(NodeId(f"roomy{k:02}"), blocks=9, speed=1e9) for k in range(20)]
+    right = heartbeat(NodeId("middle"), blocks=4, speed=3e10)
+    plan = planned(world(*fast, *roomy, right), wish())
+    assert placed(plan) == [("middle", 0, 3)]
+    assert "the fastest on 41 node(s)" in plan.reason
+
+
+def test_measured_links_decide_among_nodes_that_are_otherwise_alike() -> None:
+    names = [NodeId(f"n{k}") for k in range(6)]
+    near = {names[2], names[4]}
+
+    def links(node: NodeId) -> tuple[LinkEstimate, ...]:
+        return tuple(
+            LinkEstimate(peer=peer, rtt_ms=0.1 if {node, peer} == near else 40.0, direct=True)
+            for peer in names
+            if peer != node
+        )
+
+    nodes = [heartbeat(n, blocks=2).model_copy(update={"links": links(n)}) for n in names]
+    assert {stage[0] for stage in placed(planned(world(*nodes, heartbeat(A, blocks=2)), wish(stages=2)))} == near
 
 
 def test_memory_decides_where_one_node_is_not_enough() -> None:

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.solvers.subset_dp import NODES_MAX, Piece, Problem, balanced, fastest
+from orchestrator.solvers.problem import Piece, Problem
+from orchestrator.solvers.subset_dp import NODES_MAX, balanced, fastest
 
 
 @st.composite

@@ -1,0 +1,70 @@
+"""PURE: the U-shaped private form: one trusted node holds the first and the last interval (mathematics.md A1).
+
+Prompts enter and tokens leave on the head node, other nodes see activations alone. Every head and every length of its
+first interval is a case of the chain in between; the chain ends wherever the head's memory, which counts both
+intervals, lets it take over again. Nothing is added for the way home: the last stage is the first one's node.
+"""
+
+from collections.abc import Sequence
+from math import inf
+
+import numpy as np
+
+from orchestrator.solvers.chains import Cases, Chains, chains_of, completion
+from orchestrator.solvers.dssr import LABELS_MAX, settle
+from orchestrator.solvers.problem import Piece, Problem, Solution
+
+
+def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MAX) -> Solution:
+    """The U of least latency over all `heads`; a head that holds everything alone is one as well."""
+    chains = chains_of(problem)
+    value, bound, labels = inf, inf, 0
+    pieces: tuple[Piece, ...] | None = None
+    for head in heads:
+        alone = problem.need_bytes[head].sum() <= problem.free_bytes[head] and problem.may_run[head].all()
+        if alone and problem.time_ns[head].sum() < value:
+            value, pieces = float(problem.time_ns[head].sum()), (Piece(head, 0, problem.blocks - 1),)
+        cases = _cases(problem, chains, head)
+        if not len(cases.entry_at):
+            continue
+        bounds = completion(chains, cases).bounds(cases)
+        some = np.flatnonzero(bounds < value)
+        if len(some):
+            found, _ = settle(chains, cases.only(some), bounds[some], None, value, labels_max - labels)
+            labels += found.labels
+            bounds[some] = found.bounds
+            if found.case >= 0:
+                last = Piece(head, found.pieces[-1].last + 1, problem.blocks - 1)
+                first = Piece(head, 0, found.pieces[0].first - 1)
+                value, pieces = found.value, (first, *found.pieces, last)
+        bound = min(bound, float(bounds.min()))
+    return Solution(pieces, value, min(bound, value), "u-shape")
+
+
+def _cases(problem: Problem, chains: Chains, head: int) -> Cases:
+    """One case per length of the head's first interval."""
+    blocks = problem.blocks
+    time = np.concatenate([[0], np.cumsum(problem.time_ns[head])])
+    need = np.concatenate([[0], np.cumsum(problem.need_bytes[head])])
+    barred = np.concatenate([[0], np.cumsum(~problem.may_run[head])])
+    away = chains.node != head
+    site, sites = problem.site_of[head], problem.site_of[chains.node]
+    kept = [
+        (first, last)
+        for first in range(1, blocks - 1)
+        for last in range(first + 1, blocks)
+        if need[first] + need[-1] - need[last] <= problem.free_bytes[head]
+        and barred[first] + barred[-1] - barred[last] == 0
+    ]
+    firsts = sorted({first for first, _ in kept})
+    entry = np.full((len(firsts), chains.nodes), inf)
+    exits = {last: np.full(entry.shape, inf) for last in sorted({last for _, last in kept})}
+    row = {first: r for r, first in enumerate(firsts)}
+    for first in firsts:
+        out = problem.hop_ns[problem.kind_of[first - 1], site, sites]
+        entry[row[first], away] = (time[first] + out)[away]
+    for first, last in kept:
+        back = problem.hop_ns[problem.kind_of[last - 1], sites, site]
+        exits[last][row[first], away] = (time[-1] - time[last] + back)[away]
+    closed = np.broadcast_to(np.where(away, 0.0, inf), entry.shape).copy()
+    return Cases(np.array(firsts, np.int64), entry, closed, exits)
