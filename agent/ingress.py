@@ -336,7 +336,7 @@ class Ingress:
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
         if deadline_ms is not None and deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        slots_free = sum(run.slots_free for run in served.current)
+        slots_free = served.slots_free
         waiting = len(served.queue) + served.accepting
         if waiting >= served.current[0].plan.settings.max_queued + slots_free:
             message = f"all slots are taken and {waiting} requests wait; try again later"

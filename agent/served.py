@@ -95,6 +95,12 @@ class Served:
         entering = [run for run in self.runs.values() if run.is_own and not run.draining]
         return [run for run in entering if not run.leaving] or entering
 
+    @property
+    def slots_free(self) -> int:
+        """Slots that a request which came now could have."""
+        could = [run for run in self.runs.values() if run.is_open]
+        return sum(run.slots_free for run in [run for run in could if not run.leaving] or could)
+
     def runs_for(self, job: Job) -> list[RouteRun]:
         """Routes that could run a waiting request: those in force first, those that begin here, the idlest."""
         could = [
