@@ -35,6 +35,8 @@ class Prompt:
     capacity: int
     sampling: Sampling
     known: tuple[int, ...] = ()
+    cached: int = 0
+    """The first tokens whose caches are on the route already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,7 @@ class RouteDriver:
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence; its chunks go out in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"
-        self._running[prompt.sequence] = _Running(prompt, list(prompt.known))
+        self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached)
 
     def go_on(self, sequence: SequenceId, token: int) -> None:
         """Feed `token`, the last one that came out, as the next step."""

@@ -92,6 +92,24 @@ class KvPool:
         """The slot of `sequence`, taken from length class `tokens` if it has none yet."""
         return self._slots.take(sequence, tokens)
 
+    def reuse(self, old: SequenceId, new: SequenceId, tokens: int, capacity: int) -> None:
+        """Let `new` begin with the first `tokens` tokens of `old`, which then has no slot any more.
+
+        Raises as `open` does where that needs a row of another length class and there is none.
+        """
+        if self._slots[old].tokens == capacity:
+            self._slots.rename(old, new)
+            for past in self._appended.values():
+                if old in past:
+                    past[new] = past.pop(old)
+            return
+        self.open(new, capacity)
+        for block in self._users:
+            arrays = self.read(block, old, 0, tokens) if self._shapes[block][0] else []
+            if arrays:
+                self.write(block, new, 0, arrays)
+        self.close(old)
+
     def close(self, sequence: SequenceId) -> None:
         """Free the slot; the last sequence of its class moves into the hole."""
         for past in self._appended.values():

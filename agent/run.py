@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from agent.driver import Answered, Prompt, RouteDriver
+from agent.prefixes import Prefixes
 from agent.slots import SlotTable
 from profiler.kv import length_classes
 from schemas.base import NodeId
-from schemas.errors import ResplitError
-from schemas.frame import Activation, Close, Frame, Item, Result, Sampling, SequenceId
+from schemas.frame import Activation, Close, Frame, Item, Result, Reuse, Sampling, SequenceId
 from schemas.plan import Plan, Route
 from schemas.tensor import Array
 
@@ -61,6 +61,7 @@ class RouteRun:
         self.driver = RouteDriver(
             plan.deployment, plan.epoch, route.index, ingress, settings.chunk_tokens, settings.pipeline_depth
         )
+        self._prefixes = Prefixes(settings.chunk_tokens)
         self._calls: dict[SequenceId, _Call] = {}
         self._typical_s = 0.0
         """What a call lately took, waiting included."""
@@ -78,7 +79,7 @@ class RouteRun:
     @property
     def active(self) -> int:
         """Sequences and calls in flight."""
-        return len(self._slots) + len(self._calls)
+        return len(self._slots) - len(self._prefixes) + len(self._calls)
 
     @property
     def slots_free(self) -> int:
@@ -90,16 +91,34 @@ class RouteRun:
         return tokens_max <= self._slots.longest
 
     def start(
-        self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...] = ()
-    ) -> SequenceId | None:
-        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`."""
-        capacity = self._slots.fitting(tokens_max)
-        if capacity is None or not self.is_open:
+        self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...], now: float
+    ) -> Prompt | None:
+        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`.
+
+        Where the caches of its beginning were kept, it begins behind that.
+        """
+        if not self.is_open:
+            return None
+        old, cached = self._prefixes.longest(tokens, now) or (None, 0)
+        capacity = self._room_for(tokens_max, old)
+        if capacity is None:
             return None
         sequence = next(self._sequences)
-        self._slots.take(sequence, capacity)
-        self.driver.admit(Prompt(sequence, tokens, capacity, sampling, known))
-        return sequence
+        if old is None:
+            self._slots.take(sequence, capacity)
+        else:
+            self._reuse(old, sequence, cached, capacity, sampling)
+        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached)
+        self.driver.admit(prompt)
+        return prompt
+
+    def cached(self, tokens: tuple[int, ...], now: float) -> int:
+        """How many of these tokens' caches were kept here."""
+        return (self._prefixes.longest(tokens, now) or (None, 0))[1]
+
+    def drop_kept(self) -> None:
+        """Keep nothing of sequences that have ended."""
+        self._drop(self._prefixes.all())
 
     def learn_from(self, before: "RouteRun") -> None:
         """What a step takes is expected to be as it was on the plan before."""
@@ -109,11 +128,10 @@ class RouteRun:
 
     def reserve(self, sequence: SequenceId, capacity: int) -> bool:
         """Take a slot for a sequence that is to come from another epoch; False if none is free."""
-        try:
-            self._slots.take(sequence, capacity)
-        except ResplitError:
+        if self.lost or self._room_for(capacity, None) != capacity:
             return False
-        return not self.lost
+        self._slots.take(sequence, capacity)
+        return True
 
     def give_up(self, sequence: SequenceId) -> None:
         """It does not come: give its slot back, here and on the nodes that have begun to copy its caches."""
@@ -154,6 +172,14 @@ class RouteRun:
         """Feed the token that came out last."""
         self.driver.go_on(sequence, token)
 
+    def finish(self, sequence: SequenceId, now: float) -> None:
+        """It has ended well: keep its caches for the next turn, as long as nobody needs the slot."""
+        prompt = self.driver.prompt(sequence)
+        if self.is_open and self.is_own and not self.leaving and self._keep(prompt, now):
+            self.driver.end((sequence,))
+        else:
+            self.end((sequence,))
+
     def end(self, sequences: Iterable[SequenceId], *, broken: bool = False) -> None:
         """Free these sequences here and along the route; where it may be `broken`, each of its nodes is told."""
         sequences = tuple(sequences)
@@ -169,6 +195,7 @@ class RouteRun:
 
     def check(self, now: float) -> tuple[SequenceId, ...]:
         """Drive again what is overdue; returns the sequences that were driven too often in vain."""
+        self._drop(self._prefixes.stale(now))
         again, lost = self.driver.overdue(now)
         for sequence, call in self._calls.items():
             # Calls queue behind each other, so each may wait for all of them.
@@ -185,6 +212,37 @@ class RouteRun:
         for frame in again:
             self._send_first(frame)
         return lost
+
+    def _keep(self, prompt: Prompt, now: float) -> bool:
+        return self._prefixes.keep(prompt.sequence, prompt.tokens, prompt.capacity, now)
+
+    def _reuse(self, old: SequenceId, new: SequenceId, cached: int, capacity: int, sampling: Sampling) -> None:
+        if self._prefixes.take(old) == capacity:
+            self._slots.rename(old, new)
+        else:
+            self._slots.take(new, capacity)
+            self._slots.release(old)
+        road = (self.plan.deployment, self.plan.epoch, self.route.index, 0, self.ingress)
+        self._send(self.route.stages[0].node, Reuse(*road, old, new, cached, capacity, sampling))
+
+    def _room_for(self, tokens_max: int, reused: SequenceId | None) -> int | None:
+        """The length class for `tokens_max` tokens, once what was kept has made room if need be; None: no room."""
+        if reused is not None and self._slots[reused].tokens >= tokens_max:
+            return self._slots[reused].tokens
+        while (capacity := self._slots.fitting(tokens_max)) is None:
+            oldest = self._prefixes.oldest(tokens_max, reused)
+            if oldest is None:
+                return None
+            self._drop((oldest,))
+        return capacity
+
+    def _drop(self, kept: tuple[SequenceId, ...]) -> None:
+        for sequence in kept:
+            self._prefixes.take(sequence)
+            self._slots.release(sequence)
+        if kept:
+            close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, kept)
+            self._send(self.route.stages[0].node, close)
 
     def _close_everywhere(self, sequences: tuple[SequenceId, ...]) -> None:
         last = len(self.route.stages) - 1  # a Close to the last stage goes no further

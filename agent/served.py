@@ -111,7 +111,8 @@ class Served:
             and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
         ]
         could = [run for run in could if not run.leaving] or could
-        return sorted(could, key=lambda run: (not run.is_own, run.active))
+        now, prompt = self.desk.now(), job.prompt if isinstance(job, Generation) else ()
+        return sorted(could, key=lambda run: (not run.is_own, -run.cached(prompt, now), run.active))
 
     def on(self, run: RouteRun) -> list[SequenceId]:
         """The sequences that run over one route."""
@@ -184,6 +185,8 @@ class Served:
             self.recover(self.on(run), "the plan that ran it was retired")
         for (epoch, _), run in self.runs.items():
             run.leaving = current is None or epoch != current.epoch
+            if run.leaving:
+                run.drop_kept()
         if current is not None:
             for route in current.routes:
                 self.add_route(current, route, numbers)
@@ -326,7 +329,9 @@ class Served:
             return False
         match job:
             case Generation():
-                sequence = run.start(job.prompt, job.slots_needed, job.sampling, job.known)
+                started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now)
+                sequence = None if started is None else started.sequence
+                job.meter.cached_tokens = 0 if started is None else started.cached
             case TensorJob():
                 sequence = run.call(job.waiting[0][1], now)
                 if sequence is not None:
@@ -422,6 +427,9 @@ class Served:
         self.desk.say(job.reply, reply, None)
         if job.handle is not None:
             self.journal.end([job.handle], "output")
+        for sequence in [s for s, (held, _) in self.jobs.items() if held is job and s not in self.crossings]:
+            _, run = self.jobs.pop(sequence)
+            run.finish(sequence, self.desk.now())
         self._forget(job)
         self.desk.audit.record(
             AuditKind.REQUEST_ENDED,

@@ -82,6 +82,12 @@ class SlotTable:
         self._slots[sequence] = slot
         return slot
 
+    def rename(self, old: SequenceId, new: SequenceId) -> None:
+        """Give the row of `old` to `new`, which has none."""
+        slot = self._slots.pop(old)
+        self._slots[new] = slot
+        self._rows[slot.tokens][slot.row] = new
+
     def release(self, sequence: SequenceId) -> Move | None:
         """Free the row of `sequence`; the last row of its class then fills the hole, as the Move says."""
         slot = self._slots.pop(sequence, None)

@@ -21,7 +21,7 @@ from agent.sequences import Progress, Record, Records
 from profiler.blocks import Call
 from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Activation, Failure, Item, Result, Sampling, SequenceId, StageTime, Token, on_stage
+from schemas.frame import Activation, Failure, Item, Result, Reuse, Sampling, SequenceId, StageTime, Token, on_stage
 from schemas.tensor import Array
 
 StageOutput = Activation | Result | Failure
@@ -121,6 +121,23 @@ class StageHost:
             if epoch is None or record.epoch == epoch or (record.epoch is None and record.adopting is None):
                 self._pool.close(sequence)
                 del self._records[sequence]
+
+    def reuse(self, frame: Reuse) -> None:
+        """Let a new sequence begin as one that has ended; if that is not here, its first chunk finds a step lost."""
+        record = self._records.get(frame.old)
+        if record is None or not record.is_on(frame.epoch, frame.route) or frame.new in self._records:
+            return
+        if any(progress.tokens < frame.tokens for progress in record.progress.values()):
+            return
+        try:
+            self._pool.reuse(frame.old, frame.new, frame.tokens, frame.capacity)
+        except ResplitError:
+            return
+        del self._records[frame.old]
+        at = frame.tokens
+        progress = {stage: Progress(at, at) for stage in record.progress}
+        fresh = Record(frame.ingress, self._now_us(), frame.epoch, frame.route, frame.sampling, progress)
+        self._records[frame.new] = fresh
 
     def idle(self, limit_us: int) -> tuple[SequenceId, ...]:
         """Sequences that nobody drove for `limit_us`: their ingress is gone."""

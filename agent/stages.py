@@ -7,6 +7,7 @@ own. It also holds the plans, to tell who comes next. On the event loop.
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from typing import assert_never
 
@@ -31,6 +32,7 @@ from schemas.frame import (
     Fetch,
     Frame,
     Result,
+    Reuse,
     SequenceId,
 )
 from schemas.framing import unpack
@@ -118,6 +120,8 @@ class Stages:
                 self._to_ingress(frame)
             case Close():
                 self._close(frame)
+            case Reuse():
+                self._reuse(frame)
             case Activation():
                 host = self._host(frame.deployment, frame.epoch)
                 if host is not None:
@@ -201,18 +205,22 @@ class Stages:
         if host is None:
             return
         self._queue.forget(frame.deployment, frame.epoch, frozenset(frame.sequences))
-        self._compute.submit(lambda: host.close(frame.sequences, frame.epoch), lambda _: self._forward_close(frame))
+        self._compute.submit(lambda: host.close(frame.sequences, frame.epoch), lambda _: self._forward(frame))
 
-    def _forward_close(self, frame: Close) -> None:
-        # Only now: what this stage still computed for these sequences has left already, and a Close must
-        # stay behind the last activation all the way.
+    def _reuse(self, frame: Reuse) -> None:
+        host = self._host(frame.deployment, frame.epoch)
+        if host is not None:
+            self._compute.submit(lambda: host.reuse(frame), lambda _: self._forward(frame))
+
+    def _forward(self, frame: Close | Reuse) -> None:
+        # Only now: what this stage still computed for these sequences has left already, and a Close must stay behind
+        # the last activation all the way, as a Reuse ahead of the first.
         plan = self._plans.get((frame.deployment, frame.epoch))
         if plan is None:
             return
         stages = plan.routes[frame.route].stages
         if frame.stage + 1 < len(stages):
-            onward = Close(frame.deployment, frame.epoch, frame.route, frame.stage + 1, frame.sequences)
-            self.send(stages[frame.stage + 1].node, onward)
+            self.send(stages[frame.stage + 1].node, replace(frame, stage=frame.stage + 1))
 
     def _deliver(self, frames: list[StageOutput]) -> None:
         for frame in frames:

@@ -27,6 +27,8 @@ class Meter:
     epoch: int = 0
     """The last one it ran on."""
     route: Route | None = None
+    cached_tokens: int = 0
+    """Of the prompt, when it last began."""
     _stages: dict[Stage, _Spent] = field(default_factory=dict)
     _away_us: int = 0
 
@@ -63,6 +65,7 @@ class Meter:
             prompt_tokens=prompt_tokens,
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
+            cached_tokens=self.cached_tokens,
             queued_ms=_ms(started - self.arrived),
             ttft_ms=None if self.first_token is None else _ms(self.first_token - self.arrived),
             tpot_ms=None if tpot is None else round(tpot, 3),

@@ -43,6 +43,7 @@ class Usage:
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int
     queued_ms: float
     total_ms: float
     network_ms: float
@@ -148,6 +149,7 @@ def read_usage(usage: Plain) -> Usage:
         prompt_tokens=usage["prompt_tokens"],
         completion_tokens=usage["completion_tokens"],
         total_tokens=usage["total_tokens"],
+        cached_tokens=usage.get("cached_tokens", 0),
         queued_ms=usage["queued_ms"],
         total_ms=usage["total_ms"],
         network_ms=usage["network_ms"],

@@ -116,6 +116,23 @@ class Close:
 
 
 @dataclass(frozen=True, slots=True)
+class Reuse:
+    """Along a route, ahead of its first chunk: sequence `new` begins with the first `tokens` tokens of `old`, which has
+    ended, and takes their caches and its slot. `capacity` is the length class of `new`."""
+
+    deployment: str
+    epoch: int
+    route: int
+    stage: int
+    ingress: str
+    old: SequenceId
+    new: SequenceId
+    tokens: int
+    capacity: int
+    sampling: Sampling
+
+
+@dataclass(frozen=True, slots=True)
 class Failure:
     """From a stage to the ingress: these sequences (none named: all of the route) cannot go on, and why."""
 
@@ -205,7 +222,7 @@ class Cache:
     tensors: dict[str, Array]
 
 
-Frame = Activation | Result | Close | Failure | Adopt | Adopted | Fetch | Cache
+Frame = Activation | Result | Close | Reuse | Failure | Adopt | Adopted | Fetch | Cache
 
 
 def on_stage(frame: Activation, stage: int, tensors: dict[str, Array], time: StageTime) -> Activation:

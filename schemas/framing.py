@@ -19,6 +19,7 @@ from schemas.frame import (
     Item,
     Move,
     Result,
+    Reuse,
     Sampling,
     StageTime,
     Token,
@@ -60,6 +61,9 @@ def pack(frame: Frame) -> list[bytes | memoryview]:
             head = ["r", frame.deployment, frame.epoch, frame.route, tokens, frame.done, frame.ingress, times]
         case Close():
             head = ["c", frame.deployment, frame.epoch, frame.route, frame.stage, frame.sequences]
+        case Reuse():
+            of = [frame.old, frame.new, frame.tokens, frame.capacity, _sampling_fields(frame.sampling)]
+            head = ["u", frame.deployment, frame.epoch, frame.route, frame.stage, frame.ingress, *of]
         case Failure():
             named = (frame.sequences, frame.ingress, frame.code, frame.message)
             head = ["f", frame.deployment, frame.epoch, frame.route, *named]
@@ -113,6 +117,11 @@ def unpack(data: bytes | memoryview) -> Frame:
             case ("c", deployment, epoch, route, stage, sequences, _):
                 closed = tuple(_count(sequence) for sequence in sequences)
                 return Close(str(deployment), int(epoch), int(route), int(stage), closed)
+            case ("u", deployment, epoch, route, stage, ingress, old, new, count, capacity, sampling, _):
+                return Reuse(
+                    str(deployment), _count(epoch), _count(route), _count(stage), str(ingress),
+                    _count(old), _count(new), _count(count), _count(capacity), Sampling(*sampling),
+                )  # fmt: skip
             case ("f", deployment, epoch, route, sequences, ingress, code, message, _):
                 failed = tuple(_count(sequence) for sequence in sequences)
                 return Failure(str(deployment), int(epoch), int(route), failed, str(ingress), str(code), str(message))

@@ -159,6 +159,8 @@ class Usage(Value):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    cached_tokens: int = 0
+    """Of the prompt: those whose caches were kept from an earlier turn, so that they were not computed again."""
     queued_ms: float
     """From arrival to the first prefill chunk."""
     ttft_ms: float | None = None

@@ -8,7 +8,7 @@ import itertools
 import random
 from collections import defaultdict, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from agent.crossing import Crossings
@@ -29,6 +29,7 @@ from schemas.frame import (
     Fetch,
     Frame,
     Result,
+    Reuse,
     Sampling,
     SequenceId,
     Token,
@@ -119,6 +120,11 @@ class Nodes:
                 if frame.stage + 1 < len(stages):
                     onward = Close(frame.deployment, frame.epoch, frame.route, frame.stage + 1, frame.sequences)
                     self.send(node, NodeId(stages[frame.stage + 1].node), onward)
+            case Reuse():
+                host.reuse(frame)
+                stages = self.plans[frame.epoch].routes[0].stages if frame.epoch in self.plans else ()
+                if frame.stage + 1 < len(stages):
+                    self.send(node, NodeId(stages[frame.stage + 1].node), replace(frame, stage=frame.stage + 1))
             case Adopt():
                 self._send_all(node, host.handover.adopt(frame))
             case Fetch():
@@ -151,6 +157,8 @@ class Sequence:
     wanted: int
     sampling: Sampling
     out: list[Token] = field(default_factory=list)
+    cached: int = 0
+    """Tokens of the prompt whose caches an earlier sequence left."""
 
 
 class Ingress:
@@ -177,6 +185,7 @@ class Ingress:
         for epoch, run in self.runs.items():
             run.leaving = epoch != plan.epoch
             if run.leaving:
+                run.drop_kept()
                 self.runs[plan.epoch].learn_from(run)
         self.current = plan.epoch
 
@@ -238,8 +247,8 @@ class Ingress:
         if len(sequence.out) < sequence.wanted:
             run.go_on(number, token.token)
             return
-        run.end([number])
         self.crossings.forget(number)
+        run.finish(number, self.now)
         del self.live[number]
 
     def _recompute(self, number: SequenceId) -> None:
@@ -261,12 +270,12 @@ class Ingress:
         while self.waiting:
             sequence = self.waiting[0]
             known = tuple(token.token for token in sequence.out)
-            number = current.start(
-                tuple(sequence.prompt), len(sequence.prompt) + sequence.wanted, sequence.sampling, known
-            )
-            if number is None:
+            tokens_max = len(sequence.prompt) + sequence.wanted
+            started = current.start(tuple(sequence.prompt), tokens_max, sequence.sampling, known, self.now)
+            if started is None:
                 break
-            self.live[number] = (self.waiting.popleft(), current)
+            sequence.cached = started.cached
+            self.live[started.sequence] = (self.waiting.popleft(), current)
         for crossed in self.crossings.finished(self.now):
             self.live[crossed.sequence] = (self.live[crossed.sequence][0], crossed.new)
             self.crossed += 1

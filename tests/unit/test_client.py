@@ -39,6 +39,7 @@ READ_USAGE = Usage(
     prompt_tokens=3,
     completion_tokens=4,
     total_tokens=7,
+    cached_tokens=0,
     queued_ms=0.5,
     total_ms=8.5,
     network_ms=1.0,
