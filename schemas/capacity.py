@@ -41,6 +41,8 @@ class LinkEstimate(Value):
     rtt_ms: float = Field(ge=0)
     direct: bool
     """True over the direct TLS link, False over the bus."""
+    goodput_bytes_per_s: float | None = Field(default=None, gt=0)
+    """Payload per second that the link carried; None until something large enough passed."""
 
 
 class HostedStage(Value):
