@@ -14,6 +14,7 @@ class AuditKind(StrEnum):
     NODE_LOST = "node_lost"
     DEPLOYMENT_CHANGED = "deployment_changed"
     DEPLOYMENT_INFEASIBLE = "deployment_infeasible"
+    DECISION = "decision"
     PLAN_PREPARED = "plan_prepared"
     PLAN_COMMITTED = "plan_committed"
     PLAN_ABORTED = "plan_aborted"
