@@ -22,8 +22,8 @@ from schemas.errors import ResplitError
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan, Route
 
-LATENCY_REF_MS_MIN = 5.0
-"""L_ref is at least this: nobody perceives what a plan saves below 200 tokens a second."""
+LATENCY_REF_MS_MIN = 2.0
+"""L_ref is at least this: beyond 500 tokens a second a plan that is faster still is hardly worth a move."""
 FAILOVERS_MAX = OPTIONS_MAX - 3
 """The current plan, a reassignment and a re-split stand on the list too."""
 
@@ -66,7 +66,7 @@ def slate(
     route = current.routes[0]
     alone = predict(route, seen, manifest, deployment.model)
     live, demand = _live(snapshot, deployment.name, current, alone)
-    bound_ms = latency_bound_ms(offered, manifest, demand)
+    bound_ms = latency_bound_ms(offered, manifest, demand, deployment.stages or 1)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
@@ -100,15 +100,16 @@ def slate(
         bound=bound,
         hard=reasons or None,
         unfit=frozenset(unfit),
+        pinned=deployment.placement is not None,
     )
     return Slate(observation, failovers, optimism)
 
 
-def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand: Demand) -> float:
+def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand: Demand, stages_min: int = 1) -> float:
     """A latency L that no plan beats: every block on its fastest node, and the hops that memory makes unavoidable.
 
     LB0 of mathematics.md A2 without its network, plus one hop for each node beyond the first that the model
-    needs to fit, plus the way back.
+    needs to fit (or is to be cut over), plus the way back.
     """
     if not offered:
         return 0.0
@@ -123,6 +124,7 @@ def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand:
             break
         need -= free
         nodes += 1
+    nodes = max(nodes, stages_min)
     measured = [link.rtt_ms for room in offered.values() for link in room.capacity.links]
     hops_ms = (nodes if nodes > 1 else 0) * min([DEFAULT_RTT_MS, *measured]) / 2
     if manifest.kind is not ModelKind.DECODER:

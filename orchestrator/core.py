@@ -65,6 +65,7 @@ class Core:
         self.now = now
         self._plans = plans
         self.audit = audit
+        self.policy = policy
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
         self._scales = Scales(policy, self._wake.set)

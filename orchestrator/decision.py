@@ -85,6 +85,8 @@ class Observation:
     """Why the current plan cannot stay, if it cannot."""
     unfit: frozenset[NodeId] = frozenset()
     """Nodes that a plan chosen for that reason must do without."""
+    pinned: bool = False
+    """An operator placed the current plan: it never moves by itself."""
     burn: tuple[float, float] | None = None
     """How fast the SLO's error budget burns, over a short and a long window; None while nobody measures it."""
 

@@ -1,4 +1,4 @@
-"""Answers operators: deploy, remove, status (core request and reply, JSON)."""
+"""Answers operators: deploy, remove, status, explain, plan (core request and reply, JSON)."""
 
 import asyncio
 import logging
@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from models.store import Store
 from orchestrator.core import Core
+from orchestrator.explaining import dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, Snapshot
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape, make_plan
@@ -23,7 +24,17 @@ from schemas.audit import AuditKind
 from schemas.base import Digest
 from schemas.capacity import HEARTBEAT_SPARE_S
 from schemas.codec import decode, encode
-from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
+from schemas.control import (
+    DeployReply,
+    DeployRequest,
+    ExplainReply,
+    ExplainRequest,
+    PlanReply,
+    PlanRequest,
+    RemoveReply,
+    RemoveRequest,
+    StatusReply,
+)
 from schemas.deployment import Deployment, Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -57,6 +68,8 @@ class Operators:
             "deploy": self._deploy,
             "remove": self._remove,
             "status": self._status,
+            "explain": self._explain,
+            "plan": self._plan,
         }
         for verb, answer in verbs.items():
             await client.subscribe(subjects.control(verb), cb=_replying(answer))
@@ -119,6 +132,16 @@ class Operators:
 
     async def _status(self, _: bytes) -> StatusReply:
         return status(self._core.snapshot, self._core.now())
+
+    async def _explain(self, data: bytes) -> ExplainReply:
+        request = decode(ExplainRequest, data, "request")
+        snapshot, now = self._core.snapshot, self._core.now()
+        return await asyncio.to_thread(explained, snapshot, request.name, self._core.policy, now)
+
+    async def _plan(self, data: bytes) -> PlanReply:
+        request = decode(PlanRequest, data, "request")
+        snapshot, now = self._core.snapshot, self._core.now()
+        return await asyncio.to_thread(dry_run, snapshot, request.name, self._core.policy, now)
 
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:

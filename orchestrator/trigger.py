@@ -220,6 +220,8 @@ def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) ->
 
 def _certificate(seen: Observation, cheapest: float | None, horizon_s: float) -> str | None:
     """Why no plan at all is worth moving to, if that is certain."""
+    if seen.pinned:
+        return "an operator placed it, and a placement never moves by itself"
     if cheapest is None:
         return "there is no other plan that fits"
     most = max(0.0, seen.current.phi - seen.bound) * horizon_s

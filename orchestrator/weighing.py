@@ -40,7 +40,7 @@ def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
 
 
 def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> Outlook:
-    """The decision about one deployment that serves; raises `ResplitError` if there is nothing to weigh."""
+    """The decision about one deployment with a plan; raises `ResplitError` if there is nothing to weigh."""
     deployment, manifest, current = subject(snapshot, name)
     rollout = snapshot.rollout(name)
     before = snapshot.outlooks.get(name)
@@ -50,6 +50,8 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         for node, since in starved.items()
         if now - since >= STARVED
     }
+    unfit |= {node: f"node {node} cannot run it ({why})" for node, why in rollout.current_faults.items()}
+    unfit |= {NodeId(node): f"node {node} is lost" for node in current.nodes if node in snapshot.absent}
     found = slate(
         snapshot,
         deployment,

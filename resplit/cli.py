@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from resplit.commands import demo, deployments, events, infer, models, serve
+from resplit.commands import demo, deployments, events, explain, infer, models, serve
 from resplit.exits import EPILOG, Commands
 
 SERVE, ASK = "Run", "Use"
@@ -25,6 +25,8 @@ app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)
 app.command(rich_help_panel=ASK)(deployments.remove)
 app.command(rich_help_panel=ASK)(deployments.status)
+app.command(rich_help_panel=ASK)(explain.explain)
+app.command(rich_help_panel=ASK)(explain.plan)
 app.command(rich_help_panel=ASK)(infer.infer)
 app.command(rich_help_panel=ASK)(events.events)
 app.command(rich_help_panel=ASK)(demo.demo)

@@ -1,4 +1,4 @@
-"""Asking the orchestrator: deploy, remove, status; and waiting until a deployment serves."""
+"""Asking the orchestrator: deploy, remove, status, explain, plan; and waiting until a deployment serves."""
 
 import asyncio
 from collections.abc import Callable
@@ -18,6 +18,10 @@ from schemas.control import (
     DeploymentStatus,
     DeployReply,
     DeployRequest,
+    ExplainReply,
+    ExplainRequest,
+    PlanReply,
+    PlanRequest,
     RemoveReply,
     RemoveRequest,
     StatusReply,
@@ -50,6 +54,16 @@ async def remove(url: str, name: DeploymentName) -> RemoveReply:
 async def status(url: str) -> StatusReply:
     """What the orchestrator sees."""
     return await _ask_at(url, "status", None, StatusReply)
+
+
+async def explain(url: str, name: DeploymentName | None) -> ExplainReply:
+    """Why one deployment, or each, runs as it does; raises `ResplitError` if it is unknown or has no plan."""
+    return await _ask_at(url, "explain", ExplainRequest(name=name), ExplainReply)
+
+
+async def dry_run(url: str, name: DeploymentName) -> PlanReply:
+    """What would be done about a deployment now. Nothing is changed."""
+    return await _ask_at(url, "plan", PlanRequest(name=name), PlanReply)
 
 
 async def deploy_and_wait(

@@ -13,7 +13,17 @@ from pydantic import BaseModel
 
 from schemas.audit import AuditEvent
 from schemas.capacity import Capacity
-from schemas.control import DeployReply, DeployRequest, RemoveReply, RemoveRequest, StatusReply
+from schemas.control import (
+    DeployReply,
+    DeployRequest,
+    ExplainReply,
+    ExplainRequest,
+    PlanReply,
+    PlanRequest,
+    RemoveReply,
+    RemoveRequest,
+    StatusReply,
+)
 from schemas.deployment import Deployment
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent, Receipt
@@ -41,9 +51,13 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
+    ExplainReply,
+    ExplainRequest,
     Manifest,
     Plan,
     PlanEvent,
+    PlanReply,
+    PlanRequest,
     Receipt,
     RemoveReply,
     RemoveRequest,

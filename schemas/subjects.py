@@ -61,5 +61,5 @@ def blob(digest: Digest) -> str:
 
 
 def control(verb: str) -> str:
-    """Requests of operators to the orchestrator: `deploy`, `remove`, `status` (core)."""
+    """Requests of operators to the orchestrator: `deploy`, `remove`, `status`, `explain`, `plan` (core)."""
     return f"{CONTROL}.{verb}"
