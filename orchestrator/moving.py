@@ -34,7 +34,7 @@ class Prices:
     """What loading takes from the plan that serves meanwhile: a tenth, since it runs on the same cores and links."""
     pause: float = 1.0
     """A second in which a live sequence stands still costs one at the reference latency."""
-    fixed: float = 1.0
+    fixed: float = 0.75
     """Every reconfiguration costs this, however little it moves: its risk, and an epoch that drains beside another."""
 
 

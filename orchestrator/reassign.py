@@ -30,57 +30,45 @@ def reassigned(
     stages: tuple[Stage, ...], manifest: Manifest, digest: Digest, rooms: Mapping[NodeId, Room]
 ) -> tuple[Stage, ...] | None:
     """The stages on the nodes of `rooms` that take the least time per token, or None if they fit on none."""
+    capacities = {name: room.capacity for name, room in rooms.items()}
     beam = [_Partial((), 0.0)]
     for position, stage in enumerate(stages):
-        grown = [more for partial in beam for more in _grown(partial, position, stages, manifest, digest, rooms)]
-        last = position + 1 == len(stages)
-        if last:
-            size = boundary_bytes(manifest, stage.last)
-            capacities = {name: room.capacity for name, room in rooms.items()}
-            grown = [
-                _Partial(one.nodes, one.spent_ms + hop_ms(capacities, one.nodes[-1], one.nodes[0], size))
-                for one in grown
-            ]
+        own = {name: _stage_ms(stage, manifest, digest, room) for name, room in rooms.items()}
+        fast = sorted(_able(stages, stage, rooms), key=lambda name: (own[name], name))
+        shared = next((earlier for earlier in range(position) if stages[earlier].node == stage.node), None)
+        size = boundary_bytes(manifest, stage.first - 1) if position else 0
+        grown = []
+        for partial in beam:
+            for name in _choices(partial, fast, stage.node, shared):
+                hop = hop_ms(capacities, partial.nodes[-1], name, size) if position else 0.0
+                spent = partial.spent_ms + hop + own[name] * (1 if name == stage.node else MOVED)
+                grown.append(_Partial((*partial.nodes, name), spent))
         beam = sorted(grown, key=lambda one: (one.spent_ms, one.nodes))[:WIDTH]
     if not beam:
         return None
+    back = boundary_bytes(manifest, stages[-1].last)
+    best = min(
+        beam,
+        key=lambda one: (one.spent_ms + hop_ms(capacities, one.nodes[-1], one.nodes[0], back), one.nodes),
+    )
     return tuple(
-        Stage(node=node, first=stage.first, last=stage.last) for node, stage in zip(beam[0].nodes, stages, strict=True)
+        Stage(node=node, first=stage.first, last=stage.last) for node, stage in zip(best.nodes, stages, strict=True)
     )
 
 
-def _grown(
-    partial: _Partial,
-    position: int,
-    stages: tuple[Stage, ...],
-    manifest: Manifest,
-    digest: Digest,
-    rooms: Mapping[NodeId, Room],
-) -> list[_Partial]:
-    stage = stages[position]
-    shared = [earlier for earlier in range(position) if stages[earlier].node == stage.node]
-    if shared:
-        choices = [partial.nodes[shared[0]]]
-    else:
-        together = [block for other in stages if other.node == stage.node for block in other.blocks]
-        able = [
-            name
-            for name, room in rooms.items()
-            if name not in partial.nodes and sum(room.need_bytes[block] for block in together) <= room.free_bytes
-        ]
-        fast = sorted(able, key=lambda name: (_stage_ms(stage, manifest, digest, rooms[name]), name))
-        choices = fast[:CHOICES] + ([stage.node] if stage.node in fast[CHOICES:] else [])
-    found = []
-    capacities = {name: room.capacity for name, room in rooms.items()}
-    for name in choices:
-        spent = partial.spent_ms + _stage_ms(stage, manifest, digest, rooms[name]) * (
-            1 if name == stage.node else MOVED
-        )
-        if partial.nodes:
-            size = boundary_bytes(manifest, stage.first - 1)
-            spent += hop_ms(capacities, partial.nodes[-1], name, size)
-        found.append(_Partial((*partial.nodes, name), spent))
-    return found
+def _able(stages: tuple[Stage, ...], stage: Stage, rooms: Mapping[NodeId, Room]) -> list[NodeId]:
+    """Nodes with the memory for everything that shares a node with `stage`."""
+    together = [block for other in stages if other.node == stage.node for block in other.blocks]
+    return [
+        name for name, room in rooms.items() if sum(room.need_bytes[block] for block in together) <= room.free_bytes
+    ]
+
+
+def _choices(partial: _Partial, fast: list[NodeId], now: NodeId, shared: int | None) -> list[NodeId]:
+    if shared is not None:
+        return [partial.nodes[shared]]
+    free = [name for name in fast if name not in partial.nodes]
+    return free[:CHOICES] + ([now] if now in free[CHOICES:] else [])
 
 
 def _stage_ms(stage: Stage, manifest: Manifest, digest: Digest, room: Room) -> float:

@@ -173,7 +173,7 @@ DEFAULT_POLICY: Policy = WorkFunction()
 def _decide(
     state: TriggerState, seen: Observation, now: datetime, horizon_s: float | None, margin: float, rule: _Rule
 ) -> tuple[TriggerState, Decision]:
-    """The steps that every policy shares; `horizon_s` None leaves the certificate out."""
+    """The steps that every policy shares; `horizon_s` None leaves out the certificate that looks ahead."""
     elapsed_s = 0.0 if state.at is None else (now - state.at).total_seconds()
     elapsed_s = min(max(elapsed_s, 0.0), ELAPSED_MAX_S)
     debt = max(0.0, state.debt_bytes - BUDGET_BYTES_PER_S * elapsed_s)
@@ -184,10 +184,9 @@ def _decide(
         return _hard(after, seen, hard, now)
     here = seen.current
     cheapest = min((scale * seen.distance(here, x) for x in seen.options[1:]), default=None)
-    if horizon_s is not None:
-        certificate = _certificate(seen, cheapest, horizon_s)
-        if certificate is not None:
-            return after, _kept(seen, certificate, now, scale, certified=True)
+    certificate = _certificate(seen, cheapest, horizon_s)
+    if certificate is not None:
+        return after, _kept(seen, certificate, now, scale, certified=True)
     verdict = rule(state, seen, elapsed_s, scale)
     after = replace(after, work=verdict.work)
     chosen = _cheapest_class(verdict.fired, here, margin)
@@ -218,12 +217,14 @@ def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) ->
     return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
 
 
-def _certificate(seen: Observation, cheapest: float | None, horizon_s: float) -> str | None:
+def _certificate(seen: Observation, cheapest: float | None, horizon_s: float | None) -> str | None:
     """Why no plan at all is worth moving to, if that is certain."""
     if seen.pinned:
         return "an operator placed it, and a placement never moves by itself"
     if cheapest is None:
         return "there is no other plan that fits"
+    if horizon_s is None:
+        return None
     most = max(0.0, seen.current.phi - seen.bound) * horizon_s
     if most >= cheapest:
         return None
@@ -305,7 +306,9 @@ def _why_kept(seen: Observation, scale: float, margin: float) -> str:
     if not _better(best, here, margin):
         return f"the best other plan saves {saving / here.phi:.0%}, within what measurements vary by ({margin:.0%})"
     toll = scale * seen.distance(here, best)
-    return f"the best other plan saves {saving:.2f} a second, not yet for long enough to pay {toll:.2f} there and back"
+    return (
+        f"the best other plan saves {saving:.2f} a second, not yet for long enough to pay {2 * toll:.2f} there and back"
+    )
 
 
 def _runners_up(seen: Observation, chosen: Option, scale: float) -> tuple[RunnerUp, ...]:
