@@ -55,12 +55,13 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.activation(node),
         subjects.audit(NodeId("<source>"), "<kind>"),
         subjects.blob(digest),
+        subjects.blob_of_all(digest),
         subjects.journal(deployment, LifeId("<life>")),
         subjects.control("<verb>"),
     }
     named |= {value for name, value in vars(subjects).items() if re.match(r"(ALL|STREAM|BUCKET)_|.*_QUEUE$", name)}
     functions = {name for name, value in vars(subjects).items() if callable(value) and name.islower()}
-    assert len(functions) == 11, f"a subject is new here: {functions}"
+    assert len(functions) == 12, f"a subject is new here: {functions}"
     assert [subject for subject in sorted(named) if CODE.format(subject) not in PROTOCOL] == []
 
 
