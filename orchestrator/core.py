@@ -11,13 +11,18 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bus.audit import AuditTrail
-from orchestrator.decide import Decision, DropCandidate, End, Need, Replan, decide
-from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, fold
+from orchestrator.decide import Cause, Decision, DropCandidate, End, Need, Replan, decide, what_is_needed
+from orchestrator.decision import Action
+from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, Weighed, fold
 from orchestrator.log import PlanLog
+from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, make_plan
-from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, step
+from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.rooms import rooms
+from orchestrator.scales import Scales, audited
+from orchestrator.trigger import DEFAULT_POLICY, Policy
 from orchestrator.view import estimate
+from orchestrator.weighing import chosen_plan, failover_plan
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName
 from schemas.deployment import Deployment
@@ -48,13 +53,22 @@ def steady_clock() -> Callable[[], datetime]:
 class Core:
     """Folds reports one at a time and performs what `decide` and `step` ask for."""
 
-    def __init__(self, snapshot: Snapshot, plans: PlanLog, audit: AuditTrail, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self,
+        snapshot: Snapshot,
+        plans: PlanLog,
+        audit: AuditTrail,
+        now: Callable[[], datetime],
+        policy: Policy = DEFAULT_POLICY,
+    ) -> None:
         self.snapshot = snapshot
         self.now = now
         self._plans = plans
         self.audit = audit
+        self.policy = policy
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
+        self._scales = Scales(policy, self._wake.set)
 
     def report(self, report: Report) -> None:
         """Take in a report; it is folded before the next decision."""
@@ -71,6 +85,12 @@ class Core:
 
     async def run(self) -> None:
         """React until cancelled. Raises `ResplitError(STALE_EPOCH)` once another orchestrator leads."""
+        try:
+            await self._run()
+        finally:
+            self._scales.stop()
+
+    async def _run(self) -> None:
         for name, rollout in self.snapshot.rollouts.items():
             if rollout.candidate is not None:
                 # Nobody knows who was ready for it (mathematics.md A5, leader crash).
@@ -91,6 +111,10 @@ class Core:
     async def _settle(self) -> None:
         for decision in decide(self.snapshot, self.now()):
             await self._perform(decision)
+        outlook = self._scales.take()
+        if outlook is not None:
+            await self._weighed(outlook)
+        self._scales.put(self.snapshot, self.now())
         for name in sorted(self.snapshot.rollouts):
             while await self._take(name, Proceed()):
                 pass
@@ -116,6 +140,40 @@ class Core:
             return
         terms = {**proposal.estimate.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
         await self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
+
+    async def _weighed(self, outlook: Outlook) -> None:
+        """Keep what was found, and act on it if it is still about the plan in force."""
+        name, decision = outlook.deployment, outlook.decision
+        deployment, rollout = self.snapshot.deployments.get(name), self.snapshot.rollout(name)
+        if deployment is None or rollout.current is None or rollout.current.digest != outlook.plan:
+            return
+        before = self.snapshot.outlooks.get(name)
+        self._fold(Weighed(outlook), self.now())
+        last = None if before is None else (before.decision.epoch, before.decision.action)
+        if decision.acts or last != (decision.epoch, decision.action):
+            self.audit.record(
+                AuditKind.DECISION,
+                "a plan was weighed",
+                deployment=name,
+                epoch=decision.epoch,
+                request=None,
+                **audited(decision),
+            )
+        hard = decision.action is Action.HARD
+        needed = what_is_needed(self.snapshot, deployment, rollout)
+        if not decision.acts or needed is not None or not may_propose(rollout, hard):
+            return
+        if not decision.chosen.nodes <= self.snapshot.offered.keys():
+            return  # a node of it was lost or is to be drained since: it is weighed anew without it
+        need = Need(Cause.PLAN_UNFIT if hard else Cause.BETTER_PLAN, decision.sentence)
+        try:
+            proposal = chosen_plan(self.snapshot, outlook)
+        except ResplitError as error:
+            self._give_up(name, need, error)
+            return
+        before_terms = {f"{term}_before": value for term, value in decision.current.terms.items()}
+        terms = {**decision.chosen.terms, **decision.chosen.objective.terms, **before_terms}
+        await self._take(name, Propose(proposal.plan, hard), need.cause.value, terms)
 
     def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
         rollout = self.snapshot.rollout(name)
@@ -178,7 +236,11 @@ class Core:
 
 
 def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
-    """PURE: the plan of the next epoch; raises what `make_plan` raises."""
+    """PURE: the plan of the next epoch; raises what `make_plan` raises. Where one was ready it is that one."""
+    if need.cause is Cause.NODE_LOST:
+        ready = failover_plan(snapshot, deployment, need.reason, now)
+        if ready is not None:
+            return ready
     manifest = snapshot.manifests.get(deployment.model)
     if manifest is None:
         message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"

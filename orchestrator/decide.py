@@ -23,9 +23,14 @@ class Cause(StrEnum):
     NODE_LOST = "node_lost"
     PLAN_BROKEN = "plan_broken"
     NODE_DRAINS = "node_drains"
+    """The operator's word, certain and not weighed: the plan serves until its nodes are free."""
+    PLAN_UNFIT = "plan_unfit"
+    """It runs, and has to be left all the same: a node's memory is gone, or the SLO burns."""
+    BETTER_PLAN = "better_plan"
+    """Another plan saves more than moving costs (`orchestrator.trigger`)."""
 
 
-HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN})
+HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT})
 """Hard triggers (mathematics.md A4): the current plan does not serve, so nothing is weighed against acting."""
 
 

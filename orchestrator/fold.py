@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from orchestrator.beliefs import Times, smoothed
+from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity
@@ -36,6 +38,8 @@ class Node:
     capacity: Capacity
     heard_at: datetime
     past_boots: tuple[str, ...] = ()
+    times: Times = field(default_factory=dict)
+    """Its block times, smoothed over heartbeats."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,8 @@ class Snapshot:
     deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
     manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
+    outlooks: Mapping[DeploymentName, Outlook] = field(default_factory=dict)
+    """How each deployment's plan compared with others when it was last weighed."""
     deaf_since: datetime | None = None
     """Set while this process has no connection to the bus: silence then says nothing about nodes."""
     ticked_at: datetime | None = None
@@ -122,6 +128,13 @@ class RolloutAdvanced:
 
 
 @dataclass(frozen=True)
+class Weighed:
+    """A deployment's plan was weighed against others."""
+
+    outlook: Outlook
+
+
+@dataclass(frozen=True)
 class BusLost:
     """This process lost its connection to the bus."""
 
@@ -144,6 +157,7 @@ Report = (
     | NodeWished
     | ManifestKnown
     | RolloutAdvanced
+    | Weighed
     | BusLost
     | BusBack
     | Tick
@@ -164,16 +178,22 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             written = replace(snapshot, deployments={**snapshot.deployments, deployment.name: deployment})
             # What was tried for the old wish says nothing about the new one.
             rollout = replace(snapshot.rollout(deployment.name), failures=0, retry_at=None, last_error=None, refused={})
-            return replace(written, rollouts={**snapshot.rollouts, deployment.name: rollout})
+            outlooks = {other: one for other, one in snapshot.outlooks.items() if other != deployment.name}
+            return replace(written, rollouts={**snapshot.rollouts, deployment.name: rollout}, outlooks=outlooks)
         case DeploymentRemoved(name):
             kept = {other: value for other, value in snapshot.deployments.items() if other != name}
-            return replace(snapshot, deployments=kept)
+            outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
+            return replace(snapshot, deployments=kept, outlooks=outlooks)
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
             return replace(snapshot, manifests={**snapshot.manifests, digest: manifest})
         case RolloutAdvanced(rollout):
             return _watching(replace(snapshot, rollouts={**snapshot.rollouts, rollout.deployment: rollout}), now)
+        case Weighed(outlook):
+            if outlook.deployment not in snapshot.deployments:
+                return snapshot
+            return replace(snapshot, outlooks={**snapshot.outlooks, outlook.deployment: outlook})
         case BusLost():
             return replace(snapshot, deaf_since=snapshot.deaf_since or now)
         case BusBack():
@@ -198,6 +218,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     known = snapshot.nodes.get(name)
     rollouts = snapshot.rollouts
     past_boots = () if known is None else known.past_boots
+    times = smoothed({} if known is None else known.times, capacity, 0 if known is None else _apart_s(known, now))
     if known is not None and known.capacity.boot == capacity.boot:
         if capacity.sequence <= known.capacity.sequence:
             return snapshot
@@ -205,11 +226,12 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if capacity.boot in past_boots:
             return snapshot
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
+        times = smoothed({}, capacity, 0)
         rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots)}
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times)}
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {
@@ -218,6 +240,10 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
     return replace(snapshot, nodes=nodes, absent=(snapshot.absent - {name}) | gone, rollouts=rollouts)
+
+
+def _apart_s(known: Node, now: datetime) -> float:
+    return (now - known.heard_at).total_seconds()
 
 
 def _watching(snapshot: Snapshot, now: datetime) -> Snapshot:

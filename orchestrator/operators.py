@@ -1,4 +1,4 @@
-"""Answers operators: deploy, place, remove, drain, undrain, status (core request and reply, JSON)."""
+"""Answers operators: deploy, place, remove, drain, undrain, status, explain, plan (core request and reply, JSON)."""
 
 import asyncio
 import contextlib
@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from models.store import Store
 from orchestrator.core import Core
+from orchestrator.explaining import dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, NodeWished, Snapshot
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape
@@ -33,7 +34,11 @@ from schemas.control import (
     DeployRequest,
     DrainReply,
     DrainRequest,
+    ExplainReply,
+    ExplainRequest,
     PlaceRequest,
+    PlanReply,
+    PlanRequest,
     RemoveReply,
     RemoveRequest,
     StatusReply,
@@ -96,6 +101,8 @@ class Operators:
             "drain": self._one_by_one(self._drain),
             "undrain": self._one_by_one(self._undrain),
             "status": self._status,
+            "explain": self._explain,
+            "plan": self._plan,
         }
         return [
             await client.subscribe(subjects.control(verb), cb=_replying(answer, self._office.may_act))
@@ -214,6 +221,16 @@ class Operators:
     async def _status(self, _: bytes) -> StatusReply:
         seen = status(self._core.snapshot, self._core.now())
         return seen.model_copy(update={"leader": self._office.leadership, "standbys": self._office.standbys.names})
+
+    async def _explain(self, data: bytes) -> ExplainReply:
+        request = decode(ExplainRequest, data, "request")
+        snapshot, now = self._core.snapshot, self._core.now()
+        return await asyncio.to_thread(explained, snapshot, request.name, self._core.policy, now)
+
+    async def _plan(self, data: bytes) -> PlanReply:
+        request = decode(PlanRequest, data, "request")
+        snapshot, now = self._core.snapshot, self._core.now()
+        return await asyncio.to_thread(dry_run, snapshot, request.name, self._core.policy, now)
 
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:

@@ -1,18 +1,32 @@
 """PURE: what a route would cost, term by term (mathematics.md A1). Times in milliseconds.
 
 A block's time is the one its node measured; before there is one, a roofline over the node's calibration. The
-network is a fixed latency per hop plus the bytes over the link's rate.
+network is a fixed latency per hop plus the bytes over the link's rate. What the terms add up to, Phi, is in
+`profiler.objective`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from math import ceil, prod
 
 from profiler.kv import kv_tokens
+from profiler.objective import (
+    Demand,
+    NodeTerm,
+    Objective,
+    Weights,
+    energy_mj_per_token,
+    exposure,
+    imbalance,
+    node_energy_mj,
+    queue_wait_ms,
+)
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime, Capacity
 from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings
-from schemas.manifest import DTYPE_BYTES, Block, Manifest, TensorSpec
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import DTYPE_BYTES, Block, Manifest, ModelKind, TensorSpec
 from schemas.plan import Route
 
 OVERHEAD_MS = 0.02
@@ -21,6 +35,11 @@ DEFAULT_RTT_MS = 0.5
 """Between two nodes that have not measured each other: a local network."""
 DEFAULT_LINK_BYTES_PER_S = 1e9 / 8
 """Gigabit Ethernet, until links are measured for their rate too."""
+EDGE_FAULT_MS = 50.0
+"""Added to a hop between two nodes that reach each other over the bus only, on top of what that road takes. Frames
+that pass the broker share it with everybody's heartbeats and plans, so such an edge is for want of another: the price
+is above any local network's round trip, so that a way around is taken, and finite, so that the model is served where
+there is none."""
 TOKEN_BYTES = 8
 """What returns from the head to the ingress: one token id."""
 RESIDENT_PER_WEIGHT_BYTE = 1.1
@@ -29,6 +48,8 @@ SESSION_BYTES = 2 << 20
 """A session's graph, plan and work buffers, per block."""
 PROMPT_TOKENS = 128
 """The prompt for which a time to first token is quoted when nobody says another."""
+ALONE = Demand()
+"""One sequence that waits for nobody."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +63,8 @@ class StageTerm:
     decode_ms: float
     measured: bool
     """True if every block of the stage was measured on this node, False if a roofline had to help."""
+    wait_ms: float = 0.0
+    """What a step waits for others before it runs; 0 for a sequence alone."""
 
 
 @dataclass(frozen=True)
@@ -52,40 +75,90 @@ class HopTerm:
     target: NodeId
     prefill_ms: float
     decode_ms: float
+    busy_ms: float = 0.0
+    """How long one step occupies the link: its bytes over the rate, without the latency."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Predicted latency of one route, and every term it is the sum of."""
+    """What one route is predicted to cost, and every term it is the sum of."""
 
     stages: tuple[StageTerm, ...]
     hops: tuple[HopTerm, ...]
+    nodes: tuple[NodeTerm, ...]
+    """Load, memory and energy, each node once, in the order of the route."""
+    output_tokens: int | None
+    """Nout, by which TTFT is weighed against TPOT; None for a model that answers in one call."""
+    imbalance: float
+    """U of mathematics.md A1."""
+    exposure: float
+    """P of mathematics.md A1."""
 
     @property
     def ttft_ms(self) -> float:
-        """Time to first token of an unqueued prompt whose chunks follow one another (mathematics.md A1)."""
-        return sum(stage.prefill_ms for stage in self.stages) + sum(hop.prefill_ms for hop in self.hops)
+        """Time to first token of a prompt whose chunks follow one another (mathematics.md A1)."""
+        waits = sum(stage.wait_ms for stage in self.stages)
+        return waits + sum(stage.prefill_ms for stage in self.stages) + sum(hop.prefill_ms for hop in self.hops)
 
     @property
     def tpot_ms(self) -> float:
         """Time per output token of one sequence; for a tensor model, the time of one call."""
-        return sum(stage.decode_ms for stage in self.stages) + sum(hop.decode_ms for hop in self.hops)
+        waits = sum(stage.wait_ms for stage in self.stages)
+        return waits + sum(stage.decode_ms for stage in self.stages) + sum(hop.decode_ms for hop in self.hops)
+
+    @property
+    def e2e_ms(self) -> float:
+        """From the prompt to the last token: TTFT + (Nout-1)*TPOT."""
+        if self.output_tokens is None:
+            return self.tpot_ms
+        return self.ttft_ms + (self.output_tokens - 1) * self.tpot_ms
+
+    @property
+    def latency_ms(self) -> float:
+        """L: what a request takes per token of its answer, so that the prompt counts but does not rule."""
+        return self.e2e_ms / (self.output_tokens or 1)
 
     @property
     def bottleneck_ms(self) -> float:
-        """The busiest stage per step: throughput is at most one step per this time."""
-        return max(stage.decode_ms for stage in self.stages)
+        """The busiest node or link per step."""
+        links: dict[tuple[NodeId, NodeId], float] = {}
+        for hop in self.hops:
+            links[hop.source, hop.target] = links.get((hop.source, hop.target), 0.0) + hop.busy_ms
+        return max(*(node.busy_ms for node in self.nodes), *links.values())
+
+    @property
+    def steps_per_s_max(self) -> float:
+        """Throughput of steps, each of one batch, while the busiest node or link never rests."""
+        return 1e3 / self.bottleneck_ms if self.bottleneck_ms > 0 else float("inf")
+
+    @property
+    def energy_mj(self) -> float | None:
+        """Millijoules per token, or None while the power of a node is not known."""
+        return energy_mj_per_token(self.nodes)
+
+    def objective(self, latency_ref_ms: float, weights: Weights) -> Objective:
+        """Phi against a reference latency L_ref; raises INVALID_REQUEST for one that is not above 0."""
+        if not 0 < latency_ref_ms < float("inf"):
+            message = f"the reference latency is {latency_ref_ms} ms; it must be a finite number above 0"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "latency_ref_ms")
+        latency = weights.alpha * self.latency_ms / latency_ref_ms
+        return Objective(latency, weights.beta * self.imbalance, weights.gamma * self.exposure)
 
     @property
     def terms(self) -> dict[str, float]:
         """What an audit event or a status shows of it."""
-        return {
-            "ttft_ms": round(self.ttft_ms, 3),
-            "tpot_ms": round(self.tpot_ms, 3),
-            "bottleneck_ms": round(self.bottleneck_ms, 3),
-            "compute_ms": round(sum(stage.decode_ms for stage in self.stages), 3),
-            "network_ms": round(sum(hop.decode_ms for hop in self.hops), 3),
+        shown = {
+            "ttft_ms": self.ttft_ms,
+            "tpot_ms": self.tpot_ms,
+            "bottleneck_ms": self.bottleneck_ms,
+            "compute_ms": sum(stage.decode_ms for stage in self.stages),
+            "network_ms": sum(hop.decode_ms for hop in self.hops),
+            "wait_ms": sum(stage.wait_ms for stage in self.stages),
+            "load_max": max(node.rho for node in self.nodes),
         }
+        if self.energy_mj is not None:
+            shown["energy_mj"] = self.energy_mj
+        return {name: round(value, 3) for name, value in shown.items()}
 
 
 def predict(
@@ -94,32 +167,90 @@ def predict(
     manifest: Manifest,
     digest: Digest,
     prompt_tokens: int = PROMPT_TOKENS,
+    *,
+    demand: Demand = ALONE,
+    settings: Settings | None = None,
+    weights: Weights | None = None,
+    trusted: frozenset[NodeId] | None = None,
+    power_w: Mapping[NodeId, float] | None = None,
 ) -> Estimate:
-    """The latency of one sequence alone on `route`; every node of the route must be in `capacities`."""
+    """What a sequence on `route` meets under `demand`; every node of the route must be in `capacities`.
+
+    `settings` are needed for the memory of caches; `power_w` are watts while computing, None for what the nodes last
+    said that they draw; `trusted` None means that every node is.
+    """
     stages = []
-    hops = []
-    for position, stage in enumerate(route.stages):
+    for stage in route.stages:
         capacity = capacities[stage.node]
         times = [block_time(capacity, manifest, digest, block) for block in stage.blocks]
         prefill_ms = prompt_tokens * sum(time.prefill_ms_per_token for time in times)
         decode_ms = sum(time.decode_ms for time in times)
         measured = all(_measured(capacity, digest, block) is not None for block in stage.blocks)
         stages.append(StageTerm(stage.node, stage.first, stage.last, prefill_ms, decode_ms, measured))
-        following = route.stages[position + 1].node if position + 1 < len(route.stages) else route.source
-        size = boundary_bytes(manifest, stage.last)
-        inner = position + 1 < len(route.stages)
-        hops.append(
-            HopTerm(
-                stage.node,
-                following,
-                hop_ms(capacities, stage.node, following, size * prompt_tokens if inner else size),
-                hop_ms(capacities, stage.node, following, size),
-            )
+    answers_in_steps = manifest.kind is ModelKind.DECODER
+    steps = demand.output_tokens if answers_in_steps else 1
+    nodes = _nodes(
+        route, stages, manifest, demand, steps, settings, _drawn_w(capacities) if power_w is None else power_w
+    )
+    waits = {node.node: node.wait_ms for node in nodes}
+    return Estimate(
+        tuple(replace(stage, wait_ms=waits[stage.node]) for stage in stages),
+        _hops(route, capacities, manifest, prompt_tokens),
+        nodes,
+        steps if answers_in_steps else None,
+        imbalance([node.rho for node in nodes], weights or Weights()),
+        exposure(route.stages, len(manifest.blocks), trusted),
+    )
+
+
+def _drawn_w(capacities: Mapping[NodeId, Capacity]) -> dict[NodeId, float]:
+    return {name: capacity.power_w for name, capacity in capacities.items() if capacity.power_w is not None}
+
+
+def _nodes(
+    route: Route,
+    stages: list[StageTerm],
+    manifest: Manifest,
+    demand: Demand,
+    steps: int,
+    settings: Settings | None,
+    power_w: Mapping[NodeId, float],
+) -> tuple[NodeTerm, ...]:
+    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/batch), and what follows from it."""
+    found = []
+    for node in dict.fromkeys(stage.node for stage in route.stages):
+        own = [stage for stage in stages if stage.node == node]
+        busy_ms = sum(stage.decode_ms for stage in own)
+        prefill_ms = sum(stage.prefill_ms for stage in own) if manifest.kind is ModelKind.DECODER else 0.0
+        rho = demand.requests_per_s * (prefill_ms + steps * busy_ms / demand.batch) / 1e3
+        memory = None
+        if settings is not None:
+            blocks = {block for stage in route.stages if stage.node == node for block in stage.blocks}
+            memory = sum(memory_bytes(manifest.blocks[block], settings) for block in blocks)
+        wait_ms = queue_wait_ms(rho, busy_ms / len(own))
+        found.append(NodeTerm(node, rho, wait_ms, busy_ms, memory, node_energy_mj(node, busy_ms, power_w)))
+    return tuple(found)
+
+
+def _hops(
+    route: Route, capacities: Mapping[NodeId, Capacity], manifest: Manifest, prompt_tokens: int
+) -> tuple[HopTerm, ...]:
+    def hop(source: NodeId, target: NodeId, prefill_bytes: int, decode_bytes: int) -> HopTerm:
+        prefill_ms, decode_ms, empty_ms = (
+            hop_ms(capacities, source, target, size) for size in (prefill_bytes, decode_bytes, 0)
         )
+        return HopTerm(source, target, prefill_ms, decode_ms, decode_ms - empty_ms)
+
+    hops = []
     if route.source != route.stages[0].node:
-        sent = [hop_ms(capacities, route.source, route.stages[0].node, TOKEN_BYTES * n) for n in (prompt_tokens, 1)]
-        hops.insert(0, HopTerm(route.source, route.stages[0].node, sent[0], sent[1]))
-    return Estimate(tuple(stages), tuple(hops))
+        hops.append(hop(route.source, route.stages[0].node, TOKEN_BYTES * prompt_tokens, TOKEN_BYTES))
+    for stage, after in pairwise(route.stages):
+        size = boundary_bytes(manifest, stage.last)
+        hops.append(hop(stage.node, after.node, size * prompt_tokens, size))
+    last = route.stages[-1]
+    size = boundary_bytes(manifest, last.last)
+    hops.append(hop(last.node, route.source, size, size))
+    return tuple(hops)
 
 
 def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:
@@ -127,6 +258,11 @@ def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: in
     measured = _measured(capacity, digest, block)
     if measured is not None:
         return measured
+    return roofline(capacity, manifest, digest, block)
+
+
+def roofline(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:
+    """What the node's calibration promises for a block that it never ran."""
     what = manifest.blocks[block]
     compute_ms = 1e3 * what.flops_per_token / capacity.provider.flops_per_s
     stream_ms = 1e3 * _streamed_bytes(what) / capacity.provider.bytes_per_s
@@ -140,14 +276,36 @@ def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: in
 
 
 def hop_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId, size: float) -> float:
-    """net(n, n', z) of mathematics.md A1: half the round trip plus the bytes over the rate; 0 on one node."""
+    """net(n, n', z) of mathematics.md A1: half the round trip plus the bytes over the rate; 0 on one node. Over an
+    edge whose link is down `EDGE_FAULT_MS` more."""
     if source == target:
         return 0.0
-    return rtt_ms(capacities, source, target) / 2 + 1e3 * size / DEFAULT_LINK_BYTES_PER_S
+    fault_ms = EDGE_FAULT_MS if is_edge_fault(capacities, source, target) else 0.0
+    sending_ms = 1e3 * size / link_bytes_per_s(capacities, source, target)
+    return fault_ms + rtt_ms(capacities, source, target) / 2 + sending_ms
+
+
+def is_edge_fault(capacities: Mapping[NodeId, Capacity], a: NodeId, b: NodeId) -> bool:
+    """Whether one of the two says that it reaches the other over the bus, and not over its link."""
+    return any(
+        link.peer == there and not link.up
+        for here, there in ((a, b), (b, a))
+        for link in (capacities[here].links if here in capacities else ())
+    )
+
+
+def link_bytes_per_s(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
+    """What the sender measured towards the receiver, else the other way, else Gigabit Ethernet."""
+    for here, there in ((source, target), (target, source)):
+        for link in capacities[here].links if here in capacities else ():
+            if link.peer == there and link.goodput_bytes_per_s is not None:
+                return link.goodput_bytes_per_s
+    return DEFAULT_LINK_BYTES_PER_S
 
 
 def rtt_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
-    """The slower of what the two nodes measured towards each other, a local network's if neither did."""
+    """The slower of what the two nodes measured towards each other, over whichever road, a local network's if neither
+    did."""
     found = [
         link.rtt_ms
         for here, there in ((source, target), (target, source))

@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from resplit.commands import demo, deployments, doctor, events, infer, models, nodes, serve, status, topology
+from resplit.commands import demo, deployments, doctor, events, explain, infer, models, nodes, serve, status, topology
 from resplit.exits import EPILOG, Commands
 
 SERVE, ASK, CARE = "Run", "Use", "Look after"
@@ -25,6 +25,8 @@ app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)
 app.command(rich_help_panel=ASK)(deployments.remove)
 app.command(rich_help_panel=ASK)(status.status)
+app.command(rich_help_panel=ASK)(explain.explain)
+app.command(rich_help_panel=ASK)(explain.plan)
 app.command(rich_help_panel=ASK)(infer.infer)
 app.command(rich_help_panel=ASK)(events.events)
 app.command(rich_help_panel=CARE)(doctor.doctor)

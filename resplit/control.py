@@ -1,4 +1,4 @@
-"""Asking the orchestrator: deploy, place, remove, drain, status; and waiting until it has come true."""
+"""Asking the orchestrator: deploy, place, remove, drain, status, explain, plan; and waiting until it has come true."""
 
 import asyncio
 import math
@@ -23,7 +23,11 @@ from schemas.control import (
     DeployRequest,
     DrainReply,
     DrainRequest,
+    ExplainReply,
+    ExplainRequest,
     PlaceRequest,
+    PlanReply,
+    PlanRequest,
     RemoveReply,
     RemoveRequest,
     StatusReply,
@@ -117,6 +121,16 @@ def users(reply: StatusReply, node: NodeId) -> tuple[DeploymentStatus, ...]:
         for found in reply.deployments
         if any(plan is not None and node in plan.nodes for plan in (found.current, found.candidate, *found.draining))
     )
+
+
+async def explain(url: str, name: DeploymentName | None) -> ExplainReply:
+    """Why one deployment, or each, runs as it does; raises `ResplitError` if it is unknown or has no plan."""
+    return await _ask_at(url, "explain", ExplainRequest(name=name), ExplainReply)
+
+
+async def dry_run(url: str, name: DeploymentName) -> PlanReply:
+    """What would be done about a deployment now. Nothing is changed."""
+    return await _ask_at(url, "plan", PlanRequest(name=name), PlanReply)
 
 
 async def deploy_and_wait(

@@ -17,6 +17,7 @@ class AuditKind(StrEnum):
     NODE_CHANGED = "node_changed"
     DEPLOYMENT_CHANGED = "deployment_changed"
     DEPLOYMENT_INFEASIBLE = "deployment_infeasible"
+    DECISION = "decision"
     PLAN_PREPARED = "plan_prepared"
     PLAN_COMMITTED = "plan_committed"
     PLAN_ABORTED = "plan_aborted"

@@ -5,7 +5,7 @@ Any request may be answered with `schemas.request.ErrorReply` instead.
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from schemas.base import DeploymentId, NodeName, Value
 from schemas.capacity import Capacity
@@ -134,3 +134,65 @@ class StatusReply(Value):
     deployments: tuple[DeploymentStatus, ...]
     drained: tuple[NodeName, ...] = ()
     """Nodes that no new plan uses, present or not, because an operator said so."""
+
+
+class CandidateReport(Value):
+    """One plan that was weighed."""
+
+    stages: tuple[Stage, ...]
+    origin: Literal["current", "reassigned", "resplit", "failover"]
+    """How it came to be on the list: it serves; other nodes for the same cuts; other cuts; the best without a node."""
+    without: NodeName | None = None
+    """The node that a failover plan does without."""
+    phi: float
+    """What it costs (mathematics.md A1), 1 being the reference latency with nothing else to be said against it."""
+    terms: dict[str, float]
+    """The terms of Phi, and the latencies and loads they come from."""
+    move: dict[str, float] | None = None
+    """What moving there would cost, term by term, in Phi x seconds; None for the current plan."""
+    why_not: str | None = None
+    """Why it was not chosen; None for the one that was."""
+
+
+class DecisionReport(Value):
+    """Why a deployment runs as it does, and why not otherwise."""
+
+    deployment: DeploymentId
+    epoch: int
+    """The epoch that was current."""
+    plan_reason: str
+    """Why that epoch's plan was made."""
+    at: AwareDatetime
+    action: Literal["keep", "redistribute", "resplit", "hard"]
+    sentence: str
+    """The decision, as a person would give it."""
+    certified: bool
+    """Kept because no plan at all could repay a move, not only none of the candidates."""
+    bound: float
+    """No plan has a smaller Phi."""
+    candidates: tuple[CandidateReport, ...]
+    """The current plan first, then the chosen one if it is another, then the others, the best first."""
+
+
+class ExplainRequest(Value):
+    """Why do deployments run as they do? The last decision about one of them, or about each."""
+
+    name: DeploymentId | None = None
+
+
+class ExplainReply(Value):
+    """By name, ascending."""
+
+    decisions: tuple[DecisionReport, ...]
+
+
+class PlanRequest(Value):
+    """What would be done about this deployment now? Nothing is changed."""
+
+    name: DeploymentId
+
+
+class PlanReply(Value):
+    """The decision that would be made now."""
+
+    decision: DecisionReport

@@ -30,14 +30,18 @@ from resplit.control import users
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.capacity import BlockTime, Capacity, HostedStage, Provider
 from schemas.codec import encode
 from schemas.control import (
     DeployReply,
     DeployRequest,
     DrainReply,
     DrainRequest,
+    ExplainReply,
+    ExplainRequest,
     PlaceRequest,
+    PlanReply,
+    PlanRequest,
     RemoveReply,
     RemoveRequest,
     StatusReply,
@@ -70,6 +74,8 @@ class Peer:
     alive: bool = True
     boot: str = "first"
     sent: int = 0
+    step_ms: float | None = None
+    """What it says every block of its plans takes; None for nothing measured."""
     seen: list[PlanEvent] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -137,6 +143,12 @@ class Peer:
                     sequences=0,
                 )
                 for p in live.values()
+            ),
+            block_times=tuple(
+                BlockTime(model=p.model, block=block, decode_ms=self.step_ms, prefill_ms_per_token=0)
+                for p in (self.seen[-1].plans[-1:] if self.seen else ())
+                for block in range(p.block_count)
+                if self.step_ms is not None
             ),
         )
         self.sent += 1
@@ -379,6 +391,50 @@ async def test_a_lost_node_is_planned_around_and_a_changed_wish_followed(world: 
         assert last.deployments[0].current is not None
         assert len(last.deployments[0].current.routes[0].stages) == 1
     assert [event.fields["node"] for event in await world.audited(AuditKind.NODE_LOST)] == ["b"]
+
+
+async def test_a_node_that_slows_is_left_and_the_reason_can_be_asked_for(world: World) -> None:
+    async with world.peers(*NODES, step_ms=5.0) as peers, world.orchestrator():
+        await world.deploy(stages=2)
+        first = await world.until(serving)
+        assert first.deployments[0].current is not None
+        slowed = first.deployments[0].current.routes[0].stages[1].node
+        idle = PlanReply.model_validate_json(await world.ask("plan", encode(PlanRequest(name=CHAT))))
+        assert idle.decision.action == "keep"
+        assert len(idle.decision.candidates) > 1
+        peers[slowed].step_ms = 15.0
+        after = await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2, 30)  # type: ignore[union-attr]
+        current = after.deployments[0].current
+        assert current is not None
+        assert slowed not in current.nodes
+        assert f"from {slowed} to" in current.reason
+        explained = ExplainReply.model_validate_json(await world.ask("explain", encode(ExplainRequest())))
+        assert [(one.epoch, one.action, one.plan_reason) for one in explained.decisions] == [
+            (2, "keep", current.reason)
+        ]
+        unknown = await world.refusal("explain", encode(ExplainRequest(name=DeploymentName("nobody"))))
+        assert unknown.error.code is ErrorCode.UNKNOWN_DEPLOYMENT
+    told = await world.audited(AuditKind.DECISION)
+    acted = [event for event in told if event.fields["action"] != "keep"]
+    assert [(event.epoch, event.fields["action"], event.fields["reason"]) for event in acted] == [
+        (1, "redistribute", current.reason)
+    ]
+    prepared = await world.audited(AuditKind.PLAN_PREPARED)
+    assert [event.fields["cause"] for event in prepared] == ["no_plan", "better_plan"]
+
+
+async def test_the_plan_without_a_node_is_ready_before_the_node_is_lost(world: World) -> None:
+    async with world.peers(*NODES) as peers, world.orchestrator():
+        await world.deploy(stages=2)
+        await world.until(serving)
+        for _ in range(150):
+            if await world.audited(AuditKind.DECISION):
+                break
+            await asyncio.sleep(0.1)
+        peers[NODES[1]].alive = False
+        after = await world.until(lambda s: serving(s) and s.deployments[0].current.epoch == 2)  # type: ignore[union-attr]
+        assert after.deployments[0].current is not None
+        assert after.deployments[0].current.reason == "lost: b; the plan without it was ready"
 
 
 async def test_a_refusal_aborts_and_another_node_is_tried(world: World) -> None:

@@ -8,9 +8,11 @@ from hypothesis import strategies as st
 
 from profiler import cost
 from profiler.kv import ALIGNMENT_TOKENS, kv_tokens, length_classes
+from profiler.objective import Demand, Weights, imbalance, queue_wait_ms
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, LinkEstimate, Provider
 from schemas.deployment import Settings, Stage
+from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from schemas.plan import Route
 
@@ -140,3 +142,122 @@ def test_memory_counts_weights_and_every_slot_of_the_cache() -> None:
     assert cost.kv_memory_bytes(block, settings) == 2 * 2 * 16 * 2 * (128 * 32 + 512 * 8 + 2048 * 2)
     assert cost.memory_bytes(block, settings) == cost.weight_memory_bytes(block) + cost.kv_memory_bytes(block, settings)
     assert cost.weight_memory_bytes(block) > 10**7
+
+
+A, B = NodeId("a"), NodeId("b")
+
+
+def two_stages(*links: LinkEstimate) -> tuple[Route, dict[NodeId, Capacity]]:
+    stages = (Stage(node=A, first=0, last=1), Stage(node=B, first=2, last=2))
+    times = [
+        (BlockTime(model=MODEL, block=b, decode_ms=10, prefill_ms_per_token=1), n) for b, n in ((0, A), (1, A), (2, B))
+    ]
+    nodes = {
+        node: capacity(node, links=links if node == A else (), block_times=tuple(t for t, n in times if n == node))
+        for node in (A, B)
+    }
+    return Route(index=0, source=A, stages=stages, max_sequences=1), nodes
+
+
+def test_a_link_that_was_measured_is_not_guessed() -> None:
+    slow = LinkEstimate(peer=B, rtt_ms=0, direct=True, goodput_bytes_per_s=1e6)
+    _, nodes = two_stages(slow)
+    assert cost.hop_ms(nodes, A, B, 1000) == pytest.approx(1.0)
+    assert cost.hop_ms(nodes, B, A, 1000) == pytest.approx(1.0)  # nobody measured the way back
+    assert cost.hop_ms(two_stages()[1], A, B, 1000) == pytest.approx(0.25 + 1e6 / cost.DEFAULT_LINK_BYTES_PER_S)
+
+
+def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
+    bus = LinkEstimate(peer=B, rtt_ms=4, direct=False)
+    _, over_the_bus = two_stages(bus)
+    route, faulty = two_stages(bus.model_copy(update={"up": False}))
+    for way in ((A, B), (B, A)):  # one of the two says so: that is enough
+        assert cost.hop_ms(faulty, *way, 0) == cost.hop_ms(over_the_bus, *way, 0) + cost.EDGE_FAULT_MS
+        assert cost.rtt_ms(faulty, *way) == 4
+    slower = (
+        cost.predict(route, faulty, decoder(), MODEL).tpot_ms
+        - cost.predict(route, over_the_bus, decoder(), MODEL).tpot_ms
+    )
+    assert slower == pytest.approx(2 * cost.EDGE_FAULT_MS)
+
+
+def test_throughput_is_bound_by_the_busiest_node_or_link() -> None:
+    route, nodes = two_stages()
+    found = cost.predict(route, nodes, decoder(), MODEL)
+    assert [node.busy_ms for node in found.nodes] == [20, 10]
+    assert found.steps_per_s_max == pytest.approx(50)
+    # 1 KiB a step over 10 kB/s keeps the link busy for 102 ms; its latency keeps nothing busy.
+    route, nodes = two_stages(LinkEstimate(peer=B, rtt_ms=500, direct=True, goodput_bytes_per_s=1e4))
+    assert cost.predict(route, nodes, decoder(), MODEL).bottleneck_ms == pytest.approx(102.4)
+
+
+def test_load_is_what_arrives_times_what_it_takes_and_makes_steps_wait() -> None:
+    route, nodes = two_stages()
+    demand = Demand(requests_per_s=0.5, output_tokens=100, batch=2)
+    found = cost.predict(route, nodes, decoder(), MODEL, 10, demand=demand)
+    # Half a request a second: 10 tokens of prompt at 2 ms and 100 steps of 20 ms, two sequences sharing each.
+    assert found.nodes[0].rho == pytest.approx(0.5 * (20 + 100 * 20 / 2) / 1e3)
+    assert found.nodes[0].wait_ms == pytest.approx(0.51 / 0.49 * 20)
+    alone = cost.predict(route, nodes, decoder(), MODEL, 10)
+    assert found.tpot_ms - alone.tpot_ms == pytest.approx(sum(node.wait_ms for node in found.nodes))
+    assert [node.rho for node in alone.nodes] == [0, 0]
+    assert found.imbalance == pytest.approx((0.51 - 0.255) / 2)
+    assert alone.imbalance == 0
+
+
+def test_an_overloaded_node_waits_long_but_not_forever_and_is_charged_for_it() -> None:
+    assert queue_wait_ms(1.5, 10) == queue_wait_ms(0.95, 10) == pytest.approx(190)
+    assert imbalance([1.2], Weights()) == pytest.approx(5 * 0.5)
+
+
+def test_memory_and_energy_are_known_where_they_are_given() -> None:
+    route, nodes = two_stages()
+    plain = cost.predict(route, nodes, decoder(), MODEL)
+    assert [(node.memory_bytes, node.energy_mj) for node in plain.nodes] == [(None, None)] * 2
+    assert plain.energy_mj is None
+    settings = Settings()
+    found = cost.predict(route, nodes, decoder(), MODEL, settings=settings, power_w={A: 30, B: 15})
+    assert found.nodes[0].memory_bytes == sum(cost.memory_bytes(block, settings) for block in decoder().blocks[:2])
+    assert found.energy_mj == pytest.approx(30 * 20 + 15 * 10)
+    assert cost.predict(route, nodes, decoder(), MODEL, power_w={A: 30}).energy_mj is None
+    # Where nobody says otherwise, it is what the nodes say that they draw.
+    drawing = {node: capacity.model_copy(update={"power_w": 20}) for node, capacity in nodes.items()}
+    assert cost.predict(route, drawing, decoder(), MODEL).energy_mj == pytest.approx(20 * 20 + 20 * 10)
+
+
+def test_phi_is_the_weighed_sum_of_latency_balance_and_privacy() -> None:
+    route, nodes = two_stages()
+    found = cost.predict(route, nodes, decoder(), MODEL, 10, demand=Demand(0.5, 100, 2), trusted=frozenset({A}))
+    weights = Weights(alpha=2, beta=3, gamma=4)
+    phi = found.objective(found.latency_ms / 1.5, weights)
+    assert phi.latency == pytest.approx(2 * 1.5)
+    assert phi.balance == pytest.approx(3 * found.imbalance)
+    # The head is on an untrusted node, and the boundary before it crosses over from the trusted one.
+    assert phi.privacy == pytest.approx(4 * (1 + 0.5))
+    assert phi.phi == phi.latency + phi.balance + phi.privacy
+    assert phi.terms["phi"] == pytest.approx(phi.phi, abs=1e-3)
+    assert cost.predict(route, nodes, decoder(), MODEL).exposure == 0  # without tiers everybody is trusted
+
+
+def test_the_prompt_counts_for_as_much_of_a_request_as_it_takes() -> None:
+    route, nodes = two_stages()
+    found = cost.predict(route, nodes, decoder(), MODEL, 100, demand=Demand(output_tokens=11))
+    assert found.e2e_ms == pytest.approx(found.ttft_ms + 10 * found.tpot_ms)
+    assert found.latency_ms == pytest.approx(found.e2e_ms / 11)
+    tensor = decoder().model_copy(update={"kind": ModelKind.TENSOR})
+    assert cost.predict(route, nodes, tensor, MODEL).latency_ms == cost.predict(route, nodes, tensor, MODEL).tpot_ms
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_weights_demands_and_references_that_are_none_are_refused(wrong: float) -> None:
+    route, nodes = two_stages()
+    estimate = cost.predict(route, nodes, decoder(), MODEL)
+    with pytest.raises(ResplitError) as refused:
+        Weights(beta=wrong)
+    assert (refused.value.code, refused.value.field) == (ErrorCode.INVALID_REQUEST, "beta")
+    with pytest.raises(ResplitError, match="requests_per_s"):
+        Demand(requests_per_s=wrong)
+    with pytest.raises(ResplitError, match="reference latency"):
+        estimate.objective(wrong, Weights())
+    with pytest.raises(ResplitError, match="at least 1"):
+        Demand(batch=0.5)

@@ -1,0 +1,100 @@
+"""PURE: what to believe of block times that are measured noisily, or were never measured on a node.
+
+A measured time is smoothed over heartbeats, so that a noisy second moves nothing while a node that is slowed
+shows within a planning period. A time that was never measured is the roofline's, which promises what no node
+keeps: it is scaled by how much slower than their rooflines the nodes that did run this model are.
+"""
+
+from collections.abc import Mapping
+from math import exp
+
+from profiler.cost import roofline
+from schemas.base import Digest, NodeId
+from schemas.capacity import BlockTime, Capacity
+from schemas.manifest import Manifest
+
+SMOOTHING_S = 3.0
+"""Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
+GUESS_PRUDENCE = 1.25
+"""A guess has to promise a quarter more than a measurement before it is preferred."""
+
+Times = Mapping[tuple[Digest, int], BlockTime]
+
+
+def smoothed(before: Times, capacity: Capacity, elapsed_s: float) -> Times:
+    """Exponentially weighted times after a heartbeat that came `elapsed_s` after the one before."""
+    weight = 1 - exp(-max(elapsed_s, 0) / SMOOTHING_S)
+    return {
+        (time.model, time.block): _between(before.get((time.model, time.block)), time, weight)
+        for time in capacity.block_times
+    }
+
+
+def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:
+    if old is None or old == new:
+        return new
+    return BlockTime(
+        model=new.model,
+        block=new.block,
+        decode_ms=old.decode_ms + weight * (new.decode_ms - old.decode_ms),
+        prefill_ms_per_token=old.prefill_ms_per_token + weight * (new.prefill_ms_per_token - old.prefill_ms_per_token),
+    )
+
+
+def believed(
+    capacities: Mapping[NodeId, Capacity],
+    times: Mapping[NodeId, Times],
+    manifest: Manifest,
+    digest: Digest,
+    optimism: float,
+) -> dict[NodeId, Capacity]:
+    """The capacities with a time for every block of the model, so that planner and cost model see one truth.
+
+    `optimism` is how many times slower than its roofline a node has to be expected (`optimism_of`).
+    """
+    found = {}
+    for name, capacity in capacities.items():
+        known = times.get(name, {})
+        own = _ratio(capacity, known, manifest, digest)
+        # A node that is slow on the blocks it runs is slow on the others too.
+        factor = own if own is not None else optimism * GUESS_PRUDENCE
+        blocks = tuple(
+            known.get((digest, block)) or _scaled(roofline(capacity, manifest, digest, block), factor)
+            for block in range(len(manifest.blocks))
+        )
+        found[name] = capacity.model_copy(update={"block_times": blocks})
+    return found
+
+
+def optimism_of(
+    capacities: Mapping[NodeId, Capacity],
+    times: Mapping[NodeId, Times],
+    manifest: Manifest,
+    digest: Digest,
+    before: float | None,
+) -> float:
+    """How much slower than its roofline the best node ran this model, at least 1; the least ever seen.
+
+    The least and not the last: when the only node that runs the model is slowed, this says nothing about others.
+    """
+    ratios = [_ratio(capacity, times.get(name, {}), manifest, digest) for name, capacity in capacities.items()]
+    seen = [ratio for ratio in ratios if ratio is not None]
+    if before is not None:
+        seen.append(before)
+    return max(1.0, min(seen, default=1.0))
+
+
+def _ratio(capacity: Capacity, known: Times, manifest: Manifest, digest: Digest) -> float | None:
+    """Measured over promised time of the blocks this node ran, or None if it ran none."""
+    blocks = [block for block in range(len(manifest.blocks)) if (digest, block) in known]
+    promised = sum(roofline(capacity, manifest, digest, block).decode_ms for block in blocks)
+    return sum(known[digest, block].decode_ms for block in blocks) / promised if blocks else None
+
+
+def _scaled(time: BlockTime, factor: float) -> BlockTime:
+    return BlockTime(
+        model=time.model,
+        block=time.block,
+        decode_ms=factor * time.decode_ms,
+        prefill_ms_per_token=factor * time.prefill_ms_per_token,
+    )

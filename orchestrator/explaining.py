@@ -1,0 +1,69 @@
+"""PURE: decisions in the words of an operator's `explain` and `plan --dry-run`."""
+
+from datetime import datetime
+
+from orchestrator.decision import Decision, Option
+from orchestrator.fold import Snapshot
+from orchestrator.trigger import Policy
+from orchestrator.weighing import subject, weigh
+from schemas.base import DeploymentName
+from schemas.control import CandidateReport, DecisionReport, ExplainReply, PlanReply
+from schemas.plan import Plan
+
+
+def explained(snapshot: Snapshot, name: DeploymentName | None, policy: Policy, now: datetime) -> ExplainReply:
+    """The last decision about the plan in force, made now where there is none yet; without a name of every deployment
+    that has a plan. Raises `ResplitError` for a name that is unknown or has none."""
+    names = [name] if name is not None else [n for n in sorted(snapshot.deployments) if _has_plan(snapshot, n)]
+    found = []
+    for one in names:
+        _, _, current = subject(snapshot, one)
+        kept = snapshot.outlooks.get(one)
+        leaving = (snapshot.absent | snapshot.drained) & snapshot.rollout(one).nodes
+        about_it = kept is not None and kept.plan == current.digest and not leaving
+        outlook = kept if kept is not None and about_it else weigh(snapshot, one, policy, now)
+        found.append(report(current, outlook.decision))
+    return ExplainReply(decisions=tuple(found))
+
+
+def dry_run(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> PlanReply:
+    """What would be decided now; raises `ResplitError` for a deployment that is unknown or has no plan."""
+    _, _, current = subject(snapshot, name)
+    return PlanReply(decision=report(current, weigh(snapshot, name, policy, now).decision))
+
+
+def report(current: Plan, decision: Decision) -> DecisionReport:
+    """A decision about `current` as it travels."""
+    whys = {one.option.key: one for one in decision.runners_up}
+    ordered = {one.key: one for one in (decision.current, decision.chosen, *(r.option for r in decision.runners_up))}
+    moves = {key: one.move for key, one in whys.items()}
+    moves[decision.chosen.key] = decision.move
+
+    def row(option: Option) -> CandidateReport:
+        why, move = whys.get(option.key), moves.get(option.key)
+        return CandidateReport(
+            stages=option.stages,
+            origin=option.origin.value,
+            without=option.without,
+            phi=round(option.phi, 4),
+            terms={**option.terms, **option.objective.terms},
+            move=None if move is None else move.terms,
+            why_not=None if why is None else why.why_not,
+        )
+
+    return DecisionReport(
+        deployment=current.deployment,
+        epoch=decision.epoch,
+        plan_reason=current.reason,
+        at=decision.at,
+        action=decision.action.value,
+        sentence=decision.sentence,
+        certified=decision.certified,
+        bound=round(decision.bound, 4),
+        candidates=tuple(map(row, ordered.values())),
+    )
+
+
+def _has_plan(snapshot: Snapshot, name: DeploymentName) -> bool:
+    current = snapshot.rollout(name).current
+    return current is not None and current.model == snapshot.deployments[name].model

@@ -1,0 +1,212 @@
+"""PURE: what it costs to move a deployment from one plan to another, D(c -> c') of mathematics.md A4.
+
+    T_mig = max_n [missing_bytes_n / B_n + bytes_n / r_disk_n + build_n] + min(KV transfer, recompute, drain)
+    D     = price*bytes + slowdown*(T_mig while copying) + pause + fixed            (units: Phi x seconds)
+
+Only blocks that a node does not have loaded count, and of those only what is not on its disk travels.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from profiler.cost import DEFAULT_LINK_BYTES_PER_S
+from schemas.base import Digest, NodeId
+from schemas.capacity import Capacity
+from schemas.deployment import Stage
+from schemas.manifest import Manifest
+
+DISK_BYTES_PER_S = 500e6
+"""A SATA disk's."""
+BUILD_BYTES_PER_S = 1e9
+"""ONNX Runtime copies and repacks weights about as fast as one core copies memory."""
+BUILD_S_PER_BLOCK = 0.05
+"""Opening, warming and timing a session."""
+
+
+@dataclass(frozen=True)
+class Prices:
+    """What makes bytes, time and trouble comparable with Phi."""
+
+    per_byte: float = 1 / (1 << 30)
+    """A GiB over the links costs a second at the reference latency."""
+    slowdown: float = 0.1
+    """What loading takes from the plan that serves meanwhile: a tenth, since it runs on the same cores and links."""
+    pause: float = 1.0
+    """A second in which a live sequence stands still costs one at the reference latency."""
+    fixed: float = 0.75
+    """Every reconfiguration costs this, however little it moves: its risk, and an epoch that drains beside another."""
+
+
+@dataclass(frozen=True)
+class Live:
+    """The sequences that a move would take along."""
+
+    sequences: int = 0
+    tokens: float = 0.0
+    """In the caches of each, on average."""
+    tokens_to_come: float = 0.0
+    """That each will still get, on average."""
+
+
+class Way(StrEnum):
+    """How live sequences cross to the new epoch."""
+
+    NONE = "nothing to hand over"
+    KV = "KV caches handed over"
+    RECOMPUTE = "caches recomputed"
+    DRAIN = "sequences finish where they are"
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A plan as far as moving to and from it is concerned."""
+
+    stages: tuple[Stage, ...]
+    prefill_ms_per_token: float
+    """Of one sequence through every block: what recomputing a cache takes."""
+    tpot_ms: float
+
+    def on(self, node: NodeId) -> frozenset[int]:
+        return frozenset(block for stage in self.stages if stage.node == node for block in stage.blocks)
+
+    @property
+    def nodes(self) -> tuple[NodeId, ...]:
+        return tuple(dict.fromkeys(stage.node for stage in self.stages))
+
+
+@dataclass(frozen=True)
+class NodeMove:
+    """What one node has to do before it is ready."""
+
+    node: NodeId
+    blocks: int
+    fetch_bytes: int
+    fetch_s: float
+    read_s: float
+    build_s: float
+
+    @property
+    def seconds(self) -> float:
+        return self.fetch_s + self.read_s + self.build_s
+
+
+@dataclass(frozen=True)
+class MoveCost:
+    """D and every term of it."""
+
+    nodes: tuple[NodeMove, ...]
+    way: Way
+    kv_bytes: int
+    handover_s: float
+    price: float
+    """For the bytes, in Phi x seconds; so are the next three."""
+    slowdown: float
+    pause: float
+    fixed: float
+
+    @property
+    def bytes(self) -> int:
+        return self.kv_bytes + sum(node.fetch_bytes for node in self.nodes)
+
+    @property
+    def seconds(self) -> float:
+        """T_mig."""
+        return max((node.seconds for node in self.nodes), default=0.0) + self.handover_s
+
+    @property
+    def total(self) -> float:
+        """D, in Phi x seconds."""
+        return self.price + self.slowdown + self.pause + self.fixed
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What an audit event or an explanation shows of it."""
+        shown = {
+            "move_total": self.total,
+            "move_price": self.price,
+            "move_slowdown": self.slowdown,
+            "move_pause": self.pause,
+            "move_fixed": self.fixed,
+            "move_seconds": self.seconds,
+            "move_bytes": self.bytes,
+        }
+        return {name: round(value, 3) for name, value in shown.items()}
+
+
+def move_cost(
+    before: Placed,
+    after: Placed,
+    capacities: Mapping[NodeId, Capacity],
+    manifest: Manifest,
+    digest: Digest,
+    live: Live,
+    prices: Prices,
+) -> MoveCost:
+    """D(before -> after); nodes of `after` must be in `capacities`."""
+    nodes = tuple(
+        _node_move(capacities[node], after.on(node) - before.on(node), before.on(node), manifest, digest)
+        for node in after.nodes
+        if after.on(node) - before.on(node)
+    )
+    way, handover_s, kv_bytes = _handover(before, after, capacities, manifest, live)
+    copying_s = max((node.seconds for node in nodes), default=0.0)
+    return MoveCost(
+        nodes=nodes,
+        way=way,
+        kv_bytes=kv_bytes,
+        handover_s=handover_s,
+        price=prices.per_byte * (kv_bytes + sum(node.fetch_bytes for node in nodes)),
+        # Sequences that finish where they are stand still for nothing; the old epoch only lives longer.
+        slowdown=prices.slowdown * (copying_s + (handover_s if way is Way.DRAIN else 0.0)),
+        pause=0.0 if way is Way.DRAIN else prices.pause * handover_s,
+        fixed=prices.fixed,
+    )
+
+
+def _node_move(
+    capacity: Capacity, new: frozenset[int], loaded: frozenset[int], manifest: Manifest, digest: Digest
+) -> NodeMove:
+    on_disk = loaded | _on_disk(capacity, digest)
+    size = sum(manifest.blocks[block].weight_bytes for block in new)
+    missing = sum(manifest.blocks[block].weight_bytes for block in new - on_disk)
+    rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
+    return NodeMove(
+        node=capacity.node,
+        blocks=len(new),
+        fetch_bytes=missing,
+        fetch_s=missing / max(rates, default=DEFAULT_LINK_BYTES_PER_S),
+        read_s=size / DISK_BYTES_PER_S,
+        build_s=size / BUILD_BYTES_PER_S + BUILD_S_PER_BLOCK * len(new),
+    )
+
+
+def _on_disk(capacity: Capacity, digest: Digest) -> frozenset[int]:
+    # `models_on_disk` vouches for the blocks that the node was ever asked to run; those it has run are among them.
+    if digest not in capacity.models_on_disk:
+        return frozenset()
+    hosted = {block for stage in capacity.stages if stage.model == digest for block in stage.blocks}
+    return frozenset(hosted | {time.block for time in capacity.block_times if time.model == digest})
+
+
+def _handover(
+    before: Placed, after: Placed, capacities: Mapping[NodeId, Capacity], manifest: Manifest, live: Live
+) -> tuple[Way, float, int]:
+    """The cheapest way for live sequences to cross: (way, seconds, bytes of caches)."""
+    moved = [block for node in after.nodes for block in after.on(node) - before.on(node)]
+    kv = round(live.sequences * live.tokens * sum(manifest.blocks[block].kv_bytes_per_token for block in moved))
+    if not kv:
+        return Way.NONE, 0.0, 0
+    rates = [
+        link.goodput_bytes_per_s
+        for node in after.nodes
+        for link in capacities[node].links
+        if link.goodput_bytes_per_s is not None
+    ]
+    ways = [
+        (kv / min(rates, default=DEFAULT_LINK_BYTES_PER_S), Way.KV, kv),
+        (live.sequences * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),
+        (live.tokens_to_come * before.tpot_ms / 1e3, Way.DRAIN, 0),
+    ]
+    seconds, way, size = min(ways, key=lambda found: found[0])
+    return way, seconds, size

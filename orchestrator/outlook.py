@@ -1,0 +1,27 @@
+"""PURE: what is kept of the last time a deployment's plan was weighed against others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from orchestrator.decision import Decision
+from orchestrator.trigger import TriggerState
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.deployment import Stage
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """The last decision about one deployment, why it was made, and what is ready should a node fail."""
+
+    deployment: DeploymentName
+    plan: Digest
+    """The current plan that was weighed; of another plan the decision says nothing."""
+    decision: Decision
+    state: TriggerState
+    failovers: Mapping[NodeId, tuple[Stage, ...]] = field(default_factory=dict)
+    """For each node in use, the best plan without it, computed before it fails."""
+    optimism: float = 1.0
+    """`orchestrator.beliefs.optimism_of`"""
+    starved_since: Mapping[NodeId, datetime] = field(default_factory=dict)
+    """Nodes in use that have no memory left, and since when."""

@@ -1,0 +1,136 @@
+"""PURE: weigh a plan that serves against others, and make the plan that the decision asks for."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from orchestrator.candidates import slate
+from orchestrator.decide import drained_of, what_is_needed
+from orchestrator.fold import Snapshot
+from orchestrator.outlook import Outlook
+from orchestrator.planner import Proposal, make_plan
+from orchestrator.rollout import Rollout
+from orchestrator.rooms import rooms
+from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState
+from schemas.base import DeploymentName, NodeId
+from schemas.deployment import Deployment, Stage
+from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import Manifest
+from schemas.plan import Plan
+
+STARVED = timedelta(seconds=2 * PLANNING_PERIOD_S)
+"""A node whose memory is gone for this long is a hard trigger; loading alone takes memory for a moment."""
+
+
+def weighable(snapshot: Snapshot, now: datetime) -> tuple[DeploymentName, ...]:
+    """The deployments that serve as asked with nothing under way: only those are weighed."""
+    return tuple(name for name in sorted(snapshot.deployments) if _at_rest(snapshot, name, now))
+
+
+def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
+    deployment, rollout = snapshot.deployments[name], snapshot.rollout(name)
+    current = rollout.current
+    if current is None or rollout.candidate is not None or rollout.draining:
+        return False
+    if rollout.retry_at is not None and now < rollout.retry_at:
+        return False
+    # Which of several routes to move is another question than where the one route is best.
+    known = len(current.routes) == 1 and all(NodeId(node) in snapshot.nodes for node in current.nodes)
+    return known and current.model in snapshot.manifests and what_is_needed(snapshot, deployment, rollout) is None
+
+
+def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> Outlook:
+    """The decision about one deployment with a plan; raises `ResplitError` if there is nothing to weigh."""
+    deployment, manifest, current = subject(snapshot, name)
+    rollout = snapshot.rollout(name)
+    before = snapshot.outlooks.get(name)
+    starved = _starved(snapshot, current, before, now)
+    unfit = {
+        node: f"node {node} has had no memory left for {(now - since).total_seconds():.0f} s"
+        for node, since in starved.items()
+        if now - since >= STARVED
+    }
+    unfit |= {node: f"node {node} cannot run it ({why})" for node, why in rollout.current_faults.items()}
+    unfit |= {NodeId(node): f"node {node} is lost" for node in current.nodes if node in snapshot.absent}
+    unfit |= {node: f"node {node} is to be drained" for node in drained_of(snapshot, current)}
+    found = slate(
+        snapshot,
+        deployment,
+        manifest,
+        current,
+        optimism=before.optimism if before is not None else None,
+        avoid=rollout.shunned(now),
+        unfit=unfit,
+    )
+    state = before.state if before is not None else TriggerState()
+    state, decision = policy(state, found.observation, now)
+    return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, starved)
+
+
+def subject(snapshot: Snapshot, name: DeploymentName) -> tuple[Deployment, Manifest, Plan]:
+    """What a decision about `name` is about; raises a typed error naming what is missing."""
+    deployment = snapshot.deployments.get(name)
+    if deployment is None:
+        known = ", ".join(sorted(snapshot.deployments)) or "none"
+        message = f"there is no deployment {name!r}; the deployments are: {known}"
+        raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "name")
+    current, manifest = snapshot.rollout(name).current, snapshot.manifests.get(deployment.model)
+    if current is None or current.model != deployment.model:
+        message = f"{name!r} has no plan in force yet, so there is nothing to weigh; see `resplit status`"
+        raise ResplitError(ErrorCode.INFEASIBLE, message, "name")
+    silent = [node for node in current.nodes if NodeId(node) not in snapshot.nodes]
+    if manifest is None or silent:
+        missing = f"node {silent[0]} has not reported" if silent else f"model {deployment.model} is not in the store"
+        raise ResplitError(ErrorCode.INFEASIBLE, f"{name!r} cannot be weighed: {missing}", "name")
+    return deployment, manifest, current
+
+
+def chosen_plan(snapshot: Snapshot, outlook: Outlook) -> Proposal:
+    """The plan of the next epoch that the decision asks for; raises what `make_plan` raises if it fits no more."""
+    deployment, manifest, _ = subject(snapshot, outlook.deployment)
+    return _placed(snapshot, deployment, manifest, outlook.decision.chosen.stages, outlook.decision.sentence)
+
+
+def failover_plan(snapshot: Snapshot, deployment: Deployment, reason: str, now: datetime) -> Proposal | None:
+    """The plan that was ready for the one node of the current plan that is lost, if it still fits the facts."""
+    rollout = snapshot.rollout(deployment.name)
+    outlook, current = snapshot.outlooks.get(deployment.name), rollout.current
+    manifest = snapshot.manifests.get(deployment.model)
+    if outlook is None or current is None or manifest is None or outlook.plan != current.digest:
+        return None
+    lost = snapshot.absent.intersection(map(NodeId, current.nodes))
+    if len(lost) != 1 or deployment.placement is not None:
+        return None
+    stages = outlook.failovers.get(next(iter(lost)))
+    if stages is None or not _usable(stages, snapshot, rollout, deployment, now):
+        return None
+    try:
+        return _placed(snapshot, deployment, manifest, stages, f"{reason}; the plan without it was ready")
+    except ResplitError:
+        return None  # the facts have changed since: solve anew
+
+
+def _usable(
+    stages: tuple[Stage, ...], snapshot: Snapshot, rollout: Rollout, deployment: Deployment, now: datetime
+) -> bool:
+    nodes = {stage.node for stage in stages}
+    as_many = deployment.stages is None or deployment.stages == len(stages)
+    return as_many and nodes <= snapshot.offered.keys() and not nodes & rollout.shunned(now)
+
+
+def _placed(
+    snapshot: Snapshot, deployment: Deployment, manifest: Manifest, stages: tuple[Stage, ...], reason: str
+) -> Proposal:
+    rollout = snapshot.rollout(deployment.name)
+    # The planner checks a placement against the facts of now, whoever asks for it.
+    insisted = deployment.model_copy(update={"placement": stages, "stages": None})
+    found = make_plan(
+        insisted, manifest, rooms(snapshot, deployment, manifest), rollout.epoch + 1, rollout.current, reason
+    )
+    return replace(found, plan=found.plan.model_copy(update={"reason": reason}))
+
+
+def _starved(snapshot: Snapshot, current: Plan, before: Outlook | None, now: datetime) -> Mapping[NodeId, datetime]:
+    known = before.starved_since if before is not None else {}
+    names = [NodeId(node) for node in current.nodes]
+    return {node: known.get(node, now) for node in names if snapshot.nodes[node].capacity.memory_free_bytes == 0}

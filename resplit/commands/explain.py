@@ -1,0 +1,147 @@
+"""`resplit explain` and `resplit plan --dry-run`: why a deployment runs as it does, and what would be done now."""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
+from resplit.options import AsJson, OptionalKeys, Url
+from resplit.output import print_json, print_table
+from schemas.base import DeploymentName
+from schemas.deployment import Stage
+from schemas.errors import ErrorCode, ResplitError
+
+if TYPE_CHECKING:
+    from resplit.trail import Seen, Trust
+    from schemas.control import CandidateReport, DecisionReport
+
+COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
+ACTS = ("redistribute", "resplit", "hard")
+
+
+def explain(
+    deployment: Annotated[str | None, typer.Argument(help="Which deployment; default: each.")] = None,
+    url: Url = DEFAULT_URL,
+    epoch: Annotated[int | None, typer.Option(min=1, help="Why this epoch's plan was made, from the events.")] = None,
+    keys: OptionalKeys = None,
+    as_json: AsJson = False,
+) -> None:
+    """Say why a deployment runs as it does, and why not otherwise.
+
+    Phi is what a plan costs: 1 is the reference latency with nothing else to be said against it. What moving costs
+    is in Phi x seconds. With --epoch the answer comes from the audit trail, so it is there for plans long gone.
+    """
+    from resplit import control  # noqa: PLC0415
+
+    if epoch is not None:
+        asyncio.run(_explain_epoch(url, deployment, epoch, keys, as_json))
+        return
+    reply = asyncio.run(control.explain(url, None if deployment is None else DeploymentName(deployment)))
+    if as_json:
+        print_json(reply)
+        return
+    if not reply.decisions:
+        print("no deployment has a plan yet; see `resplit status`")
+    for position, decision in enumerate(reply.decisions):
+        if position:
+            print()
+        print(f"{decision.deployment}, epoch {decision.epoch}: {decision.plan_reason}")
+        _print_decision(decision)
+
+
+def plan(
+    deployment: Annotated[str, typer.Argument(help="Which deployment.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; the only way there is.")] = False,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Say what would be done about a deployment now: every candidate plan, its cost, and the decision."""
+    from resplit import control  # noqa: PLC0415
+
+    if not dry_run:
+        message = "plans are made by the orchestrator; add --dry-run to see what it would do, or place with `deploy`"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "dry_run")
+    reply = asyncio.run(control.dry_run(url, DeploymentName(deployment)))
+    if as_json:
+        print_json(reply)
+        return
+    _print_decision(reply.decision)
+
+
+def _print_decision(decision: "DecisionReport") -> None:
+    print(decision.sentence)
+    print()
+    print_table("", COLUMNS, [_row(decision, one) for one in decision.candidates])
+    certified = " (certain: no plan at all would repay a move)" if decision.certified else ""
+    print(f"weighed at {decision.at.astimezone():%H:%M:%S}; no plan has less than Phi {decision.bound:.2f}{certified}")
+
+
+def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
+    terms, move = candidate.terms, candidate.move
+    current = candidate == decision.candidates[0]
+    chosen = "stays" if current else "chosen"
+    origin = candidate.origin if candidate.without is None else f"without {candidate.without}"
+    return [
+        _chain(candidate.stages),
+        origin,
+        f"{candidate.phi:.2f}",
+        f"{terms['tpot_ms']:.1f}" if "tpot_ms" in terms else "-",
+        f"{terms['ttft_ms']:.1f}" if "ttft_ms" in terms else "-",
+        "-" if move is None else f"{move['move_total']:.2f}",
+        "-" if move is None else f"{move['move_seconds']:.1f}",
+        candidate.why_not or chosen,
+    ]
+
+
+def _chain(stages: tuple[Stage, ...]) -> str:
+    return " > ".join(f"{stage.node}:{stage.first}-{stage.last}" for stage in stages)
+
+
+async def _explain_epoch(url: str, deployment: str | None, epoch: int, keys: OptionalKeys, as_json: bool) -> None:
+    from resplit.exchange import open_connection  # noqa: PLC0415
+    from resplit.trail import read_event, read_trail, read_trust  # noqa: PLC0415
+
+    trust: Trust | None = None if keys is None else read_trust(keys.expanduser())
+    connection = await open_connection(url, "resplit-explain", CONNECT_TIMEOUT_S, {})
+    try:
+        trail = [read_event(data, trust) async for data in read_trail(connection.jetstream(), follow=False)]
+    finally:
+        await connection.close()
+    told = [seen for seen in trail if deployment is None or seen.event.deployment == deployment]
+    made = [seen for seen in told if seen.event.kind == "plan_prepared" and seen.event.epoch == epoch]
+    if not made:
+        which = "any deployment" if deployment is None else repr(deployment)
+        message = f"the events tell of no epoch {epoch} of {which}; `resplit events` has what there is"
+        raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "epoch")
+    for seen in made:
+        history = [one for one in told if one.event.deployment == seen.event.deployment]
+        _print_epoch(seen, history, as_json)
+
+
+def _print_epoch(made: "Seen", history: "list[Seen]", as_json: bool) -> None:
+    """The event that announced the plan, the decision that led to it, and what became of it."""
+    event = made.event
+    before = history[: history.index(made)]
+    decisions = [seen for seen in before if seen.event.kind == "decision" and seen.event.fields.get("action") in ACTS]
+    caused = decisions[-1] if decisions and decisions[-1].event.fields.get("reason") == event.fields["reason"] else None
+    ends = [
+        seen
+        for seen in history[history.index(made) :]
+        if seen.event.epoch == event.epoch and seen.event.kind in ("plan_committed", "plan_aborted", "plan_retired")
+    ]
+    shown = [made, *([] if caused is None else [caused]), *ends]
+    if as_json:
+        print_json([{**seen.event.model_dump(mode="json"), "standing": seen.standing} for seen in shown])
+        return
+    at = event.at.astimezone().isoformat(sep=" ", timespec="seconds")
+    print(f"{event.deployment}, epoch {event.epoch}, {at}: {event.fields['placement']}")
+    print(event.fields["reason"])
+    others = {} if caused is None else caused.event.fields
+    for name in sorted(name for name in others if name.startswith("not_")):
+        print(f"  not {others[name]}")
+    for seen in ends:
+        print(f"{seen.event.kind.removeprefix('plan_')}: {seen.event.fields['reason']}")
+    doubtful = sorted({seen.standing for seen in shown} - {"verified"})
+    if doubtful:
+        print(f"({', '.join(doubtful)}: give --keys to verify)" if doubtful == ["unverified"] else "(FORGED events)")

@@ -1,0 +1,198 @@
+"""A seeded world for the trigger: nodes whose telemetry is noisy, and a deployment that moves when it is told to."""
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+
+from orchestrator.decision import Decision
+from orchestrator.fold import (
+    CapacityReceived,
+    DeploymentWritten,
+    ManifestKnown,
+    RolloutAdvanced,
+    Snapshot,
+    Tick,
+    Weighed,
+    fold,
+)
+from orchestrator.planner import make_plan
+from orchestrator.rollout import Proceed, Propose, Withdraw, note, step
+from orchestrator.rooms import rooms
+from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
+from orchestrator.weighing import chosen_plan, weigh
+from profiler.cost import memory_bytes, predict
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import BlockTime, Capacity, HostedStage, Provider
+from schemas.deployment import Deployment, Settings
+from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec, TextSpec
+from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus
+
+START = datetime(2026, 1, 1, tzinfo=UTC)
+CHAT = DeploymentName("chat")
+MODEL, BLOB = Digest("1" * 64), Digest("2" * 64)
+BLOCKS = 8
+BLOCK_MS = 5.0
+WEIGHT = 10**7
+SETTINGS = Settings(context_tokens=1024)
+
+
+def manifest() -> Manifest:
+    edge = TensorSpec(name="x", dtype="float32", shape=("batch", "sequence", 64))
+    ref = BlobRef(digest=BLOB, size_bytes=0)
+    return Manifest(
+        name="toy",
+        kind=ModelKind.DECODER,
+        architecture="toy",
+        precision="fp32",
+        source="test",
+        cut="even",
+        inputs=(),
+        outputs=(),
+        blocks=tuple(
+            Block(
+                index=i,
+                role="layer",
+                graph=ref,
+                weights=(BlobRef(digest=BLOB, size_bytes=WEIGHT),),
+                input=edge if i else None,
+                output=edge if i < BLOCKS - 1 else None,
+                flops_per_token=10**6,
+            )
+            for i in range(BLOCKS)
+        ),
+        whole=ref,
+        text=TextSpec(tokenizer=ref, vocab_size=10, context_length=1024),
+    )
+
+
+BLOCK_BYTES = memory_bytes(manifest().blocks[0], SETTINGS)
+
+
+@dataclass
+class World:
+    """Nodes that all ran the model once; `room` blocks fit on each. `slow[n]` is how many times slower n is now."""
+
+    nodes: int
+    seed: int
+    noise: float = 0.2
+    room: float = 5.5
+    policy: Policy = DEFAULT_POLICY
+    wish: Deployment = field(default_factory=lambda: Deployment(name=CHAT, model=MODEL, settings=SETTINGS))
+    slow: dict[NodeId, float] = field(default_factory=dict)
+    decisions: list[Decision] = field(default_factory=list)
+    weighed_at: datetime = START
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.names = [NodeId(f"n{i}") for i in range(self.nodes)]
+        self.now = START
+        self.sequence = 0
+        self.snapshot = fold(Snapshot(term=1), ManifestKnown(MODEL, manifest()), START)
+        self.snapshot = fold(self.snapshot, DeploymentWritten(self.wish), START)
+        self.hear()
+        free = rooms(self.snapshot, self.wish, manifest())
+        self.adopt(make_plan(self.wish, manifest(), free, 1, None, "the first plan").plan)
+
+    @property
+    def plan(self) -> Plan:
+        current = self.snapshot.rollout(CHAT).current
+        assert current is not None
+        return current
+
+    @property
+    def moves(self) -> list[Decision]:
+        return [decision for decision in self.decisions if decision.acts]
+
+    def run(self, seconds: float) -> None:
+        """Heartbeats a second apart; once a planning period the plan is weighed, and moved if that is decided."""
+        for _ in range(int(seconds)):
+            self.now += timedelta(seconds=1)
+            self.hear()
+            if (self.now - self.weighed_at).total_seconds() >= PLANNING_PERIOD_S:
+                self.weighed_at = self.now
+                self.look()
+
+    def look(self) -> None:
+        outlook = weigh(self.snapshot, CHAT, self.policy, self.now)
+        self.snapshot = fold(self.snapshot, Weighed(outlook), self.now)
+        self.decisions.append(outlook.decision)
+        if outlook.decision.acts:
+            self.adopt(chosen_plan(self.snapshot, outlook).plan)
+
+    def hear(self) -> None:
+        for name in self.names:
+            self.snapshot = fold(self.snapshot, CapacityReceived(self.heartbeat(name)), self.now)
+        self.snapshot = fold(self.snapshot, Tick(), self.now)
+        self.sequence += 1
+
+    def heartbeat(self, name: NodeId, noisy: bool = True) -> Capacity:
+        factor = self.slow.get(name, 1.0) * (self.rng.lognormal(0, self.noise) if noisy and self.noise else 1.0)
+        current = self.snapshot.rollout(CHAT).current
+        mine = current.blocks_on(name) if current is not None else ()
+        hosted = HostedStage(
+            deployment=CHAT,
+            epoch=current.epoch if current else 1,
+            model=MODEL,
+            blocks=mine,
+            state="serving",
+            sequences=0,
+        )
+        return Capacity(
+            node=name,
+            boot="one",
+            sequence=self.sequence,
+            issued_at=START,
+            version="0",
+            provider=Provider(name="cpu", device="d", flops_per_s=1e12, bytes_per_s=WEIGHT / (BLOCK_MS / 1e3)),
+            threads=1,
+            memory_total_bytes=1 << 40,
+            memory_free_bytes=max(0, int((self.room - len(mine)) * BLOCK_BYTES)),
+            disk_free_bytes=0,
+            load=0,
+            stages=(hosted,) if mine else (),
+            block_times=tuple(
+                BlockTime(
+                    model=MODEL, block=b, decode_ms=BLOCK_MS * factor, prefill_ms_per_token=BLOCK_MS * factor / 20
+                )
+                for b in range(BLOCKS)
+            ),
+            models_on_disk=(MODEL,),
+        )
+
+    def true_tpot_ms(self, plan: Plan) -> float:
+        capacities = {name: self.heartbeat(name, noisy=False) for name in self.names}
+        return predict(plan.routes[0], capacities, manifest(), MODEL).tpot_ms
+
+    def best_tpot_ms(self) -> float:
+        """What the planner would reach if it saw the truth."""
+        free = {
+            name: replace(room, capacity=self.heartbeat(name, noisy=False))
+            for name, room in rooms(self.snapshot, self.wish, manifest()).items()
+        }
+        return self.true_tpot_ms(make_plan(self.wish, manifest(), free, 9_999, None, "the truth").plan)
+
+    def adopt(self, plan: Plan) -> None:
+        """Every node is ready at once, and the drain is over at once."""
+        self._take(Propose(plan))
+        for node in plan.nodes:
+            receipt = Receipt(
+                node=NodeId(node),
+                deployment=CHAT,
+                epoch=plan.epoch,
+                plan=plan.digest,
+                status=ReceiptStatus.READY,
+                elapsed_ms=1,
+            )
+            self.snapshot = fold(
+                self.snapshot, RolloutAdvanced(note(self.snapshot.rollout(CHAT), receipt, self.now)), self.now
+            )
+        self._take(Proceed())
+        rollout = self.snapshot.rollout(CHAT)
+        self.snapshot = fold(self.snapshot, RolloutAdvanced(replace(rollout, draining=())), self.now)
+
+    def _take(self, command: Propose | Proceed | Withdraw) -> PlanEvent:
+        taken = step(self.snapshot.rollout(CHAT), command, self.now)
+        assert taken is not None
+        self.snapshot = fold(self.snapshot, RolloutAdvanced(taken[0]), self.now)
+        return taken[1]
