@@ -20,6 +20,8 @@ from schemas.plan import Plan
 
 STARVED = timedelta(seconds=2 * PLANNING_PERIOD_S)
 """A node whose memory is gone for this long is a hard trigger; loading alone takes memory for a moment."""
+STARVED_PRESSURE = 10.0
+"""Per cent of the time in which some task waits for memory, from which a node without any left is in trouble."""
 
 
 def weighable(snapshot: Snapshot, now: datetime) -> tuple[DeploymentName, ...]:
@@ -132,5 +134,11 @@ def _placed(
 
 def _starved(snapshot: Snapshot, current: Plan, before: Outlook | None, now: datetime) -> Mapping[NodeId, datetime]:
     known = before.starved_since if before is not None else {}
-    names = [NodeId(node) for node in current.nodes]
-    return {node: known.get(node, now) for node in names if snapshot.nodes[node].capacity.memory_free_bytes == 0}
+    capacities = {NodeId(node): snapshot.nodes[NodeId(node)].capacity for node in current.nodes}
+    # A plan may fill a node exactly. It is too much where programs wait for memory besides.
+    short = [
+        node
+        for node, capacity in capacities.items()
+        if capacity.memory_free_bytes == 0 and (capacity.memory_pressure or 0.0) >= STARVED_PRESSURE
+    ]
+    return {node: known.get(node, now) for node in short}

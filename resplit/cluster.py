@@ -120,6 +120,17 @@ class LocalCluster:
     ) -> None:
         await self._stop()
 
+    async def join(self) -> NodeId:
+        """Start one more agent than there are, and wait until it has reported."""
+        node = NodeId(f"n{len(self.agents)}")
+        if not (self.keys / f"{node}.key").exists():
+            message = f"{self.keys} has no key for {node}; choose another folder for so many agents"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "agents")
+        self._children[node] = self._agent(len(self.agents), node)
+        self.agents = (*self.agents, node)
+        await self._start_and_await([node])
+        return node
+
     async def start(self, name: str) -> None:
         """Start a process that was killed, and wait until it is back."""
         if name == NATS:

@@ -10,7 +10,7 @@ import random
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -23,6 +23,8 @@ from models.text import Text
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.control import deploy_and_wait
+from resplit.disturb import SETTINGS as STREAM_SETTINGS
+from resplit.disturb import STREAM_TOKENS, Disturbance, Streamed, disturb, prompts
 from resplit.replies import RequestError, Usage
 from schemas.base import DeploymentName, Digest
 from schemas.control import DeployRequest
@@ -40,6 +42,8 @@ CHUNK_TOKENS = 8
 TEMPERATURE = 0.8
 SAMPLED_ONE_IN = 3
 DEPLOY_S = 60.0
+DISTURBED_AGENTS_MIN = 3
+"""Two that run the model, and one to take over."""
 SILENCE_S = 15.0
 """A sum takes a fraction of a second; silence this long is a failure to show, not to sit through."""
 
@@ -100,6 +104,14 @@ class Outcome:
     """Until the blocks were fetched, verified, loaded and warm on every agent."""
     serve_s: float
     """From the first request sent to the last token received."""
+    disturbances: tuple[Disturbance, ...] = ()
+    streams: int = 0
+    """Streams that ran to their end while the cluster was disturbed."""
+    unbroken: int = 0
+    """Those whose every token is the uncut model's."""
+    stream_errors: tuple[str, ...] = ()
+    decision: str = ""
+    """The orchestrator's last one, in its words."""
 
     @property
     def tokens(self) -> int:
@@ -108,7 +120,8 @@ class Outcome:
     @property
     def all_well(self) -> bool:
         """No request failed, and every answer is the uncut model's, token for token."""
-        return bool(self.answers) and not self.errors and all(a.is_identical for a in self.answers)
+        well = bool(self.answers) and not self.errors and all(a.is_identical for a in self.answers)
+        return well and not self.stream_errors and self.unbroken == self.streams
 
 
 async def run_demo(models: Path, agents: int, requests: int, seed: int, say: Say) -> Outcome:
@@ -133,10 +146,26 @@ async def run_demo(models: Path, agents: int, requests: int, seed: int, say: Say
             say(f"asking {requests} sums at once")
             answers, errors = await ask_all(cluster.url, problems)
             done = time.perf_counter()
+            disturbed = None
+            if agents >= DISTURBED_AGENTS_MIN:
+                say("and now streams that never pause, while nodes slow, end and join")
+                disturbed = await disturb(cluster, DEPLOYMENT, digest, say)
         say("asking the uncut model the same")
         compared = await asyncio.to_thread(compare, store, digest, answers)
-    weights = tuple(block.weight_bytes for block in manifest.blocks)
-    return Outcome(compared, errors, weights, up - started, ready - up, done - ready)
+        weights = tuple(block.weight_bytes for block in manifest.blocks)
+        outcome = Outcome(compared, errors, weights, up - started, ready - up, done - ready)
+        if disturbed is None:
+            return outcome
+        disturbances, load, decision = disturbed
+        unbroken = await asyncio.to_thread(count_unbroken, store, digest, load.streamed)
+    return replace(
+        outcome,
+        disturbances=disturbances,
+        streams=len(load.streamed),
+        unbroken=unbroken,
+        stream_errors=tuple(load.errors),
+        decision=decision,
+    )
 
 
 def shipped_store() -> Path:
@@ -228,3 +257,25 @@ def compare(store: Store, model: Digest, answers: list[Answer]) -> tuple[Answer,
         )
 
     return tuple(replace(answer, expected_ids=expected(answer.problem)) for answer in answers)
+
+
+def count_unbroken(store: Store, model: Digest, streamed: Sequence[Streamed]) -> int:
+    """How many streams are the uncut model's, token for token."""
+    reference = Reference(store, model, "cpu", threads=1)
+    spec = store.manifest(model).text
+    assert spec is not None
+    text = Text(spec, store.path(spec.tokenizer.digest))
+    settings = STREAM_SETTINGS
+    expected = {
+        prompt: tuple(
+            reference.generate(
+                text.encode(prompt),
+                STREAM_TOKENS,
+                settings.chunk_tokens,
+                settings.context_tokens,
+                stop_at_eos=False,
+            )
+        )
+        for prompt in prompts(streamed)
+    }
+    return sum(stream.token_ids == expected[stream.prompt] for stream in streamed)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from resplit.demo import Answer, Outcome
@@ -52,6 +53,9 @@ def _print_tables(outcome: Outcome, facts: dict[str, Any]) -> None:
         if facts[key]
     ]
     print_table("Latency as the client saw it, all requests at once", ["", "p50", "p90", "p99"], latency)
+    if outcome.disturbances:
+        print()
+        _print_disturbances(outcome)
 
 
 def document(outcome: Outcome) -> dict[str, Any]:
@@ -75,7 +79,34 @@ def document(outcome: Outcome) -> dict[str, Any]:
         "deploy_s": outcome.deploy_s,
         "serve_s": outcome.serve_s,
         "stages": _stages(outcome),
+        "streams": outcome.streams,
+        "streams_unbroken": outcome.unbroken,
+        "stream_errors": list(outcome.stream_errors),
+        "disturbances": [asdict(disturbance) for disturbance in outcome.disturbances],
+        "decision": outcome.decision,
     }
+
+
+def _print_disturbances(outcome: Outcome) -> None:
+    rows = [
+        [
+            one.what,
+            "-" if one.acted_s is None else f"{one.acted_s:.1f}",
+            f"{1e3 * one.worst_gap_s:.0f}",
+            f"{1e3 * one.before_s:.1f} -> {1e3 * one.after_s:.1f}",
+        ]
+        for one in outcome.disturbances
+    ]
+    columns = ["disturbance", "new plan after s", "longest wait for a token, ms", "a token every ms"]
+    print_table("Streams that never pause, while the cluster is disturbed", columns, rows)
+    for one in outcome.disturbances:
+        print(f"{one.what}: {one.answer}")
+    print()
+    print(f"{outcome.unbroken} of {outcome.streams} streams are the uncut model's, token for token; ", end="")
+    print(f"{len(outcome.stream_errors)} ended in an error")
+    for error in outcome.stream_errors:
+        print(f"  {error}")
+    print(f"The last decision: {outcome.decision}")
 
 
 def percentiles(values: Sequence[float]) -> dict[str, float]:

@@ -292,7 +292,7 @@ def test_a_node_without_memory_for_ten_seconds_is_left_at_once() -> None:
 
     def starve() -> None:
         node = world.snapshot.nodes[starving]
-        empty = node.capacity.model_copy(update={"memory_free_bytes": 0})
+        empty = node.capacity.model_copy(update={"memory_free_bytes": 0, "memory_pressure": 40.0})
         world.snapshot = replace(
             world.snapshot, nodes={**world.snapshot.nodes, starving: replace(node, capacity=empty)}
         )
