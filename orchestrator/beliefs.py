@@ -7,16 +7,20 @@ keeps: it is scaled by how much slower than their rooflines the nodes that did r
 
 from collections.abc import Mapping
 from math import exp
+from statistics import median
 
-from profiler.cost import roofline
+from profiler.cost import DEFAULT_RTT_MS, roofline
 from schemas.base import Digest, NodeId
-from schemas.capacity import BlockTime, Capacity
+from schemas.capacity import BlockTime, Capacity, LinkEstimate
 from schemas.manifest import Manifest
 
 SMOOTHING_S = 3.0
 """Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
 GUESS_PRUDENCE = 1.25
 """A guess has to promise a quarter more than a measurement before it is preferred."""
+
+GUESSED_NODES_MAX = 64
+"""Beyond this a cluster has sites, and too many pairs to guess about one by one."""
 
 Times = Mapping[tuple[Digest, int], BlockTime]
 
@@ -63,7 +67,35 @@ def believed(
             for block in range(len(manifest.blocks))
         )
         found[name] = capacity.model_copy(update={"block_times": blocks})
-    return found
+    return _with_guessed_links(found)
+
+
+def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
+    """A round trip for every pair that never measured each other: a little more than what the others measured.
+
+    Where links are slow, or the machines busy, a pair that nobody has tried yet must not look the better for it.
+    """
+    pairs = {(name, link.peer): link for name, capacity in capacities.items() for link in capacity.links if link.up}
+    if not pairs or len(capacities) > GUESSED_NODES_MAX:
+        return capacities
+    usual_ms = median(link.rtt_ms for link in pairs.values())
+    guessed_ms = max(DEFAULT_RTT_MS, GUESS_PRUDENCE * usual_ms)
+    known = {frozenset((name, link.peer)) for name, capacity in capacities.items() for link in capacity.links}
+    return {
+        name: capacity.model_copy(
+            update={
+                "links": (
+                    *capacity.links,
+                    *(
+                        LinkEstimate(peer=peer, rtt_ms=guessed_ms, direct=True)
+                        for peer in capacities
+                        if peer > name and frozenset((name, peer)) not in known
+                    ),
+                )
+            }
+        )
+        for name, capacity in capacities.items()
+    }
 
 
 def optimism_of(
