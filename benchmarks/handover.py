@@ -1,8 +1,10 @@
-"""Handing a sequence's caches over against computing them anew: `python -m benchmarks.handover [--quick] [--folder DIR]`.
+"""Handing a sequence's caches over against computing them anew.
 
-One sequence streams over two agents. At certain lengths the deployment is placed in another way and back, with the files
-on disk, so that blocks change their node and the sequence's caches go with them. Measured: how long the sequence stood
-still (`held`), and how long it took from the plan's commit until it ran over the new plan (`crossing`; it streams
+    python -m benchmarks.handover [--quick] [--folder DIR]
+
+One sequence streams over two agents. At certain lengths the deployment is placed in another way and back, with the
+files on disk, so that blocks change their node and the sequence's caches go with them. Measured: how long the sequence
+stood still (`held`), and how long it took from the plan's commit until it ran over the new plan (`crossing`; it streams
 meanwhile). Recomputation is *computed* from what the same stream measured: the time to its first token, which is the
 prefill in its original chunks, and the median wait for a token for each token that would be replayed.
 """
@@ -18,7 +20,7 @@ import time
 from pathlib import Path
 
 from benchmarks.model import NAME, PARAMETERS, bench_model
-from benchmarks.resplit import CONTEXT_TOKENS, DEPLOYMENT, TIMEOUT_S, Placement, moved_blocks, placements
+from benchmarks.resplit import DEPLOYMENT, TIMEOUT_S, Placement, moved_blocks, placements
 from benchmarks.table import Row, report
 from benchmarks.watch import Stream, Trail, gaps, watching
 from models.store import Store
@@ -31,9 +33,9 @@ from schemas.deployment import Settings
 PROMPTS = (64, 256, 1024)
 GENERATED = (16, 64, 256)
 AWAY = ("cut moved by 8", "nodes swapped")
+CONTEXT_TOKENS = 2048
 AFTER_TOKENS = 4
 """The stream goes on a little after its last move."""
-POLL_S = 0.005
 
 
 async def measure(folder: Path, rounds: int) -> None:
@@ -44,9 +46,10 @@ async def measure(folder: Path, rounds: int) -> None:
     numbers = itertools.count()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
-        async with LocalCluster(
-            Path(temporary) / "c", store.blobs_folder.parent, agents=2, threads=cores
-        ) as cluster, watching(cluster) as (client, trail, _):
+        async with (
+            LocalCluster(Path(temporary) / "c", store.blobs_folder.parent, agents=2, threads=cores) as cluster,
+            watching(cluster) as (client, trail, _),
+        ):
             settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=4)
             request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=goals["home"], settings=settings)
             await deploy_and_wait(cluster.url, request, TIMEOUT_S)
@@ -76,23 +79,19 @@ async def moves(
     undisturbed: list[float] = []
     rested = 0.0
     for generated in GENERATED:
-        while len(stream.times) < generated:
-            if stream.error is not None:
-                raise RuntimeError(stream.error)
-            await asyncio.sleep(POLL_S)
+        await stream.reached(generated)
         asked = time.time()
-        undisturbed += [wait for _, wait in gaps([stream], max(rested, stream.times[0]) + POLL_S, asked)]
+        undisturbed += [wait for _, wait in gaps([stream], max(rested, stream.times[0]), asked)]
         await place_and_wait(cluster.url, DEPLOYMENT, there, TIMEOUT_S)
         here, there = there, here
-        while not (moved := [e for e in trail.since(asked, AuditKind.SEQUENCE_MOVED) if e.request == stream.request_id]):
-            await asyncio.sleep(POLL_S)
+        moved = await trail.wait(asked, AuditKind.SEQUENCE_MOVED, stream.request_id)
         rested = time.time()
-        arrived = moved[0].at.timestamp()
+        arrived = moved.at.timestamp()
         committed = trail.since(asked, AuditKind.PLAN_COMMITTED)[0].at.timestamp()
         tokens = sum(t <= arrived for t in stream.times)
         blocks = moved_blocks(there, here)
         used = stream.written(arrived) * sum(manifest.blocks[b].kv_bytes_per_token for b in blocks)
-        moved_bytes = int(moved[0].fields["moved_bytes"] or 0)
+        moved_bytes = int(moved.fields["moved_bytes"] or 0)
         ttft_s, tpot_s = stream.times[0] - started, statistics.median(undisturbed)
         rows.append(
             {
@@ -103,15 +102,14 @@ async def moves(
                 "moved_mb": round(moved_bytes / 1e6, 2),
                 "moved_over_used": round(moved_bytes / used, 3),
                 "crossing_s": round(arrived - committed, 3),
-                "held_ms": float(moved[0].fields["held_ms"] or 0),
+                "held_ms": float(moved.fields["held_ms"] or 0),
                 "ttft_s": round(ttft_s, 3),
                 "tpot_ms": round(1e3 * tpot_s, 1),
                 "recompute_s": round(ttft_s + (tokens - 1) * tpot_s, 3),
             }
         )
         print(rows[-1], flush=True)
-    while len(stream.times) < rows[-1]["tokens_out"] + AFTER_TOKENS and stream.error is None:
-        await asyncio.sleep(POLL_S)
+    await stream.reached(rows[-1]["tokens_out"] + AFTER_TOKENS)
     return rows
 
 

@@ -30,7 +30,8 @@ from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
 from schemas.manifest import Manifest
 
-CONTEXT_TOKENS = 2048
+CONTEXT_TOKENS, SLOTS_PER_SEQUENCE = 512, 4
+"""A quarter of the slots hold the whole context: enough for all sequences to run at once."""
 PROMPT_TOKENS = 32
 TIMEOUT_S = 120.0
 REST_S = 1.5
@@ -84,15 +85,21 @@ class Bench:
             if stream.error is not None:
                 raise RuntimeError(f"{stream.request_id} ended undisturbed: {stream.error}")
 
-    async def change(self, name: str, to: Placement, streams: list[Stream], tpot_s: float) -> Row:
-        """Go to another placement while `streams` run."""
+    async def change(self, name: str, to: Placement, streams: list[Stream]) -> Row | None:
+        """Go to another placement while `streams` run; None if they ended before that was done."""
+        await asyncio.sleep(REST_S)
         old, before = self.at, self.memory.now()
         began = time.time()
+        # Others may use the machine as well: what is usual is what was so just before.
+        rest = [wait for _, wait in gaps(streams, began - REST_S, began)]
         await place_and_wait(self.cluster.url, DEPLOYMENT, to, TIMEOUT_S)
         over = time.time()
         self.at = to
         await asyncio.sleep(REST_S)  # the last gaps, events and samples
         live = [stream for stream in streams if stream.times and stream.times[-1] > over]
+        if len(live) < len(streams) or not rest:
+            return None
+        tpot_s = statistics.median(rest)
         committed = self.trail.since(began, AuditKind.PLAN_COMMITTED)
         retired = [e for e in self.trail.since(began, AuditKind.PLAN_RETIRED) if e.at.timestamp() <= over]
         moves = self.trail.since(began, AuditKind.SEQUENCE_MOVED)
@@ -116,6 +123,7 @@ class Bench:
             "to_commit_s": round(committed_at - began, 3),
             "to_crossed_s": round(crossed_at - began, 3),
             "tpot_ms": round(1e3 * tpot_s, 1),
+            "gap_before_ms": round(1e3 * max(rest), 1),
             "gap_loading_ms": _worst(waits, began, committed_at),
             "gap_crossing_ms": _worst(waits, committed_at, crossed_at + tpot_s),
             "gap_after_ms": _worst(waits, crossed_at + tpot_s, end),
@@ -125,20 +133,21 @@ class Bench:
             "held_ms_worst": max(held, default=None),
             "moved_mb": round(moved / 1e6, 2),
             "moved_over_used": round(moved / used, 3) if used else None,
-            "memory_over_bound_mb": self._memory_over_bound(old, to, before, began, end),
+            **self._memory_grown(old, to, before, began, end),
             "waits_ms": [[round(1e3 * (at - began)), round(1e3 * wait)] for at, wait in sorted(waits)],
         }
 
-    def _memory_over_bound(
-        self, old: Placement, new: Placement, before: dict[str, int], began: float, end: float
-    ) -> float:
-        """How far an agent went above what it had before and the weights that arrived on it, at worst, in MB."""
-        over = []
-        for node in self.cluster.agents:
-            arriving = _blocks_on(new, node) - _blocks_on(old, node)
-            bound = before[node] + sum(self.manifest.blocks[b].weight_bytes for b in arriving)
-            over.append(self.memory.peak(node, began, end) - bound)
-        return round(max(over) / 1e6, 1)
+    def _memory_grown(self, old: Placement, new: Placement, before: dict[str, int], began: float, end: float) -> Row:
+        """Of the agent that grew most: the weights that arrived on it, and its private memory over before, in MB."""
+        now = self.memory.now()
+        grown = {node: self.memory.peak(node, began, end) - before[node] for node in self.cluster.agents}
+        node = max(grown, key=lambda node: grown[node])
+        arriving = _blocks_on(new, node) - _blocks_on(old, node)
+        return {
+            "arriving_mb": round(sum(self.manifest.blocks[b].weight_bytes for b in arriving) / 1e6, 1),
+            "memory_peak_mb": round(grown[node] / 1e6, 1),
+            "memory_settled_mb": round((now[node] - before[node]) / 1e6, 1),
+        }
 
 
 def _blocks_on(placement: Placement, node: str) -> set[int]:
@@ -166,7 +175,7 @@ async def measure_load(
 
     cores = len(os.sched_getaffinity(0))
     async with LocalCluster(folder, store.blobs_folder.parent, agents=3, threads=cores) as cluster:
-        settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=sequences)
+        settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=SLOTS_PER_SEQUENCE * sequences)
         request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=home, settings=settings)
         await deploy_and_wait(cluster.url, request, TIMEOUT_S)
         async with watching(cluster) as (client, trail, memory):
@@ -174,22 +183,34 @@ async def measure_load(
             await bench.undisturbed(fresh(16))  # everybody warms up
             calm = fresh()
             await bench.undisturbed(calm)
-            calm_waits = sorted(wait for _, wait in gaps(calm, max(s.times[0] for s in calm), min(s.times[-1] for s in calm)))
+            calm_waits = sorted(
+                wait for _, wait in gaps(calm, max(s.times[0] for s in calm), min(s.times[-1] for s in calm))
+            )
             tpot_s = statistics.median(calm_waits)
-            rows.append({"name": "undisturbed", "sequences": sequences, "tpot_ms": round(1e3 * tpot_s, 1), "gap_worst_ms": round(1e3 * calm_waits[-1], 1)})
-            steps = [(f"{name}{there}", to) for name, goal in goals.items() for there, to in (("", goal), (", back", home))]
-            todo = [("cold", *step) for step in steps] + [("warm", *step) for _ in range(rounds) for step in steps]
+            rows.append(
+                {
+                    "name": "undisturbed",
+                    "sequences": sequences,
+                    "tpot_ms": round(1e3 * tpot_s, 1),
+                    "gap_worst_ms": round(1e3 * calm_waits[-1], 1),
+                }
+            )
+            steps = [
+                (f"{name}{there}", to) for name, goal in goals.items() for there, to in (("", goal), (", back", home))
+            ]
+            todo = [("warm" if to is home else "cold", name, to) for name, to in steps]
+            todo += [("warm", *step) for _ in range(rounds) for step in steps]
             while todo:
                 streams = fresh()
                 running = asyncio.gather(*(stream.run(client, NAME) for stream in streams))
-                while not all(stream.times for stream in streams):
-                    await asyncio.sleep(REST_S / 10)
+                await asyncio.gather(*(stream.reached(1) for stream in streams))
                 # A change that would end behind the streams is left to the next ones.
-                while todo and min(len(s.times) for s in streams) < 0.75 * tokens:
+                while todo and min(len(s.times) for s in streams) < 0.5 * tokens:
                     kind, name, to = todo.pop(0)
-                    row = await bench.change(name, to, streams, tpot_s)
-                    rows.append({"kind": kind, **row})
-                    print({k: v for k, v in rows[-1].items() if k != "waits_ms"}, flush=True)
+                    row = await bench.change(name, to, streams)
+                    if row is not None:
+                        rows.append({"kind": kind, **row})
+                        print({k: v for k, v in rows[-1].items() if k != "waits_ms"}, flush=True)
                 await running
                 for row in rows[1:]:
                     row.setdefault("failed", sum(stream.error is not None for stream in streams))
@@ -201,7 +222,7 @@ async def measure(folder: Path, quick: bool) -> None:
     store, _, _ = bench_model(folder)
     numbers = itertools.count()
     rows: list[Row] = []
-    loads = ((8, 400),) if quick else ((8, 600), (16, 600))
+    loads = ((8, 300),) if quick else ((8, 400), (16, 400))
     for sequences, tokens in loads:
         with tempfile.TemporaryDirectory() as temporary:
             rows += await measure_load(Path(temporary) / "c", store, sequences, tokens, 1 if quick else 2, numbers)

@@ -1,4 +1,4 @@
-"""What the benchmarks of re-splitting look at: live streams, the audit trail, the agents' memory. Wall-clock seconds."""
+"""Live streams, the audit trail and the agents' memory, watched from outside. Times are seconds since 1970."""
 
 import asyncio
 import contextlib
@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import nats
 import psutil
@@ -19,6 +20,7 @@ from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 
 LOOK_EVERY_S = 0.05
+WAIT_S = 60.0
 
 
 @dataclass
@@ -32,17 +34,31 @@ class Stream:
     times: list[float] = field(default_factory=list)
     usage: Usage | None = None
     error: str | None = None
+    _more: asyncio.Condition = field(default_factory=asyncio.Condition)
 
     async def run(self, client: Client, deployment: str) -> None:
         """Read it to its end, whatever the end is."""
-        fields = {"max_tokens": self.tokens_wanted, "ignore_eos": True, "request_id": self.request_id}
+        fields: dict[str, Any] = {"max_tokens": self.tokens_wanted, "ignore_eos": True, "request_id": self.request_id}
         try:
             async for token in client.stream(deployment, token_ids=self.prompt, **fields):
                 self.times.append(time.time())
                 self.ids.append(token.token_id)
                 self.usage = token.usage or self.usage
+                await self._tell()
         except RequestError as error:
             self.error = str(error)
+            await self._tell()
+
+    async def reached(self, tokens: int) -> None:
+        """Wait until so many tokens have come; raises `RuntimeError` if the stream ends in an error before."""
+        async with self._more:
+            await self._more.wait_for(lambda: len(self.ids) >= tokens or self.error is not None)
+        if len(self.ids) < tokens:
+            raise RuntimeError(f"{self.request_id}: {self.error}")
+
+    async def _tell(self) -> None:
+        async with self._more:
+            self._more.notify_all()
 
     def written(self, at: float) -> int:
         """Tokens whose caches existed at that time: the prompt, and all that came out but the last."""
@@ -65,11 +81,24 @@ class Trail:
     def __init__(self, keys: Path) -> None:
         self._trust = read_trust(keys)
         self.events: list[AuditEvent] = []
+        self._more = asyncio.Condition()
 
     async def note(self, message: Msg) -> None:
         seen = read_event(message.data, self._trust)
         if seen.standing == "verified":
             self.events.append(seen.event)
+            async with self._more:
+                self._more.notify_all()
+
+    async def wait(self, at: float, kind: AuditKind, request: str) -> AuditEvent:
+        """The first event of a kind about a request that happened after `at`, or is to come."""
+
+        def found() -> list[AuditEvent]:
+            return [event for event in self.since(at, kind) if event.request == request]
+
+        async with asyncio.timeout(WAIT_S), self._more:
+            await self._more.wait_for(found)
+            return found()[0]
 
     def since(self, at: float, kind: AuditKind) -> list[AuditEvent]:
         """The events of a kind that happened after `at`."""
@@ -91,7 +120,7 @@ class Memory:
 
     def now(self) -> dict[str, int]:
         """Bytes of each agent. Cheaper than USS, which walks all pages and holds their owner up meanwhile."""
-        found = {}
+        found: dict[str, int] = {}
         for node, pid in self._pids.items():
             info = psutil.Process(pid).memory_info()
             found[node] = info.rss - info.shared
