@@ -160,15 +160,20 @@ def _worst(waits: list[tuple[float, float]], begin: float, end: float) -> float 
 
 
 async def measure_load(
-    folder: Path, store: Store, sequences: int, tokens: int, rounds: int, numbers: "itertools.count[int]"
-) -> list[Row]:
-    """All changes with so many sequences, on a cluster of its own, so that the first visits are cold."""
+    folder: Path,
+    store: Store,
+    sequences: int,
+    tokens: int,
+    rounds: int,
+    numbers: "itertools.count[int]",
+    rows: list[Row],
+) -> None:
+    """All changes with so many sequences, on a cluster of its own, so that first visits are cold; adds to `rows`."""
     manifest = store.manifest(store.resolve(NAME))
     goals = placements(len(manifest.blocks))
     home = goals.pop("home")
     rng = random.Random(0)
     prompts = [[rng.randrange(2, 32000) for _ in range(PROMPT_TOKENS)] for _ in range(sequences)]
-    rows: list[Row] = []
 
     def fresh(count: int = tokens) -> list[Stream]:
         return [Stream(prompt, count, f"bench-{next(numbers)}") for prompt in prompts]
@@ -212,20 +217,26 @@ async def measure_load(
                         rows.append({"kind": kind, **row})
                         print({k: v for k, v in rows[-1].items() if k != "waits_ms"}, flush=True)
                 await running
-                for row in rows[1:]:
+                for row in (row for row in rows if "kind" in row):
                     row.setdefault("failed", sum(stream.error is not None for stream in streams))
                     row.setdefault("identical", all(s.ids == c.ids for s, c in zip(streams, calm, strict=True)))
-    return rows
 
 
 async def measure(folder: Path, quick: bool) -> None:
     store, _, _ = bench_model(folder)
     numbers = itertools.count()
     rows: list[Row] = []
-    loads = ((8, 300),) if quick else ((8, 400), (16, 400))
-    for sequences, tokens in loads:
-        with tempfile.TemporaryDirectory() as temporary:
-            rows += await measure_load(Path(temporary) / "c", store, sequences, tokens, 1 if quick else 2, numbers)
+    loads = ((8, 160),) if quick else ((8, 400), (16, 400))
+    try:
+        for sequences, tokens in loads:
+            with tempfile.TemporaryDirectory() as temporary:
+                folder = Path(temporary) / "c"
+                await measure_load(folder, store, sequences, tokens, 0 if quick else 2, numbers, rows)
+    finally:  # also of a run that was interrupted
+        _write(rows)
+
+
+def _write(rows: list[Row]) -> None:
     timelines = [{"name": row["name"], "waits_ms": row.pop("waits_ms")} for row in rows if "waits_ms" in row]
     title = f"re-splits under load, {PARAMETERS // 10**6} M parameters, int4"
     report("resplit", title, rows, load_average=os.getloadavg(), timelines=timelines)
@@ -234,7 +245,7 @@ async def measure(folder: Path, quick: bool) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/resplit/bench").expanduser())
-    parser.add_argument("--quick", action="store_true", help="8 sequences and one warm round")
+    parser.add_argument("--quick", action="store_true", help="8 sequences, and every way once")
     arguments = parser.parse_args()
     asyncio.run(measure(arguments.folder, arguments.quick))
 
