@@ -2,9 +2,10 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+BENCHES := split planning journal resplit handover overhead
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check bench schemas clean
+.PHONY: setup demo test check bench $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -32,8 +33,15 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
-bench: .venv/dev
-	$(BIN)/python -m benchmarks.split
+## Everything that is measured; `make bench-resplit` and the like measure one thing alone.
+bench: $(BENCHES:%=bench-%)
+	$(BIN)/python -m benchmarks.page
+
+## The journal's own cost is one of the figures that `overhead` adds up.
+bench-overhead: bench-journal
+
+$(BENCHES:%=bench-%): bench-%: .venv/dev
+	$(BIN)/python -m benchmarks.$*
 
 ## docs/schemas/*.json from the types.
 schemas: .venv/base

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,9 @@ from schemas.plan import Plan
 
 FETCHES_MAX = 4
 """Files fetched at once; each already asks for several pieces at once."""
+
+BETWEEN_ENDS_S = 0.02
+"""Between the ends of two sessions: a few times what one of them takes."""
 
 log = logging.getLogger(__name__)
 
@@ -170,21 +174,27 @@ class Loader:
         return engine
 
     def _let_go(self, ranges: Iterable[RangeKey]) -> None:
+        closed: list[ort.InferenceSession] = []
         for key in ranges:
             engine, users = self._engines.pop(key)
             if users > 1:
                 self._engines[key] = (engine, users - 1)
                 continue
             for segment in engine.segments:
-                self._close((key[0], segment.blocks[0].index, segment.blocks[-1].index))
+                closed += self._close((key[0], segment.blocks[0].index, segment.blocks[-1].index))
         loaded = {model for model, _, _ in self._sessions}
         self.block_times = {key: time for key, time in self.block_times.items() if key[0] in loaded}
-        asyncio.get_running_loop().run_in_executor(None, release_memory)
+        # Not before whoever called has forgotten the engines: the last one to hold a session pays for its end.
+        loop = asyncio.get_running_loop()
+        loop.call_soon(lambda: loop.run_in_executor(None, _end, closed))
 
-    def _close(self, key: RangeKey) -> None:
+    def _close(self, key: RangeKey) -> list[ort.InferenceSession]:
+        """Give a session back; it is returned if nobody else uses it."""
         session, users = self._sessions.pop(key)
         if users > 1:
             self._sessions[key] = (session, users - 1)
+            return []
+        return [session]
 
     async def _build(self, manifest: Manifest, key: RangeKey) -> Engine:
         model, first, last = key
@@ -229,6 +239,15 @@ class Loader:
             measured = known[_kind(block)]
             engine.rows_min = max(engine.rows_min, measured.rows_min)
             self.block_times.setdefault((model, block.index), _time_of(model, block, measured))
+
+
+def _end(sessions: list[ort.InferenceSession]) -> None:
+    """End sessions one by one, with pauses: each takes milliseconds in which nothing else of this process gets the
+    interpreter, and sequences are running."""
+    while sessions:
+        sessions.pop()
+        time.sleep(BETWEEN_ENDS_S)
+    release_memory()
 
 
 def _time_of(model: Digest, block: Block, measured: Probe) -> BlockTime:

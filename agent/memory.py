@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import mmap
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -47,10 +48,20 @@ def allocate(device: Device, shape: tuple[int, ...], dtype: str) -> Buffer:
     """Zeroed memory on the CPU (committed by the kernel only where it is touched), uninitialised on CUDA."""
     kind = np.dtype(dtype)
     if device == "cpu":
-        array = np.zeros(shape, kind)
+        array = _pages(shape, kind)
         return Buffer(device, shape, kind, array.ctypes.data, array)
     value = ort.OrtValue.ortvalue_from_shape_and_type(shape, kind.type, device, 0)
     return Buffer(device, shape, kind, value.data_ptr(), value)
+
+
+def _pages(shape: tuple[int, ...], kind: np.dtype[Any]) -> Array:
+    """Pages of its own. numpy asks for huge ones, of which the first token of a sequence would commit 2 MiB each."""
+    size = max(1, int(np.prod(shape, dtype=np.int64)) * kind.itemsize)
+    pages = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_NOHUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without them
+            pages.madvise(mmap.MADV_NOHUGEPAGE)
+    return np.frombuffer(pages, kind, int(np.prod(shape, dtype=np.int64))).reshape(shape)
 
 
 def release_memory() -> None:

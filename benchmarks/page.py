@@ -10,6 +10,7 @@ RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = {1: 0.95, 8: 0.90, 32: 0.95}
 TTFT_TARGET = 1.15
 MEMORY_TARGET_MB = 120
+OVERHEAD_TARGET = 0.02
 
 Row = dict[str, Any]
 
@@ -20,6 +21,9 @@ def main() -> None:
     page.write_text(_between(page.read_text(), "split", [_hardware(split), "", *_tables(split["rows"])]))
     planning = json.loads((RESULTS / "planning.json").read_text())
     page.write_text(_between(page.read_text(), "planning", planning_table(planning)))
+    for name, table in (("resplit", _resplit), ("handover", _handover), ("overhead", _overhead)):
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
     readme = ROOT / "README.md"
     readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
 
@@ -65,6 +69,95 @@ def _hardware(result: Row) -> str:
         f"{hardware['memory_bytes'] / 2**30:.0f} GiB; ONNX Runtime {versions['onnxruntime-gpu']}; medians of "
         f"{result['rounds']} rounds; `{result['command']}`, {result['at'][:10]}. {result.get('note', '')}"
     ).strip()
+
+
+def _under(result: Row) -> str:
+    """Where and under which load a result was measured."""
+    hardware, load = result["hardware"], ", ".join(f"{load:.1f}" for load in result["load_average"])
+    return (
+        f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']}; load average {load} at the end; "
+        f"`{result['command']}`, {result['at'][:10]}. {result.get('note', '')}"
+    ).strip()
+
+
+def _resplit(rows: list[Row]) -> list[str]:
+    lines = [
+        "| change | files | sequences | blocks moved | to commit, s | to last crossed, s | worst gap, ms: loading | "
+        "crossing | after | target | held, ms: median | worst | MB moved | of used KV | failed | same tokens |",
+        "|---|---|---:|---:|---:|---:|---:|---:|---:|---|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        if "kind" not in row:
+            lines.append(
+                f"| {row['name']} | | {row['sequences']} | | | | {row['gap_worst_ms']:.0f}; median "
+                f"{row['tpot_ms']:.0f} | | | | | | | | | |"
+            )
+            continue
+        verdict = "met" if row["gap_worst_ms"] <= row["gap_target_ms"] else "**missed**"
+        crossed = row["crossed"] > 0
+        gaps = " | ".join(_ms(row[key]) for key in ("gap_loading_ms", "gap_crossing_ms", "gap_after_ms"))
+        held = f"{row['held_ms_median']:.0f} | {row['held_ms_worst']:.0f}" if crossed else "- | -"
+        share = f"{row['moved_over_used']:.0%}" if row["moved_over_used"] is not None else "-"
+        same = {True: "yes", False: "**no**"}.get(row.get("identical"), "-")  # an interrupted run did not see it
+        lines.append(
+            f"| {row['name']} | {row['kind']} | {row['sequences']} | {row['blocks_moved']} | "
+            f"{row['to_commit_s']:.2f} | {row['to_crossed_s']:.2f} | {gaps} | "
+            f"<= {row['gap_target_ms']:.0f}: {verdict} | {held} | "
+            f"{row['moved_mb']:.1f} | {share} | {row.get('failed', '-')} | {same} |"
+        )
+    return [*lines, "", *_resplit_memory(rows)]
+
+
+def _resplit_memory(rows: list[Row]) -> list[str]:
+    lines = [
+        "| private memory of the agent that grows most, MB | sequences | weights that arrive | at most, over before | "
+        "settled, over before |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "memory_peak_mb" in row:
+            lines.append(
+                f"| {row['name']}, {row['kind']} | {row['sequences']} | {row['arriving_mb']:.0f} | "
+                f"{row['memory_peak_mb']:.0f} | {row['memory_settled_mb']:.0f} |"
+            )
+    return lines
+
+
+def _handover(rows: list[Row]) -> list[str]:
+    lines = [
+        "| change | prompt | tokens out | MB moved | of used KV | crossing, s | held, ms | "
+        "anew, s (computed) | / crossing | / held |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        lines.append(
+            f"| {row['name']} | {row['prompt']} | {row['tokens_out']:.0f} | {row['moved_mb']:.1f} | "
+            f"{row['moved_over_used']:.0%} | {row['crossing_s']:.2f} | {row['held_ms']:.0f} | "
+            f"{row['recompute_s']:.2f} | {row['recompute_over_crossing']:.1f} | {row['recompute_over_held']:.0f} |"
+        )
+    return lines
+
+
+def _overhead(rows: list[Row]) -> list[str]:
+    lines = [
+        "| sequences | tokens/s | step, ms | computing, ms | orchestrator | nats-server | journal at the ingress | "
+        "together | target |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        verdict = "met" if row["together_share"] <= OVERHEAD_TARGET else "**missed**"
+        shares = " | ".join(
+            f"{row[key]:.2%}" for key in ("orchestrator_share", "nats_share", "journal_share", "together_share")
+        )
+        lines.append(
+            f"| {row['sequences']:.0f} | {row['tokens_per_s']:.1f} | {row['step_ms']:.1f} | {row['compute_ms']:.1f} | "
+            f"{shares} | <= {OVERHEAD_TARGET:.0%}: {verdict} |"
+        )
+    return lines
+
+
+def _ms(value: float | None) -> str:
+    return "-" if value is None else f"{value:.0f}"
 
 
 def _tables(rows: list[Row]) -> list[str]:
