@@ -97,7 +97,7 @@ async def tried(
             say(
                 f"{scenario.name} {index + 1}/{runs}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
                 f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), "
-                f"{run.requests} requests, {run.refused} refused; {troubles}"
+                f"up to {run.tokens} tokens before, {run.requests} requests, {run.refused} refused; {troubles}"
             )
     return found
 
@@ -140,6 +140,7 @@ def row(scenario: Scenario, runs: list[Run]) -> Row:
         "p99_s": round(quantile(measured, 0.99), 3),
         "max_s": round(max(measured), 3),
         "gap_max_s": round(max(run.gap_s for run in runs), 3),
+        "tokens_before": quantile([run.tokens for run in runs], 0.5),
         "median_gap_ms": round(quantile([run.median_gap_s for run in runs], 0.5) * 1e3, 1),
         "verdict": verdict(excess, lost, broken),
         "losses": sorted(set(lost)),

@@ -38,6 +38,8 @@ class Run:
     median_gap_s: float
     """Before it."""
     took_s: float | None
+    tokens: int
+    """That the longest of the streams had when it was done: as many are replayed where its caches are gone."""
     requests: int
     lost: tuple[str, ...]
     """How each accepted request ended that did not end in the right tokens."""
@@ -85,6 +87,7 @@ def summed_up(asked: Sequence[Asked], accepted: Collection[str], seen: Seen) -> 
         gap_s=max((end - begin for begin, end in between if end >= seen.at), default=0.0),
         median_gap_s=statistics.median([end - begin for begin, end in between if end < seen.at]),
         took_s=seen.took_s,
+        tokens=max(sum(at < seen.at for at in one.arrivals) for one in seen.affected),
         requests=len(asked),
         lost=tuple(how for how in losses if how is not None),
         refused=sum(one.error is not None and how is None for one, how in zip(asked, losses, strict=True)),
