@@ -1,10 +1,10 @@
-# Five doors: setup, demo, test, check, bench. Each makes .venv from constraints.txt when it is missing or stale.
+# Six doors: setup, demo, test, check, bench, faults. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check bench schemas clean
+.PHONY: setup demo test check bench faults schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -34,6 +34,10 @@ check: .venv/dev
 
 bench: .venv/dev
 	$(BIN)/python -m benchmarks.split
+
+## A quarter of an hour. For more kills: .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
+faults: .venv/dev
+	$(BIN)/python -m benchmarks.faults
 
 ## docs/schemas/*.json from the types.
 schemas: .venv/base

@@ -53,8 +53,9 @@ class Run:
 
 
 def waits(one: Asked) -> list[tuple[float, float]]:
-    """(begin, end) of each wait for a token of a stream; the first is the one for its first token."""
-    times = [one.began, *one.arrivals]
+    """(begin, end) of each wait for a token of a stream; the first is the one for its first token, and where it ended
+    in an error the last one was in vain."""
+    times = [one.began, *one.arrivals, *([one.ended] if one.ended is not None and one.error is not None else [])]
     return list(itertools.pairwise(times))
 
 
