@@ -1,4 +1,4 @@
-"""docs/benchmarks.md, docs/reliability.md and the README's table, from the results on disk: `python -m benchmarks.page`."""
+"""Tables of docs/benchmarks.md, docs/reliability.md and the README, from the results: `python -m benchmarks.page`."""
 
 import json
 import re

@@ -97,7 +97,8 @@ async def tried(
             say(
                 f"{scenario.name} {index + 1}/{runs}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
                 f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), "
-                f"up to {run.tokens} tokens before, {run.requests} requests, {run.refused} refused; {troubles}"
+                f"up to {run.tokens} tokens before, {run.requests} requests, "
+                f"{run.refused} refused, {run.repeated} repeated; {troubles}"
             )
     return found
 
@@ -143,6 +144,7 @@ def row(scenario: Scenario, runs: list[Run]) -> Row:
         "tokens_before": quantile([run.tokens for run in runs], 0.5),
         "median_gap_ms": round(quantile([run.median_gap_s for run in runs], 0.5) * 1e3, 1),
         "verdict": verdict(excess, lost, broken),
+        "repeated": sum(run.repeated for run in runs),
         "losses": sorted(set(lost)),
         "broken": sorted(set(broken)),
         "samples_s": [round(value, 4) for value in measured],

@@ -92,8 +92,8 @@ class Wire:
         """Indices of which two different tokens were said."""
         self._tokens: dict[tuple[str, int], int] = {}
         self._said_before: dict[str, int] = {}
-        self.late: list[str] = []
-        """What was said again after `from_now` though it had been said before."""
+        self.repeated = 0
+        """Tokens said again after `from_now` though they had been said before."""
 
     async def listen(self, connection: Nats) -> Subscription:
         subscription = await connection.subscribe(f"{INBOX}.>", cb=self._note)
@@ -101,7 +101,7 @@ class Wire:
         return subscription
 
     def from_now(self) -> None:
-        """Whatever was said until now is not to be said again."""
+        """Count whatever is said again from now on."""
         self._said_before = {}
         for request, index in self._tokens:
             self._said_before[request] = max(index, self._said_before.get(request, -1))
@@ -119,7 +119,7 @@ class Wire:
         if self._tokens.setdefault((request, index), token) != token:
             self.conflicts.append(f"token {index} of {request}")
         if index <= self._said_before.get(request, -1):
-            self.late.append(f"token {index} of {request}")
+            self.repeated += 1
 
 
 @dataclass(eq=False)

@@ -25,6 +25,8 @@ class Seen:
     """What the bound is about, where it is not how soon tokens came again."""
     broken: tuple[str, ...] = ()
     """Promises broken that no clock tells."""
+    repeated: int = 0
+    """Tokens that one who had hung said again, as they had been said."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Run:
     refused: int
     """Requests that were never accepted, and so may be asked again."""
     broken: tuple[str, ...]
+    repeated: int
 
     def breaking(self, more: Iterable[str]) -> "Run":
         """The same run, with further promises broken."""
@@ -93,6 +96,7 @@ def summed_up(asked: Sequence[Asked], accepted: Collection[str], seen: Seen) -> 
         lost=tuple(how for how in losses if how is not None),
         refused=sum(one.error is not None and how is None for one, how in zip(asked, losses, strict=True)),
         broken=seen.broken,
+        repeated=seen.repeated,
     )
 
 
