@@ -267,11 +267,11 @@ class Ingress:
         reply = self._replier.to(msg)
         request_id: RequestId | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
-        if served is not None and not served.current:
+        if served is not None and not served.current and served.current_nodes:
             self._spawn(self._pass_on(served, msg))
             return
         try:
-            if served is None:
+            if served is None or not served.current:
                 raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
             if len(msg.data) > MAX_REQUEST_BYTES:
                 message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
