@@ -1,11 +1,11 @@
-# Five doors: setup, demo, test, check, bench. Each makes .venv from constraints.txt when it is missing or stale.
+# Six doors: setup, demo, test, check, bench, faults. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := split planning journal resplit handover overhead
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check bench $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test check bench faults $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -42,6 +42,10 @@ bench-overhead: bench-journal
 
 $(BENCHES:%=bench-%): bench-%: .venv/dev
 	$(BIN)/python -m benchmarks.$*
+
+## A quarter of an hour. For more kills: .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
+faults: .venv/dev
+	$(BIN)/python -m benchmarks.faults
 
 ## docs/schemas/*.json from the types.
 schemas: .venv/base

@@ -58,21 +58,30 @@ class Heirs:
         self._news.set()
 
     async def run(self) -> None:
-        """Look, until cancelled."""
+        """Look, until cancelled: at once when there is news, and a few times after."""
         while True:
             self._news.clear()
             for pause_s in LOOK_AGAIN_S:
-                await asyncio.sleep(pause_s)
-                for served in self._ingress.served:
-                    try:
-                        await self._inherit(served)
-                    except ResplitError as error:
-                        log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
+                if await self._news_within(pause_s):
+                    break  # the node that is to inherit may only now serve the deployment
+                await self._look()
+            else:
+                await self._news_within(LOOK_EVERY_S)
+
+    async def _news_within(self, pause_s: float) -> bool:
+        """Wait for news; False if none came."""
+        try:
+            async with asyncio.timeout(pause_s):
+                return await self._news.wait()
+        except TimeoutError:
+            return False
+
+    async def _look(self) -> None:
+        for served in self._ingress.served:
             try:
-                async with asyncio.timeout(LOOK_EVERY_S):
-                    await self._news.wait()
-            except TimeoutError:
-                pass
+                await self._inherit(served)
+            except ResplitError as error:
+                log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
 
     async def _inherit(self, served: Served) -> None:
         found = await lives(self._client, served.name)

@@ -9,16 +9,17 @@ import contextlib
 import itertools
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from pydantic import BaseModel
 
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
 from agent.intake import Job, open_request, read
+from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.run import sequence_numbers
 from agent.served import Desk, Served
@@ -74,10 +75,10 @@ class Ingress:
         self._now = now
         self._served: dict[DeploymentName, Served] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
-        self._desk = Desk(node, self._say, audit, now, send, self._in_flight, on_empty)
+        self._outbox = Outbox(client)
+        self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, on_empty)
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self._numbers = sequence_numbers()
-        self._outbox: asyncio.Queue[tuple[ReplyTo, BaseModel, RequestId | None]] = asyncio.Queue()
         self._replier = Replier(client, self._client_gone)
 
     async def start(self) -> None:
@@ -175,7 +176,7 @@ class Ingress:
     async def run(self) -> None:
         """Send replies and watch the clock, until cancelled."""
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._reply_forever())
+            group.create_task(self._outbox.run())
             group.create_task(self._check_forever())
             group.create_task(self.heirs.run())
 
@@ -189,9 +190,7 @@ class Ingress:
             async with asyncio.timeout(STOP_S):
                 for served in self._served.values():
                     await served.journal.drain(STOP_S)
-                while not self._outbox.empty():
-                    reply, value, request = self._outbox.get_nowait()
-                    await reply.send(value, request)
+                await self._outbox.drain()
                 await self._client.flush()
         for task in self._journals.values():
             task.cancel()
@@ -268,6 +267,9 @@ class Ingress:
         reply = self._replier.to(msg)
         request_id: RequestId | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
+        if served is not None and not served.current and served.current_nodes:
+            self._spawn(self._pass_on(served, msg))
+            return
         try:
             if served is None or not served.current:
                 raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
@@ -290,9 +292,24 @@ class Ingress:
             return
         self._in_flight[request_id] = (served, job)
         served.accepting += 1
-        accepting = asyncio.create_task(self._accept(served, job, msg.data))
-        self._accepting.add(accepting)
-        accepting.add_done_callback(self._accepting.discard)
+        self._spawn(self._accept(served, job, msg.data))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    async def _pass_on(self, served: Served, msg: Msg) -> None:
+        """Leave a request to whoever serves the deployment now: this node hung, say, and its plan was retired."""
+        if served.withdrawing is None and served.subscription is not None:
+            served.withdrawing = asyncio.create_task(self._leave(served))
+        if served.withdrawing is not None:
+            await asyncio.shield(served.withdrawing)  # else the server may pick this node again
+        if served.current:
+            await self._take_request(msg)  # it serves again meanwhile
+        else:
+            with contextlib.suppress(NatsError, OSError):
+                await self._client.publish(msg.subject, msg.data, msg.reply, msg.headers)
 
     async def _accept(self, served: Served, job: Job, data: bytes) -> None:
         """Have the journal keep the request; only then is it accepted."""
@@ -314,7 +331,7 @@ class Ingress:
         if isinstance(job, Generation) and job.request.stream:
             epoch = max((epoch for epoch, _ in served.runs), default=1)
             accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
-            self._say(reply, accepted, job.request_id)
+            self._outbox.put(reply, accepted, job.request_id)
         served.admit()
 
     async def _refuse(
@@ -353,7 +370,8 @@ class Ingress:
             self._cancelled_early.popitem(last=False)
 
     def _client_gone(self, request: RequestId) -> None:
-        self._cancel(request, "nobody listens to the replies any more")
+        if self._outbox.is_open:
+            self._cancel(request, "nobody listens to the replies any more")
 
     def _cancel(self, request: RequestId, why: str) -> None:
         if (found := self._in_flight.get(request)) is not None:
@@ -373,18 +391,7 @@ class Ingress:
         served.withdrawing = None
         served.admit()
 
-    def _say(self, reply: ReplyTo, value: BaseModel, request: RequestId | None) -> None:
-        self._outbox.put_nowait((reply, value, request))
-
     # Background.
-
-    async def _reply_forever(self) -> None:
-        while True:
-            reply, value, request = await self._outbox.get()
-            try:
-                await reply.send(value, request)
-            except Exception:  # one client's reply must not keep the others from theirs
-                log.exception("a reply could not be sent")
 
     async def _check_forever(self) -> None:
         while True:

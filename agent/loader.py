@@ -12,7 +12,7 @@ from nats.aio.client import Client
 from agent.engine import Engine, Segment
 from agent.memory import Device, release_memory
 from agent.probe import PREFILL_TOKENS, Probe, probe
-from bus.blobs import BlobServer, fetch, size_of
+from bus.blobs import Asking, BlobServer, fetch, size_of
 from models.merge import merge
 from models.session import open_session, verified_graph, verify_once
 from models.store import Store
@@ -123,10 +123,11 @@ class Loader:
         unsound = await asyncio.to_thread(lambda: [ref for ref in refs if not self._is_sound(ref)])
         missing = {ref.digest: ref.size_bytes for ref in unsound}
         gate = asyncio.Semaphore(FETCHES_MAX)
+        asking = Asking()
 
         async def one(digest: Digest, size: int) -> None:
             async with gate:
-                await fetch(self._client, self._store, digest, size)
+                await fetch(self._client, self._store, digest, size, asking=asking)
 
         try:
             async with asyncio.TaskGroup() as group:

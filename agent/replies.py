@@ -60,10 +60,10 @@ class ReplyTo:
         media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
         self._answered_in = MSGPACK if media_type == MSGPACK else JSON
 
-    async def send(self, reply: BaseModel, request: RequestId | None) -> None:
-        """Publish one reply; with a request's id, a vanished client is reported under it."""
+    async def send(self, reply: BaseModel, request: RequestId | None) -> int:
+        """Publish one reply, and tell its bytes; with a request's id, a vanished client is reported under it."""
         if not self.inbox:
-            return  # published without an inbox: the client does not want to know
+            return 0  # published without an inbox: the client does not want to know
         back = "" if request is None else f"{self._bounce}.{request}"
         data = encode_as(reply, self._answered_in)
         if len(data) > self._client.max_payload:
@@ -72,6 +72,7 @@ class ReplyTo:
             named = getattr(reply, "request_id", None)
             data = encode_as(ErrorReply(request_id=named, error=too_large.body), self._answered_in)
         await self._client.publish(self.inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
+        return len(data)
 
     async def refuse(self, error: ResplitError, request: RequestId | None) -> None:
         """The one final reply of a request that does not end in output."""

@@ -1,4 +1,4 @@
-"""docs/benchmarks.md and the README's table, from the results on disk: `python -m benchmarks.page`."""
+"""Tables of docs/benchmarks.md, docs/reliability.md and the README, from the results: `python -m benchmarks.page`."""
 
 import json
 import re
@@ -24,6 +24,9 @@ def main() -> None:
     for name, table in (("resplit", _resplit), ("handover", _handover), ("overhead", _overhead)):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
+    faults = json.loads((RESULTS / "faults.json").read_text())
+    reliability = ROOT / "docs" / "reliability.md"
+    reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))
     readme = ROOT / "README.md"
     readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
 
@@ -57,6 +60,27 @@ def planning_table(result: Row) -> list[str]:
         lines.append(
             f"| {size} | {row['name']} | {row['found']} | {row['proven']} | {gaps[0]} | {gaps[1]} | "
             f"{row['seconds_median']:.3f} | {row['seconds_worst']:.3f} | {target} |"
+        )
+    return lines
+
+
+def faults_table(result: Row) -> list[str]:
+    """What benchmarks.faults measured, misses included."""
+    hardware = result["hardware"]
+    lines = [
+        f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']}, shared by all processes; "
+        f"`{result['command']}`, {result['at'][:10]}.",
+        "",
+        "| fault | promise | bound | runs | lost / requests | p50 s | p99 s | max s | worst gap s | verdict |",
+        "|---|---|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in result["rows"]:
+        figures = [f"{row[key]:.2f}" if key in row else "-" for key in ("p50_s", "p99_s", "max_s", "gap_max_s")]
+        lost = f"{row['lost']} / {row['requests']}" if "lost" in row else "-"
+        verdict = row["verdict"].replace("missed", "**missed**")
+        lines.append(
+            f"| {row['fault']} | {row['promise']} | {row['bound']} | {row['runs']} | {lost} | {' | '.join(figures)} | "
+            f"{verdict} |"
         )
     return lines
 

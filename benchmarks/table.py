@@ -23,6 +23,12 @@ Row = dict[str, Any]
 
 def report(name: str, title: str, rows: list[Row], **more: Any) -> Path:
     """Print `rows` and write them to `results/<name>.json` with hardware, versions and command."""
+    show(title, rows)
+    return write(name, title, rows, **more)
+
+
+def show(title: str, rows: list[Row]) -> None:
+    """Print `rows`, a column for each key."""
     columns = list(dict.fromkeys(column for row in rows for column in row))
     table = Table(title=title)
     for column in columns:
@@ -30,6 +36,10 @@ def report(name: str, title: str, rows: list[Row], **more: Any) -> Path:
     for row in rows:
         table.add_row(*(_shown(row.get(column)) for column in columns))
     Console(width=max(160, len(columns) * 14)).print(table)
+
+
+def write(name: str, title: str, rows: list[Row], **more: Any) -> Path:
+    """Write `rows` to `results/<name>.json` with hardware, versions and command."""
     path = RESULTS / f"{name}.json"
     path.parent.mkdir(exist_ok=True)
     body = {
@@ -48,9 +58,11 @@ def environment() -> Row:
     """The machine, the versions, and the command that was given."""
     flags = Path("/proc/cpuinfo").read_text().split() if Path("/proc/cpuinfo").exists() else []
     simd = [flag for flag in ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "amx_int8") if flag in flags]
+    called = Path(sys.argv[0])
+    module = called.parent.name if called.stem == "__main__" else called.stem
     return {
         # Options alone: where somebody keeps the model is of no interest to anybody else.
-        "command": " ".join(["python", "-m", f"benchmarks.{Path(sys.argv[0]).stem}", *_flags(sys.argv[1:])]),
+        "command": " ".join(["python", "-m", f"benchmarks.{module}", *_flags(sys.argv[1:])]),
         "hardware": {
             "cpu": cpu_name(),
             "simd": simd,

@@ -8,6 +8,7 @@ nobody has the file. Pieces are pulled, a window at a time, so a slow reader nev
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +34,14 @@ ALL_TIMEOUTS_S = (2.0, 8.0, 20.0)
 """How long each attempt at all of them may take: a slow link gets its time in the end."""
 UNKNOWN_BYTES_MAX = 64 << 20
 """No file whose size is not known beforehand (a manifest) is larger."""
+
+
+@dataclass
+class Asking:
+    """How holders are asked, over all files of a plan."""
+
+    all_at_once: bool = False
+    """A holder that the server picked kept still: it would be picked for other files as well."""
 
 
 class Download(Protocol):
@@ -88,16 +97,21 @@ class BlobServer:
 
 async def size_of(client: Client, digest: Digest) -> int:
     """How many bytes a file has, by the word of a holder; `fetch` then checks its hash."""
-    size = int.from_bytes(await _pull(client, digest, b"", 8), "little")
+    size = int.from_bytes(await _pull(client, digest, b"", 8, Asking()), "little")
     if size > UNKNOWN_BYTES_MAX:
         raise ResplitError(ErrorCode.MISSING_BLOB, f"file {digest} is said to have {size} bytes: that is no manifest")
     return size
 
 
 async def fetch(
-    client: Client, files: Files, digest: Digest, size: int, on_bytes: Callable[[int], None] = lambda _: None
+    client: Client,
+    files: Files,
+    digest: Digest,
+    size: int,
+    on_bytes: Callable[[int], None] = lambda _: None,
+    asking: Asking | None = None,
 ) -> None:
-    """Bring one file into `files`, hash-checked, if it is not there already.
+    """Bring one file into `files`, hash-checked, if it is not there already. `asking` is shared by fetches that follow.
 
     Raises `ResplitError(MISSING_BLOB)` when no node has it or holders stay silent, and `CORRUPT_FILE`
     when what came does not have the hash that was asked for.
@@ -105,12 +119,13 @@ async def fetch(
     if files.has(digest):
         return
     window = asyncio.Semaphore(WINDOW)
+    how = Asking() if asking is None else asking
     with files.receive(digest, size) as download:
 
         async def piece(offset: int) -> None:
             async with window:
                 length = min(PIECE_BYTES, size - offset)
-                download.write(offset, await _pull(client, digest, msgpack.packb([offset, length]), length))
+                download.write(offset, await _pull(client, digest, msgpack.packb([offset, length]), length, how))
                 on_bytes(length)
 
         try:
@@ -122,11 +137,15 @@ async def fetch(
         await asyncio.to_thread(download.commit)
 
 
-async def _pull(client: Client, digest: Digest, request: bytes, length: int) -> bytes:
+async def _pull(client: Client, digest: Digest, request: bytes, length: int, asking: Asking) -> bytes:
     """An answer of `length` bytes, from whichever holder gives one."""
-    attempts = [(subjects.blob(digest), PICKED_S), *((subjects.blob_of_all(digest), s) for s in ALL_TIMEOUTS_S)]
-    for subject, timeout_s in attempts:
-        answer = await _ask(client, subject, request, timeout_s)
+    if not asking.all_at_once:
+        answer = await _ask(client, subjects.blob(digest), request, PICKED_S)
+        if len(answer) == length:
+            return answer
+        asking.all_at_once = True
+    for timeout_s in ALL_TIMEOUTS_S:
+        answer = await _ask(client, subjects.blob_of_all(digest), request, timeout_s)
         if len(answer) == length:
             return answer
     raise ResplitError(ErrorCode.MISSING_BLOB, f"the holders of file {digest} do not answer with its bytes")

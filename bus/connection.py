@@ -15,7 +15,8 @@ PENDING_BYTES_MAX = 64 << 20
 """What one subscription may have waiting: a prefill of a large model is tens of megabytes of frames."""
 FLUSHER_BYTES_MAX = 16 << 20
 RETRY_S = 0.5
-RECONNECT_S = 1
+RECONNECT_S = 0.25
+"""Before clients, who try once a second: what they ask then finds somebody."""
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
 
@@ -63,7 +64,7 @@ async def connect(
         name=name,
         tls=tls,
         max_reconnect_attempts=-1,
-        reconnect_time_wait=RECONNECT_S,
+        reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept for
         ping_interval=2,
         max_outstanding_pings=2,
         pending_size=FLUSHER_BYTES_MAX,

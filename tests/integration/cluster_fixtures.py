@@ -257,6 +257,23 @@ class Serving:
                 assert answer.token_ids == self.oracle.tokens(PROMPT, 3)
                 return
 
+    async def accepted(self, client: Client, counts: Sequence[int]) -> list["Streaming"]:
+        """Streams of so many tokens each, every one of them accepted."""
+        seen = asyncio.Semaphore(0)
+
+        async def note(message: Msg) -> None:
+            if b'"accepted"' in message.data:
+                seen.release()
+
+        subscription = await self.bus.nats.subscribe("_INBOX.>", cb=note)
+        await self.bus.nats.flush()
+        streams = [Streaming(client, max_tokens=count) for count in counts]
+        async with asyncio.timeout(ANSWER_S):
+            for _ in streams:
+                await seen.acquire()
+        await subscription.unsubscribe()
+        return streams
+
     def alive(self) -> None:
         """No process of the cluster has ended."""
         assert set(self.cluster.processes) == {"nats", "orchestrator", *self.cluster.agents}

@@ -1,0 +1,210 @@
+"""Faults on real processes under load, each with its promise.
+
+    python -m benchmarks.faults [--runs N] [--only NAME ...]
+
+A cluster of three agents serves the adder in two stages; eight streams of 200 tokens follow one another, every second
+one sampled with a seed, and each is compared with the uncut model. A fault comes at a random moment; what it broke is
+started again and whole before the next run. *Resume* runs from the fault to the end of the longest wait for a token
+after it, of the stream that waited last. *Lost* are requests that were accepted and did not end in exactly the right
+tokens; those that were refused before are none of them. With few runs p99 is the worst.
+
+Rows of faults that were not tried this time stay in `results/faults.json` as they were measured.
+"""
+
+import argparse
+import asyncio
+import json
+import random
+import shutil
+import tempfile
+import time
+from contextlib import AsyncExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+
+import nats
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.faults.load import INBOX, SILENCE_S, Load, Question, Wire, questions
+from benchmarks.faults.measure import Run, quantile, summed_up
+from benchmarks.faults.scenarios import SCENARIOS, Scenario, SkippedError
+from benchmarks.faults.scene import Ear, Scene
+from benchmarks.table import RESULTS, Row, environment, write
+from bus.keys import load_identity
+from models.store import Store
+from resplit.client import Client
+from resplit.cluster import LocalCluster
+from resplit.demo import shipped_store
+
+AGENTS = 3
+RUNS = 4
+BEFORE_S = (0.2, 1.2)
+"""All streams run for so long, about, before the fault."""
+TITLE = "faults under load: 8 streams of 200 tokens over two of three agents"
+
+say = Console(width=200, highlight=False).print
+
+
+async def measure(scenarios: list[Scenario], runs: int, seed: int, folder: Path) -> list[Row]:
+    store = Store(Path(shutil.copytree(shipped_store(), folder / "store")))
+    asked = await asyncio.to_thread(questions, store)
+    rows = []
+    for scenario in scenarios:
+        try:
+            found = await tried(scenario, min(runs, scenario.runs_max or runs), seed, folder, store, asked)
+            rows.append(row(scenario, found))
+        except SkippedError as why:
+            say(f"{scenario.name}: skipped, {why}")
+            rows.append({**words(scenario), "runs": 0, "verdict": f"skipped: {why}"})
+    return rows
+
+
+async def tried(
+    scenario: Scenario, runs: int, seed: int, folder: Path, store: Store, asked: tuple[Question, ...]
+) -> list[Run]:
+    """So many runs on a cluster of their own."""
+    found = []
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(
+            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=scenario.orchestrators)
+        )
+        connection = await nats.connect(
+            cluster.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
+        )
+        stack.push_async_callback(connection.close)
+        ear = Ear(load_identity(cluster.keys, cluster.agents[0]))
+        await ear.listen(connection)
+        draw = random.Random(f"{scenario.name} {seed}")
+        for index in range(runs):
+            options = {"inbox_prefix": INBOX}
+            async with Client(cluster.url, idle_timeout_s=SILENCE_S, nats_options=options) as client:
+                wire = Wire()
+                listening = await wire.listen(connection)
+                scene = Scene(cluster, connection, ear, wire, Load(client, asked), draw)
+                if index == 0:
+                    await scene.place(None)
+                    await scene.whole()
+                    if scenario.prepare is not None:
+                        await scenario.prepare(scene)
+                        await scene.whole()
+                run = await once(scenario, scene)
+                await listening.unsubscribe()
+            await scene.whole()
+            found.append(run)
+            troubles = ", ".join((*run.lost, *run.broken)) or "nothing lost"
+            took_s = getattr(run, scenario.measures)
+            say(
+                f"{scenario.name} {index + 1}/{runs}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
+                f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), "
+                f"up to {run.tokens} tokens before, {run.requests} requests, "
+                f"{run.refused} refused, {run.repeated} repeated; {troubles}"
+            )
+    return found
+
+
+async def once(scenario: Scenario, scene: Scene) -> Run:
+    """Do it once, under load, and tell what became of every request."""
+    async with scene.load.running():
+        await scene.load.flowing()
+        await asyncio.sleep(scene.draw.uniform(*BEFORE_S))
+        seen = await scenario.act(scene)
+    run = summed_up(scene.load.asked, scene.wire.accepted, seen)
+    return run.breaking(f"two tokens of one index: {said}" for said in scene.wire.conflicts)
+
+
+def words(scenario: Scenario) -> Row:
+    """What a row says before anything is measured."""
+    return {
+        "name": scenario.name,
+        "fault": scenario.fault,
+        "promise": scenario.promise,
+        "bound": scenario.bound,
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def row(scenario: Scenario, runs: list[Run]) -> Row:
+    """What was measured, and the verdict."""
+    measured = [getattr(run, scenario.measures) for run in runs]
+    excess = [over for run in runs if (over := scenario.holds(run)) is not None]
+    broken = [how for run in runs for how in run.broken]
+    lost = [how for run in runs for how in run.lost]
+    return {
+        **words(scenario),
+        "runs": len(runs),
+        "requests": sum(run.requests for run in runs),
+        "lost": len(lost),
+        "refused": sum(run.refused for run in runs),
+        "measured": scenario.measures.removesuffix("_s"),
+        "p50_s": round(quantile(measured, 0.5), 3),
+        "p99_s": round(quantile(measured, 0.99), 3),
+        "max_s": round(max(measured), 3),
+        "gap_max_s": round(max(run.gap_s for run in runs), 3),
+        "tokens_before": quantile([run.tokens for run in runs], 0.5),
+        "median_gap_ms": round(quantile([run.median_gap_s for run in runs], 0.5) * 1e3, 1),
+        "verdict": verdict(excess, lost, broken),
+        "repeated": sum(run.repeated for run in runs),
+        "losses": sorted(set(lost)),
+        "broken": sorted(set(broken)),
+        "samples_s": [round(value, 4) for value in measured],
+    }
+
+
+def verdict(excess: list[float], lost: list[str], broken: list[str]) -> str:
+    """Met, or by how much and how often not. A bound is met if its 99th percentile is."""
+    misses = []
+    if lost:
+        misses.append(f"{len(lost)} lost")
+    if broken:
+        misses.append(f"{len(broken)} broken")
+    if excess and (over := quantile(excess, 0.99)) > 0:
+        misses.append(f"late by {over:.2f} s, {sum(value > 0 for value in excess)} of {len(excess)} runs")
+    if misses:
+        return "missed: " + "; ".join(misses)
+    return "met" if excess else "nothing lost"
+
+
+def show(rows: list[Row]) -> None:
+    table = Table(title=TITLE)
+    for heading in ("fault", "promise", "bound", "runs", "lost", "p50 s", "p99 s", "max s", "worst gap s", "verdict"):
+        table.add_column(heading, justify="right" if heading.endswith(" s") or heading in ("runs", "lost") else "left")
+    for one in rows:
+        figures = [one.get(key) for key in ("p50_s", "p99_s", "max_s", "gap_max_s")]
+        lost = f"{one['lost']}/{one['requests']}" if "lost" in one else "-"
+        shown = ["-" if figure is None else f"{figure:.2f}" for figure in figures]
+        table.add_row(one["fault"], one["promise"], one["bound"], str(one["runs"]), lost, *shown, one["verdict"])
+    say(table)
+
+
+def merged(rows: list[Row]) -> list[Row]:
+    """With the rows of faults that were not tried now, as they stand on disk."""
+    path = RESULTS / "faults.json"
+    before = json.loads(path.read_text())["rows"] if path.exists() else []
+    by_name = {one["name"]: one for one in (*before, *rows)}
+    return [by_name[scenario.name] for scenario in SCENARIOS if scenario.name in by_name]
+
+
+async def _quiet(_: Exception) -> None:
+    """nats-py reports every failed attempt to reconnect; here the server is killed on purpose."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    names = [scenario.name for scenario in SCENARIOS]
+    parser.add_argument("--runs", type=int, default=RUNS, help=f"of each fault ({RUNS})")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and the victims")
+    parser.add_argument("--folder", type=Path, help="an empty folder for the clusters' logs, which is kept")
+    given = parser.parse_args()
+    scenarios = [scenario for scenario in SCENARIOS if scenario.name in given.only]
+    say(f"seed {given.seed}")
+    with tempfile.TemporaryDirectory(prefix="resplit-faults-") as scratch:
+        rows = asyncio.run(measure(scenarios, given.runs, given.seed, given.folder or Path(scratch)))
+    show(rows)
+    command = f"{environment()['command'].split(' --')[0]} --runs {given.runs}"
+    write("faults", TITLE, merged(rows), command=command, seed=given.seed)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""An ingress that is killed, told to stop or hangs: its requests end as if nothing had happened, said by another."""
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+import pytest_asyncio
+from nats.aio.msg import Msg
+
+from resplit import control
+from resplit.client import Client
+from tests.integration.cluster_fixtures import CHAT, PROMPT, SETTINGS, Plain, Serving, Streaming
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ENDS_S = 60.0
+INBOX = "_INBOX.heard"
+STREAMED = (900, 500, 250, 60, 60, 60)
+"""Tokens of each stream: three run beside one request that is not streamed, the others wait."""
+WHOLE = 400
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def spared(breakable: Serving) -> AsyncIterator[Serving]:
+    """The decoder over two of three nodes, whichever the planner wants; all of them again afterwards."""
+    await breakable.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
+    await breakable.until(lambda found: not found.draining and found.candidate is None)
+    await breakable.answers()
+    yield breakable
+    breakable.alive()
+    await breakable.until_answering()
+
+
+@dataclass
+class Said:
+    """Every reply to the streams of one client, whoever said it."""
+
+    tokens: defaultdict[tuple[str, int], set[int]] = field(default_factory=lambda: defaultdict(set))
+
+    async def note(self, message: Msg) -> None:
+        reply: Plain = json.loads(message.data)
+        if "token_id" in reply:
+            self.tokens[reply["request_id"], reply["index"]].add(reply["token_id"])
+
+
+@asynccontextmanager
+async def heard(serving: Serving) -> AsyncIterator[tuple[Client, Said]]:
+    said = Said()
+    subscription = await serving.bus.nats.subscribe(f"{INBOX}.>", cb=said.note)
+    await serving.bus.nats.flush()
+    async with Client(serving.cluster.url, idle_timeout_s=ENDS_S, nats_options={"inbox_prefix": INBOX}) as client:
+        yield client, said
+    await subscription.unsubscribe()
+
+
+async def ingress(serving: Serving) -> str:
+    [found] = [found for found in (await control.status(serving.cluster.url)).deployments if found.name == CHAT]
+    assert found.current is not None
+    return found.current.routes[0].source
+
+
+async def ask_whole(serving: Serving) -> Plain:
+    """A request that is answered in one piece."""
+    request = {"prompt": PROMPT, "max_tokens": WHOLE, "ignore_eos": True}
+    return await serving.bus.ask(CHAT, request)
+
+
+async def under_way(serving: Serving, client: Client) -> tuple[list[Streaming], asyncio.Task[Plain]]:
+    """Streams that run or wait, and a request that is not streamed."""
+    whole = asyncio.create_task(ask_whole(serving))
+    await asyncio.sleep(0)
+    await serving.bus.nats.flush()
+    streams = await serving.accepted(client, STREAMED)
+    await asyncio.gather(*(stream.began() for stream in streams[:3]))
+    return streams, whole
+
+
+async def all_end_right(serving: Serving, streams: list[Streaming], whole: asyncio.Task[Plain], said: Said) -> None:
+    for stream, count in zip(streams, STREAMED, strict=True):
+        assert await stream.end(ENDS_S) is None
+        assert stream.ids == serving.oracle.tokens(PROMPT, count)
+        assert [token.index for token in stream.tokens] == list(range(count))
+    async with asyncio.timeout(ENDS_S):
+        assert tuple((await whole)["token_ids"]) == serving.oracle.tokens(PROMPT, WHOLE)
+    assert all(len(tokens) == 1 for tokens in said.tokens.values()), "an index with two tokens"
+
+
+async def test_what_a_killed_ingress_had_accepted_is_answered_by_a_successor(spared: Serving) -> None:
+    async with heard(spared) as (client, said):
+        streams, whole = await under_way(spared, client)
+        killed = await ingress(spared)
+        await spared.cluster.kill(killed)
+        await all_end_right(spared, streams, whole, said)
+        assert await ingress(spared) != killed
+        await spared.cluster.start(killed)
+
+
+async def test_an_ingress_that_is_stopped_and_started_is_not_missed(spared: Serving) -> None:
+    async with heard(spared) as (client, said):
+        streams, whole = await under_way(spared, client)
+        stopped = await ingress(spared)
+        await spared.cluster.stop(stopped)
+        await spared.cluster.start(stopped)
+        await all_end_right(spared, streams, whole, said)
+
+
+async def test_an_ingress_that_hung_says_nothing_new_once_it_has_a_successor(spared: Serving) -> None:
+    async with heard(spared) as (client, said):
+        streams, whole = await under_way(spared, client)
+        hung = await ingress(spared)
+        await spared.cluster.pause(hung)
+        await all_end_right(spared, streams, whole, said)
+        said_before = set(said.tokens)
+        await spared.cluster.resume(hung)
+        async with asyncio.timeout(ENDS_S):
+            while any(node.lost for node in (await control.status(spared.cluster.url)).nodes):  # noqa: ASYNC110
+                await asyncio.sleep(0.1)
+        await spared.answers()
+        await spared.bus.nats.flush()
+        # What was stored before the fence it may still say, and as it was said.
+        assert set(said.tokens) == said_before
+        assert all(len(tokens) == 1 for tokens in said.tokens.values())
