@@ -315,7 +315,7 @@ class Ingress:
         """Have the journal keep the request; only then is it accepted."""
         seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
         reply = job.reply
-        kept = AcceptedRequest(job.request_id, job.model, data, reply.content_type, reply.inbox, seed, max_tokens)
+        kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
         try:
             job.handle = await served.journal.accept(kept)
         except ResplitError as error:

@@ -57,8 +57,9 @@ class ReplyTo:
         self.content_type = content_type
         """Of the request, as it came."""
         # Only names of ours go back: a header may hold bytes that cannot be sent again.
-        media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
-        self._answered_in = MSGPACK if media_type == MSGPACK else JSON
+        self.media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
+        """The same without its parameters, which nobody reads."""
+        self._answered_in = MSGPACK if self.media_type == MSGPACK else JSON
 
     async def send(self, reply: BaseModel, request: RequestId | None) -> int:
         """Publish one reply, and tell its bytes; with a request's id, a vanished client is reported under it."""

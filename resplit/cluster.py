@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 
 from bus.keys import ORCHESTRATOR, create_keys
 from resplit.child import Child
+from resplit.control import status_on
 from resplit.exchange import open_connection
 from resplit.server import MAX_PAYLOAD_BYTES, NATS, NatsServer
 from schemas import subjects
@@ -32,6 +33,7 @@ ORCHESTRATOR_READY_S = 60.0
 AGENTS_READY_S = 120.0
 """An agent imports ONNX Runtime and measures its processor before it reports."""
 ASK_S = 0.5
+KNOWN_S = 3.0
 POLL_S = 0.05
 
 
@@ -180,7 +182,10 @@ class LocalCluster:
         orchestrators = frozenset(names).intersection(self.orchestrators)
         if orchestrators:
             await _until_orchestrating(watch, orchestrators)
-        await _until_heard(heard, [name for name in names if name not in orchestrators])
+        agents = [name for name in names if name not in orchestrators]
+        await _until_heard(heard, agents)
+        if agents:
+            await _until_known(watch, agents)
 
     async def _stop(self) -> None:
         others = [child for name, child in self._children.items() if name != NATS]
@@ -244,6 +249,17 @@ async def _hear_capacity(connection: Nats) -> Heard:
     await connection.subscribe(subjects.ALL_CAPACITY, cb=note)
     await connection.flush()
     return heard
+
+
+async def _until_known(connection: Nats, names: Sequence[str]) -> None:
+    """Wait until the orchestrator, if there is one, has taken in what was heard."""
+    with suppress(TimeoutError, ResplitError):
+        async with asyncio.timeout(KNOWN_S):
+            while True:
+                reply = await status_on(connection, ASK_S)
+                if {node.capacity.node for node in reply.nodes}.issuperset(names):
+                    return
+                await asyncio.sleep(POLL_S)
 
 
 async def _until_heard(heard: Heard, names: Sequence[str]) -> None:
