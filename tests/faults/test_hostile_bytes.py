@@ -26,6 +26,7 @@ from schemas.frame import (
     Item,
     Move,
     Result,
+    Reuse,
     Sampling,
     StageTime,
     Token,
@@ -74,6 +75,7 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     ),
     st.builds(Close, names, small, small, small, sequences),
     st.builds(Failure, names, small, small, sequences, names, names, names),
+    st.builds(Reuse, names, small, small, small, names, counts, counts, small, small, samplings),
     st.builds(
         Adopt,
         names,
@@ -149,7 +151,7 @@ def test_a_damaged_frame_is_a_frame_or_one_typed_error(frame: Frame, data: st.Da
     read(bytes(whole))
 
 
-@given(st.sampled_from("arcfodqk"), st.lists(plain, max_size=9))
+@given(st.sampled_from("arcufodqk"), st.lists(plain, max_size=9))
 def test_a_header_of_anything_is_a_frame_that_can_be_sent_on_or_one_typed_error(kind: str, rest: list[Any]) -> None:
     head = msgpack.packb([kind, *rest])
     frame = read(len(head).to_bytes(4, "little") + head)
