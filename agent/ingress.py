@@ -39,6 +39,8 @@ from schemas.plan import Plan, PlanEvent
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
 
 CHECK_EVERY_S = 0.25
+HUNG_S = 2.0
+"""Without a check for so long, this process hung."""
 STOP_S = 1.0
 OVERTAKING_S = 1.0
 OVERTAKING_MAX = 1024
@@ -79,6 +81,7 @@ class Ingress:
         self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, on_empty)
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self._numbers = sequence_numbers()
+        self._checked_at = now()
         self._replier = Replier(client, self._client_gone)
 
     async def start(self) -> None:
@@ -402,6 +405,11 @@ class Ingress:
                 log.exception("the requests in flight could not be checked")
 
     def _check(self, now: float) -> None:
+        stood_still, self._checked_at = now - self._checked_at > HUNG_S, now
+        for served in self._served.values() if stood_still else ():
+            # Others may answer for its requests by now. The journal knows, and until it is asked this node would
+            # compute them beside its successor, in slots that the successor needs.
+            served.journal.confirm(lambda: None)
         for served, job in list(self._in_flight.values()):
             if job.deadline is not None and now > job.deadline:
                 error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")

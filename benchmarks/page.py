@@ -67,9 +67,11 @@ def planning_table(result: Row) -> list[str]:
 def faults_table(result: Row) -> list[str]:
     """What benchmarks.faults measured, misses included."""
     hardware = result["hardware"]
+    loads = [row["load_average"] for row in result["rows"] if "load_average" in row]
     lines = [
-        f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']}, shared by all processes; "
-        f"`{result['command']}`, {result['at'][:10]}.",
+        f"{result['title']}; {hardware['cores']} cores of {hardware['cpu']}, which all processes share, the streams' "
+        f"readers included; load average {min(loads, default=0)} to {max(loads, default=0)}; `{result['command']}`, "
+        f"{result['at'][:10]}.",
         "",
         "| fault | promise | bound | runs | lost / requests | p50 s | p99 s | max s | worst gap s | verdict |",
         "|---|---|---|---:|---:|---:|---:|---:|---:|---|",

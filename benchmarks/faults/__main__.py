@@ -14,6 +14,7 @@ Rows of faults that were not tried this time stay in `results/faults.json` as th
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import tempfile
@@ -30,7 +31,7 @@ from benchmarks.faults.load import INBOX, SILENCE_S, Load, Question, Wire, quest
 from benchmarks.faults.measure import Run, quantile, summed_up
 from benchmarks.faults.scenarios import SCENARIOS, Scenario, SkippedError
 from benchmarks.faults.scene import Ear, Scene
-from benchmarks.table import RESULTS, Row, environment, write
+from benchmarks.table import RESULTS, Row, write
 from bus.keys import load_identity
 from models.store import Store
 from resplit.client import Client
@@ -145,6 +146,7 @@ def row(scenario: Scenario, runs: list[Run]) -> Row:
         "median_gap_ms": round(quantile([run.median_gap_s for run in runs], 0.5) * 1e3, 1),
         "verdict": verdict(excess, lost, broken),
         "repeated": sum(run.repeated for run in runs),
+        "load_average": round(os.getloadavg()[1], 1),
         "losses": sorted(set(lost)),
         "broken": sorted(set(broken)),
         "samples_s": [round(value, 4) for value in measured],
@@ -202,8 +204,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="resplit-faults-") as scratch:
         rows = asyncio.run(measure(scenarios, given.runs, given.seed, given.folder or Path(scratch)))
     show(rows)
-    command = f"{environment()['command'].split(' --')[0]} --runs {given.runs}"
-    write("faults", TITLE, merged(rows), command=command, seed=given.seed)
+    write("faults", TITLE, merged(rows), command="python -m benchmarks.faults", seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -209,15 +209,20 @@ async def slowed(scene: Scene) -> Seen:
     pid = scene.cluster.processes[node]
     at = time.monotonic()
     slowing = asyncio.create_task(_slow(pid))
+    felt = False
     try:
         took_s = SLOW_S
         while (now := time.monotonic()) - at < SLOW_S:
             await asyncio.sleep(POLL_S)
-            if not scene.ear.decisions and now - at > 2 * PERIOD_S:
+            is_slow = _p95(scene.load.asked, now) > WITHIN * undisturbed_s
+            felt = felt or is_slow
+            if now - at > 2 * PERIOD_S and not scene.ear.decisions:
                 raise SkippedError(
                     "no decision was heard within two planning periods: this orchestrator has no trigger"
                 )
-            if now - at > WINDOW_S and _p95(scene.load.asked, now) <= WITHIN * undisturbed_s:
+            if now - at > 2 * PERIOD_S and not felt:
+                raise SkippedError("the streams did not feel it: this machine is too busy with other things")
+            if now - at > WINDOW_S and felt and not is_slow and scene.ear.decisions:
                 took_s = now - WINDOW_S - at
                 break
     finally:
