@@ -98,7 +98,7 @@ def _resplit(rows: list[Row]) -> list[str]:
         gaps = " | ".join(_ms(row[key]) for key in ("gap_loading_ms", "gap_crossing_ms", "gap_after_ms"))
         held = f"{row['held_ms_median']:.0f} | {row['held_ms_worst']:.0f}" if crossed else "- | -"
         share = f"{row['moved_over_used']:.0%}" if row["moved_over_used"] is not None else "-"
-        same = {True: "yes", False: "**no**"}.get(row.get("identical"), "-")  # an interrupted run did not see it
+        same = {True: "yes", False: "**no**", None: "-"}[row.get("identical")]  # an interrupted run did not see it
         lines.append(
             f"| {row['name']} | {row['kind']} | {row['sequences']} | {row['blocks_moved']} | "
             f"{row['to_commit_s']:.2f} | {row['to_crossed_s']:.2f} | {gaps} | "
