@@ -218,6 +218,7 @@ async def measure_load(
                         print({k: v for k, v in rows[-1].items() if k != "waits_ms"}, flush=True)
                 await running
                 for row in (row for row in rows if "kind" in row):
+                    row.setdefault("errors", [stream.error for stream in streams if stream.error is not None])
                     row.setdefault("failed", sum(stream.error is not None for stream in streams))
                     row.setdefault("identical", all(s.ids == c.ids for s, c in zip(streams, calm, strict=True)))
 
