@@ -24,6 +24,8 @@ ASK_AGAIN_S = 1.0
 GIVE_UP_S = 20.0
 """Without an answer for so long, a copy is not coming; a sequence that is held is given up much sooner."""
 GIVE_UP_HELD_S = 2.0
+GIVE_UP_HELD_STEPS = 20
+"""On a machine whose steps are slow a copy is slow too, and computing anew slower still."""
 
 
 @dataclass(slots=True, eq=False)
@@ -202,7 +204,8 @@ class Crossings:
 
     def _is_late(self, crossing: _Crossing, now: float) -> bool:
         if crossing.final and crossing.held_at is not None:
-            return now - crossing.held_at >= GIVE_UP_HELD_S
+            step_s = crossing.old.driver.typical_s.get("decode", 0.0)
+            return now - crossing.held_at >= max(GIVE_UP_HELD_S, GIVE_UP_HELD_STEPS * step_s)
         return now - crossing.began >= GIVE_UP_S * max(1, crossing.rounds)
 
 
