@@ -2,7 +2,8 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+
+from schemas.frame import Kind
 
 BRIDGE_ROWS_MAX = 4
 """A batch must be a contiguous slice of rows. Running a row nobody asked for costs a fraction of a row's
@@ -15,7 +16,7 @@ class Work:
     """A frame that waits: which engine runs it, what kind it is, how many rows it has."""
 
     engine: Hashable
-    kind: Literal["prefill", "decode", "tensor"]
+    kind: Kind
     rows: int
 
 
@@ -23,7 +24,7 @@ def next_batch(waiting: Sequence[Work], last_kind: str | None, rows_max: int) ->
     """Positions in `waiting` (in order of arrival) of the frames to run in one call; empty if none waits.
 
     Decode frames of one engine run together, whatever route they came by, up to `rows_max` rows. A
-    prefill or tensor frame runs alone. When both wait they alternate, so that a stream of prompts never
+    prefill, replay or tensor frame runs alone. When both wait they alternate, so that a stream of prompts never
     stops the tokens of running sequences, nor the other way round.
     """
     if not waiting:

@@ -8,11 +8,10 @@ stage computes a repeated step to the same bytes, and an answer that comes twice
 from collections.abc import Container, Iterable
 from dataclasses import dataclass, field, replace
 from math import ceil
-from typing import Literal
 
 import numpy as np
 
-from schemas.frame import Activation, Item, Result, Sampling, SequenceId, Token
+from schemas.frame import Activation, Item, Kind, Result, Sampling, SequenceId, Token
 
 STALL_FLOOR_S = 1.0
 """A step is suspect when it takes five times as long as its kind lately did, and at least this long."""
@@ -20,6 +19,8 @@ STALL_FACTOR = 5.0
 STALL_FIRST_S = 30.0
 """Before any step of a kind was timed: a cold first chunk on a slow machine is no fault."""
 ATTEMPTS_MAX = 4
+REPLAY_TOKENS_MAX = 16
+"""In one frame: sequences that run wait for as many steps at most."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,14 +79,23 @@ class _Running:
 
     @property
     def is_ready(self) -> bool:
-        """Whether a decode step can leave: there is a token to feed, and no step is under way."""
-        fed = self.driven - len(self.prompt.tokens)
-        return not self.held and not self.unanswered and 0 <= fed < len(self.out)
+        """Whether a decode step can leave: there is one token to feed, and no step is under way."""
+        return not self.held and not self.unanswered and self.prefilled and self.replayable == 0 < self.unfed
+
+    @property
+    def unfed(self) -> int:
+        """Tokens that came out and were not fed."""
+        return len(self.out) - (self.driven - len(self.prompt.tokens))
+
+    @property
+    def replayable(self) -> int:
+        """Those of them whose successor is known too."""
+        return max(0, self.unfed - 1) if self.prefilled and not self.held and not self.unanswered else 0
 
 
 @dataclass(slots=True, eq=False)
 class _Flight:
-    kind: Literal["prefill", "decode"]
+    kind: Kind
     frame: Activation
     sent: float
     attempts: int
@@ -170,7 +180,7 @@ class RouteDriver:
     def frames(self, now: float) -> list[Activation]:
         """Every frame that may leave now, in order."""
         out: list[Activation] = []
-        while (flight := self._next_decode(now) or self._next_prefill(now)) is not None:
+        while (flight := self._next_decode(now) or self._next_replay(now) or self._next_prefill(now)) is not None:
             self._flights.append(flight)
             out.append(flight.frame)
         return out
@@ -215,11 +225,22 @@ class RouteDriver:
         group = ready[: ceil(active / self._depth)]
         items, tokens = [], []
         for running in group:
-            fed = running.driven - len(running.prompt.tokens)
-            tokens.append(running.out[fed])
-            items.append(self._item(running, 1, wants_token=fed + 1 == len(running.out)))
+            tokens.append(running.out[-1])
+            items.append(self._item(running, 1, wants_token=True))
         ids = np.asarray(tokens, np.int64)[:, None]
         return self._launch("decode", group, items, ids, now)
+
+    def _next_replay(self, now: float) -> _Flight | None:
+        """Known tokens of all sequences that have as many left as the one with the most, at most a frame's worth."""
+        if sum(flight.kind == "replay" for flight in self._flights) >= self._depth:
+            return None
+        count = min(REPLAY_TOKENS_MAX, max((running.replayable for running in self._running.values()), default=0))
+        if count == 0:
+            return None
+        group = [running for running in self._running.values() if running.replayable >= count]
+        starts = [running.driven - len(running.prompt.tokens) for running in group]
+        ids = np.asarray([r.out[fed : fed + count] for r, fed in zip(group, starts, strict=True)], np.int64)
+        return self._launch("replay", group, [self._item(r, count, wants_token=False) for r in group], ids, now)
 
     def _next_prefill(self, now: float) -> _Flight | None:
         if sum(flight.kind == "prefill" for flight in self._flights) >= self._depth:
@@ -245,9 +266,7 @@ class RouteDriver:
         running.step += 1
         return item
 
-    def _launch(
-        self, kind: Literal["prefill", "decode"], group: list[_Running], items: list[Item], ids: np.ndarray, now: float
-    ) -> _Flight:
+    def _launch(self, kind: Kind, group: list[_Running], items: list[Item], ids: np.ndarray, now: float) -> _Flight:
         frame = Activation(*self._head, 0, kind, tuple(items), {"x": ids}, self._ingress)
         flight = _Flight(kind, frame, now, 1, len(items))
         for running, item in zip(group, items, strict=True):
@@ -278,6 +297,8 @@ class RouteDriver:
 
     def _patience_s(self, kind: str) -> float:
         typical = self.typical_s.get(kind)
+        if typical is None and kind == "replay" and "decode" in self.typical_s:
+            typical = REPLAY_TOKENS_MAX * self.typical_s["decode"]
         return STALL_FIRST_S if typical is None else max(STALL_FLOOR_S, STALL_FACTOR * typical)
 
 

@@ -82,6 +82,8 @@ class Heirs:
                 await self._inherit(served)
             except ResplitError as error:
                 log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
+            except Exception:  # whatever one life holds, the agent serves on and looks again
+                log.exception("requests of an ingress that is gone wait: %s", served.name)
 
     async def _inherit(self, served: Served) -> None:
         found = await lives(self._client, served.name)
@@ -93,8 +95,8 @@ class Heirs:
 
     async def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
-        if by is not None and by != served.life and not self._is_over(by):
-            return  # somebody is at it
+        if by != served.life and (not served.current or (by is not None and not self._is_over(by))):
+            return  # whoever serves the deployment now begins; and what somebody has begun, nobody else does
         try:
             owed = await fence(self._client, served.name, life.life, served.life, None if by == served.life else by)
         except SupersededError as error:

@@ -150,8 +150,8 @@ class Ingress:
 
     @property
     def served(self) -> tuple[Served, ...]:
-        """The deployments whose requests enter here now."""
-        return tuple(served for served in self._served.values() if served.current)
+        """The deployments whose requests this node can answer."""
+        return tuple(served for served in self._served.values() if served.newest is not None)
 
     def node_lost(self, node: NodeId) -> None:
         """A node cannot be reached at all: what runs over it is to be computed elsewhere."""
@@ -238,14 +238,17 @@ class Ingress:
         kept = live.request
         reply = self._replier.at(kept.inbox, kept.content_type)
         arrived = self._now() - kept.age_ms / 1e3
-        current = served.current[0]
+        newest = served.newest
+        if newest is None:
+            message = "the deployment is not served here any more"
+            raise ResplitError(ErrorCode.NODE_LOST, message)
         try:
             _, request = read(kept.data, kept.content_type)
-            if kept.model != current.plan.model:
+            if kept.model != newest.plan.model:
                 message = "the model that ran this request was replaced; ask again"
                 raise ResplitError(ErrorCode.NODE_LOST, message)
             text = served.text
-            job = open_request(request, kept.request_id, reply, current.plan, served.manifest, text, arrived, kept.seed)
+            job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
             await self._refuse(served, reply, kept.request_id, error)
             return None

@@ -96,6 +96,11 @@ class Served:
         return [run for run in entering if not run.leaving] or entering
 
     @property
+    def newest(self) -> RouteRun | None:
+        """A route of the newest plan here, wherever it begins."""
+        return self.runs[max(self.runs)] if self.runs else None
+
+    @property
     def slots_free(self) -> int:
         """Slots that a request which came now could have."""
         could = [run for run in self.runs.values() if run.is_open]
@@ -266,7 +271,8 @@ class Served:
 
     def _say_again(self, job: Generation, said: Sequence[Token]) -> bool:
         """Say what the other ingress may have said; True if that was all there is to say."""
-        job.meter.runs_on(self.current[0].plan.epoch, self.current[0].route)
+        assert self.newest is not None, "requests are taken over where they can run"
+        job.meter.runs_on(self.newest.plan.epoch, self.newest.route)
         replies = job.resume(said, self.desk.now())
         final = replies.pop() if replies[-1].finish_reason is not None else None
         for reply in replies if job.request.stream else ():

@@ -165,12 +165,14 @@ class StageHost:
             match first.kind:
                 case "decode":
                     ran = self._decode(engine, batch, failed)
+                case "replay":
+                    ran = self._replay(engine, batch[0], failed)
                 case "prefill":
                     ran = self._prefill(engine, batch[0])
                 case "tensor":
                     ran = [(batch[0], engine.run_tensors(first.tensors))]
             spent = self._now_us() - started
-            if ran:
+            if ran and first.kind != "replay":
                 self._note(_call(self._model, engine, ran, started, spent))
             return failed + [self._successor(engine, queued, tensors, spent) for queued, tensors in ran]
         except ResplitError as error:
@@ -228,14 +230,46 @@ class StageHost:
             if rows:
                 reduced.append((queued, rows))
         wanted = [row for _, rows in reduced for row in rows]
-        results = self._run_slices(engine, wanted) if engine.in_place else self._run_singly(engine, wanted)
+        results = self._steps(engine, wanted, head=True)
         now_us = self._now_us()
         for queued, rows in reduced:
             for row in rows:
                 self._records[row.item.sequence].advance(queued.frame.stage, row.item, now_us)
         return [(q, {X: _stack([results[row.item.sequence] for row in rows])}) for q, rows in reduced]
 
-    def _run_slices(self, engine: Engine, due: Sequence[_Row]) -> dict[SequenceId, Array]:
+    def _replay(
+        self, engine: Engine, queued: Queued, failed: list[StageOutput]
+    ) -> list[tuple[Queued, dict[str, Array]]]:
+        """Known tokens, in the calls that computed them the first time: one step of all sequences after another."""
+        frame, x, rows = queued.frame, _input(queued.frame), []
+        for i, item in enumerate(frame.items):
+            try:
+                if self._is_due(self._records.get(item.sequence), frame, item):
+                    rows.append(_Row(item, x[i : i + 1]))
+            except ResplitError as error:
+                failed.append(_failure(frame, error, (item.sequence,)))
+        if not rows:
+            return []
+        outputs: dict[SequenceId, list[Array]] = {row.item.sequence: [] for row in rows}
+        for step in range(x.shape[1]):
+            now = [
+                _Row(replace(r.item, position=r.item.position + step, count=1), r.x[:, step : step + 1]) for r in rows
+            ]
+            results = self._steps(engine, now, head=False)
+            for sequence, y in results.items():
+                outputs[sequence].append(y)
+        for row in rows:
+            self._records[row.item.sequence].advance(frame.stage, row.item, self._now_us())
+        reduced = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
+        whole = [np.concatenate(outputs[row.item.sequence], axis=1) for row in rows if outputs[row.item.sequence]]
+        return [(reduced, {X: _stack(whole)} if whole else {})]
+
+    def _steps(self, engine: Engine, due: Sequence[_Row], *, head: bool) -> dict[SequenceId, Array]:
+        """One step of each row; nothing where only the head is here and is not wanted."""
+        run = self._run_slices if engine.in_place else self._run_singly
+        return run(engine, due, head=head)
+
+    def _run_slices(self, engine: Engine, due: Sequence[_Row], *, head: bool) -> dict[SequenceId, Array]:
         """Decode steps over contiguous slices of rows; rows in between are run along, harmlessly.
 
         Such a row writes behind all that any block here keeps of its sequence, where its own next step overwrites it.
@@ -257,19 +291,18 @@ class StageHost:
                     record = None if neighbour is None else self._records.get(neighbour)
                     xs.append(np.zeros_like(next(iter(by_row.values())).x))
                     positions.append(min(record.written, tokens - 1) if record is not None else 0)
-                y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=True)
-                assert y is not None, "with its head every engine yields something"
-                for r, out in zip(run, y, strict=True):
+                y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=head)
+                for r, out in zip(run, y, strict=True) if y is not None else ():
                     if r in by_row:
                         results[by_row[r].item.sequence] = out[None]
         return results
 
-    def _run_singly(self, engine: Engine, due: Sequence[_Row]) -> dict[SequenceId, Array]:
+    def _run_singly(self, engine: Engine, due: Sequence[_Row], *, head: bool) -> dict[SequenceId, Array]:
         results = {}
         for row in due:
-            y = engine.run_appending(self._pool, row.item.sequence, row.item.position, row.x, head=True)
-            assert y is not None, "with its head every engine yields something"
-            results[row.item.sequence] = y
+            y = engine.run_appending(self._pool, row.item.sequence, row.item.position, row.x, head=head)
+            if y is not None:
+                results[row.item.sequence] = y
         return results
 
     def _is_due(self, record: Record | None, frame: Activation, item: Item) -> bool:
@@ -342,6 +375,7 @@ def _call(
 ) -> Call:
     """What one call did and took; repeated steps that were not run again do not count."""
     kind, items = ran[0][0].frame.kind, [item for queued, _ in ran for item in queued.frame.items]
+    assert kind != "replay", "several steps in a row say nothing of one"
     size = len(items) if kind == "decode" else sum(item.count for item in items)
     stage = (model, engine.blocks[0].index, engine.blocks[-1].index)
     return Call(stage, kind, size, spent_us, (started_us + spent_us) / 1e6)

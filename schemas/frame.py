@@ -9,6 +9,9 @@ from typing import Literal
 
 from schemas.tensor import Array
 
+Kind = Literal["prefill", "decode", "replay", "tensor"]
+"""`replay`: several known tokens of each of some sequences, computed one step at a time, in the calls of `decode`."""
+
 SequenceId = int
 """Unique among everything an ingress process ever started: its boot number and a counter."""
 
@@ -67,7 +70,7 @@ class Activation:
     epoch: int
     route: int
     stage: int
-    kind: Literal["prefill", "decode", "tensor"]
+    kind: Kind
     items: tuple[Item, ...]
     tensors: dict[str, Array]
     ingress: str

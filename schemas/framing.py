@@ -1,7 +1,7 @@
 """How frames travel: a msgpack header, then the raw bytes of the tensors; bounded and checked when they are read."""
 
 from math import prod
-from typing import Any, Literal
+from typing import Any
 
 import msgpack
 import numpy as np
@@ -17,6 +17,7 @@ from schemas.frame import (
     Fetch,
     Frame,
     Item,
+    Kind,
     Move,
     Result,
     Reuse,
@@ -206,10 +207,10 @@ def _read_times(times: tuple[tuple[int, int, int], ...]) -> tuple[StageTime, ...
     return tuple(StageTime(*fields) for fields in times)
 
 
-def _kind(kind: Any) -> Literal["prefill", "decode", "tensor"]:
+def _kind(kind: Any) -> Kind:
     match kind:
-        case "prefill" | "decode" | "tensor":
-            known: Literal["prefill", "decode", "tensor"] = kind
+        case "prefill" | "decode" | "replay" | "tensor":
+            known: Kind = kind
             return known
         case _:
             raise _malformed(f"an activation of kind {kind!r}")

@@ -57,7 +57,7 @@ def arrays(draw: st.DrawFn) -> Array:
 
 
 tensors = st.dictionaries(names, arrays(), max_size=3)
-kinds: st.SearchStrategy[Any] = st.sampled_from(["prefill", "decode", "tensor"])
+kinds: st.SearchStrategy[Any] = st.sampled_from(["prefill", "decode", "replay", "tensor"])
 frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(
         Activation, names, small, small, small, kinds, st.lists(items, max_size=3).map(tuple), tensors, names, times

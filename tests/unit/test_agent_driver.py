@@ -121,3 +121,24 @@ def test_a_group_driven_again_leaves_out_who_has_ended() -> None:
     again, _ = d.overdue(1000.0)
     assert [[i.sequence for i in f.items] for f in again] == [[2]]
     assert ids(again[0]) == [[102]]
+
+
+def test_known_tokens_are_replayed_many_at_a_time_and_only_the_last_one_wants_another() -> None:
+    d = driver(chunk=4)
+    d.admit(Prompt(1, (10, 11), 64, Sampling(), known=tuple(range(100, 120))))
+    d.admit(Prompt(2, (12,), 64, Sampling(), known=(200, 201, 202)))
+    seen: list[tuple[str, list[int], int, bool]] = []
+    while len(seen) < 7 and (frames := d.frames(0.0)):
+        for frame in frames:
+            wanted = [i.wants_token for i in frame.items]
+            seen.append((frame.kind, [i.sequence for i in frame.items], frame.tensors["x"].shape[1], any(wanted)))
+            d.take(answer(frame), 0.1)
+    assert seen == [
+        ("prefill", [1], 2, False),
+        ("replay", [1], 16, False),
+        ("prefill", [2], 1, False),
+        ("replay", [1], 3, False),
+        ("decode", [1], 1, True),
+        ("replay", [2], 2, False),
+        ("decode", [2], 1, True),
+    ]
