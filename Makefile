@@ -1,11 +1,11 @@
-# Six doors: setup, demo, test, check, bench, faults. Each makes .venv from constraints.txt when it is missing or stale.
+# Doors: setup, demo, test, test-slow, check, bench, faults. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := split planning journal resplit handover overhead
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test check bench faults $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test test-slow check bench faults $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -27,6 +27,10 @@ demo: .venv/base
 
 test: .venv/dev
 	$(BIN)/python -m pytest
+
+## What takes minutes: processes that are killed, leaders, the journal under faults, sequences that cross in other models.
+test-slow: .venv/dev
+	$(BIN)/python -m pytest -m slow
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

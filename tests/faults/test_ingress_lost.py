@@ -15,7 +15,7 @@ from resplit import control
 from resplit.client import Client
 from tests.integration.cluster_fixtures import CHAT, PROMPT, SETTINGS, Plain, Serving, Streaming
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 ENDS_S = 60.0
 INBOX = "_INBOX.heard"

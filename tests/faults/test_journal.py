@@ -24,6 +24,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import AcceptedRequest, Handle, Likely, Run, Tokens, pack_record
 from tests.conftest import NatsServer
 
+pytestmark = pytest.mark.slow
 CHAT = DeploymentName("chat")
 A, B, C, D = (LifeId(f"n{i}-{i * 7:016x}") for i in range(4))
 SOON_S = 20.0

@@ -31,7 +31,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 ADDER = DeploymentName("adder")
 N0, N1 = NodeId("n0"), NodeId("n1")

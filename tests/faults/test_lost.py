@@ -19,7 +19,7 @@ from tests.integration.cluster_fixtures import (
     three_stages,
 )
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
+pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 ENDS_S = 40.0
 OUTAGE_S = 2.0

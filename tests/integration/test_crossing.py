@@ -26,7 +26,10 @@ LENGTHS = [1, 5, 16, 17, 31, 40, 64, 70]
 WANTED = 40
 
 
-@pytest.fixture(scope="module", params=["llama-fp32", "qwen3-int4", "dynamo-fp32"])
+@pytest.fixture(
+    scope="module",
+    params=["llama-fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3-int4", "dynamo-fp32"))],
+)
 def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
     family, precision = request.param.split("-")
     store = Store(tmp_path_factory.mktemp("store"))

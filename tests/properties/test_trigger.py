@@ -60,7 +60,9 @@ def played(policy: Policy, costs: Sequence[tuple[float, ...]], toll: float) -> t
     return paid, moves
 
 
-@pytest.mark.parametrize(("nodes", "seed"), [(2, 1), (3, 2), (5, 3)])
+@pytest.mark.parametrize(
+    ("nodes", "seed"), [(3, 2), *(pytest.param(n, s, marks=pytest.mark.slow) for n, s in ((2, 1), (5, 3)))]
+)
 def test_half_an_hour_of_noise_moves_nothing(nodes: int, seed: int) -> None:
     world = World(nodes, seed, noise=0.2)
     world.run(HALF_AN_HOUR_S)
