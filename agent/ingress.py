@@ -201,11 +201,14 @@ class Ingress:
     # Deployments.
 
     def _open(self, name: DeploymentName, manifest: Manifest, text: Text | None) -> Served:
+        served = self._served[name] = Served(name, manifest, text, self._desk, *self._begin_life(name))
+        return served
+
+    def _begin_life(self, name: DeploymentName) -> tuple[LifeId, Journal]:
         life = life_name(self._node, self._boot, next(self._lives))
         journal = Journal(self._client, name, life, lambda _: self._superseded(name, life), self._now)
         self._journals[life] = asyncio.create_task(journal.run())
-        served = self._served[name] = Served(name, manifest, text, self._desk, life, journal)
-        return served
+        return life, journal
 
     async def _close(self, served: Served) -> None:
         del self._served[served.name]
@@ -221,10 +224,7 @@ class Ingress:
         log.warning("another ingress took over the requests accepted here: %s", name)
         served.superseded()
         self._journals.pop(life)
-        served.life = life_name(self._node, self._boot, next(self._lives))
-        fresh = served.life
-        served.journal = Journal(self._client, name, fresh, lambda _: self._superseded(name, fresh), self._now)
-        self._journals[fresh] = asyncio.create_task(served.journal.run())
+        served.life, served.journal = self._begin_life(name)
 
     async def adopt(self, served: Served, requests: Sequence[LiveRequest]) -> None:
         """Answer for requests that an ingress which is gone had accepted; raises what the journal raises."""

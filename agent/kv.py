@@ -151,7 +151,7 @@ class KvPool:
             past = self._appended[block][sequence]
             return [np.ascontiguousarray(value.numpy()[0, :, start:stop]) for value in past]
         slot = self._slots[sequence]
-        buffers = [b for pair in self._shared.get(block, {}).get(slot.tokens, ()) for b in (pair.key, pair.value)]
+        buffers = self._buffers(block, slot)
         return [np.ascontiguousarray(read_row(buffer, slot.row)[:, start:stop]) for buffer in buffers]
 
     def write(self, block: int, sequence: SequenceId, start: int, arrays: Sequence[Array]) -> None:
@@ -168,9 +168,12 @@ class KvPool:
             )
             return
         slot = self._slots[sequence]
-        buffers = [b for pair in self._shared.get(block, {}).get(slot.tokens, ()) for b in (pair.key, pair.value)]
-        for buffer, array in zip(buffers, arrays, strict=True):
+        for buffer, array in zip(self._buffers(block, slot), arrays, strict=True):
             write_row(buffer, slot.row, start, array)
+
+    def _buffers(self, block: int, slot: Slot) -> list[Buffer]:
+        """Key and value of each layer of a block, in the length class of a slot."""
+        return [b for pair in self._shared.get(block, {}).get(slot.tokens, ()) for b in (pair.key, pair.value)]
 
     def _pair(self, cache: KvCache, rows: int, tokens: int) -> CachePair:
         shape = (rows, cache.heads, tokens, cache.head_dim)

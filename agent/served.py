@@ -259,7 +259,6 @@ class Served:
         """Another ingress answers for all these requests: not a word more about them."""
         for job in {id(job): job for job in (*self.queue, *(job for job, _ in self.jobs.values()))}.values():
             self._forget(job, broken=True)
-        self.queue.clear()
 
     def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
         """Take over requests that another ingress had accepted and that this one's journal has, the first one first."""

@@ -217,14 +217,8 @@ class StageHost:
             for item in queued.frame.items:
                 newest[item.sequence] = max(item.position, newest.get(item.sequence, 0))
         for arrived in batch:
-            queued, frame, x, rows = arrived, arrived.frame, _input(arrived.frame), []
-            for i, item in enumerate(frame.items):
-                try:
-                    due = self._is_due(self._records.get(item.sequence), frame, item)
-                    if due and item.position == newest[item.sequence]:
-                        rows.append(_Row(item, x[i : i + 1]))
-                except ResplitError as error:
-                    failed.append(_failure(frame, error, (item.sequence,)))
+            queued, frame = arrived, arrived.frame
+            rows = [row for row in self._due(frame, failed) if row.item.position == newest[row.item.sequence]]
             if len(rows) < len(frame.items):
                 queued = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
             if rows:
@@ -241,17 +235,12 @@ class StageHost:
         self, engine: Engine, queued: Queued, failed: list[StageOutput]
     ) -> list[tuple[Queued, dict[str, Array]]]:
         """Known tokens, in the calls that computed them the first time: one step of all sequences after another."""
-        frame, x, rows = queued.frame, _input(queued.frame), []
-        for i, item in enumerate(frame.items):
-            try:
-                if self._is_due(self._records.get(item.sequence), frame, item):
-                    rows.append(_Row(item, x[i : i + 1]))
-            except ResplitError as error:
-                failed.append(_failure(frame, error, (item.sequence,)))
+        frame = queued.frame
+        rows = self._due(frame, failed)
         if not rows:
             return []
         outputs: dict[SequenceId, list[Array]] = {row.item.sequence: [] for row in rows}
-        for step in range(x.shape[1]):
+        for step in range(rows[0].item.count):
             now = [
                 _Row(replace(r.item, position=r.item.position + step, count=1), r.x[:, step : step + 1]) for r in rows
             ]
@@ -263,6 +252,17 @@ class StageHost:
         reduced = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
         whole = [np.concatenate(outputs[row.item.sequence], axis=1) for row in rows if outputs[row.item.sequence]]
         return [(reduced, {X: _stack(whole)} if whole else {})]
+
+    def _due(self, frame: Activation, failed: list[StageOutput]) -> list[_Row]:
+        """The rows of a frame that are to be run; missing steps go to `failed`."""
+        x, rows = _input(frame), []
+        for i, item in enumerate(frame.items):
+            try:
+                if self._is_due(self._records.get(item.sequence), frame, item):
+                    rows.append(_Row(item, x[i : i + 1]))
+            except ResplitError as error:
+                failed.append(_failure(frame, error, (item.sequence,)))
+        return rows
 
     def _steps(self, engine: Engine, due: Sequence[_Row], *, head: bool) -> dict[SequenceId, Array]:
         """One step of each row; nothing where only the head is here and is not wanted."""
