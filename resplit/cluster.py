@@ -5,8 +5,9 @@ import fcntl
 import os
 import sys
 from collections import defaultdict
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -19,7 +20,7 @@ from bus.keys import ORCHESTRATOR, create_keys
 from resplit.child import Child
 from resplit.control import status_on
 from resplit.exchange import open_connection
-from resplit.server import MAX_PAYLOAD_BYTES, NATS, NatsServer
+from resplit.server import HOST, MAX_PAYLOAD_BYTES, NATS, NatsServer
 from schemas import subjects
 from schemas.base import NodeId
 from schemas.codec import decode
@@ -37,6 +38,16 @@ KNOWN_S = 3.0
 POLL_S = 0.05
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where an agent runs if not straight on this machine: in a network namespace, say."""
+
+    enter: tuple[str, ...]
+    """Goes before its command. It must become that command, as `nsenter` does, and not start it as a child."""
+    host: str
+    """The address that other agents reach it at."""
+
+
 class LocalCluster:
     """`agents` agents `n0`, `n1`, ... with orchestrators and a NATS server of their own, in `folder`.
 
@@ -47,7 +58,8 @@ class LocalCluster:
     (`orchestrator`, `orchestrator-1`, ...) read `store`. Entering waits until every process has reported, and
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
-    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. Keys and what the
+    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
+    run that do not run straight on this machine, and `host` where the NATS server listens. Keys and what the
     processes stored stay in `folder` for the next start.
     """
 
@@ -57,7 +69,9 @@ class LocalCluster:
         store: Path,
         agents: int = 3,
         *,
+        host: str = HOST,
         port: int | None = None,
+        places: Mapping[NodeId, Place] | None = None,
         provider: str = "cpu",
         cores: Sequence[Sequence[int]] | None = None,
         threads: int | None = None,
@@ -80,7 +94,8 @@ class LocalCluster:
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
         self._memory_bytes = memory_bytes
         self._verbose = verbose
-        self._server = NatsServer(self.folder / NATS, port, max_payload_bytes)
+        self._places = {} if places is None else dict(places)
+        self._server = NatsServer(self.folder / NATS, port, max_payload_bytes, host)
         self._children: dict[str, Child] = {NATS: self._server.child}
         self._lock: IO[str] | None = None
 
@@ -228,12 +243,15 @@ class LocalCluster:
             arguments += ["--memory", str(self._memory_bytes)]
         if self._cores is not None:
             arguments += ["--cores", ",".join(map(str, self._cores[index]))]
-        return self._child(node, arguments, self.folder / node / "store")
+        place = self._places.get(node)
+        if place is not None:
+            arguments += ["--listen", f"{place.host}:0"]
+        return self._child(node, arguments, self.folder / node / "store", () if place is None else place.enter)
 
-    def _child(self, name: str, arguments: Sequence[str], store: Path) -> Child:
+    def _child(self, name: str, arguments: Sequence[str], store: Path, enter: Sequence[str] = ()) -> Child:
         common = ["--url", self.url, "--keys", str(self.keys), "--store", str(store)]
         verbose = ["--verbose"] if self._verbose else []
-        command = [sys.executable, "-m", "resplit", *arguments, *common, *verbose]
+        command = [*enter, sys.executable, "-m", "resplit", *arguments, *common, *verbose]
         return Child(name, command, self.folder / name / "log")
 
 

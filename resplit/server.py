@@ -35,13 +35,17 @@ def nats_program() -> Path:
 
 
 class NatsServer:
-    """A nats-server with JetStream on this machine alone, everything it writes inside `folder`.
+    """A nats-server with JetStream, everything it writes inside `folder`; for this machine alone unless `host` is
+    another address of it.
 
     Its port, once known, stays its own over restarts, so that everyone finds it again.
     """
 
-    def __init__(self, folder: Path, port: int | None = None, max_payload_bytes: int = MAX_PAYLOAD_BYTES) -> None:
+    def __init__(
+        self, folder: Path, port: int | None = None, max_payload_bytes: int = MAX_PAYLOAD_BYTES, host: str = HOST
+    ) -> None:
         self._folder = folder
+        self._host = host
         self._port = port
         self._max_payload_bytes = max_payload_bytes
         config = folder / "nats-server.conf"
@@ -51,7 +55,7 @@ class NatsServer:
     @property
     def url(self) -> str:
         assert self._port is not None, "the server has not been started"
-        return f"nats://{HOST}:{self._port}"
+        return f"nats://{self._host}:{self._port}"
 
     async def start(self) -> None:
         """Start it and wait until it listens; raises `ResplitError` with its log if it does not."""
@@ -74,7 +78,7 @@ class NatsServer:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         config = {
             "server_name": "resplit-local",
-            "listen": f"{HOST}:{ANY_PORT if self._port is None else self._port}",
+            "listen": f"{self._host}:{ANY_PORT if self._port is None else self._port}",
             "max_payload": self._max_payload_bytes,
             "ports_file_dir": str(self._folder),
             "jetstream": {"store_dir": str(self._folder / "jetstream")},
@@ -86,7 +90,7 @@ class NatsServer:
         try:
             addresses: list[str] = json.loads(ports.read_text())["nats"]
             port = int(addresses[0].rsplit(":", 1)[1])
-            _, writer = await asyncio.open_connection(HOST, port)
+            _, writer = await asyncio.open_connection(self._host, port)
         except (OSError, ValueError):  # the file is not there yet, or half written
             return False
         writer.close()

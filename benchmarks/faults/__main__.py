@@ -22,6 +22,7 @@ import time
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import nats
 from rich.console import Console
@@ -29,14 +30,18 @@ from rich.table import Table
 
 from benchmarks.faults.load import INBOX, SILENCE_S, Load, Question, Wire, questions
 from benchmarks.faults.measure import Run, quantile, summed_up
-from benchmarks.faults.scenarios import SCENARIOS, Scenario, SkippedError
+from benchmarks.faults.scenario import Scenario, SkippedError
+from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.scene import Ear, Scene
+from benchmarks.faults.wires import Wires, why_not
 from benchmarks.table import RESULTS, Row, write
 from bus.keys import load_identity
 from models.store import Store
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.demo import shipped_store
+from schemas.base import NodeId
+from schemas.errors import ResplitError
 
 AGENTS = 3
 RUNS = 4
@@ -53,7 +58,7 @@ async def measure(scenarios: list[Scenario], runs: int, seed: int, folder: Path)
     rows = []
     for scenario in scenarios:
         try:
-            found = await tried(scenario, min(runs, scenario.runs_max or runs), seed, folder, store, asked)
+            found = await tried(scenario, scenario.runs(runs), seed, folder, store, asked)
             rows.append(row(scenario, found))
         except SkippedError as why:
             say(f"{scenario.name}: skipped, {why}")
@@ -67,8 +72,11 @@ async def tried(
     """So many runs on a cluster of their own."""
     found = []
     async with AsyncExitStack() as stack:
+        wires = await wired(folder / f"{scenario.name}-wires", stack) if scenario.wired else None
+        where: dict[str, Any] = {} if wires is None else {"host": wires.host, "places": wires.places}
+        orchestrators = scenario.orchestrators
         cluster = await stack.enter_async_context(
-            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=scenario.orchestrators)
+            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=orchestrators, **where)
         )
         connection = await nats.connect(
             cluster.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
@@ -82,7 +90,7 @@ async def tried(
             async with Client(cluster.url, idle_timeout_s=SILENCE_S, nats_options=options) as client:
                 wire = Wire()
                 listening = await wire.listen(connection)
-                scene = Scene(cluster, connection, ear, wire, Load(client, asked), draw)
+                scene = Scene(cluster, connection, ear, wire, Load(client, asked), draw, index, wires)
                 if index == 0:
                     await scene.place(None)
                     await scene.whole()
@@ -95,13 +103,25 @@ async def tried(
             found.append(run)
             troubles = ", ".join((*run.lost, *run.broken)) or "nothing lost"
             took_s = getattr(run, scenario.measures)
+            told = ", ".join(f"{name} {value:g}" for name, value in run.told.items())
+            at_step = "" if run.step is None else f", {run.step}"
             say(
-                f"{scenario.name} {index + 1}/{runs}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
+                f"{scenario.name} {index + 1}/{runs}{at_step}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
                 f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), "
                 f"up to {run.tokens} tokens before, {run.requests} requests, "
-                f"{run.refused} refused, {run.repeated} repeated; {troubles}"
+                f"{run.refused} refused, {run.repeated} repeated; {troubles}{told and '; ' + told}"
             )
     return found
+
+
+async def wired(folder: Path, stack: AsyncExitStack) -> Wires:
+    """Wires for a cluster's agents; raises `SkippedError` where there can be none."""
+    if (why := why_not()) is not None:
+        raise SkippedError(why)
+    try:
+        return await stack.enter_async_context(Wires(folder, [NodeId(f"n{i}") for i in range(AGENTS)]))
+    except ResplitError as error:
+        raise SkippedError(f"no network namespaces here: {error.message}") from error
 
 
 async def once(scenario: Scenario, scene: Scene) -> Run:
@@ -150,6 +170,8 @@ def row(scenario: Scenario, runs: list[Run]) -> Row:
         "losses": sorted(set(lost)),
         "broken": sorted(set(broken)),
         "samples_s": [round(value, 4) for value in measured],
+        **({"steps": [run.step for run in runs]} if any(run.step for run in runs) else {}),
+        **({"told": [dict(run.told) for run in runs]} if any(run.told for run in runs) else {}),
     }
 
 

@@ -3,8 +3,8 @@
 import itertools
 import math
 import statistics
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from benchmarks.faults.load import Asked
 
@@ -27,6 +27,10 @@ class Seen:
     """Promises broken that no clock tells."""
     repeated: int = 0
     """Tokens that one who had hung said again, as they had been said."""
+    step: str | None = None
+    """Of the protocol, at which it was done."""
+    told: Mapping[str, float] = field(default_factory=dict)
+    """Further figures, by name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,8 @@ class Run:
     """Requests that were never accepted, and so may be asked again."""
     broken: tuple[str, ...]
     repeated: int
+    step: str | None
+    told: Mapping[str, float]
 
     def breaking(self, more: Iterable[str]) -> "Run":
         """The same run, with further promises broken."""
@@ -97,6 +103,8 @@ def summed_up(asked: Sequence[Asked], accepted: Collection[str], seen: Seen) -> 
         refused=sum(one.error is not None and how is None for one, how in zip(asked, losses, strict=True)),
         broken=seen.broken,
         repeated=seen.repeated,
+        step=seen.step,
+        told=seen.told,
     )
 
 

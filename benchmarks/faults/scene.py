@@ -10,10 +10,13 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from benchmarks.faults.load import DEPLOYMENT, SETTINGS, Asked, Load, Wire
+from benchmarks.faults.wires import Wires
 from bus.keys import Identity
 from resplit import control
 from resplit.cluster import LocalCluster
+from resplit.trail import read_event
 from schemas import subjects
+from schemas.audit import AuditEvent, AuditKind
 from schemas.control import DeploymentStatus, DeployRequest, StatusReply
 from schemas.deployment import Stage
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope
@@ -38,14 +41,14 @@ class Ear:
 
     identity: Identity
     heard: list[tuple[float, Word]] = field(default_factory=list)
-    decisions: int = 0
+    audit: list[tuple[float, AuditEvent]] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def listen(self, connection: Nats) -> None:
         await connection.subscribe(subjects.ALL_PLANS, cb=self._plan)
         await connection.subscribe(subjects.LEADER, cb=self._leader)
         await connection.subscribe(subjects.ALL_RECEIPTS, cb=self._receipt)
-        await connection.subscribe(f"{subjects.ROOT}.audit.*.decision", cb=self._decision)
+        await connection.subscribe(subjects.ALL_AUDIT, cb=self._audited)
         await connection.flush()
 
     async def wait(self, wanted: Callable[[Word], bool], since: float, timeout_s: float) -> tuple[float, Word]:
@@ -58,6 +61,10 @@ class Ear:
                         return at, word
                 await self._more.wait()
 
+    def audited(self, kind: AuditKind, since: float) -> tuple[str, ...]:
+        """The nodes that audit events of a kind since then are about."""
+        return tuple(str(event.fields.get("node")) for at, event in self.audit if at >= since and event.kind is kind)
+
     async def _plan(self, message: Msg) -> None:
         self._keep(open_envelope(message.data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)[0])
 
@@ -67,8 +74,9 @@ class Ear:
     async def _receipt(self, message: Msg) -> None:
         self._keep(open_envelope(message.data, Receipt, RECEIPT_TYPE, self.identity.nodes)[0])
 
-    async def _decision(self, _: Msg) -> None:
-        self.decisions += 1
+    async def _audited(self, message: Msg) -> None:
+        seen = read_event(message.data, {**self.identity.nodes, **self.identity.orchestrators})
+        self.audit.append((time.monotonic(), seen.event))
 
     def _keep(self, word: Word) -> None:
         self.heard.append((time.monotonic(), word))
@@ -85,6 +93,15 @@ class Scene:
     wire: Wire
     load: Load
     draw: random.Random
+    index: int
+    """Of this run among those of its fault."""
+    wired: Wires | None = None
+    """Where agents have wires of their own."""
+
+    @property
+    def wires(self) -> Wires:
+        assert self.wired is not None, "only a wired scenario asks for them"
+        return self.wired
 
     async def stages(self) -> tuple[Stage, ...]:
         """The chain in force, its ingress first."""
