@@ -34,8 +34,9 @@ PINGS_MAX = 64
 """Pings whose answers are outstanding; a peer that answers none is sent no more."""
 SLOWEST_BYTES_PER_S = 1e6 / 8
 """What a link whose rate is unknown is trusted to carry; one whose rate is known, a quarter of that."""
-SILENT_AFTER_S = 3.0
-"""A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so."""
+SILENT_AFTER_S = 2.0
+"""A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so, and by
+then every step under way has been given up."""
 
 log = logging.getLogger(__name__)
 

@@ -46,6 +46,8 @@ class Peers:
         self._links: dict[NodeId, Link] = {}
         self._waiting: dict[NodeId, deque[list[bytes | memoryview]]] = {}
         self._tasks: dict[NodeId, asyncio.Task[None]] = {}
+        self._opening: dict[NodeId, asyncio.Task[Link | None]] = {}
+        """Tries to reach again whom no link reaches, while the bus carries what there is."""
         self._no_link_before: dict[NodeId, float] = {}
         self._heard_s: dict[NodeId, float] = {}
         self._histories: dict[NodeId, LinkHistory] = {}
@@ -115,9 +117,13 @@ class Peers:
     async def ping(self) -> None:
         """Measure every link that is open, and over the bus every peer that has none or does not answer; forever.
 
-        Of the links that want a probe of their goodput one gets it each time, so that probes do not come in bursts.
+        A link that is silent is closed, so that the bus carries what it would swallow. Of the links that want a probe
+        of their goodput one gets it each time, so that probes do not come in bursts.
         """
         while True:
+            for silent in [link for link in self._links.values() if link.is_silent]:
+                log.info("a link is silent: %s", silent.peer)
+                silent.close()
             links = [link for link in self._links.values() if link.is_up]
             idle = next((link for link in links if link.wants_probe), None)
             for link in links:
@@ -130,7 +136,7 @@ class Peers:
 
     async def stop(self) -> None:
         """Close every link; their loss is not news any more."""
-        for task in tuple(self._tasks.values()):
+        for task in (*self._tasks.values(), *self._opening.values()):
             task.cancel()
         links, self._links = tuple(self._links.values()), {}
         for link in links:
@@ -206,6 +212,14 @@ class Peers:
         link = self._links.get(node)
         if link is not None and link.is_up:
             return link
+        if node not in self._down:
+            return await self._open(node)
+        if node not in self._opening:  # the bus is there at once; what does not answer takes seconds to say so
+            self._opening[node] = opening = asyncio.create_task(self._open(node))
+            opening.add_done_callback(lambda _: self._opening.pop(node, None))
+        return None
+
+    async def _open(self, node: NodeId) -> Link | None:
         loop = asyncio.get_running_loop()
         address = self._address.get(node)
         if address is None or loop.time() < self._no_link_before.get(node, 0.0):

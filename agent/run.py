@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ TENSOR_PATIENCE_S = 30.0
 """A call of a model without caches that takes longer is driven again, once."""
 TENSOR_ATTEMPTS = 2
 TENSOR_QUEUE_FACTOR = 5.0
+ENDED_MAX = 256
+"""Sequences that may be closed a second time: more than a route's slots, so that all that are leaked are among them."""
 
 
 @dataclass(slots=True)
@@ -63,6 +66,8 @@ class RouteRun:
         )
         self._prefixes = Prefixes(settings.chunk_tokens)
         self._calls: dict[SequenceId, _Call] = {}
+        self._ended: deque[SequenceId] = deque(maxlen=ENDED_MAX)
+        """Sequences that have ended or did not come, the last ones."""
         self._typical_s = 0.0
         """What a call lately took, waiting included."""
 
@@ -136,7 +141,13 @@ class RouteRun:
     def give_up(self, sequence: SequenceId) -> None:
         """It does not come: give its slot back, here and on the nodes that have begun to copy its caches."""
         self._slots.release(sequence)
+        self._ended.append(sequence)
         self._close_everywhere((sequence,))
+
+    def close_again(self) -> None:
+        """A node of the route has no slot left though here there was one: a Close was lost with the link it was on."""
+        if self._ended:
+            self._close_everywhere(tuple(self._ended))
 
     def call(self, tensors: dict[str, Array], now: float) -> SequenceId | None:
         """Run a model without caches on `tensors`; None if as many calls as slots are in flight."""
@@ -187,6 +198,7 @@ class RouteRun:
             self._calls.pop(sequence, None)
             self._slots.release(sequence)
         ended = self.driver.end(sequences)
+        self._ended.extend(ended)
         if ended:
             close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, ended)
             self._send(self.route.stages[0].node, close)
@@ -240,6 +252,7 @@ class RouteRun:
         for sequence in kept:
             self._prefixes.take(sequence)
             self._slots.release(sequence)
+        self._ended.extend(kept)
         if kept:
             close = Close(self.plan.deployment, self.plan.epoch, self.route.index, 0, kept)
             self._send(self.route.stages[0].node, close)

@@ -148,6 +148,8 @@ class Served:
                     named = on_run if not sequences else [s for s in on_run if s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
                         run.closed_until = self.desk.now() + FULL_S
+                        for other in self.runs.values():  # epochs share their slots
+                            other.close_again()
                     if _known(code) in RECOVERABLE:
                         self.recover(named, message, counts=_known(code) is ErrorCode.STEP_LOST)
                     else:

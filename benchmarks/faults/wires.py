@@ -29,6 +29,7 @@ MACHINE = "machine"
 """The end of a wire that is this machine itself, where the broker, the orchestrators and the clients are."""
 ENTERED_S = 5.0
 POLL_S = 0.01
+_numbers = itertools.count()
 BURST_BYTES = 4000
 QUEUED_BYTES = 1 << 20
 
@@ -45,7 +46,10 @@ class Wires:
     """Namespaces for `nodes`, wired to each other and to this machine; raises `ResplitError` if that cannot be done."""
 
     def __init__(self, folder: Path, nodes: Sequence[NodeId]) -> None:
-        net = f"10.213.{os.getpid() % 250}"
+        # Namespaces go a moment after their processes, and other benchmarks may run beside this one.
+        number = os.getpid() + next(_numbers)
+        net = f"10.{200 + number % 50}.{number // 50 % 250}"
+        self._prefix = f"rs{number}"
         self._address: dict[str, str] = {MACHINE: f"{net}.254"}
         self._address |= {node: f"{net}.{i}" for i, node in enumerate(nodes, 1)}
         self._holders = {
@@ -89,12 +93,12 @@ class Wires:
         """Let nothing through between two ends, either way."""
         for here, there in ((one, other), (other, one)):
             away = ("to", self._address[there], "lladdr", NOBODY, "nud", "permanent")
-            await self._ip(here, "neigh", "replace", *away, "dev", _device(here, there))
+            await self._ip(here, "neigh", "replace", *away, "dev", self._device(here, there))
 
     async def mend(self, one: str, other: str) -> None:
         """Let everything through again that `cut` stopped."""
         for here, there in ((one, other), (other, one)):
-            await self._ip(here, "neigh", "del", self._address[there], "dev", _device(here, there))
+            await self._ip(here, "neigh", "del", self._address[there], "dev", self._device(here, there))
 
     async def cut_off(self, node: str) -> None:
         """Let nothing reach a node, nor leave it."""
@@ -110,12 +114,12 @@ class Wires:
         """Carry no more than this between two nodes, either way; what waits is queued."""
         bucket = ("tbf", "rate", f"{8 * bytes_per_s}bit", "burst", str(BURST_BYTES), "limit", str(QUEUED_BYTES))
         for here, there in ((one, other), (other, one)):
-            await self._run("tc", here, "qdisc", "replace", "dev", _device(here, there), "root", *bucket)
+            await self._run("tc", here, "qdisc", "replace", "dev", self._device(here, there), "root", *bucket)
 
     async def quicken(self, one: str, other: str) -> None:
         """Undo `slow`."""
         for here, there in ((one, other), (other, one)):
-            await self._run("tc", here, "qdisc", "del", "dev", _device(here, there), "root")
+            await self._run("tc", here, "qdisc", "del", "dev", self._device(here, there), "root")
 
     def _others(self, node: str) -> list[str]:
         return [other for other in (MACHINE, *self._holders) if other != node]
@@ -134,7 +138,7 @@ class Wires:
             raise self._holders[node].died(1)
 
     async def _lay(self, one: str, other: str) -> None:
-        ends = [(_device(one, other), one), (_device(other, one), other)]
+        ends = [(self._device(one, other), one), (self._device(other, one), other)]
         (device, here), (peer, there) = ends
         await self._ip(
             MACHINE, "link", "add", device, *self._of(here), "type", "veth", "peer", "name", peer, *self._of(there)
@@ -144,6 +148,10 @@ class Wires:
                 await self._ip(end, "addr", "add", f"{self._address[end]}/32", "dev", name)
             await self._ip(end, "link", "set", name, "up")
             await self._ip(end, "route", "add", f"{self._address[far]}/32", "dev", name, "src", self._address[end])
+
+    def _device(self, here: str, there: str) -> str:
+        """The name of a wire's end."""
+        return f"{self._prefix}-{there}"[:15] if here == MACHINE else f"to-{there}"
 
     def _of(self, end: str) -> tuple[str, ...]:
         return () if end == MACHINE else ("netns", str(self._holders[NodeId(end)].pid))
@@ -159,11 +167,6 @@ class Wires:
         if process.returncode != 0:
             message = f"{program} {' '.join(arguments)}: {said.decode(errors='replace').strip()}"
             raise ResplitError(ErrorCode.INTERNAL, message)
-
-
-def _device(here: str, there: str) -> str:
-    """The name of a wire's end; on this machine, where others may do the same, with the process' number."""
-    return f"rs{os.getpid()}-{there}"[:15] if here == MACHINE else f"to-{there}"
 
 
 def _program(tool: str) -> str:

@@ -241,6 +241,25 @@ async def test_a_cut_between_two_nodes_is_not_the_loss_of_one(tmp_path: Path, sh
         assert await a.until(B, lambda e: e is None) is None
 
 
+async def test_a_link_that_swallows_frames_is_left_for_the_bus(tmp_path: Path, shared_nats_url: str) -> None:
+    async with ends(tmp_path, shared_nats_url) as (a, b, port):
+        road = Road(port)
+        a.learn(B, await road.open())
+        a.peers.send(B, frame(100))
+        await a.until(B, is_direct)
+        road.cut()
+        async with asyncio.timeout(WAIT_S):
+            while (B, False) not in a.changes:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+        before = b.received
+        for _ in range(3):
+            a.peers.send(B, frame(100))
+        async with asyncio.timeout(WAIT_S):
+            while b.received < before + 300:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+        await road.close()
+
+
 async def test_a_peer_without_an_address_is_measured_over_the_bus(tmp_path: Path, shared_nats_url: str) -> None:
     async with ends(tmp_path, shared_nats_url, survey=True) as (a, _, _):
         a.learn(B, None)
