@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 import ssl
+import struct
 import time
 from collections.abc import Callable
 from enum import IntEnum
@@ -37,6 +38,8 @@ SLOWEST_BYTES_PER_S = 1e6 / 8
 SILENT_AFTER_S = 2.0
 """A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so, and by
 then every step under way has been given up."""
+TCP_INFO_BYTES, UNACKED_AT, ACKED_MS_AT = 104, 24, 56
+"""Of Linux' `struct tcp_info`: segments that are not acknowledged, and milliseconds since the last acknowledgement."""
 
 log = logging.getLogger(__name__)
 
@@ -121,9 +124,11 @@ class Link:
 
     @property
     def is_silent(self) -> bool:
-        """Whether the oldest ping has waited too long, given what had to arrive before it."""
+        """Whether the oldest ping has waited too long, given what had to arrive before it, and nothing arrives."""
         sent_ns = next(iter(self._outstanding), None)
         if sent_ns is None:
+            return False
+        if self._framed.is_moving:
             return False
         waited_s = (time.monotonic_ns() - sent_ns) / 1e9
         rate = self.history.goodput_bytes_per_s(sent_ns / 1e9)
@@ -262,6 +267,18 @@ class _Framed(asyncio.Protocol):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
         if not self._accept(self):
             self.transport.abort()
+
+    @property
+    def is_moving(self) -> bool:
+        """Whether something is still on its way and the other kernel acknowledges some of it: such a link is slow, and
+        its pings wait behind the rest."""
+        sock = self.transport.get_extra_info("socket")
+        try:
+            info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO_BYTES)
+            unacked, acked_ms = (struct.unpack_from("=I", info, at)[0] for at in (UNACKED_AT, ACKED_MS_AT))
+        except (AttributeError, OSError, struct.error):  # another kernel, or no socket any more
+            return False
+        return bool(unacked > 0 and acked_ms < 1e3 * SILENT_AFTER_S)
 
     def write(self, kind: Kind, pieces: list[bytes | memoryview]) -> int:
         """Queue one message; returns the bytes of its body."""

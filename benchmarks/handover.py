@@ -2,13 +2,13 @@
 
     python -m benchmarks.handover [--quick] [--folder DIR]
 
-One sequence streams over two of three agents. At certain lengths the second half of the model moves to the third agent,
-with the files on its disk, and the sequence's caches go with it: measured are how long the sequence stood still (`held`)
-and how long it took from the plan's commit until it ran over the new plan (`crossing`; it streams meanwhile). Then the
-agent that now has the second half is killed, and once that is known the same blocks move back: the sequence is computed
-anew, exactly, prompt and all. `anew` is from that plan's commit to the next token, so that neither noticing the loss nor
-loading is in it. The crossover is told as a rate: over a link that is slower than what moves in the time that computing
-anew takes, computing anew is sooner done.
+One sequence streams over two of three agents. At certain lengths the second half of the model moves to the third one,
+with the files on its disk, and the sequence's caches go with it: measured are how long the sequence stood still
+(`held`), and how long it took from the plan's commit until it ran over the new plan (`crossing`; it streams meanwhile).
+Then the agent that now has the second half is killed, and once that is known the same blocks move back: the sequence is
+computed anew, exactly, prompt and all. `anew` is from that plan's commit to the next token, so that neither noticing
+the loss nor loading is in it. The crossover is told as a rate: over a link that is slower than what moves in the time
+that computing anew takes, computing anew is sooner done.
 """
 
 import argparse

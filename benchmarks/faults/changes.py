@@ -14,6 +14,7 @@ from schemas.base import NodeId
 from schemas.deployment import Stage
 
 DRAIN_S = 60.0
+CALM_S = 60.0
 SLICE_S = 0.01
 SLOWDOWN = 3
 NOISE = 0.2
@@ -72,6 +73,16 @@ async def joined(scene: Scene) -> Seen:
     until = await scene.went_on(affected)
     await scene.whole()
     return Seen(at, affected, until, took_s=took_s, told={"known_s": round(known_s, 2)})
+
+
+async def left_alone(scene: Scene) -> Seen:
+    """Nothing is done: every plan that is made meanwhile is one too many."""
+    affected = tuple(scene.load.live)
+    at = time.monotonic()
+    await asyncio.sleep(CALM_S)
+    plans = len(scene.ear.commits(at))
+    broken = (f"{plans} plans for nothing",) if plans else ()
+    return Seen(at, affected, time.monotonic(), broken=broken, told={"plans": plans})
 
 
 async def slowed(scene: Scene) -> Seen:

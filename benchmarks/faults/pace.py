@@ -10,7 +10,7 @@ from benchmarks.faults.measure import quantile, waits
 from benchmarks.faults.scenario import SkippedError
 from benchmarks.faults.scene import Scene
 from schemas.deployment import Stage
-from schemas.plan import PlanEvent, PlanPhase
+from schemas.plan import PlanEvent
 
 PERIOD_S = 5.0
 """`orchestrator.trigger.PLANNING_PERIOD_S`: what the promise is made of."""
@@ -63,7 +63,7 @@ async def recovery(scene: Scene, at: float, best: float, avoid: frozenset[str]) 
     held_from = time.monotonic()
     await asyncio.sleep(HOLD_S if took_s < SLOW_S else 0)
     after = p95(scene.load.asked, min(held_from, time.monotonic() - WINDOW_S), time.monotonic())
-    plans = [w for t, w in scene.ear.heard if t >= at and isinstance(w, PlanEvent) and w.phase is PlanPhase.COMMIT]
+    plans = scene.ear.commits(at)
     told = {"best_p95_ms": best, "slow_p95_ms": felt_s, "after_p95_ms": after}
     return Recovery(
         took_s,

@@ -11,6 +11,16 @@ LEASE_S = 3.0
 ANSWERED = "every accepted request ends in the right tokens"
 SCENARIOS = (
     Scenario(
+        "left-alone",
+        f"nothing, for {changes.CALM_S:g} s",
+        f"{ANSWERED}; the plan stays",
+        "none: longest wait",
+        unbounded,
+        "gap_s",
+        changes.left_alone,
+        runs_max=1,
+    ),
+    Scenario(
         "agent-killed",
         "agent killed (SIGKILL)",
         ANSWERED,

@@ -22,7 +22,7 @@ from schemas.deployment import Stage
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope
 from schemas.errors import ResplitError
 from schemas.leader import Leadership
-from schemas.plan import PlanEvent, Receipt
+from schemas.plan import PlanEvent, PlanPhase, Receipt
 
 WHOLE_S = 90.0
 FRESH_S = 3.0
@@ -60,6 +60,14 @@ class Ear:
                     if at >= since and wanted(word):
                         return at, word
                 await self._more.wait()
+
+    def commits(self, since: float) -> list[PlanEvent]:
+        """The plans that came into force since then."""
+        return [
+            word
+            for at, word in self.heard
+            if at >= since and isinstance(word, PlanEvent) and word.phase is PlanPhase.COMMIT
+        ]
 
     def audited(self, kind: AuditKind, since: float) -> tuple[str, ...]:
         """The nodes that audit events of a kind since then are about."""

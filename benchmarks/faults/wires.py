@@ -31,7 +31,8 @@ ENTERED_S = 5.0
 POLL_S = 0.01
 _numbers = itertools.count()
 BURST_BYTES = 4000
-QUEUED_BYTES = 1 << 20
+QUEUED_S = 0.4
+"""What a slow wire keeps waiting at most; the rest is dropped, and sent again."""
 
 
 def why_not() -> str | None:
@@ -112,7 +113,15 @@ class Wires:
 
     async def slow(self, one: str, other: str, bytes_per_s: int) -> None:
         """Carry no more than this between two nodes, either way; what waits is queued."""
-        bucket = ("tbf", "rate", f"{8 * bytes_per_s}bit", "burst", str(BURST_BYTES), "limit", str(QUEUED_BYTES))
+        bucket = (
+            "tbf",
+            "rate",
+            f"{8 * bytes_per_s}bit",
+            "burst",
+            str(BURST_BYTES),
+            "latency",
+            f"{1e3 * QUEUED_S:.0f}ms",
+        )
         for here, there in ((one, other), (other, one)):
             await self._run("tc", here, "qdisc", "replace", "dev", self._device(here, there), "root", *bucket)
 
