@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit handover overhead
+BENCHES := split planning journal resplit handover chat overhead
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test test-slow check bench faults $(BENCHES:%=bench-%) schemas clean
@@ -47,7 +47,8 @@ bench-overhead: bench-journal
 $(BENCHES:%=bench-%): bench-%: .venv/dev
 	$(BIN)/python -m benchmarks.$*
 
-## A quarter of an hour. For more kills: .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
+## Twenty minutes; as root also links that are cut or slow, and nodes that nothing reaches. For more kills:
+## .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
 faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults
 

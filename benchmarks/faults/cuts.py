@@ -13,7 +13,7 @@ from schemas.deployment import Stage
 
 ROUND_S = 2 * PERIOD_S
 """By then a plan is to go around an edge that is cut."""
-SLOW_BYTES_PER_S = 40_000
+SLOW_BYTES_PER_S = 200_000
 """A step of eight sequences is some kilobytes: at this rate it takes several times as long as it did."""
 ZOMBIE_S = 3.0
 """For so long a node that was cut off is listened to when it is back: the kernel then sends what it had not."""
