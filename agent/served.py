@@ -272,6 +272,8 @@ class Served:
         """Say what the other ingress may have said; True if that was all there is to say."""
         assert self.newest is not None, "requests are taken over where they can run"
         job.meter.runs_on(self.newest.plan.epoch, self.newest.route)
+        # What the other ingress had to compute anew is not known here, and must not be called exact if it was not.
+        job.meter.computed_anew(exactly=self.newest.replays_exactly)
         replies = job.resume(said, self.desk.now())
         final = replies.pop() if replies[-1].finish_reason is not None else None
         for reply in replies if job.request.stream else ():
@@ -343,6 +345,8 @@ class Served:
                     job.started(sequence)
         if sequence is None:
             return False
+        if job.interrupted_at is not None:
+            job.meter.computed_anew(exactly=run.replays_exactly or not (isinstance(job, Generation) and job.known))
         job.meter.started = job.meter.started or now
         job.meter.runs_on(run.plan.epoch, run.route)
         self.jobs[sequence] = (job, run)

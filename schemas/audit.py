@@ -28,6 +28,8 @@ class AuditKind(StrEnum):
     EVENT_REJECTED = "event_rejected"
     BLOB_FETCHED = "blob_fetched"
     BLOB_CORRUPT = "blob_corrupt"
+    BLOCKS_STAGED = "blocks_staged"
+    BLOCKS_SWEPT = "blocks_swept"
     REQUEST_ENDED = "request_ended"
     SEQUENCE_MOVED = "sequence_moved"
     REQUEST_REFUSED = "request_refused"
