@@ -139,6 +139,11 @@ class RouteDriver:
     def __len__(self) -> int:
         return len(self._running)
 
+    @property
+    def recovering(self) -> int:
+        """Sequences whose prompts are being computed anew."""
+        return sum(running.is_recovering for running in self._running.values())
+
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence; its chunks go out in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"

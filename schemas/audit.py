@@ -31,6 +31,7 @@ class AuditKind(StrEnum):
     BLOCKS_STAGED = "blocks_staged"
     BLOCKS_SWEPT = "blocks_swept"
     REQUEST_ENDED = "request_ended"
+    CROSSING_CHOSEN = "crossing_chosen"
     SEQUENCE_MOVED = "sequence_moved"
     REQUEST_REFUSED = "request_refused"
     LINK_CHANGED = "link_changed"
