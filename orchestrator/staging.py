@@ -25,11 +25,15 @@ from schemas.envelope import STAGING_TYPE, seal
 from schemas.staging import Staging
 
 LOOK_S = 1.0
+KEPT = timedelta(minutes=10)
+HISTORY_MAX = 64
 AGAIN = timedelta(seconds=60)
 """What was advised and is not on the disk after this long is advised once more."""
 
 Advice = tuple[StoredBlocks, ...]
 Plans = Mapping[DeploymentName, Mapping[NodeId, StoredBlocks]]
+History = tuple[tuple[Plans, datetime], ...]
+"""Different plans, each with the time when it was wanted last."""
 
 
 def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
@@ -51,10 +55,19 @@ def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
     return found
 
 
-def advice_for(node: NodeId, plans: Plans) -> Advice:
+def remembered(history: History, plans: Plans, now: datetime) -> History:
+    """What was wanted lately, `plans` among it. Among nodes much alike noise says which failover is the best, and what
+    was fetched for one is as good a minute later; only what was not wanted for `KEPT` is given up."""
+    wanted = [({name: other[name] for name in other if name in plans}, at) for other, at in history]
+    kept = [(other, at) for other, at in wanted if other != plans and now - at < KEPT]
+    return (*kept[-(HISTORY_MAX - 1) :], (plans, now))
+
+
+def advice_for(node: NodeId, history: History) -> Advice:
     """What one node is to have, over all deployments; blocks of one model together."""
     wanted: dict[Digest, frozenset[int]] = {}
-    for stored in [by_node[node] for by_node in plans.values() if node in by_node]:
+    found = [by_node[node] for plans, _ in history for by_node in plans.values() if node in by_node]
+    for stored in found:
         wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
     return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
 
@@ -85,6 +98,7 @@ class Adviser:
         self._now = now
         self._numbers = itertools.count(1)
         self._plans: Plans = {}
+        self._history: History = ()
         self._said: dict[NodeId, tuple[str, Advice, datetime]] = {}
         """By node: to which process of it, what, and when."""
 
@@ -98,7 +112,8 @@ class Adviser:
     async def advise(self, snapshot: Snapshot) -> None:
         """Tell whoever is to have something else than it was told last."""
         self._plans = to_stage(snapshot, self._plans)
-        wanted = {node: advice_for(node, self._plans) for node in snapshot.offered}
+        self._history = remembered(self._history, self._plans, self._now())
+        wanted = {node: advice_for(node, self._history) for node in snapshot.offered}
         for node, advice in due(snapshot.present, wanted, self._said, self._now()).items():
             staging = Staging(
                 node=node, term=snapshot.term, number=next(self._numbers), issued_at=self._now(), blocks=advice
