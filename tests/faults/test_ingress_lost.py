@@ -13,7 +13,10 @@ from nats.aio.msg import Msg
 
 from resplit import control
 from resplit.client import Client
-from tests.integration.cluster_fixtures import CHAT, PROMPT, SETTINGS, Plain, Serving, Streaming
+from schemas.audit import AuditKind
+from schemas.base import NodeId
+from schemas.deployment import Stage
+from tests.integration.cluster_fixtures import CHAT, N0, N1, N2, PROMPT, SETTINGS, SLOTS, Plain, Serving, Streaming
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -63,6 +66,10 @@ async def ingress(serving: Serving) -> str:
     return found.current.routes[0].source
 
 
+def halves(first: NodeId, second: NodeId) -> tuple[Stage, ...]:
+    return (Stage(node=first, first=0, last=2), Stage(node=second, first=3, last=5))
+
+
 async def ask_whole(serving: Serving) -> Plain:
     """A request that is answered in one piece."""
     request = {"prompt": PROMPT, "max_tokens": WHOLE, "ignore_eos": True}
@@ -101,12 +108,13 @@ async def test_what_a_killed_ingress_had_accepted_is_answered_by_a_successor(spa
 
 async def test_the_slots_of_a_killed_ingress_are_its_successors(spared: Serving) -> None:
     """Every slot of n1 is one of n0's sequences, n0 is killed, and n2 has to go on with them before n0 is back."""
-    await spared.deploy(CHAT, "llama", placement=halves(N0, N1), settings=SETTINGS)
+    placed = await spared.deploy(CHAT, "llama", placement=halves(N0, N1), settings=SETTINGS)
+    assert placed.current is not None
     async with heard(spared) as (client, said):
         streams = await spared.accepted(client, (900,) * SLOTS)
         await asyncio.gather(*(stream.began() for stream in streams))
         deploying = asyncio.create_task(spared.deploy(CHAT, "llama", placement=halves(N2, N1), settings=SETTINGS))
-        await spared.ear.wait(AuditKind.PLAN_COMMITTED)
+        await spared.ear.wait(AuditKind.PLAN_COMMITTED, epoch=placed.current.epoch + 1)
         await spared.cluster.kill(N0)
         await deploying
         for stream in streams:
