@@ -148,6 +148,10 @@ class RouteRun:
         self._slots.take(sequence, capacity)
         return True
 
+    def has_room(self, capacity: int) -> bool:
+        """Whether a sequence of that length class could start here now."""
+        return self.is_open and self._room_for(capacity, None) is not None
+
     def give_up(self, sequence: SequenceId) -> None:
         """It does not come: give its slot back, here and on the nodes that have begun to copy its caches."""
         self._slots.release(sequence)

@@ -346,8 +346,8 @@ class Served:
                 if not self.crossings.begin(sequence, old, new, now):
                     return  # no slot is free yet: it is asked again
             case Way.RECOMPUTE:
-                if not new.slots_free:
-                    return
+                if not new.has_room(old.driver.prompt(sequence).capacity):
+                    return  # it runs, and is not to wait
                 self.recover([sequence], "that is cheaper than to hand it over")
             case Way.STAY:
                 self.crossings.stay(sequence, new)

@@ -106,7 +106,7 @@ class Stager:
             self._news.clear()
             whole = True
             for stored in self._wanted:
-                whole = whole and await self._tried(stored)
+                whole = await self._tried(stored) and whole
                 if self._news.is_set():
                     break
             with contextlib.suppress(TimeoutError):

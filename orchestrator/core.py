@@ -135,9 +135,9 @@ class Core:
         try:
             # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value. What was
             # ready is only checked, which takes no longer than to wait for a thread while plans are weighed in another.
-            proposal = ready_plan(self.snapshot, deployment, need, self.now()) or await asyncio.to_thread(
-                propose, self.snapshot, deployment, need, self.now()
-            )
+            proposal = ready_plan(self.snapshot, deployment, need, self.now())
+            if proposal is None:
+                proposal = await asyncio.to_thread(propose, self.snapshot, deployment, need, self.now())
         except ResplitError as error:
             self._give_up(deployment.name, need, error)
             return
