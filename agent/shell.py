@@ -354,6 +354,10 @@ class Agent:
         self._declared_lost.pop(capacity.node, None)
         self._peers.learn(capacity)
         self._ingress.heard(capacity)
+        for lost in capacity.lost_peers:
+            # It may have driven sequences here, or left requests, though no plan of this node has it any more.
+            if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
+                self._look_for(lost.node)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(
@@ -364,7 +368,11 @@ class Agent:
 
     def _suspect(self, node: NodeId) -> None:
         """A link with a peer ended, whoever had opened it: find out whether its process did."""
-        if node in self._suspected or not any(node in plan.nodes for plan in self._plans()):
+        if any(node in plan.nodes for plan in self._plans()):
+            self._look_for(node)
+
+    def _look_for(self, node: NodeId) -> None:
+        if node in self._suspected or node == self._identity.name:
             return
         self._suspected[node] = self._loop.create_task(self._find_out(node))
 
