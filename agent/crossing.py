@@ -3,15 +3,21 @@
 Copy first: the nodes of the new route fetch the caches of the blocks that moved while the sequence goes on where it is.
 Then hold it at a token boundary, have the few tokens since copied too, and go on over the new route. What goes wrong
 before the last step leaves the sequence where it was; after it, the sequence is recomputed on the new route.
+
+Whether it is handed over at all is `agent.ways`'s to say.
 """
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
 
+from agent.driver import REPLAY_TOKENS_MAX
 from agent.run import RouteRun
+from agent.ways import Position
+from profiler.cost import DEFAULT_LINK_BYTES_PER_S
 from schemas.base import NodeId
 from schemas.frame import Adopt, Adopted, Frame, Move, SequenceId
+from schemas.manifest import Manifest
 from schemas.plan import Route
 
 CROSSINGS_MAX = 8
@@ -24,6 +30,10 @@ ASK_AGAIN_S = 1.0
 GIVE_UP_S = 20.0
 """Without an answer for so long, a copy is not coming; a sequence that is held is given up much sooner."""
 GIVE_UP_HELD_S = 2.0
+GUESSED_STEP_S = 0.05
+"""Where no step was timed yet."""
+TELLING_BYTES = 256 << 10
+"""Fewer say more about round trips than about a link's rate."""
 GIVE_UP_HELD_STEPS = 20
 """On a machine whose steps are slow a copy is slow too, and computing anew slower still."""
 
@@ -62,7 +72,11 @@ class Crossings:
         self._send = send
         self._under_way: dict[SequenceId, _Crossing] = {}
         self._staying: set[tuple[SequenceId, int]] = set()
-        """(sequence, epoch): what could not cross to that epoch finishes where it is."""
+        """(sequence, epoch): what could not cross to that epoch, or need not, finishes where it is."""
+        self._hold_s: float | None = None
+        """What a sequence that was handed over lately stood still for."""
+        self._bytes_per_s = DEFAULT_LINK_BYTES_PER_S
+        """What such a one's caches were copied at, whatever else was copied beside it."""
 
     def __contains__(self, sequence: SequenceId) -> bool:
         return sequence in self._under_way
@@ -75,11 +89,45 @@ class Crossings:
         """Whether some sequence is on its way to that epoch."""
         return any(crossing.new.plan.epoch == epoch for crossing in self._under_way.values())
 
+    def may_begin(self, sequence: SequenceId, old: RouteRun, new: RouteRun) -> bool:
+        """Whether it has still to be decided how this sequence leaves `old`, and can be: its prompt is through."""
+        decided = sequence in self._under_way or (sequence, new.plan.epoch) in self._staying
+        return not decided and self.has_room and old.driver.written(sequence) is not None
+
+    def position(
+        self, sequence: SequenceId, old: RouteRun, new: RouteRun, manifest: Manifest, to_come: int
+    ) -> Position:
+        """What there is to know before it is chosen how a sequence leaves `old`; at most `to_come` tokens of it are to
+        come. What was never timed is guessed from what was."""
+        prompt, written = old.driver.prompt(sequence), old.driver.written(sequence)
+        assert written is not None, "a sequence whose prompt is not through cannot leave"
+        typical, chunk_tokens = old.driver.typical_s, old.plan.settings.chunk_tokens
+        step_s = typical.get("decode", GUESSED_STEP_S)
+        moved = [b for _, found in _moves(old.route, new.route) for m in found for b in range(m.first, m.last + 1)]
+        return Position(
+            prompt_tokens=len(prompt.tokens) - prompt.said,
+            known_tokens=max(0, written - len(prompt.tokens)) + prompt.said,
+            tokens_to_come=to_come,
+            moved_bytes_per_token=sum(manifest.blocks[block].kv_bytes_per_token for block in moved),
+            chunk_tokens=chunk_tokens,
+            step_s=step_s,
+            prefill_s=typical.get("prefill", step_s),
+            replay_s=typical["replay"] / REPLAY_TOKENS_MAX if "replay" in typical else step_s,
+            hold_s=2 * step_s if self._hold_s is None else self._hold_s,
+            bytes_per_s=self._bytes_per_s,
+            beside=new.driver.recovering,
+            exact=new.replays_exactly,
+        )
+
+    def stay(self, sequence: SequenceId, new: RouteRun) -> None:
+        """It finishes where it is, as far as the epoch of `new` is concerned."""
+        self._staying.add((sequence, new.plan.epoch))
+
     def begin(self, sequence: SequenceId, old: RouteRun, new: RouteRun, now: float) -> bool:
         """Start to copy; False if it cannot begin (yet): its prompt is not through, or there is no slot."""
-        if sequence in self._under_way or (sequence, new.plan.epoch) in self._staying or not self.has_room:
+        if not self.may_begin(sequence, old, new):
             return False
-        if old.driver.written(sequence) is None or not new.reserve(sequence, old.driver.prompt(sequence).capacity):
+        if not new.reserve(sequence, old.driver.prompt(sequence).capacity):
             return False
         crossing = self._under_way[sequence] = _Crossing(sequence, old, new, now, now)
         self._next_round(crossing, now)
@@ -185,7 +233,14 @@ class Crossings:
         crossing.old.end([crossing.sequence])
         crossing.new.driver.join(standing)
         held_s = now - (now if crossing.held_at is None else crossing.held_at)
-        return Crossed(crossing.sequence, crossing.new, sum(crossing.moved_bytes.values()), held_s)
+        moved_bytes = sum(crossing.moved_bytes.values())
+        self._learn(held_s, moved_bytes, now - crossing.began)
+        return Crossed(crossing.sequence, crossing.new, moved_bytes, held_s)
+
+    def _learn(self, held_s: float, moved_bytes: int, took_s: float) -> None:
+        self._hold_s = held_s if self._hold_s is None else (self._hold_s + held_s) / 2
+        if moved_bytes >= TELLING_BYTES and took_s > 0:
+            self._bytes_per_s = (self._bytes_per_s + moved_bytes / took_s) / 2
 
     def _fail(self, crossing: _Crossing) -> SequenceId | None:
         if crossing.final or crossing.old.lost:

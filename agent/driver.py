@@ -38,6 +38,9 @@ class Prompt:
     known: tuple[int, ...] = ()
     cached: int = 0
     """The first tokens whose caches are on the route already."""
+    said: int = 0
+    """How many of the last `tokens` came out of it before, where they are prefilled instead of replayed: faster, and
+    equivalent, not identical."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +83,17 @@ class _Running:
     @property
     def is_ready(self) -> bool:
         """Whether a decode step can leave: there is one token to feed, and no step is under way."""
-        return not self.held and not self.unanswered and self.prefilled and self.replayable == 0 < self.unfed
+        return not self.held and not self.unanswered and self.prefilled and self.unfed == 1
+
+    @property
+    def is_recovering(self) -> bool:
+        """Whether its prompt is computed anew, so that what came out of it before can follow."""
+        return bool(self.prompt.known or self.prompt.said) and not self.prefilled and not self.held
+
+    @property
+    def index(self) -> int:
+        """Of the next token that comes out."""
+        return self.prompt.said + len(self.out)
 
     @property
     def unfed(self) -> int:
@@ -89,8 +102,8 @@ class _Running:
 
     @property
     def replayable(self) -> int:
-        """Those of them whose successor is known too."""
-        return max(0, self.unfed - 1) if self.prefilled and not self.held and not self.unanswered else 0
+        """Those of them whose successor is known too: they need no answer to leave."""
+        return max(0, self.unfed - 1) if self.prefilled and not self.held else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -106,12 +119,16 @@ class _Flight:
 class RouteDriver:
     """All sequences that this ingress runs over one route of one epoch."""
 
-    def __init__(self, deployment: str, epoch: int, route: int, ingress: str, chunk_tokens: int, depth: int) -> None:
-        """`depth`: decode groups, and prefill chunks, in flight at once."""
+    def __init__(
+        self, deployment: str, epoch: int, route: int, ingress: str, chunk_tokens: int, depth: int, stages: int = 1
+    ) -> None:
+        """`depth`: decode groups, and prefill chunks, in flight at once. `stages` of the route: so many frames of what
+        is computed anew are in flight at least, since none of them waits for an answer."""
         self._head = (deployment, epoch, route)
         self._ingress = ingress
         self._chunk = chunk_tokens
         self._depth = depth
+        self._lanes = max(depth, stages)
         self._running: dict[SequenceId, _Running] = {}
         self._flights: list[_Flight] = []
         self.typical_s: dict[str, float] = {}
@@ -121,6 +138,11 @@ class RouteDriver:
 
     def __len__(self) -> int:
         return len(self._running)
+
+    @property
+    def recovering(self) -> int:
+        """Sequences whose prompts are being computed anew."""
+        return sum(running.is_recovering for running in self._running.values())
 
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence; its chunks go out in order of admission."""
@@ -194,7 +216,7 @@ class RouteDriver:
             if elapsed_s is None:
                 continue
             if token is not None:
-                assert token.index == len(self._running[sequence].out), "a step yields the token it was driven for"
+                assert token.index == self._running[sequence].index, "a step yields the token it was driven for"
             fresh.append(Answered(sequence, elapsed_s, token))
         return fresh
 
@@ -231,22 +253,27 @@ class RouteDriver:
         return self._launch("decode", group, items, ids, now)
 
     def _next_replay(self, now: float) -> _Flight | None:
-        """Known tokens of all sequences that have as many left as the one with the most, at most a frame's worth."""
-        if sum(flight.kind == "replay" for flight in self._flights) >= self._depth:
+        """Known tokens of all sequences that have some left, as many of each as the one with the fewest has, at most a
+        frame's worth: so all of them together take as many steps as the longest alone.
+
+        For the same reason nothing is replayed while there is a prompt to compute before its sequence can join.
+        """
+        if sum(flight.kind == "replay" for flight in self._flights) >= self._lanes:
             return None
-        count = min(REPLAY_TOKENS_MAX, max((running.replayable for running in self._running.values()), default=0))
-        if count == 0:
+        if any(running.is_recovering for running in self._running.values()):
             return None
-        group = [running for running in self._running.values() if running.replayable >= count]
+        group = [running for running in self._running.values() if running.replayable]
+        count = min((REPLAY_TOKENS_MAX, *(running.replayable for running in group)))
+        if not group:
+            return None
         starts = [running.driven - len(running.prompt.tokens) for running in group]
         ids = np.asarray([r.out[fed : fed + count] for r, fed in zip(group, starts, strict=True)], np.int64)
         return self._launch("replay", group, [self._item(r, count, wants_token=False) for r in group], ids, now)
 
     def _next_prefill(self, now: float) -> _Flight | None:
-        if sum(flight.kind == "prefill" for flight in self._flights) >= self._depth:
-            return None
+        flying = sum(flight.kind == "prefill" for flight in self._flights)
         running = next((r for r in self._running.values() if not r.prefilled and not r.held), None)
-        if running is None:
+        if running is None or flying >= (self._lanes if running.is_recovering else self._depth):
             return None
         tokens = running.prompt.tokens
         # A chunk ends at the next absolute multiple of the chunk size, whatever else is going on: results
@@ -259,7 +286,7 @@ class RouteDriver:
     def _item(self, running: _Running, count: int, *, wants_token: bool) -> Item:
         prompt = running.prompt
         item = Item(
-            prompt.sequence, running.step, running.driven, count, wants_token, len(running.out), prompt.capacity,
+            prompt.sequence, running.step, running.driven, count, wants_token, running.index, prompt.capacity,
             None if running.prefilled else prompt.sampling,
         )  # fmt: skip
         running.driven += count

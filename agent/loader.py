@@ -7,24 +7,20 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import onnxruntime as ort
-from nats.aio.client import Client
 
 from agent.engine import Engine, Segment
+from agent.fetching import Fetcher, block_files, tokenizer_file
 from agent.memory import Device, release_memory
 from agent.probe import PREFILL_TOKENS, Probe, probe
-from bus.blobs import Asking, BlobServer, fetch, size_of
 from models.merge import merge
-from models.session import open_session, verified_graph, verify_once
+from models.session import open_session, verified_graph
 from models.store import Store
 from profiler.kv import kv_tokens
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.errors import ErrorCode, ResplitError
-from schemas.manifest import BlobRef, Block, Manifest, ModelKind
+from schemas.manifest import Block, Manifest, ModelKind
 from schemas.plan import Plan
-
-FETCHES_MAX = 4
-"""Files fetched at once; each already asks for several pieces at once."""
 
 BETWEEN_ENDS_S = 0.02
 """Between the ends of two sessions: a few times what one of them takes."""
@@ -33,8 +29,9 @@ log = logging.getLogger(__name__)
 
 RangeKey = tuple[Digest, int, int]
 """Blocks of a model, the first and the last."""
-Kind = tuple[str, int]
-"""Role and weight bytes: blocks that agree in them run the same kernels on the same shapes."""
+Kind = tuple[str, str]
+"""Role and weight bytes, to three digits: blocks that agree in them run the same kernels on the same shapes. What a
+graph holds besides makes layers that are alike differ by a few hundred bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,23 +49,19 @@ class Loader:
     def __init__(
         self,
         node: NodeId,
-        client: Client,
         store: Store,
-        server: BlobServer,
+        files: Fetcher,
         device: Device,
         threads: int,
         memory_free: Callable[[], int],
-        on_corrupt: Callable[[Digest], None],
     ) -> None:
-        """`memory_free` in bytes; `on_corrupt` hears, from any thread, of damaged files before they are replaced."""
+        """`memory_free` in bytes."""
         self._node = node
-        self._client = client
         self._store = store
-        self._server = server
+        self._files = files
         self._device = device
         self._threads = threads
         self._memory_free = memory_free
-        self._on_corrupt = on_corrupt
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
         self._sessions: dict[RangeKey, tuple[ort.InferenceSession, int]] = {}
         self._caches: dict[tuple[Digest, int], frozenset[int]] = {}
@@ -109,48 +102,14 @@ class Loader:
         self._let_go({(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()})
 
     async def _fetch(self, plan: Plan) -> tuple[Manifest, int]:
-        fetched = 0
-        if not self._store.has(plan.model):
-            size = await size_of(self._client, plan.model)
-            await fetch(self._client, self._store, plan.model, size)
-            fetched += size
-        manifest = self._store.manifest(plan.model)
-        blocks = [manifest.blocks[i] for i in plan.blocks_on(self._node)]
-        files = {ref.digest: ref.size_bytes for block in blocks for ref in (block.graph, *block.weights)}
-        if manifest.text is not None and any(route.source == self._node for route in plan.routes):
-            files[manifest.text.tokenizer.digest] = manifest.text.tokenizer.size_bytes
-        refs = [BlobRef(digest=digest, size_bytes=size) for digest, size in files.items()]
-        unsound = await asyncio.to_thread(lambda: [ref for ref in refs if not self._is_sound(ref)])
-        missing = {ref.digest: ref.size_bytes for ref in unsound}
-        gate = asyncio.Semaphore(FETCHES_MAX)
-        asking = Asking()
-
-        async def one(digest: Digest, size: int) -> None:
-            async with gate:
-                await fetch(self._client, self._store, digest, size, asking=asking)
-
-        try:
-            async with asyncio.TaskGroup() as group:
-                for digest, size in missing.items():
-                    group.create_task(one(digest, size))
-        except* ResplitError as errors:
-            raise errors.exceptions[0] from None
-        await self._server.offer([plan.model, *files])
-        return manifest, fetched + sum(missing.values())
-
-    def _is_sound(self, ref: BlobRef) -> bool:
-        """Whether the file is here and whole; one that is damaged is reported and removed, to be fetched anew."""
-        if not self._store.has(ref.digest):
-            return False
-        try:
-            verify_once(self._store, ref)
-        except ResplitError as error:
-            if error.code is not ErrorCode.CORRUPT_FILE:
-                raise
-            self._on_corrupt(ref.digest)
-            self._store.path(ref.digest).unlink(missing_ok=True)
-            return False
-        return True
+        manifest, fetched = await self._files.manifest(plan.model)
+        refs = block_files(manifest, plan.blocks_on(self._node))
+        if any(route.source == self._node for route in plan.routes):
+            refs += tokenizer_file(manifest)
+        missing = await self._files.missing(refs)
+        fetched += await self._files.bring(missing)
+        await self._files.offer([plan.model, *(ref.digest for ref in refs)])
+        return manifest, fetched
 
     def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest) -> None:
         # Blocks that another plan of this deployment has here already are shared with it, weights and caches.
@@ -261,4 +220,4 @@ def _time_of(model: Digest, block: Block, measured: Probe) -> BlockTime:
 
 
 def _kind(block: Block) -> Kind:
-    return block.role, block.weight_bytes
+    return block.role, f"{block.weight_bytes:.2e}"

@@ -12,7 +12,6 @@ from nats.errors import Error as NatsError
 from bus.keys import Identity
 from profiler.device import Reading
 from schemas import subjects
-from schemas.base import Digest
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
@@ -23,6 +22,7 @@ from schemas.capacity import (
     LostPeer,
     Provider,
     RouteName,
+    StoredBlocks,
 )
 from schemas.envelope import CAPACITY_TYPE, seal
 
@@ -44,7 +44,7 @@ class CapacityPublisher:
         stages: Callable[[], tuple[HostedStage, ...]],
         block_times: Callable[[], tuple[BlockTime, ...]],
         links: Callable[[], tuple[LinkEstimate, ...]],
-        models: Callable[[], tuple[Digest, ...]],
+        on_disk: Callable[[], tuple[StoredBlocks, ...]],
         lost_peers: Callable[[], tuple[LostPeer, ...]],
         stalled: Callable[[], tuple[RouteName, ...]],
     ) -> None:
@@ -55,7 +55,7 @@ class CapacityPublisher:
         self._stages = stages
         self._block_times = block_times
         self._links = links
-        self._models = models
+        self._on_disk = on_disk
         self._lost_peers = lost_peers
         self._stalled = stalled
         self._boot = boot
@@ -101,7 +101,7 @@ class CapacityPublisher:
             stages=self._stages(),
             block_times=self._block_times(),
             links=self._links(),
-            models_on_disk=self._models(),
+            on_disk=self._on_disk(),
             lost_peers=self._lost_peers(),
             stalled=self._stalled(),
             **self._fixed,

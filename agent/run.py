@@ -62,7 +62,13 @@ class RouteRun:
         settings = plan.settings.model_copy(update={"max_sequences": route.max_sequences})
         self._slots = SlotTable(length_classes(settings))
         self.driver = RouteDriver(
-            plan.deployment, plan.epoch, route.index, ingress, settings.chunk_tokens, settings.pipeline_depth
+            plan.deployment,
+            plan.epoch,
+            route.index,
+            ingress,
+            settings.chunk_tokens,
+            settings.pipeline_depth,
+            len(route.stages),
         )
         self._prefixes = Prefixes(settings.chunk_tokens)
         self._calls: dict[SequenceId, _Call] = {}
@@ -75,6 +81,11 @@ class RouteRun:
     def is_own(self) -> bool:
         """Whether the route begins at this node, so that new requests enter here."""
         return self.route.source == self.ingress
+
+    @property
+    def replays_exactly(self) -> bool:
+        """Whether what is computed anew here has the bits that it had the first time."""
+        return self.plan.settings.recovery == "identical"
 
     @property
     def is_open(self) -> bool:
@@ -98,12 +109,16 @@ class RouteRun:
     def start(
         self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...], now: float
     ) -> Prompt | None:
-        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`.
+        """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`; where
+        the deployment prefers it fast, they are prefilled with the prompt instead.
 
         Where the caches of its beginning were kept, it begins behind that.
         """
         if not self.is_open:
             return None
+        said = 0 if self.replays_exactly else len(known)
+        if said:
+            tokens, known = tokens + known, ()
         old, cached = self._prefixes.longest(tokens, now) or (None, 0)
         capacity = self._room_for(tokens_max, old)
         if capacity is None:
@@ -113,7 +128,7 @@ class RouteRun:
             self._slots.take(sequence, capacity)
         else:
             self._reuse(old, sequence, cached, capacity, sampling)
-        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached)
+        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, said)
         self.driver.admit(prompt)
         return prompt
 
@@ -137,6 +152,10 @@ class RouteRun:
             return False
         self._slots.take(sequence, capacity)
         return True
+
+    def has_room(self, capacity: int) -> bool:
+        """Whether a sequence of that length class could start here now."""
+        return self.is_open and self._room_for(capacity, None) is not None
 
     def give_up(self, sequence: SequenceId) -> None:
         """It does not come: give its slot back, here and on the nodes that have begun to copy its caches."""

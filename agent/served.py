@@ -21,6 +21,7 @@ from agent.intake import Job
 from agent.replies import ReplyTo
 from agent.run import RouteRun
 from agent.tensorjob import TensorJob
+from agent.ways import Way, choose
 from bus.audit import AuditTrail
 from bus.journal import Journal
 from models.text import Text
@@ -126,16 +127,20 @@ class Served:
     def admit(self) -> None:
         """Give waiting requests slots, in order of arrival, on the route with the fewest sequences."""
         now = self.desk.now()
+        self._start_waiting(now)
+        self._cross(now)
+        self._start_waiting(now)  # what leaves its plan to be computed anew
+        for run in self.runs.values():
+            run.pump(now)
+        self._settle()
+
+    def _start_waiting(self, now: float) -> None:
         while self.queue:
             job = self.queue[0]
             if not any(self._start(job, run, now) for run in self.runs_for(job)):
                 break
             if isinstance(job, Generation) or not job.waiting:
                 self.queue.popleft()
-        self._cross(now)
-        for run in self.runs.values():
-            run.pump(now)
-        self._settle()
 
     def take(self, run: RouteRun, frame: Result | Failure) -> None:
         """An answer from a route's last stage, or the news that a stage cannot go on."""
@@ -274,6 +279,8 @@ class Served:
         """Say what the other ingress may have said; True if that was all there is to say."""
         assert self.newest is not None, "requests are taken over where they can run"
         job.meter.runs_on(self.newest.plan.epoch, self.newest.route)
+        # What the other ingress had to compute anew is not known here, and must not be called exact if it was not.
+        job.meter.computed_anew(exactly=self.newest.replays_exactly)
         replies = job.resume(said, self.desk.now())
         final = replies.pop() if replies[-1].finish_reason is not None else None
         for reply in replies if job.request.stream else ():
@@ -328,8 +335,32 @@ class Served:
             if not old.leaving or old.lost or not isinstance(job, Generation):
                 continue
             successor = next((run for run in self.runs_for(job) if succeeds(run, old)), None)
-            if successor is not None:
-                self.crossings.begin(sequence, old, successor, now)
+            if successor is not None and self.crossings.may_begin(sequence, old, successor):
+                self._leave_by_the_cheapest_way(sequence, job, old, successor, now)
+
+    def _leave_by_the_cheapest_way(
+        self, sequence: SequenceId, job: Generation, old: RouteRun, new: RouteRun, now: float
+    ) -> None:
+        to_come = job.max_tokens - len(job.owed)
+        choice = choose(self.crossings.position(sequence, old, new, self.manifest, to_come))
+        match choice.way:
+            case Way.HAND_OVER:
+                if not self.crossings.begin(sequence, old, new, now):
+                    return  # no slot is free yet: it is asked again
+            case Way.RECOMPUTE:
+                if not new.has_room(old.driver.prompt(sequence).capacity):
+                    return  # it runs, and is not to wait
+                self.recover([sequence], "that is cheaper than to hand it over")
+            case Way.STAY:
+                self.crossings.stay(sequence, new)
+        self.desk.audit.record(
+            AuditKind.CROSSING_CHOSEN,
+            "how a request leaves a plan that drains",
+            deployment=self.name,
+            epoch=new.plan.epoch,
+            request=job.request_id,
+            **choice.terms,
+        )
 
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
         if now < run.closed_until:
@@ -345,6 +376,8 @@ class Served:
                     job.started(sequence)
         if sequence is None:
             return False
+        if job.interrupted_at is not None:
+            job.meter.computed_anew(exactly=run.replays_exactly or not (isinstance(job, Generation) and job.known))
         job.meter.started = job.meter.started or now
         job.meter.runs_on(run.plan.epoch, run.route)
         self.jobs[sequence] = (job, run)

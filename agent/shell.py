@@ -21,6 +21,7 @@ from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
+from agent.fetching import Fetcher
 from agent.ingress import Ingress
 from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
@@ -29,6 +30,7 @@ from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
 from agent.stages import Stages, ToIngress
+from agent.staging import Stager
 from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
@@ -108,9 +110,8 @@ class Agent:
         self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress, self._block_times.note)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
-        self._loader = Loader(
-            config.node, client, store, self._files, device, config.thread_count, self._memory_free, self._corrupt
-        )
+        self._fetcher = Fetcher(client, store, self._files, self._corrupt)
+        self._loader = Loader(config.node, store, self._fetcher, device, config.thread_count, self._memory_free)
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
@@ -145,7 +146,7 @@ class Agent:
             stages=self._hosted,
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             links=self._peers.estimates,
-            models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
+            on_disk=self._fetcher.on_disk,
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
             stalled=lambda: self._ingress.stalled,
         )
@@ -153,6 +154,16 @@ class Agent:
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
+        stager = Stager(
+            self._identity,
+            self._store,
+            self._fetcher,
+            self._plans,
+            lambda: bool(self._loading),
+            self._audit,
+            self._publisher.changed,
+        )
+        await stager.listen(self._client)
         survey = Survey(self._identity, self._peers, lambda: bool(self._plans()), self._publisher.changed)
         async with asyncio.TaskGroup() as group:
             for job in (
@@ -161,6 +172,7 @@ class Agent:
                 self._publisher.run(),
                 self._peers.ping(),
                 survey.run(),
+                stager.run(),
                 plans.run(),
                 self._act_forever(),
                 self._expire_forever(),
@@ -215,6 +227,8 @@ class Agent:
                 self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
             case core.Follow(event):
                 self._declared_lost |= {node: self._present_boot(node) or "" for node in event.lost}
+                for node in event.lost:
+                    self._stages.ingress_lost(node)
                 await self._ingress.follow(event)
             case core.Serve(plan):
                 manifest = self._store.manifest(plan.model)
@@ -331,7 +345,7 @@ class Agent:
         if is_known and not (is_last and capacity.sequence > boots[capacity.boot]):
             return
         if boots and not is_known:
-            self._stages.node_restarted(capacity.node)
+            self._stages.ingress_lost(capacity.node)
             if len(boots) >= BOOTS_KEPT:
                 del boots[next(iter(boots))]
         boots[capacity.boot] = capacity.sequence
@@ -340,6 +354,10 @@ class Agent:
         self._declared_lost.pop(capacity.node, None)
         self._peers.learn(capacity)
         self._ingress.heard(capacity)
+        for lost in capacity.lost_peers:
+            # It may have driven sequences here, or left requests, though no plan of this node has it any more.
+            if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
+                self._look_for(lost.node)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(
@@ -350,7 +368,11 @@ class Agent:
 
     def _suspect(self, node: NodeId) -> None:
         """A link with a peer ended, whoever had opened it: find out whether its process did."""
-        if node in self._suspected or not any(node in plan.nodes for plan in self._plans()):
+        if any(node in plan.nodes for plan in self._plans()):
+            self._look_for(node)
+
+    def _look_for(self, node: NodeId) -> None:
+        if node in self._suspected or node == self._identity.name:
             return
         self._suspected[node] = self._loop.create_task(self._find_out(node))
 
@@ -372,6 +394,7 @@ class Agent:
             self._lost[node] = boot
             self._publisher.changed()
         self._stages.peer_lost(node)
+        self._stages.ingress_lost(node)
         self._ingress.node_lost(node)
 
     def _is_over(self, node: NodeId, boot: str) -> bool:

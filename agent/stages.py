@@ -145,8 +145,9 @@ class Stages:
                 if self._node in route.nodes and node in route.nodes:
                     self._tell_ingresses(plan, route, message, node)
 
-    def node_restarted(self, node: NodeId) -> None:
-        """Free the slots of sequences whose ingress is a new process, which knows nothing of them."""
+    def ingress_lost(self, node: NodeId) -> None:
+        """Free the slots of sequences whose ingress is gone, or a new process, which knows nothing of them. Whoever
+        answers for them now needs the slots; an ingress that lives all the same computes them anew."""
         for host in self._hosts.values():
             self._free(host, lambda host: host.of_ingress(node))
 

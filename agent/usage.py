@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Literal
 
 from schemas.deployment import Stage
 from schemas.frame import StageTime
@@ -29,6 +30,8 @@ class Meter:
     route: Route | None = None
     cached_tokens: int = 0
     """Of the prompt, when it last began."""
+    recovered: Literal["identical", "equivalent"] | None = None
+    """How it was computed anew, if it was."""
     _stages: dict[Stage, _Spent] = field(default_factory=dict)
     _away_us: int = 0
 
@@ -37,6 +40,10 @@ class Meter:
         self.epoch, self.route = epoch, route
         for stage in route.stages:
             self._stages.setdefault(stage, _Spent())
+
+    def computed_anew(self, *, exactly: bool) -> None:
+        """It was; what is not exact once makes all that follows only equivalent."""
+        self.recovered = "identical" if exactly and self.recovered != "equivalent" else "equivalent"
 
     def add(self, times: Iterable[StageTime], elapsed_s: float) -> None:
         """Count one frame: its times at each stage it passed, and how long it was away in all."""
@@ -66,6 +73,7 @@ class Meter:
             completion_tokens=completion_tokens,
             total_tokens=prompt_tokens + completion_tokens,
             cached_tokens=self.cached_tokens,
+            recovered=self.recovered,
             queued_ms=_ms(started - self.arrived),
             ttft_ms=None if self.first_token is None else _ms(self.first_token - self.arrived),
             tpot_ms=None if tpot is None else round(tpot, 3),

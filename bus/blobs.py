@@ -7,7 +7,7 @@ nobody has the file. Pieces are pulled, a window at a time, so a slow reader nev
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -110,20 +110,23 @@ async def fetch(
     size: int,
     on_bytes: Callable[[int], None] = lambda _: None,
     asking: Asking | None = None,
+    window: AbstractAsyncContextManager[object] | None = None,
 ) -> None:
     """Bring one file into `files`, hash-checked, if it is not there already. `asking` is shared by fetches that follow.
+
+    Each piece is asked for inside `window`, which by default lets `WINDOW` of them through at once.
 
     Raises `ResplitError(MISSING_BLOB)` when no node has it or holders stay silent, and `CORRUPT_FILE`
     when what came does not have the hash that was asked for.
     """
     if files.has(digest):
         return
-    window = asyncio.Semaphore(WINDOW)
+    gate = asyncio.Semaphore(WINDOW) if window is None else window
     how = Asking() if asking is None else asking
     with files.receive(digest, size) as download:
 
         async def piece(offset: int) -> None:
-            async with window:
+            async with gate:
                 length = min(PIECE_BYTES, size - offset)
                 download.write(offset, await _pull(client, digest, msgpack.packb([offset, length]), length, how))
                 on_bytes(length)

@@ -1,5 +1,6 @@
 """Sessions of ONNX Runtime, opened only on bytes whose hashes were checked."""
 
+import functools
 import logging
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,9 @@ def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: 
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blobs_folder))
     wanted = PROVIDERS[provider]
     _require_provider(provider, wanted)
+    if provider == "cpu":
+        _share_work_buffers()
+        options.add_session_config_entry("session.use_env_allocators", "1")
     providers = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(graph, options, providers=providers)
@@ -51,6 +55,14 @@ def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: 
     if wanted not in session.get_providers():
         raise _unavailable(provider, wanted)
     return session
+
+
+@functools.cache
+def _share_work_buffers() -> None:
+    """One arena for the activations of all sessions of this process, as only one of them runs at a time. With one each,
+    a node that hosts many blocks holds as many work buffers: 0.3 MB a block on a model of 0.8 MB a block."""
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    ort.create_and_register_allocator(info, None)
 
 
 def verified_graph(store: Store, block: Block) -> bytes:

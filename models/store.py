@@ -15,7 +15,7 @@ import hashlib
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -178,6 +178,23 @@ class Store:
                     freed += path.stat().st_size
                     path.unlink()
             return freed
+
+    def make_room(self, size_bytes: int, keep: Collection[Digest]) -> tuple[Digest, ...]:
+        """Delete blobs that are neither in `keep` nor of a named model, the oldest first, until `size_bytes` are free.
+
+        Returns what was deleted. Raises OVERLOADED while an import runs: its blobs have no name yet.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            needed = {digest for named in self.names().values() for digest in self._files(named)} | set(keep)
+            idle = [path for path in self.blobs_folder.iterdir() if Digest(path.name) not in needed]
+            freed, deleted = 0, []
+            for path in sorted(idle, key=lambda path: path.stat().st_mtime):
+                if freed >= size_bytes:
+                    break
+                freed += path.stat().st_size
+                path.unlink()
+                deleted.append(Digest(path.name))
+            return tuple(deleted)
 
     def sweep(self, now: float) -> int:
         """Delete writes that a crash left unfinished a day or more before `now`; returns the bytes freed."""

@@ -133,8 +133,11 @@ class Core:
     async def _replan(self, deployment: Deployment, need: Need) -> None:
         before = estimate(self.snapshot, self.snapshot.rollout(deployment.name).current)
         try:
-            # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value.
-            proposal = await asyncio.to_thread(propose, self.snapshot, deployment, need, self.now())
+            # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value. What was
+            # ready is only checked, which takes no longer than to wait for a thread while plans are weighed in another.
+            proposal = ready_plan(self.snapshot, deployment, need, self.now())
+            if proposal is None:
+                proposal = await asyncio.to_thread(propose, self.snapshot, deployment, need, self.now())
         except ResplitError as error:
             self._give_up(deployment.name, need, error)
             return
@@ -235,12 +238,16 @@ class Core:
                 )
 
 
+def ready_plan(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal | None:
+    """PURE: the plan of the next epoch where one was ready for this need."""
+    return failover_plan(snapshot, deployment, need.reason, now) if need.cause is Cause.NODE_LOST else None
+
+
 def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
     """PURE: the plan of the next epoch; raises what `make_plan` raises. Where one was ready it is that one."""
-    if need.cause is Cause.NODE_LOST:
-        ready = failover_plan(snapshot, deployment, need.reason, now)
-        if ready is not None:
-            return ready
+    ready = ready_plan(snapshot, deployment, need, now)
+    if ready is not None:
+        return ready
     manifest = snapshot.manifests.get(deployment.model)
     if manifest is None:
         message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"

@@ -182,11 +182,7 @@ def _node_move(
 
 
 def _on_disk(capacity: Capacity, digest: Digest) -> frozenset[int]:
-    # `models_on_disk` vouches for the blocks that the node was ever asked to run; those it has run are among them.
-    if digest not in capacity.models_on_disk:
-        return frozenset()
-    hosted = {block for stage in capacity.stages if stage.model == digest for block in stage.blocks}
-    return frozenset(hosted | {time.block for time in capacity.block_times if time.model == digest})
+    return frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest))
 
 
 def _handover(

@@ -29,6 +29,7 @@ from orchestrator.lease import Lease
 from orchestrator.log import PlanLog
 from orchestrator.offers import Offers, models_in_use
 from orchestrator.operators import Office, Operators
+from orchestrator.staging import Adviser
 from orchestrator.standby import Standby, Standbys, bystander
 from orchestrator.wishes import Desired
 from schemas import subjects
@@ -128,6 +129,7 @@ class Term:
                 core.run(),
                 here.inbox.hear_receipts(here.client),
                 offers.run(lambda: core.snapshot),
+                Adviser(here.client, here.identity, here.now).run(lambda: core.snapshot),
                 wishes.follow(here.desired, core, here.store, here.rejections),
                 _answering(operators, here.client, subscriptions, on_ready),
             )

@@ -240,7 +240,9 @@ def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tupl
         if candidate.fault is not None:
             return _abort(rollout, candidate.fault, now, ErrorCode.STAGE_FAILED, absent)
         if gone:
-            return _abort(rollout, f"lost while preparing: {', '.join(gone)}", now, ErrorCode.NODE_LOST, absent)
+            after, event = _abort(rollout, f"lost while preparing: {', '.join(gone)}", now, ErrorCode.NODE_LOST, absent)
+            # The next plan does without them, so there is nothing to wait for; and requests may wait for that plan.
+            return replace(after, retry_at=None), event
         if not missing:
             return _commit(rollout, candidate, now, absent)
         if now - candidate.since >= PREPARE_TIMEOUT:

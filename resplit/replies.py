@@ -53,6 +53,8 @@ class Usage:
     stages: tuple[StageTiming, ...]
     ttft_ms: float | None = None
     tpot_ms: float | None = None
+    recovered: str | None = None
+    """None unless it was computed anew on the way: `identical`, as if nothing had happened, or `equivalent`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +163,7 @@ def read_usage(usage: Plain) -> Usage:
         ),
         ttft_ms=usage.get("ttft_ms"),
         tpot_ms=usage.get("tpot_ms"),
+        recovered=usage.get("recovered"),
     )
 
 

@@ -1,11 +1,14 @@
 """Capacity: what one agent can do and does, as it publishes it."""
 
-from typing import Literal
+from collections.abc import Iterable
+from itertools import groupby
+from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, Field, model_validator
 
-from schemas.base import DeploymentId, NodeName, Sha256, Value
+from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
 
+BlockIndex = Annotated[int, Field(ge=0, lt=1 << 16)]
 ThrottleReason = Literal["thermal", "power", "hardware"]
 """Why a device runs slower than it could; `hardware` is a slowdown whose cause it does not tell."""
 
@@ -83,6 +86,31 @@ class HostedStage(Value):
     sequences: int = Field(ge=0)
 
 
+class StoredBlocks(Value):
+    """Blocks of one model whose files are on a disk, or are to be, as ranges with both ends included."""
+
+    model: Sha256
+    ranges: tuple[tuple[BlockIndex, BlockIndex], ...] = Field(default=(), max_length=1024)
+
+    @model_validator(mode="after")
+    def _ranges_ascend(self) -> Self:
+        ends = [end for ends in self.ranges for end in ends]
+        if ends != sorted(ends):
+            raise ValueError(f"ranges of blocks that do not ascend: {self.ranges}")
+        return self
+
+    @classmethod
+    def of(cls, model: Digest, blocks: Iterable[int]) -> Self:
+        """These blocks, in any order, as few ranges."""
+        numbered = enumerate(sorted(set(blocks)))
+        runs = [[block for _, block in run] for _, run in groupby(numbered, key=lambda pair: pair[1] - pair[0])]
+        return cls(model=model, ranges=tuple((run[0], run[-1]) for run in runs))
+
+    @property
+    def blocks(self) -> frozenset[int]:
+        return frozenset(block for first, last in self.ranges for block in range(first, last + 1))
+
+
 class Capacity(Value):
     """One heartbeat. `sequence` grows with each one an agent process sends, starting at 0."""
 
@@ -127,5 +155,5 @@ class Capacity(Value):
     """Processes that this node found gone; a node that is back is named no more."""
     stalled: tuple[RouteName, ...] = Field(default=(), max_length=1024)
     """Routes on which this ingress waits for a step longer than it should: some node of them may hang."""
-    models_on_disk: tuple[Sha256, ...] = ()
-    """Models of which this node holds every block it was ever asked to."""
+    on_disk: tuple[StoredBlocks, ...] = Field(default=(), max_length=1024)
+    """Blocks whose files this node has, of every model that it was asked to run or to keep ready."""

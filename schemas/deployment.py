@@ -1,6 +1,6 @@
 """What operators want: a model under a name that clients address, how it is to be run, which nodes to spare."""
 
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -41,6 +41,10 @@ class Settings(Value):
     pipeline_depth: int = Field(default=1, ge=1, le=64)
     """Decode batches, and prefill chunks, in flight at once: about one per stage on separate machines, one on
     shared cores."""
+    recovery: Literal["identical", "fast"] = "identical"
+    """How a sequence whose caches are lost is computed anew. `identical`: in the calls that made it, token by token,
+    so that its tokens are those of an undisturbed run. `fast`: what came out of it is prefilled with its prompt, which
+    rounds otherwise; its answer says so (`Usage.recovered`)."""
     batch_invariant: bool = True
     """Whether a sequence's tokens may never depend on who shares its batch. Where ONNX Runtime has a kernel of its
     own for a single row, a lone sequence then runs in company (`docs/decisions/0005-rows-in-company.md`)."""

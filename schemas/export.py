@@ -44,6 +44,7 @@ from schemas.request import (
     TextRequest,
     TokenReply,
 )
+from schemas.staging import Staging
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 EXPORTED: tuple[type[BaseModel], ...] = (
@@ -73,6 +74,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     Receipt,
     RemoveReply,
     RemoveRequest,
+    Staging,
     StatusReply,
     TensorReply,
     TensorRequest,

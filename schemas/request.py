@@ -161,6 +161,9 @@ class Usage(Value):
     total_tokens: int
     cached_tokens: int = 0
     """Of the prompt: those whose caches were kept from an earlier turn, so that they were not computed again."""
+    recovered: Literal["identical", "equivalent"] | None = None
+    """None unless it was computed anew on the way. `identical`: exactly, nothing can differ from an undisturbed run.
+    `equivalent`: tokens that had come out were prefilled, so those after them may differ (`Settings.recovery`)."""
     queued_ms: float
     """From arrival to the first prefill chunk."""
     ttft_ms: float | None = None

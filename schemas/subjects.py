@@ -47,6 +47,11 @@ def plan(deployment: DeploymentName) -> str:
     return f"{ROOT}.plan.{deployment}"
 
 
+def staging(node: NodeId) -> str:
+    """Signed word of the leader to one agent: what to have on its disk ahead of need (core)."""
+    return f"{ROOT}.staging.{node}"
+
+
 def receipt(node: NodeId) -> str:
     """Signed answers of one agent to plan events (JetStream)."""
     return f"{ROOT}.receipt.{node}"

@@ -23,7 +23,7 @@ from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import memory_bytes, predict
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, HostedStage, Provider
+from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, StoredBlocks
 from schemas.deployment import Deployment, Settings
 from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec, TextSpec
 from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus
@@ -157,7 +157,7 @@ class World:
                 )
                 for b in range(BLOCKS)
             ),
-            models_on_disk=(MODEL,),
+            on_disk=(StoredBlocks.of(MODEL, range(BLOCKS)),),
         )
 
     def true_tpot_ms(self, plan: Plan) -> float:

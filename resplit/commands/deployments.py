@@ -36,6 +36,12 @@ def deploy(
             "--batch-invariant/--batch-variant", help="Tokens never depend on who shares the batch, or may for speed."
         ),
     ] = DEFAULTS.batch_invariant,
+    fast_recovery: Annotated[
+        bool,
+        typer.Option(
+            "--fast-recovery/--exact-recovery", help="After a fault, prefill what came out; the answer says so."
+        ),
+    ] = DEFAULTS.recovery == "fast",
     wait: Wait = True,
     timeout: Timeout = DEPLOY_TIMEOUT_S,
     as_json: AsJson = False,
@@ -54,6 +60,7 @@ def deploy(
         max_queued=queue,
         pipeline_depth=depth,
         batch_invariant=batch_invariant,
+        recovery="fast" if fast_recovery else "identical",
     )
     placement = None if place is None else parse_placement(place)
     called = name or default_name(model)

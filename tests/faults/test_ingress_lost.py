@@ -11,9 +11,13 @@ import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
+from agent.shell import SILENT_S
 from resplit import control
 from resplit.client import Client
-from tests.integration.cluster_fixtures import CHAT, PROMPT, SETTINGS, Plain, Serving, Streaming
+from schemas.audit import AuditKind
+from schemas.base import NodeId
+from schemas.deployment import Stage
+from tests.integration.cluster_fixtures import CHAT, N0, N1, N2, PROMPT, SETTINGS, Plain, Serving, Streaming
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -63,6 +67,10 @@ async def ingress(serving: Serving) -> str:
     return found.current.routes[0].source
 
 
+def halves(first: NodeId, second: NodeId) -> tuple[Stage, ...]:
+    return (Stage(node=first, first=0, last=2), Stage(node=second, first=3, last=5))
+
+
 async def ask_whole(serving: Serving) -> Plain:
     """A request that is answered in one piece."""
     request = {"prompt": PROMPT, "max_tokens": WHOLE, "ignore_eos": True}
@@ -97,6 +105,27 @@ async def test_what_a_killed_ingress_had_accepted_is_answered_by_a_successor(spa
         await all_end_right(spared, streams, whole, said)
         assert await ingress(spared) != killed
         await spared.cluster.start(killed)
+
+
+async def test_the_slots_of_a_killed_ingress_are_its_successors(spared: Serving) -> None:
+    """n0's sequence has crossed to a plan without n0, where it fills the one slot of its length that there is."""
+    placed = await spared.deploy(CHAT, "llama", placement=halves(N0, N1), settings=SETTINGS)
+    assert placed.current is not None
+    async with heard(spared) as (client, said):
+        [stream] = await spared.accepted(client, (1000,))
+        await stream.began()
+        deploying = asyncio.create_task(spared.deploy(CHAT, "llama", placement=halves(N2, N1), settings=SETTINGS))
+        await spared.ear.wait(AuditKind.SEQUENCE_MOVED, epoch=placed.current.epoch + 1)
+        await spared.cluster.kill(N0)
+        try:
+            await deploying
+            assert await stream.end(SILENT_S) is None, "before its silence alone would tell that n0 is gone"
+            assert stream.ids == spared.oracle.tokens(PROMPT, 1000)
+            assert all(len(tokens) == 1 for tokens in said.tokens.values())
+            assert stream.tokens[-1].usage is not None
+            assert stream.tokens[-1].usage.recovered == "identical"
+        finally:
+            await spared.cluster.start(N0)
 
 
 async def test_an_ingress_that_is_stopped_and_started_is_not_missed(spared: Serving) -> None:

@@ -149,6 +149,30 @@ def test_replaying_what_came_out_gives_the_same_bits(oracle: Oracle) -> None:
     oracle.check(sequences)
 
 
+def test_fast_recovery_says_what_a_prompt_of_all_that_came_out_would_be_answered(oracle: Oracle) -> None:
+    fast = SETTINGS.model_copy(update={"recovery": "fast"})
+    nodes = Nodes(oracle.engines, fast)
+    ingress = Ingress(nodes)
+    ingress.commit(plan_of(1, stages([2], oracle.count, ["n0", "n1"]), fast, oracle.count))
+    sequences = [ingress.ask(prompt, WANTED, SAMPLINGS[0]) for prompt in oracle.prompts[:5]]
+    ingress.run(90)
+    known = [[token.token for token in sequence.out] for sequence in sequences]
+    assert all(0 < len(out) < WANTED for out in known), "all of them run"
+    for number in list(ingress.live):
+        ingress._recompute(number)
+    nodes.hosts.pop(NodeId("n1"))  # its caches are gone
+    nodes.plans.clear()
+    ingress.commit(plan_of(2, stages([1], oracle.count, ["n0", "n2"]), fast, oracle.count))
+    ingress.run(20)
+    ingress.commit(plan_of(3, stages([3], oracle.count, ["n0", "n2"]), fast, oracle.count))  # and crosses after it
+    ingress.run()
+    for prompt, sequence, out in zip(oracle.prompts, sequences, known, strict=False):
+        expected = oracle.answer(prompt + out, WANTED - len(out), SAMPLINGS[0])
+        assert [Choice(t.token, t.logprob, t.top) for t in sequence.out[len(out) :]] == expected
+        assert [token.index for token in sequence.out] == list(range(WANTED))
+    assert ingress.crossed > 0
+
+
 @pytest.mark.parametrize("nodes_of", [["n0", "n1"], ["n0", "n1", "n0"]])
 def test_the_next_turn_begins_behind_what_was_kept_and_answers_as_if_nothing_was(
     oracle: Oracle, nodes_of: list[str]

@@ -6,8 +6,8 @@ from agent.driver import ATTEMPTS_MAX, STALL_FIRST_S, STALL_FLOOR_S, Prompt, Rou
 from schemas.frame import Activation, Result, Sampling, Token
 
 
-def driver(depth: int = 1, chunk: int = 4) -> RouteDriver:
-    return RouteDriver("d", 1, 0, "n0", chunk, depth)
+def driver(depth: int = 1, chunk: int = 4, stages: int = 1) -> RouteDriver:
+    return RouteDriver("d", 1, 0, "n0", chunk, depth, stages)
 
 
 def prompt(sequence: int, length: int) -> Prompt:
@@ -135,10 +135,43 @@ def test_known_tokens_are_replayed_many_at_a_time_and_only_the_last_one_wants_an
             d.take(answer(frame), 0.1)
     assert seen == [
         ("prefill", [1], 2, False),
-        ("replay", [1], 16, False),
         ("prefill", [2], 1, False),
-        ("replay", [1], 3, False),
-        ("decode", [1], 1, True),
-        ("replay", [2], 2, False),
+        ("replay", [1, 2], 2, False),
         ("decode", [2], 1, True),
+        ("replay", [1], 16, False),
+        ("replay", [1], 1, False),
+        ("decode", [1], 1, True),
     ]
+
+
+def test_what_is_computed_anew_keeps_every_stage_of_the_route_busy() -> None:
+    d = driver(chunk=4, stages=2)
+    d.admit(Prompt(1, tuple(range(12)), 64, Sampling(), known=tuple(range(100, 150))))
+    first, second = d.frames(0.0)
+    assert [first.items[0].position, second.items[0].position] == [0, 4], "no chunk waits for an answer"
+    d.take(answer(first), 0.1)
+    d.take(answer(second), 0.1)
+    third, replay, another = d.frames(0.1)
+    assert [f.kind for f in (third, replay, another)] == ["prefill", "replay", "replay"]
+    assert [f.items[0].position for f in (third, replay, another)] == [8, 12, 28]
+    assert d.frames(0.1) == [], "as many frames as stages, and no more"
+    d.take(answer(another), 0.2)
+    assert d.written(1) is None, "two more tokens are known and not written yet"
+
+
+def test_new_prompts_are_not_hurried() -> None:
+    d = driver(chunk=4, stages=2)
+    d.admit(prompt(1, 12))
+    assert len(d.frames(0.0)) == 1
+
+
+def test_tokens_that_are_prefilled_count_as_said() -> None:
+    d = driver(chunk=8)
+    d.admit(Prompt(1, (10, 11, 100, 101, 102), 64, Sampling(), said=3))
+    [frame] = d.frames(0.0)
+    assert (frame.kind, ids(frame)) == ("prefill", [[10, 11, 100, 101, 102]])
+    assert (frame.items[0].wants_token, frame.items[0].index) == (True, 3), "the fourth token is the next one"
+    d.take(answer(frame), 0.1)
+    d.go_on(1, 7)
+    [step] = d.frames(0.1)
+    assert (step.kind, step.items[0].position, step.items[0].index) == ("decode", 5, 4)

@@ -50,6 +50,7 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.cancel(request),
         subjects.plan(deployment),
         subjects.receipt(node),
+        subjects.staging(node),
         subjects.standby(NodeId("<orchestrator>")),
         subjects.LEADER,
         subjects.activation(node),
@@ -61,14 +62,14 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
     }
     named |= {value for name, value in vars(subjects).items() if re.match(r"(ALL|STREAM|BUCKET)_|.*_QUEUE$", name)}
     functions = {name for name, value in vars(subjects).items() if callable(value) and name.islower()}
-    assert len(functions) == 12, f"a subject is new here: {functions}"
+    assert len(functions) == 13, f"a subject is new here: {functions}"
     assert [subject for subject in sorted(named) if CODE.format(subject) not in PROTOCOL] == []
 
 
 def test_every_payload_type_phase_status_and_datatype_is_in_the_protocol() -> None:
     kinds = [value for name, value in vars(envelope).items() if name.endswith("_TYPE")]
     words = [*kinds, *PlanPhase, *ReceiptStatus, *OIP_TO_NUMPY]
-    assert len(kinds) == 5
+    assert len(kinds) == 6
     assert [word for word in words if CODE.format(word) not in PROTOCOL] == []
     assert set(OIP_TO_NUMPY.values()) <= set(DTYPE_BYTES)
 

@@ -1,6 +1,7 @@
 """The content-addressed store: whole blobs or none, each once, and none lost to a neighbour."""
 
 import hashlib
+import os
 import threading
 from pathlib import Path
 
@@ -42,6 +43,26 @@ def test_equal_bytes_are_stored_once(store: Store, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"weights")
     assert store.put(b"weights") == store.put_file(tmp_path / "file") == store.put(b"weights")
     assert [path.name for path in store.blobs_folder.iterdir()] == [digest_of(b"weights")]
+
+
+def test_room_is_made_of_what_nothing_needs_the_oldest_first(store: Store) -> None:
+    graph, weight = store.put(b"graph"), store.put(b"weight")
+    store.name("named", store.save_manifest(manifest("named", graph, weight)))
+    kept, oldest, older, newest = (store.put(data) for data in (b"kept", b"oldest", b"older", b"newest"))
+    for age, blob in enumerate((newest, older, oldest, kept)):
+        os.utime(store.path(blob.digest), (1_000_000 - age, 1_000_000 - age))
+    assert store.make_room(oldest.size_bytes + 1, {kept.digest}) == (oldest.digest, older.digest)
+    assert [store.has(blob.digest) for blob in (kept, newest, graph, weight)] == [True] * 4
+    assert store.make_room(1 << 40, {kept.digest}) == (newest.digest,), "all that nothing needs, and no more"
+    store.verify_model("named")
+
+
+def test_no_room_is_made_while_an_import_runs(store: Store) -> None:
+    blob = store.put(b"has no name yet")
+    with store.importing(), pytest.raises(ResplitError) as caught:
+        Store(store.root).make_room(1, ())
+    assert caught.value.code is ErrorCode.OVERLOADED
+    assert store.has(blob.digest)
 
 
 def test_nothing_temporary_is_left_behind(store: Store) -> None:

@@ -210,7 +210,7 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     before, after = placed((N0, 0, 3), (N1, 4, 7)), placed((N0, 0, 5), (N1, 6, 7))
     staged = move_cost(before, after, nodes, manifest(), MODEL, Live(), Prices())
     assert [(node.node, node.blocks, node.fetch_bytes) for node in staged.nodes] == [(N0, 2, 0)]
-    bare = {name: one.model_copy(update={"models_on_disk": ()}) for name, one in nodes.items()}
+    bare = {name: one.model_copy(update={"on_disk": ()}) for name, one in nodes.items()}
     cold = move_cost(before, after, bare, manifest(), MODEL, Live(), Prices())
     assert cold.bytes == 2 * WEIGHT
     assert cold.seconds > staged.seconds

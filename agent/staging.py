@@ -1,0 +1,197 @@
+"""Blocks that a plan may soon ask this node for, brought to its disk while nobody waits for them.
+
+What to have comes from the leader (`schemas.staging`). Files come a piece at a time, rest as long as each took, and
+wait while a plan is being loaded. They never take the disk's reserve; where room is short, files that nothing
+needs any more go first.
+"""
+
+import asyncio
+import contextlib
+import logging
+import shutil
+import time
+from collections.abc import Callable, Collection, Iterable
+from types import TracebackType
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from agent.fetching import Fetcher, block_files, tokenizer_file
+from bus.audit import AuditTrail
+from bus.keys import Identity
+from models.store import Store
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.base import Digest
+from schemas.capacity import StoredBlocks
+from schemas.envelope import STAGING_TYPE, open_envelope
+from schemas.errors import ResplitError
+from schemas.manifest import BlobRef
+from schemas.plan import Plan
+from schemas.staging import Staging
+
+RESERVE_SHARE = 0.05
+"""Share of the disk that staging leaves free, for plans in force and whatever else writes there."""
+RETRY_S = 30.0
+"""After a file could not be had: whoever has it may be back by then."""
+BUSY_LOOK_S = 0.1
+REST_MAX_S = 2.0
+
+log = logging.getLogger(__name__)
+
+
+class Gate:
+    """Lets one piece through at a time, none while this node is busy, and rests as long as each piece took."""
+
+    def __init__(self, is_busy: Callable[[], bool]) -> None:
+        self._is_busy = is_busy
+        self._one = asyncio.Lock()
+        self._entered = 0.0
+
+    async def __aenter__(self) -> None:
+        await self._one.acquire()
+        try:
+            while self._is_busy():  # noqa: ASYNC110 (nobody waits for what is staged)
+                await asyncio.sleep(BUSY_LOOK_S)
+        except BaseException:
+            self._one.release()
+            raise
+        self._entered = time.monotonic()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                await asyncio.sleep(min(REST_MAX_S, time.monotonic() - self._entered))
+        finally:
+            self._one.release()
+
+
+class Stager:
+    """Follows the leader's advice about this node's disk."""
+
+    def __init__(
+        self,
+        identity: Identity,
+        store: Store,
+        files: Fetcher,
+        plans: Callable[[], list[Plan]],
+        is_busy: Callable[[], bool],
+        audit: AuditTrail,
+        changed: Callable[[], None],
+    ) -> None:
+        """`plans`: every plan that this node has a part in; `is_busy`: whether one is being loaded; `changed` is
+        called when other blocks are on the disk than before."""
+        self._identity = identity
+        self._store = store
+        self._files = files
+        self._plans = plans
+        self._gate = Gate(is_busy)
+        self._audit = audit
+        self._changed = changed
+        self._heard = (0, 0)
+        """Term and number of the last advice."""
+        self._wanted: tuple[StoredBlocks, ...] = ()
+        self._news = asyncio.Event()
+
+    async def listen(self, client: Client) -> None:
+        """Hear advice from now on."""
+        await client.subscribe(subjects.staging(self._identity.name), cb=self._arrived)
+
+    async def run(self) -> None:
+        """Bring what is wanted, until cancelled."""
+        self._store.sweep(time.time())
+        while True:
+            self._news.clear()
+            whole = True
+            for stored in self._wanted:
+                whole = await self._tried(stored) and whole
+                if self._news.is_set():
+                    break
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(None if whole else RETRY_S):
+                    await self._news.wait()
+
+    async def _arrived(self, msg: Msg) -> None:
+        try:
+            staging, _ = open_envelope(msg.data, Staging, STAGING_TYPE, self._identity.orchestrators)
+        except ResplitError as error:
+            log.warning("dropped advice on what to stage: %s", error.message)
+            return
+        if staging.node != self._identity.name or (staging.term, staging.number) <= self._heard:
+            return
+        self._heard = (staging.term, staging.number)
+        if staging.blocks != self._wanted:
+            self._wanted = staging.blocks
+            self._news.set()
+
+    async def _tried(self, stored: StoredBlocks) -> bool:
+        """Whether all of it is on the disk now."""
+        try:
+            return await self._stage(stored)
+        except (ResplitError, OSError) as error:  # a full disk, say: a plan that needs the block will say so itself
+            log.info("what a plan may need could not be staged: %s", error)
+        except Exception:  # advice must never end the agent
+            log.exception("what a plan may need could not be staged")
+        return False
+
+    async def _stage(self, stored: StoredBlocks) -> bool:
+        manifest, fetched = await self._files.manifest(stored.model)
+        begun, brought, whole = time.monotonic(), 0, True
+        for block in sorted(stored.blocks & set(range(len(manifest.blocks)))):
+            refs = block_files(manifest, [block]) + (tokenizer_file(manifest) if block == 0 else ())
+            missing = await self._files.missing(refs)
+            if missing and not await self._make_room(missing):
+                whole = False
+                break
+            fetched += await self._files.bring(missing, self._gate)
+            brought += bool(missing)
+            # They are hashed now, so that the plan that needs them need not.
+            await self._files.missing(missing)
+            await self._files.offer([stored.model, *(ref.digest for ref in refs)])
+            if self._news.is_set():
+                break
+        self._changed()
+        if brought or not whole:
+            self._audit.record(
+                AuditKind.BLOCKS_STAGED,
+                "blocks that a plan may need are on the disk" if whole else "the disk has no room for more blocks",
+                model=stored.model,
+                blocks=brought,
+                size_bytes=fetched,
+                elapsed_ms=round(1e3 * (time.monotonic() - begun), 3),
+            )
+        return whole
+
+    async def _make_room(self, refs: Collection[BlobRef]) -> bool:
+        """Whether these files fit beside the reserve, once what nothing needs has gone if need be."""
+        size = sum(ref.size_bytes for ref in refs)
+        short = size - self._room()
+        if short > 0:
+            swept = self._store.make_room(short, self._needed())
+            if swept:
+                await self._files.forget(swept)
+                self._audit.record(
+                    AuditKind.BLOCKS_SWEPT, "files that nothing needs any more made room for others", files=len(swept)
+                )
+        return size <= self._room()
+
+    def _room(self) -> int:
+        """Bytes that staging may still take."""
+        usage = shutil.disk_usage(self._store.blobs_folder)
+        return usage.free - int(RESERVE_SHARE * usage.total)
+
+    def _needed(self) -> set[Digest]:
+        """Files that live plans have in use here or that are wanted."""
+        plans = [(plan.model, plan.blocks_on(self._identity.name)) for plan in self._plans()]
+        return set(self._files_of([*plans, *((stored.model, stored.blocks) for stored in self._wanted)]))
+
+    def _files_of(self, held: Iterable[tuple[Digest, Iterable[int]]]) -> Iterable[Digest]:
+        for model, blocks in held:
+            yield model
+            manifest = self._files.known(model)
+            if manifest is None:
+                continue  # nothing of it is here yet
+            inside = [block for block in blocks if block < len(manifest.blocks)]
+            yield from (ref.digest for ref in (*block_files(manifest, inside), *tokenizer_file(manifest)))

@@ -1,0 +1,140 @@
+"""What each agent is to have on its disk ahead of need: the blocks of the plans that may come next.
+
+`to_stage` is PURE. `Adviser` tells agents (`schemas.staging`), each only when what it is to have changed, or when it
+restarted or lacks some of it for long: an advice that got lost costs a fetch later, no more.
+"""
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from bus.keys import Identity
+from orchestrator.decision import Origin
+from orchestrator.fold import Snapshot
+from orchestrator.outlook import Outlook
+from schemas import subjects
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import Capacity, StoredBlocks
+from schemas.deployment import Stage
+from schemas.envelope import STAGING_TYPE, seal
+from schemas.staging import Staging
+
+LOOK_S = 1.0
+KEPT = timedelta(minutes=10)
+HISTORY_MAX = 64
+AGAIN = timedelta(seconds=60)
+"""What was advised and is not on the disk after this long is advised once more."""
+
+Advice = tuple[StoredBlocks, ...]
+Plans = Mapping[DeploymentName, Mapping[NodeId, StoredBlocks]]
+History = tuple[tuple[Plans, datetime], ...]
+"""Different plans, each with the time when it was wanted last."""
+
+
+def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
+    """By deployment and node, the blocks that a failover or a better re-split would put there.
+
+    A re-split counts while it costs less than the plan in force and waits only to repay the move: its blocks on the
+    disk are what makes it cheap. Until a new plan was weighed, what `before` says of its deployment stands.
+    """
+    found: dict[DeploymentName, Mapping[NodeId, StoredBlocks]] = {}
+    for name in sorted(snapshot.deployments):
+        outlook, current = snapshot.outlooks.get(name), snapshot.rollout(name).current
+        if outlook is None or current is None or current.digest != outlook.plan:
+            found[name] = before.get(name, {})
+            continue
+        blocks: dict[NodeId, set[int]] = {}
+        for stage in _stages_that_may_come(outlook):
+            blocks.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+        found[name] = {node: StoredBlocks.of(current.model, mine) for node, mine in sorted(blocks.items())}
+    return found
+
+
+def remembered(history: History, plans: Plans, now: datetime) -> History:
+    """What was wanted lately, `plans` among it. Among nodes much alike noise says which failover is the best, and what
+    was fetched for one is as good a minute later; only what was not wanted for `KEPT` is given up."""
+    wanted = [({name: other[name] for name in other if name in plans}, at) for other, at in history]
+    kept = [(other, at) for other, at in wanted if other != plans and now - at < KEPT]
+    return (*kept[-(HISTORY_MAX - 1) :], (plans, now))
+
+
+def advice_for(node: NodeId, history: History) -> Advice:
+    """What one node is to have, over all deployments; blocks of one model together."""
+    wanted: dict[Digest, frozenset[int]] = {}
+    found = [by_node[node] for plans, _ in history for by_node in plans.values() if node in by_node]
+    for stored in found:
+        wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
+    return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
+
+
+def _stages_that_may_come(outlook: Outlook) -> list[Stage]:
+    failovers = [stage for stages in outlook.failovers.values() for stage in stages]
+    decision = outlook.decision
+    better = [
+        one.option
+        for one in decision.runners_up
+        if one.option.origin in (Origin.RESPLIT, Origin.REASSIGNED) and one.option.phi < decision.current.phi
+    ]
+    return failovers + [stage for option in better[:1] for stage in option.stages]
+
+
+def has_all(capacity: Capacity, advice: Advice) -> bool:
+    """Whether a node says that all of it is on its disk."""
+    held = {stored.model: stored.blocks for stored in capacity.on_disk}
+    return all(stored.blocks <= held.get(stored.model, frozenset()) for stored in advice)
+
+
+class Adviser:
+    """One leader's advice to all agents."""
+
+    def __init__(self, client: Client, identity: Identity, now: Callable[[], datetime]) -> None:
+        self._client = client
+        self._identity = identity
+        self._now = now
+        self._numbers = itertools.count(1)
+        self._plans: Plans = {}
+        self._history: History = ()
+        self._said: dict[NodeId, tuple[str, Advice, datetime]] = {}
+        """By node: to which process of it, what, and when."""
+
+    async def run(self, snapshot: Callable[[], Snapshot]) -> None:
+        """Advise until cancelled."""
+        while True:
+            with contextlib.suppress(NatsError, OSError):  # the connection is away: the next look tries again
+                await self.advise(snapshot())
+            await asyncio.sleep(LOOK_S)
+
+    async def advise(self, snapshot: Snapshot) -> None:
+        """Tell whoever is to have something else than it was told last."""
+        self._plans = to_stage(snapshot, self._plans)
+        self._history = remembered(self._history, self._plans, self._now())
+        wanted = {node: advice_for(node, self._history) for node in snapshot.offered}
+        for node, advice in due(snapshot.present, wanted, self._said, self._now()).items():
+            staging = Staging(
+                node=node, term=snapshot.term, number=next(self._numbers), issued_at=self._now(), blocks=advice
+            )
+            data = seal(staging, STAGING_TYPE, self._identity.name, self._identity.key)
+            await self._client.publish(subjects.staging(node), data)
+            self._said[node] = (snapshot.present[node].boot, advice, self._now())
+
+
+def due(
+    present: Mapping[NodeId, Capacity],
+    wanted: Mapping[NodeId, Advice],
+    said: Mapping[NodeId, tuple[str, Advice, datetime]],
+    now: datetime,
+) -> dict[NodeId, Advice]:
+    """PURE: who is to be told, and what: a process that was told something else or nothing, or that lacks it still."""
+    found: dict[NodeId, Advice] = {}
+    for node, capacity in present.items():
+        advice = wanted.get(node, ())
+        boot, before, at = said.get(node, ("", (), now))
+        is_new = advice != (before if boot == capacity.boot else ())
+        if is_new or (now - at >= AGAIN and not has_all(capacity, advice)):
+            found[node] = advice
+    return found

@@ -1,0 +1,115 @@
+"""What agents are to have on their disks ahead of need, and how seldom they are told."""
+
+from datetime import datetime, timedelta
+
+from orchestrator.fold import CapacityReceived, DeploymentRemoved, fold
+from orchestrator.staging import AGAIN, HISTORY_MAX, KEPT, History, advice_for, due, remembered, to_stage
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import StoredBlocks
+from tests.trigger_world import CHAT, MODEL, START, World
+
+N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
+
+
+def weighed(nodes: int = 3) -> World:
+    world = World(nodes, 0, noise=0.0)
+    world.look()
+    return world
+
+
+def test_every_block_of_every_failover_is_advised_to_the_node_that_would_run_it() -> None:
+    world = weighed()
+    failovers = world.snapshot.outlooks[CHAT].failovers
+    assert set(failovers) == set(world.plan.nodes)
+    advised = to_stage(world.snapshot, {})[CHAT]
+    for stages in failovers.values():
+        for stage in stages:
+            assert set(stage.blocks) <= advised[stage.node].blocks
+
+
+def test_a_better_plan_that_waits_to_repay_the_move_is_advised_too() -> None:
+    world = weighed()
+    before = to_stage(world.snapshot, {})[CHAT]
+    world.slow[NodeId(world.plan.nodes[0])] = 1.3
+    world.run(5)
+    decision = world.snapshot.outlooks[CHAT].decision
+    assert not decision.acts, "the move has not repaid itself yet"
+    better = [one.option for one in decision.runners_up if one.option.phi < decision.current.phi]
+    assert better, "another plan is better now"
+    after = to_stage(world.snapshot, {CHAT: before})[CHAT]
+    best = next(option for option in better if option.origin.value in ("resplit", "reassigned"))
+    assert all(set(stage.blocks) <= after[stage.node].blocks for stage in best.stages)
+
+
+def test_until_a_new_plan_is_weighed_the_advice_stands_and_then_goes_with_its_deployment() -> None:
+    world = weighed()
+    before = to_stage(world.snapshot, {})
+    outlook = world.snapshot.outlooks[CHAT]
+    stale = {**world.snapshot.outlooks, CHAT: type(outlook)(CHAT, MODEL, outlook.decision, outlook.state)}
+    changed = type(world.snapshot)(**{**vars(world.snapshot), "outlooks": stale})
+    assert to_stage(changed, before) == before
+    assert to_stage(fold(world.snapshot, DeploymentRemoved(CHAT), START), before) == {}
+
+
+def test_an_agent_is_told_when_something_changed_when_it_restarted_and_when_it_lacks_it_for_long() -> None:
+    world = weighed()
+    node = world.heartbeat(N0).model_copy(update={"on_disk": ()})
+    advice = (StoredBlocks.of(MODEL, (1, 2)),)
+    present, said = {N0: node}, {N0: (node.boot, advice, START)}
+    assert due(present, {N0: advice}, {}, START) == {N0: advice}
+    assert due(present, {N0: advice}, said, START) == {}
+    other = (StoredBlocks.of(MODEL, (1, 2, 3)),)
+    assert due(present, {N0: other}, said, START) == {N0: other}
+    assert due(present, {}, said, START) == {N0: ()}, "what is wanted no more"
+    restarted = {N0: node.model_copy(update={"boot": "another"})}
+    assert due(restarted, {N0: advice}, said, START) == {N0: advice}
+    assert due(restarted, {}, said, START) == {}, "it knows of nothing"
+    later = START + AGAIN
+    assert due(present, {N0: advice}, said, later - timedelta(seconds=1)) == {}
+    assert due(present, {N0: advice}, said, later) == {N0: advice}
+    has = {N0: node.model_copy(update={"on_disk": (StoredBlocks.of(MODEL, range(8)),)})}
+    assert due(has, {N0: advice}, said, later) == {}
+
+
+def test_deployments_of_one_model_are_one_advice_to_a_node() -> None:
+    plans = {
+        DeploymentName("a"): {N0: StoredBlocks.of(MODEL, (0, 1))},
+        DeploymentName("b"): {N0: StoredBlocks.of(MODEL, (1, 4))},
+    }
+    assert advice_for(N0, ((plans, START),)) == (StoredBlocks(model=MODEL, ranges=((0, 1), (4, 4))),)
+    assert advice_for(N1, ((plans, START),)) == ()
+
+
+def test_what_was_wanted_lately_is_kept_for_a_while_and_what_is_removed_is_not() -> None:
+    one, other = ({CHAT: {N0: StoredBlocks.of(MODEL, (block,))}} for block in (1, 2))
+    history = remembered(remembered((), one, START), other, START + KEPT / 2)
+    assert advice_for(N0, history)[0].blocks == {1, 2}
+    assert advice_for(N0, remembered(history, other, START + KEPT))[0].blocks == {2}
+    assert advice_for(N0, remembered(history, {}, START + KEPT / 2)) == ()
+    for second in range(3 * HISTORY_MAX):
+        changing = {CHAT: {N0: StoredBlocks.of(MODEL, (second,))}}
+        history = remembered(history, changing, START + KEPT / 2 + timedelta(seconds=second / 10))
+    assert len(history) == HISTORY_MAX
+
+
+def test_noise_does_not_have_agents_told_again_and_again() -> None:
+    world = World(4, 3, noise=0.2)
+    world.look()
+    plans, told = to_stage(world.snapshot, {}), 0
+    history: History = ()
+    said: dict[NodeId, tuple[str, tuple[StoredBlocks, ...], datetime]] = {}
+    for _ in range(60):
+        world.run(5)
+        plans = to_stage(world.snapshot, plans)
+        history = remembered(history, plans, world.now)
+        wanted = {node: advice_for(node, history) for node in world.snapshot.offered}
+        for node, advice in due(world.snapshot.present, wanted, said, world.now).items():
+            said[node] = (world.snapshot.present[node].boot, advice, world.now)
+            told += 1
+    assert len(world.names) <= told <= 6 * len(world.names), "each a few times, of sixty"
+
+
+def test_an_agent_says_which_blocks_it_has() -> None:
+    world = weighed()
+    heard = fold(world.snapshot, CapacityReceived(world.heartbeat(N2)), START)
+    assert heard.nodes[N2].capacity.on_disk == (StoredBlocks(model=MODEL, ranges=((0, 7),)),)
