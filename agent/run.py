@@ -10,6 +10,7 @@ import numpy as np
 from agent.driver import Answered, Prompt, RouteDriver
 from agent.prefixes import Prefixes
 from agent.slots import SlotTable
+from agent.urgency import Urgency
 from profiler.kv import length_classes
 from schemas.base import NodeId
 from schemas.frame import Activation, Close, Frame, Item, Result, Reuse, Sampling, SequenceId
@@ -91,7 +92,13 @@ class RouteRun:
         return tokens_max <= self._slots.longest
 
     def start(
-        self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...], now: float
+        self,
+        tokens: tuple[int, ...],
+        tokens_max: int,
+        sampling: Sampling,
+        known: tuple[int, ...],
+        now: float,
+        urgency: Urgency = Urgency(),
     ) -> Prompt | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`.
 
@@ -108,7 +115,7 @@ class RouteRun:
             self._slots.take(sequence, capacity)
         else:
             self._reuse(old, sequence, cached, capacity, sampling)
-        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached)
+        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, urgency)
         self.driver.admit(prompt)
         return prompt
 
@@ -165,6 +172,7 @@ class RouteRun:
         for sequence, _ in result.done:
             if (call := self._calls.pop(sequence, None)) is not None:
                 self._typical_s = max(now - call.sent, 0.9 * self._typical_s)
+                self.driver.pace.call.add(1, now - call.sent, now)
                 fresh.append(Answered(sequence, now - call.sent, None))
         return fresh
 
