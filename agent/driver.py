@@ -12,7 +12,7 @@ from math import ceil
 import numpy as np
 
 from agent.pace import Pace
-from agent.urgency import Urgency
+from agent.urgency import UNHURRIED, Urgency
 from schemas.frame import Activation, Item, Kind, Result, Sampling, SequenceId, Token
 
 STALL_FLOOR_S = 1.0
@@ -40,7 +40,7 @@ class Prompt:
     known: tuple[int, ...] = ()
     cached: int = 0
     """The first tokens whose caches are on the route already."""
-    urgency: Urgency = Urgency()
+    urgency: Urgency = UNHURRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +134,7 @@ class RouteDriver:
         return len(self._running)
 
     def admit(self, prompt: Prompt) -> None:
-        """Start a sequence; of the chunks that may go out those of the most urgent one do, else in order of admission."""
+        """Start a sequence. The most urgent one's chunks go out first; among equals, in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"
         self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached)
 

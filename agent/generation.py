@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.replies import ReplyTo
-from agent.urgency import Urgency
+from agent.urgency import UNHURRIED, Urgency
 from agent.usage import Meter
 from models.text import StopText, Text
 from schemas.base import Digest, RequestId
@@ -14,7 +14,7 @@ from schemas.frame import Sampling, Token
 from schemas.journal import Handle
 from schemas.manifest import TextSpec
 from schemas.request import CompletionReply, TextRequest, TokenLogprob, TokenReply
-from schemas.slo import Slo
+from schemas.slo import BEST_EFFORT, Slo
 
 FinishReason = Literal["stop", "length"]
 
@@ -47,8 +47,8 @@ class Generation:
     tokens: list[Token] = field(default_factory=list)
     """Those that were said."""
     pieces: list[str] = field(default_factory=list)
-    slo: Slo = Slo()
-    urgency: Urgency = Urgency()
+    slo: Slo = BEST_EFFORT
+    urgency: Urgency = UNHURRIED
 
     def __post_init__(self) -> None:
         self._detokenizer = self.text.stream()

@@ -23,6 +23,7 @@ from schemas.capacity import (
     LostPeer,
     Provider,
     RouteName,
+    Service,
 )
 from schemas.envelope import CAPACITY_TYPE, seal
 
@@ -47,6 +48,7 @@ class CapacityPublisher:
         models: Callable[[], tuple[Digest, ...]],
         lost_peers: Callable[[], tuple[LostPeer, ...]],
         stalled: Callable[[], tuple[RouteName, ...]],
+        service: Callable[[], tuple[Service, ...]],
     ) -> None:
         self._client = client
         self._identity = identity
@@ -58,6 +60,7 @@ class CapacityPublisher:
         self._models = models
         self._lost_peers = lost_peers
         self._stalled = stalled
+        self._service = service
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -104,5 +107,6 @@ class CapacityPublisher:
             models_on_disk=self._models(),
             lost_peers=self._lost_peers(),
             stalled=self._stalled(),
+            service=self._service(),
             **self._fixed,
         )

@@ -10,7 +10,7 @@ import numpy as np
 from agent.driver import Answered, Prompt, RouteDriver
 from agent.prefixes import Prefixes
 from agent.slots import SlotTable
-from agent.urgency import Urgency
+from agent.urgency import UNHURRIED, Urgency
 from profiler.kv import length_classes
 from schemas.base import NodeId
 from schemas.frame import Activation, Close, Frame, Item, Result, Reuse, Sampling, SequenceId
@@ -98,7 +98,7 @@ class RouteRun:
         sampling: Sampling,
         known: tuple[int, ...],
         now: float,
-        urgency: Urgency = Urgency(),
+        urgency: Urgency = UNHURRIED,
     ) -> Prompt | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`.
 

@@ -148,6 +148,7 @@ class Agent:
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
             stalled=lambda: self._ingress.stalled,
+            service=lambda: self._ingress.service,
         )
         await self._ingress.start()
         await self._bus.start()

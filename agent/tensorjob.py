@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from agent.replies import ReplyTo
 from agent.tensors import pool, read_inputs, requested_outputs, text_inputs, write_outputs
-from agent.urgency import Urgency
+from agent.urgency import UNHURRIED, Urgency
 from agent.usage import Meter
 from models.text import Text
 from schemas.base import Digest, RequestId
@@ -14,7 +14,7 @@ from schemas.frame import SequenceId
 from schemas.journal import Handle
 from schemas.manifest import Manifest, ModelKind
 from schemas.request import EmbeddingItem, EmbeddingReply, EmbeddingRequest, TensorReply, TensorRequest
-from schemas.slo import Slo
+from schemas.slo import BEST_EFFORT, Slo
 from schemas.tensor import Array
 
 TEXTS_MAX = 256
@@ -43,8 +43,8 @@ class TensorJob:
     recoveries: int = 0
     handle: Handle | None = None
     """Its number in the journal, once it is accepted."""
-    slo: Slo = Slo()
-    urgency: Urgency = Urgency()
+    slo: Slo = BEST_EFFORT
+    urgency: Urgency = UNHURRIED
 
     @property
     def has_begun(self) -> bool:

@@ -28,6 +28,10 @@ class Urgency:
     """How long after a token the next one is due."""
 
 
+UNHURRIED = Urgency()
+"""Of who came first, first."""
+
+
 def urgency(slo: Slo, arrived: float, tokens: int = 1, rest_s: float = 0.0) -> Urgency:
     """The urgency of a request for `tokens` tokens that arrived at `arrived`.
 

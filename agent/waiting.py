@@ -34,8 +34,8 @@ class Waiting:
     def add(self, job: Job) -> None:
         """It waits from now on, once."""
         if job not in self:
-            self._came += 1
             insort(self._line, (self._place(job), job), key=lambda entry: entry[0])
+            self._came += 1
 
     def remove(self, job: Job) -> None:
         """It waits no more, if it did."""

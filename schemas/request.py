@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from schemas.base import RequestName, Value
 from schemas.errors import ErrorBody, ErrorCode, ResplitError
-from schemas.slo import PRIORITY_MAX, TARGET_MS_MAX, Slo
+from schemas.slo import BEST_EFFORT, PRIORITY_MAX, TARGET_MS_MAX, Slo
 
 MAX_REQUEST_BYTES = 1 << 20
 """NATS' default limit; larger tensors come in several inputs or are refused."""
@@ -51,7 +51,9 @@ class RequestBase(Value):
             "deadline_ms": self.deadline_ms,
             "priority": self.priority,
         }
-        return (default or Slo()).model_copy(update={name: value for name, value in said.items() if value is not None})
+        return (default or BEST_EFFORT).model_copy(
+            update={name: value for name, value in said.items() if value is not None}
+        )
 
 
 class TextRequest(RequestBase):

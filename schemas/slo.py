@@ -24,3 +24,7 @@ class Slo(Value):
     def promises(self) -> bool:
         """Whether there is any target that a request can miss."""
         return (self.ttft_ms, self.tpot_ms, self.deadline_ms) != (None, None, None)
+
+
+BEST_EFFORT = Slo()
+"""It promises nothing."""

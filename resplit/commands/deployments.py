@@ -13,7 +13,7 @@ from resplit.view import chain, readiness, routes
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
-from schemas.slo import PRIORITY_MAX, Slo
+from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
 DEPLOY_TIMEOUT_S = 900.0
 """Nodes may have to fetch gigabytes before they are ready."""
@@ -73,7 +73,7 @@ def deploy(
         settings=settings,
         stages=stages,
         placement=placement,
-        slo=slo if slo != Slo() else None,
+        slo=slo if slo != BEST_EFFORT else None,
     )
     if not wait:
         reply = asyncio.run(control.deploy(url, request))
