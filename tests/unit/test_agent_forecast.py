@@ -48,7 +48,7 @@ def test_one_slow_call_is_forgotten_when_the_evidence_was_stale() -> None:
 def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
     found = forecast(measured(), line(), Work(2 * CHUNK + 1, 11), 0.0)
     assert found is not None
-    assert (found.wait_ms, found.tpot_ms) == (0.0, pytest.approx(10))
+    assert [found.wait_ms, found.tpot_ms] == pytest.approx([0, 10])
     assert found.ttft_ms == pytest.approx(300)
     assert found.e2e_ms == pytest.approx(300 + 10 * 10)
 
@@ -96,7 +96,7 @@ def test_calls_go_in_rounds_of_as_many_as_there_are_slots() -> None:
         pace.call.add(1, 0.2, 0.0)
     found = forecast_calls(pace, 4, 6, 3, 0.0)
     assert found is not None
-    assert (found.wait_ms, found.e2e_ms) == (pytest.approx(200), pytest.approx(600))
+    assert [found.wait_ms, found.e2e_ms] == pytest.approx([200, 600])
 
 
 def test_a_deadline_is_given_up_only_well_past_it() -> None:
