@@ -23,7 +23,9 @@ class Work:
     """What is left of one sequence: prompt tokens to prefill, then tokens to generate."""
 
     prefill: int
-    tokens: float
+    tokens: int
+    contends: bool = True
+    """Whether it has, or will take, a slot that the request could have: others hold shorter ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +33,8 @@ class Line:
     """One route: what runs there, and who stands before the request, in the order in which they will start."""
 
     slots: int
+    """That could hold the request, free or taken."""
+    sequences_max: int
     chunk_tokens: int
     depth: int
     running: Sequence[Work] = ()
@@ -60,16 +64,19 @@ def forecast(pace: Pace, line: Line, work: Work, now: float) -> Forecast | None:
     """
     if not pace.generates(now):
         return None
-    sequences = min(line.slots, len(line.running) + len(line.ahead) + 1)
+    sequences = max(len(line.running), min(line.sequences_max, len(line.running) + len(line.ahead) + 1))
     step_s = pace.step.seconds(ceil(sequences / line.depth))
-    prefilled_s, free_s = 0.0, [0.0] * max(0, line.slots - len(line.running))
+    prefilled_s, free_s = 0.0, [0.0] * (line.slots - sum(other.contends for other in line.running))
     for other in line.running:
         prefilled_s += _prefill_s(pace, line, other.prefill)
-        free_s.append((prefilled_s if other.prefill else 0.0) + other.tokens * step_s)
+        if other.contends:
+            free_s.append((prefilled_s if other.prefill else 0.0) + other.tokens * step_s)
     heapq.heapify(free_s)
     for other in line.ahead:
-        prefilled_s = max(prefilled_s, free_s[0]) + _prefill_s(pace, line, other.prefill)
-        heapq.heapreplace(free_s, prefilled_s + other.tokens * step_s)
+        begins_s = free_s[0] if other.contends else 0.0
+        prefilled_s = max(prefilled_s, begins_s) + _prefill_s(pace, line, other.prefill)
+        if other.contends:
+            heapq.heapreplace(free_s, prefilled_s + other.tokens * step_s)
     wait_s = free_s[0]
     ttft_s = max(prefilled_s, wait_s) + _prefill_s(pace, line, work.prefill)
     e2e_s = ttft_s + max(0.0, work.tokens - 1) * step_s

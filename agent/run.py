@@ -91,6 +91,22 @@ class RouteRun:
         """Whether a sequence may grow to `tokens_max` here, once a slot is free."""
         return tokens_max <= self._slots.longest
 
+    def may_start(self, tokens_max: int | None, now: float) -> bool:
+        """Whether such a sequence, or (None) a call, may find room now: what was kept has to make it, perhaps."""
+        if now < self.closed_until:
+            return False
+        if tokens_max is None:
+            return len(self._calls) < self.route.max_sequences
+        return len(self._prefixes) > 0 or self._slots.fitting(tokens_max) is not None
+
+    def rows_for(self, tokens_max: int) -> int:
+        """Slots, free or taken, that could hold a sequence that may grow to `tokens_max`."""
+        return self._slots.rows(tokens_max)
+
+    def contends(self, other_max: int, tokens_max: int) -> bool:
+        """Whether a sequence of `other_max` tokens takes a slot that one of `tokens_max` could have."""
+        return other_max > self._slots.longest or self._slots.shortest(other_max) >= self._slots.shortest(tokens_max)
+
     def start(
         self,
         tokens: tuple[int, ...],

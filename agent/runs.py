@@ -7,6 +7,9 @@ from agent.generation import Generation
 from agent.intake import Job
 from agent.run import RouteRun
 from agent.tensorjob import TensorJob
+from schemas.frame import SequenceId
+
+Running = tuple[Job, RouteRun, SequenceId]
 
 
 class Runs(dict[tuple[int, int], RouteRun]):
@@ -40,54 +43,67 @@ class Runs(dict[tuple[int, int], RouteRun]):
         ]
         return [run for run in could if not run.leaving] or could
 
-    def ranked(self, job: Job, running: Iterable[tuple[Job, RouteRun, int]], now: float) -> list[RouteRun]:
-        """Those that have a slot now, the one first on which the request is predicted to end first.
+    def ranked(self, job: Job, running: Iterable[Running], now: float) -> list[RouteRun]:
+        """Those that may have a slot now, the one first on which the request is predicted to end first.
 
-        `running` is what runs, on which route, with how many tokens of its prompt left to send. Of equals, the one
-        that has most of the prompt in its caches, then the idlest, then one that begins here.
+        Of equals, the one that has most of the prompt in its caches, then the idlest, then one that begins here.
         """
-        could = [run for run in self.able(job) if run.slots_free and now >= run.closed_until]
+        tokens_max = job.slots_needed if isinstance(job, Generation) else None
+        could = [run for run in self.able(job) if run.may_start(tokens_max, now)]
         if len(could) < 2:
             return could
-        prompt = job.prompt if isinstance(job, Generation) else ()
-        loads = loads_of(could, running)
+        held, prompt = tuple(running), job.prompt if isinstance(job, Generation) else ()
         keys = {}
         for run in could:
-            seen = self.predicted(run, job, loads[run], (), now, could)
+            seen = predicted(run, job, held, (), now, could)
             keys[run] = (0.0 if seen is None else seen.e2e_ms, -run.cached(prompt, now), run.active, not run.is_own)
         return sorted(could, key=keys.__getitem__)
 
-    def predicted(
-        self,
-        run: RouteRun,
-        job: Job,
-        load: Sequence[Work],
-        ahead: Sequence[Work],
-        now: float,
-        others: Sequence[RouteRun] = (),
-    ) -> Forecast | None:
-        """How long the request would take on a route; one that was not measured is thought as fast as the fastest of
-        `others`, so that it is tried."""
-        pace = run.driver.pace
-        if isinstance(job, TensorJob):
-            calls = int(sum(work.tokens for work in ahead)) + run.active
-            return forecast_calls(pace, run.route.max_sequences, calls, len(job.waiting), now)
-        if not pace.generates(now):
-            known = [other.driver.pace for other in others if other.driver.pace.generates(now)]
-            pace = min(known, key=lambda one: one.step.seconds(1), default=pace)
-        settings = run.plan.settings
-        line = Line(run.route.max_sequences, settings.chunk_tokens, settings.pipeline_depth, load, ahead)
-        own = Work(len(job.prompt) - run.cached(job.prompt, now), job.tokens_left)
-        return forecast(pace, line, own, now)
+    def forecast(self, job: Job, running: Iterable[Running], ahead: Sequence[Job], now: float) -> Forecast | None:
+        """How long a request would take that came now, behind `ahead`, on the route where it would end first; None
+        while too little was measured to say."""
+        held, could = tuple(running), self.able(job)
+        # What waits goes to whichever route is free: each of them takes its share.
+        shares = [ahead[i :: len(could)] for i in range(len(could))]
+        seen = [predicted(run, job, held, share, now) for run, share in zip(could, shares, strict=True)]
+        return min((one for one in seen if one is not None), key=lambda one: one.e2e_ms, default=None)
 
 
-def loads_of(runs: Iterable[RouteRun], running: Iterable[tuple[Job, RouteRun, int]]) -> dict[RouteRun, list[Work]]:
-    """What is left of the sequences on each of these routes."""
-    loads: dict[RouteRun, list[Work]] = {run: [] for run in runs}
-    for job, run, unfilled in running:
-        if run in loads and isinstance(job, Generation):
-            loads[run].append(Work(unfilled, job.tokens_left))
-    return loads
+def predicted(
+    run: RouteRun,
+    job: Job,
+    running: Iterable[Running],
+    ahead: Sequence[Job],
+    now: float,
+    others: Sequence[RouteRun] = (),
+) -> Forecast | None:
+    """How long the request would take on one route; one that was not measured is thought as fast as the fastest of
+    `others`, so that it is tried."""
+    pace = run.driver.pace
+    if isinstance(job, TensorJob):
+        calls = sum(len(other.waiting) for other in ahead if isinstance(other, TensorJob))
+        return forecast_calls(pace, run.route.max_sequences, calls + run.active, len(job.waiting), now)
+    if not pace.generates(now):
+        known = [other.driver.pace for other in others if other.driver.pace.generates(now)]
+        pace = min(known, key=lambda one: one.step.seconds(1), default=pace)
+    need, settings = job.slots_needed, run.plan.settings
+    line = Line(
+        run.rows_for(need),
+        run.route.max_sequences,
+        settings.chunk_tokens,
+        settings.pipeline_depth,
+        [
+            Work(run.driver.unfilled(sequence), other.tokens_left, run.driver.prompt(sequence).capacity >= need)
+            for other, over, sequence in running
+            if over is run and isinstance(other, Generation)
+        ],
+        [
+            Work(len(other.prompt), other.tokens_left, run.contends(other.slots_needed, need))
+            for other in ahead
+            if isinstance(other, Generation)
+        ],
+    )
+    return forecast(pace, line, Work(len(job.prompt) - run.cached(job.prompt, now), job.tokens_left), now)
 
 
 def succeeds(run: RouteRun, old: RouteRun) -> bool:

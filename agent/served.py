@@ -15,12 +15,11 @@ from pydantic import BaseModel
 from agent.attainment import Attainment
 from agent.crossing import Crossings
 from agent.driver import Answered
-from agent.forecast import Forecast, Work
 from agent.generation import FinishReason, Generation
 from agent.intake import Job
 from agent.replies import ReplyTo
 from agent.run import RouteRun
-from agent.runs import Runs, loads_of, succeeds
+from agent.runs import Running, Runs, succeeds
 from agent.tensorjob import TensorJob
 from agent.urgency import urgency
 from agent.waiting import Waiting
@@ -104,18 +103,6 @@ class Served:
         """The deployment's class."""
         return None if self.runs.newest is None else self.runs.newest.plan.slo
 
-    def forecast(self, job: Job) -> Forecast | None:
-        """How long a request that came now would take, on the route where it would end first; None while too little
-        was measured to say."""
-        now, could = self.desk.now(), self.runs.able(job)
-        loads = loads_of(could, self._running())
-        storing = [other for other in self.accepting if other.urgency.due <= job.urgency.due]
-        ahead = [self._work(other) for other in (*self.queue.before(job), *storing)]
-        # What waits goes to whichever route is free: each of them takes its share.
-        shares = [ahead[i :: len(could)] for i in range(len(could))]
-        seen = [self.runs.predicted(run, job, loads[run], share, now) for run, share in zip(could, shares, strict=True)]
-        return min((one for one in seen if one is not None), key=lambda one: one.e2e_ms, default=None)
-
     def on(self, run: RouteRun) -> list[SequenceId]:
         """The sequences that run over one route."""
         return [sequence for sequence, (_, over) in self.jobs.items() if over is run]
@@ -125,7 +112,12 @@ class Served:
 
         Targets without a deadline are objectives: nothing is refused for them.
         """
-        if job.slo.deadline_ms is None or (seen := self.forecast(job)) is None:
+        if job.slo.deadline_ms is None:
+            return
+        storing = [other for other in self.accepting if other.urgency.due <= job.urgency.due]
+        ahead = [*self.queue.before(job), *storing]
+        seen = self.runs.forecast(job, self._running(), ahead, self.desk.now())
+        if seen is None:
             return
         if not seen.attains(job.slo.deadline_ms):
             message = (
@@ -347,14 +339,8 @@ class Served:
             if successor is not None:
                 self.crossings.begin(sequence, old, successor, now)
 
-    def _running(self) -> "Iterator[tuple[Job, RouteRun, int]]":
-        return ((job, run, run.driver.unfilled(sequence)) for sequence, (job, run) in self.jobs.items())
-
-    def _work(self, job: Job) -> Work:
-        """What a waiting request asks for."""
-        if isinstance(job, TensorJob):
-            return Work(0, len(job.waiting))
-        return Work(len(job.prompt), job.tokens_left)
+    def _running(self) -> Iterator[Running]:
+        return ((job, run, sequence) for sequence, (job, run) in self.jobs.items())
 
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
         match job:

@@ -20,7 +20,7 @@ def measured(step_s: float = 0.01, each_s: float = 0.0, chunk_s: float = 0.1) ->
 
 
 def line(running: list[Work] | None = None, ahead: list[Work] | None = None, slots: int = 2) -> Line:
-    return Line(slots, CHUNK, 1, running or (), ahead or ())
+    return Line(slots, slots, CHUNK, 1, running or (), ahead or ())
 
 
 def test_before_anything_was_measured_there_is_no_forecast() -> None:
@@ -69,6 +69,13 @@ def test_a_request_waits_for_the_slot_that_is_free_first_and_behind_those_ahead(
     assert alone.wait_ms == pytest.approx(200)
     # The one ahead takes that slot until 200 + 100 + 500 ms; at 800 the other one has ended too, at 1000.
     assert behind.wait_ms == pytest.approx(800)
+
+
+def test_a_sequence_in_a_slot_that_is_too_short_for_the_request_keeps_nobody_waiting_for_it() -> None:
+    short = [Work(0, 100, contends=False)] * 3
+    found = forecast(measured(), line(short, slots=1), Work(1, 1), 0.0)
+    assert found is not None
+    assert found.wait_ms == 0
 
 
 def test_a_fuller_route_decodes_more_slowly() -> None:
