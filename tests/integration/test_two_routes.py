@@ -22,7 +22,8 @@ from tests.integration.cluster_fixtures import CHAT, N0, N1, N2, PROMPT, Oracle,
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
-SETTINGS = Settings(context_tokens=256, max_sequences=8, max_queued=32)
+SETTINGS = Settings(context_tokens=192, max_sequences=8, max_queued=32)
+"""All slots are of one length."""
 PREPARED_S = 60.0
 ENDS_S = 60.0
 
@@ -92,14 +93,17 @@ async def test_both_routes_are_used_under_load_and_the_answers_are_those_of_the_
 
 
 async def test_when_a_route_breaks_its_sequences_go_on_over_the_other_and_no_plan_is_made(twin: Serving) -> None:
-    streams = [await Streaming(twin.client, max_tokens=200).began() for _ in range(6)]
+    streams = [Streaming(twin.client, max_tokens=160) for _ in range(6)]
+    await asyncio.gather(*(stream.began() for stream in streams))
     await twin.cluster.kill(N2)
-    epochs = set()
+    epochs, nodes = set(), set()
     for stream in streams:
         assert await stream.end(ENDS_S) is None
-        assert stream.ids == twin.oracle.tokens(PROMPT, 200)
+        assert stream.ids == twin.oracle.tokens(PROMPT, 160)
         usage = stream.tokens[-1].usage
         assert usage is not None
         assert usage.route == 1
         epochs.add(usage.epoch)
+        nodes |= {stage.node for stage in usage.stages}
+    assert nodes == {N0, N1, N2}, "some had begun over the route that broke"
     assert len(epochs) == 1
