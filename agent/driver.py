@@ -11,6 +11,8 @@ from math import ceil
 
 import numpy as np
 
+from agent.pace import Pace
+from agent.urgency import UNHURRIED, Urgency
 from schemas.frame import Activation, Item, Kind, Result, Sampling, SequenceId, Token
 
 STALL_FLOOR_S = 1.0
@@ -41,6 +43,7 @@ class Prompt:
     said: int = 0
     """How many of the last `tokens` came out of it before, where they are prefilled instead of replayed: faster, and
     equivalent, not identical."""
+    urgency: Urgency = UNHURRIED
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +77,8 @@ class _Running:
     step: int = 0
     held: bool = False
     """Nothing more is sent for it."""
+    answered: float = 0.0
+    """When its last step was."""
     unanswered: dict[int, "_Flight"] = field(default_factory=dict)
 
     @property
@@ -94,6 +99,11 @@ class _Running:
     def index(self) -> int:
         """Of the next token that comes out."""
         return self.prompt.said + len(self.out)
+
+    @property
+    def next_due(self) -> float:
+        """When its next token is."""
+        return self.answered + self.prompt.urgency.pace_s
 
     @property
     def unfed(self) -> int:
@@ -133,6 +143,7 @@ class RouteDriver:
         self._flights: list[_Flight] = []
         self.typical_s: dict[str, float] = {}
         """What a step of each kind lately took, in seconds."""
+        self.pace = Pace()
         self.stalled = False
         """Whether a step has been overdue since the last answer came: some node of the route may hang."""
 
@@ -145,7 +156,7 @@ class RouteDriver:
         return sum(running.is_recovering for running in self._running.values())
 
     def admit(self, prompt: Prompt) -> None:
-        """Start a sequence; its chunks go out in order of admission."""
+        """Start a sequence. The most urgent one's chunks go out first; among equals, in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"
         self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached)
 
@@ -157,6 +168,11 @@ class RouteDriver:
     def prompt(self, sequence: SequenceId) -> Prompt:
         """As it was admitted."""
         return self._running[sequence].prompt
+
+    def unfilled(self, sequence: SequenceId) -> int:
+        """Tokens of its prompt that are still to be sent."""
+        running = self._running.get(sequence)
+        return 0 if running is None else max(0, len(running.prompt.tokens) - running.driven)
 
     def written(self, sequence: SequenceId) -> int | None:
         """Positions that every stage has surely written; None until these hold the prompt and what is replayed."""
@@ -244,7 +260,10 @@ class RouteDriver:
         if not ready:
             return None
         active = len(ready) + sum(flight.missing for flight in flying)
-        group = ready[: ceil(active / self._depth)]
+        size = ceil(active / self._depth)
+        if size < len(ready):
+            ready.sort(key=lambda running: running.next_due)
+        group = ready[:size]
         items, tokens = [], []
         for running in group:
             tokens.append(running.out[-1])
@@ -271,9 +290,14 @@ class RouteDriver:
         return self._launch("replay", group, [self._item(r, count, wants_token=False) for r in group], ids, now)
 
     def _next_prefill(self, now: float) -> _Flight | None:
+        unfilled = [r for r in self._running.values() if not r.prefilled and not r.held]
+        if not unfilled:
+            return None
+        # Earliest due first: whatever set of prompts can be in time, is. The least slack first would alternate between
+        # two prompts as each gets ahead of the other, and make both late.
+        running = min(unfilled, key=lambda r: r.prompt.urgency.due)
         flying = sum(flight.kind == "prefill" for flight in self._flights)
-        running = next((r for r in self._running.values() if not r.prefilled and not r.held), None)
-        if running is None or flying >= (self._lanes if running.is_recovering else self._depth):
+        if flying >= (self._lanes if running.is_recovering else self._depth):
             return None
         tokens = running.prompt.tokens
         # A chunk ends at the next absolute multiple of the chunk size, whatever else is going on: results
@@ -312,10 +336,21 @@ class RouteDriver:
             self._answered(running.unanswered.pop(earlier))
         took = now - flight.sent
         self.stalled = False
+        running.answered = now
         if flight.attempts == 1:
+            self._measured(flight, took, now)
             self.typical_s[flight.kind] = max(took, 0.9 * self.typical_s.get(flight.kind, 0.0))
         self._answered(flight)
         return took
+
+    def _measured(self, flight: _Flight, took_s: float, now: float) -> None:
+        items = flight.frame.items
+        if flight.missing < len(items):
+            return  # by another of its answers
+        if flight.kind == "prefill":
+            self.pace.chunk.add(items[0].count, took_s, now)
+        elif flight.kind == "decode":
+            self.pace.step.add(len(items), took_s, now)
 
     def _answered(self, flight: _Flight) -> None:
         flight.missing -= 1

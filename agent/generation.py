@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from agent.replies import ReplyTo
+from agent.urgency import UNHURRIED, Urgency
 from agent.usage import Meter
 from models.text import StopText, Text
 from schemas.base import Digest, RequestId
@@ -13,6 +14,7 @@ from schemas.frame import Sampling, Token
 from schemas.journal import Handle
 from schemas.manifest import TextSpec
 from schemas.request import CompletionReply, TextRequest, TokenLogprob, TokenReply
+from schemas.slo import BEST_EFFORT, Slo
 
 FinishReason = Literal["stop", "length"]
 
@@ -45,6 +47,8 @@ class Generation:
     tokens: list[Token] = field(default_factory=list)
     """Those that were said."""
     pieces: list[str] = field(default_factory=list)
+    slo: Slo = BEST_EFFORT
+    urgency: Urgency = UNHURRIED
 
     def __post_init__(self) -> None:
         self._detokenizer = self.text.stream()
@@ -59,6 +63,16 @@ class Generation:
     def known(self) -> tuple[int, ...]:
         """The tokens that came out so far."""
         return tuple(token.token for token in self.owed)
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether it ran before, here or at another ingress."""
+        return self.meter.started is not None or bool(self.owed)
+
+    @property
+    def tokens_left(self) -> int:
+        """As many as may still come out."""
+        return self.max_tokens - len(self.owed)
 
     @property
     def slots_needed(self) -> int:

@@ -95,7 +95,7 @@ class Heirs:
 
     async def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
-        if by != served.life and (not served.current or (by is not None and not self._is_over(by))):
+        if by != served.life and (not served.runs.current or (by is not None and not self._is_over(by))):
             return  # whoever serves the deployment now begins; and what somebody has begun, nobody else does
         try:
             owed = await fence(self._client, served.name, life.life, served.life, None if by == served.life else by)

@@ -16,6 +16,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from agent.attainment import Attainment
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
 from agent.intake import Job, open_request, read
@@ -30,13 +31,14 @@ from models.text import Text
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
-from schemas.capacity import Capacity, RouteName
+from schemas.capacity import Capacity, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
 from schemas.journal import AcceptedRequest, LiveRequest
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
+from schemas.slo import Slo
 
 CHECK_EVERY_S = 0.25
 HUNG_S = 2.0
@@ -76,6 +78,7 @@ class Ingress:
         self._on_empty = on_empty
         self._now = now
         self._served: dict[DeploymentName, Served] = {}
+        self._attainments: dict[DeploymentName, Attainment] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._outbox = Outbox(client)
         self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, on_empty)
@@ -90,16 +93,15 @@ class Ingress:
         await self._client.subscribe(subjects.ALL_CANCEL, cb=self._cancelled)
 
     async def serve(self, plan: Plan, manifest: Manifest, text: Text | None) -> None:
-        """Take new requests for `plan`'s routes that start at this node."""
-        routes = [route for route in plan.routes if route.source == self._node]
-        if not routes:
+        """Take new requests if a route of `plan` starts at this node; they may run over any of its routes."""
+        if not any(route.source == self._node for route in plan.routes):
             return
         served = self._served.get(plan.deployment)
         if served is None:
             served = self._open(plan.deployment, manifest, text)
             served.current_nodes = plan.nodes
         served.manifest, served.text = manifest, text
-        for route in routes:
+        for route in plan.routes:
             served.add_route(plan, route, self._numbers)
         served.leave_at = None
         if served.withdrawing is not None:
@@ -151,7 +153,7 @@ class Ingress:
     @property
     def served(self) -> tuple[Served, ...]:
         """The deployments whose requests this node can answer."""
-        return tuple(served for served in self._served.values() if served.newest is not None)
+        return tuple(served for served in self._served.values() if served.runs.newest is not None)
 
     def node_lost(self, node: NodeId) -> None:
         """A node cannot be reached at all: what runs over it is to be computed elsewhere."""
@@ -165,6 +167,14 @@ class Ingress:
             served = self._served.get(stage.deployment)
             if served is not None and stage.state != "loading":
                 served.node_serves(capacity.node, stage.epoch)
+
+    @property
+    def service(self) -> tuple[Service, ...]:
+        """How requests fared here, of every deployment of which any was counted."""
+        counted = {name: found for name, found in self._attainments.items() if found.met or found.missed}
+        return tuple(
+            Service(deployment=name, met=found.met, missed=found.missed) for name, found in sorted(counted.items())
+        )
 
     @property
     def stalled(self) -> tuple[RouteName, ...]:
@@ -201,7 +211,8 @@ class Ingress:
     # Deployments.
 
     def _open(self, name: DeploymentName, manifest: Manifest, text: Text | None) -> Served:
-        served = self._served[name] = Served(name, manifest, text, self._desk, *self._begin_life(name))
+        attainment = self._attainments.setdefault(name, Attainment())
+        served = self._served[name] = Served(name, manifest, text, self._desk, *self._begin_life(name), attainment)
         return served
 
     def _begin_life(self, name: DeploymentName) -> tuple[LifeId, Journal]:
@@ -238,7 +249,7 @@ class Ingress:
         kept = live.request
         reply = self._replier.at(kept.inbox, kept.content_type)
         arrived = self._now() - kept.age_ms / 1e3
-        newest = served.newest
+        newest = served.runs.newest
         if newest is None:
             message = "the deployment is not served here any more"
             raise ResplitError(ErrorCode.NODE_LOST, message)
@@ -272,12 +283,13 @@ class Ingress:
     async def _take_request(self, msg: Msg) -> None:
         reply = self._replier.to(msg)
         request_id: RequestId | None = None
+        own: Slo | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
-        if served is not None and not served.current and served.current_nodes:
+        if served is not None and not served.runs.current and served.current_nodes:
             self._spawn(self._pass_on(served, msg))
             return
         try:
-            if served is None or not served.current:
+            if served is None or not served.runs.current:
                 raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
             if len(msg.data) > MAX_REQUEST_BYTES:
                 message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
@@ -285,10 +297,14 @@ class Ingress:
             request_id, request = read(msg.data, reply.content_type)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
+            plan, text = served.runs.current[0].plan, served.text
+            own = request.slo(plan.slo)
             self._check_new(served, request_id, request.deadline_ms)
-            plan, text = served.current[0].plan, served.text
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
+            served.appraise(job)
         except ResplitError as error:
+            if served is not None and own is not None:
+                served.attainment.refused(served.promised, own, error.code)
             await self._refuse(served, reply, request_id, error)
             return
         except Exception:  # a defect of ours, and still every request gets an answer
@@ -297,7 +313,7 @@ class Ingress:
             await self._refuse(served, reply, request_id, fault)
             return
         self._in_flight[request_id] = (served, job)
-        served.accepting += 1
+        served.accepting.add(job)
         self._spawn(self._accept(served, job, msg.data))
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -311,7 +327,7 @@ class Ingress:
             served.withdrawing = asyncio.create_task(self._leave(served))
         if served.withdrawing is not None:
             await asyncio.shield(served.withdrawing)  # else the server may pick this node again
-        if served.current:
+        if served.runs.current:
             await self._take_request(msg)  # it serves again meanwhile
         else:
             with contextlib.suppress(NatsError, OSError):
@@ -329,11 +345,11 @@ class Ingress:
             await self._refuse(served, reply, job.request_id, error)
             return
         finally:
-            served.accepting -= 1
+            served.accepting.discard(job)
         if self._in_flight.get(job.request_id, (None, None))[1] is not job:
             served.journal.end([job.handle], ErrorCode.CANCELLED.value)  # it was cancelled meanwhile
             return
-        served.queue.append(job)
+        served.queue.add(job)
         if isinstance(job, Generation) and job.request.stream:
             epoch = max((epoch for epoch, _ in served.runs), default=1)
             accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
@@ -360,8 +376,8 @@ class Ingress:
         if deadline_ms is not None and deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
         slots_free = served.slots_free
-        waiting = len(served.queue) + served.accepting
-        if waiting >= served.current[0].plan.settings.max_queued + slots_free:
+        waiting = len(served.queue) + len(served.accepting)
+        if waiting >= served.runs.current[0].plan.settings.max_queued + slots_free:
             message = f"all slots are taken and {waiting} requests wait; try again later"
             raise ResplitError(ErrorCode.OVERLOADED, message)
 

@@ -5,6 +5,7 @@ import secrets
 from agent.generation import Generation, prompt_ids
 from agent.replies import ReplyTo
 from agent.tensorjob import TensorJob, open_job
+from agent.urgency import urgency
 from agent.usage import Meter
 from models.text import Text
 from schemas.base import RequestId
@@ -38,9 +39,12 @@ def open_request(
 
     `seed` is one that an earlier ingress drew. Raises `ResplitError` naming the field at fault.
     """
-    deadline = None if request.deadline_ms is None else arrived + request.deadline_ms / 1e3
+    slo = request.slo(plan.slo)
+    deadline = None if slo.deadline_ms is None else arrived + slo.deadline_ms / 1e3
     if not isinstance(request, TextRequest):
-        return open_job(request, request_id, reply, plan.model, manifest, text, deadline, Meter(arrived))
+        call = open_job(request, request_id, reply, plan.model, manifest, text, deadline, Meter(arrived))
+        call.slo, call.urgency = slo, urgency(slo, arrived)
+        return call
     if manifest.kind is not ModelKind.DECODER:
         message = f"{manifest.name} does not generate text: send `input` (text) or `inputs` (tensors)"
         given = "prompt" if request.prompt is not None else "messages" if request.messages is not None else "token_ids"
@@ -52,16 +56,19 @@ def open_request(
     prompt = prompt_ids(request, text, spec, context)
     if seed is None:
         seed = request.seed if request.seed is not None else secrets.randbits(63)
+    tokens = min(request.max_tokens, context - len(prompt))
     return Generation(
         request_id,
         request,
         reply,
         plan.model,
         prompt,
-        min(request.max_tokens, context - len(prompt)),
+        tokens,
         frozenset(spec.eos_token_ids),
         seed,
         Meter(arrived),
         text,
         deadline,
+        slo=slo,
+        urgency=urgency(slo, arrived, tokens),
     )

@@ -22,6 +22,7 @@ from schemas.capacity import (
     LostPeer,
     Provider,
     RouteName,
+    Service,
     StoredBlocks,
 )
 from schemas.envelope import CAPACITY_TYPE, seal
@@ -47,6 +48,7 @@ class CapacityPublisher:
         on_disk: Callable[[], tuple[StoredBlocks, ...]],
         lost_peers: Callable[[], tuple[LostPeer, ...]],
         stalled: Callable[[], tuple[RouteName, ...]],
+        service: Callable[[], tuple[Service, ...]],
     ) -> None:
         self._client = client
         self._identity = identity
@@ -58,6 +60,7 @@ class CapacityPublisher:
         self._on_disk = on_disk
         self._lost_peers = lost_peers
         self._stalled = stalled
+        self._service = service
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -104,5 +107,6 @@ class CapacityPublisher:
             on_disk=self._on_disk(),
             lost_peers=self._lost_peers(),
             stalled=self._stalled(),
+            service=self._service(),
             **self._fixed,
         )

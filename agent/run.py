@@ -11,6 +11,7 @@ import numpy as np
 from agent.driver import Answered, Prompt, RouteDriver
 from agent.prefixes import Prefixes
 from agent.slots import SlotTable
+from agent.urgency import UNHURRIED, Urgency
 from profiler.kv import length_classes
 from schemas.base import NodeId
 from schemas.frame import Activation, Close, Frame, Item, Result, Reuse, Sampling, SequenceId
@@ -106,8 +107,30 @@ class RouteRun:
         """Whether a sequence may grow to `tokens_max` here, once a slot is free."""
         return tokens_max <= self._slots.longest
 
+    def may_start(self, tokens_max: int | None, now: float) -> bool:
+        """Whether such a sequence, or (None) a call, may find room now: what was kept has to make it, perhaps."""
+        if now < self.closed_until:
+            return False
+        if tokens_max is None:
+            return len(self._calls) < self.route.max_sequences
+        return len(self._prefixes) > 0 or self._slots.fitting(tokens_max) is not None
+
+    def rows_for(self, tokens_max: int) -> int:
+        """Slots, free or taken, that could hold a sequence that may grow to `tokens_max`."""
+        return self._slots.rows(tokens_max)
+
+    def contends(self, other_max: int, tokens_max: int) -> bool:
+        """Whether a sequence of `other_max` tokens takes a slot that one of `tokens_max` could have."""
+        return other_max > self._slots.longest or self._slots.shortest(other_max) >= self._slots.shortest(tokens_max)
+
     def start(
-        self, tokens: tuple[int, ...], tokens_max: int, sampling: Sampling, known: tuple[int, ...], now: float
+        self,
+        tokens: tuple[int, ...],
+        tokens_max: int,
+        sampling: Sampling,
+        known: tuple[int, ...],
+        now: float,
+        urgency: Urgency = UNHURRIED,
     ) -> Prompt | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`; where
         the deployment prefers it fast, they are prefilled with the prompt instead.
@@ -128,7 +151,7 @@ class RouteRun:
             self._slots.take(sequence, capacity)
         else:
             self._reuse(old, sequence, cached, capacity, sampling)
-        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, said)
+        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, said, urgency)
         self.driver.admit(prompt)
         return prompt
 
@@ -195,6 +218,7 @@ class RouteRun:
         for sequence, _ in result.done:
             if (call := self._calls.pop(sequence, None)) is not None:
                 self._typical_s = max(now - call.sent, 0.9 * self._typical_s)
+                self.driver.pace.call.add(1, now - call.sent, now)
                 fresh.append(Answered(sequence, now - call.sent, None))
         return fresh
 

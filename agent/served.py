@@ -4,23 +4,25 @@ A request that was accepted ends in output or in one typed error; that is held h
 """
 
 import asyncio
-import contextlib
 import itertools
 import logging
-from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nats.aio.subscription import Subscription
 from pydantic import BaseModel
 
+from agent.attainment import Attainment
 from agent.crossing import Crossings
 from agent.driver import Answered
 from agent.generation import FinishReason, Generation
 from agent.intake import Job
 from agent.replies import ReplyTo
 from agent.run import RouteRun
+from agent.runs import Running, Runs, succeeds
 from agent.tensorjob import TensorJob
+from agent.urgency import urgency
+from agent.waiting import Waiting
 from agent.ways import Way, choose
 from bus.audit import AuditTrail
 from bus.journal import Journal
@@ -32,7 +34,8 @@ from schemas.frame import Adopted, Failure, Frame, Result, SequenceId, Token
 from schemas.journal import Run
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
-from schemas.request import ErrorReply, TokenReply
+from schemas.request import ErrorReply, TokenReply, Usage
+from schemas.slo import Slo
 
 TELL_AFTER_S = 0.001
 INTERRUPTED_MAX_S = 60.0
@@ -75,12 +78,13 @@ class Served:
     desk: Desk
     life: LifeId
     journal: Journal
-    accepting: int = 0
+    attainment: Attainment
+    accepting: set[Job] = field(default_factory=set)
     """Requests that are being stored in the journal, before they wait in the queue."""
     current_nodes: tuple[str, ...] = ()
     """Nodes of the plan in force. If this one is not among them it serves its last requests to their end."""
-    runs: dict[tuple[int, int], RouteRun] = field(default_factory=dict)
-    queue: deque[Job] = field(default_factory=deque)
+    runs: Runs = field(default_factory=Runs)
+    queue: Waiting = field(default_factory=Waiting)
     jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
     subscription: Subscription | None = None
     leave_at: float | None = None
@@ -91,41 +95,44 @@ class Served:
         self.crossings = Crossings(self.desk.send)
 
     @property
-    def current(self) -> list[RouteRun]:
-        """Routes that new requests enter by: of plans in force, else of one that drains but has no successor here."""
-        entering = [run for run in self.runs.values() if run.is_own and not run.draining]
-        return [run for run in entering if not run.leaving] or entering
-
-    @property
-    def newest(self) -> RouteRun | None:
-        """A route of the newest plan here, wherever it begins."""
-        return self.runs[max(self.runs)] if self.runs else None
-
-    @property
     def slots_free(self) -> int:
         """Slots that a request which came now could have."""
-        could = [run for run in self.runs.values() if run.is_open]
-        return sum(run.slots_free for run in [run for run in could if not run.leaving] or could)
+        return sum(run.slots_free for run in self.runs.open)
 
-    def runs_for(self, job: Job) -> list[RouteRun]:
-        """Routes that could run a waiting request: those in force first, those that begin here, the idlest."""
-        could = [
-            run
-            for run in self.runs.values()
-            if run.is_open
-            and run.plan.model == job.model
-            and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
-        ]
-        could = [run for run in could if not run.leaving] or could
-        now, prompt = self.desk.now(), job.prompt if isinstance(job, Generation) else ()
-        return sorted(could, key=lambda run: (not run.is_own, -run.cached(prompt, now), run.active))
+    @property
+    def promised(self) -> Slo | None:
+        """The deployment's class."""
+        return None if self.runs.newest is None else self.runs.newest.plan.slo
 
     def on(self, run: RouteRun) -> list[SequenceId]:
         """The sequences that run over one route."""
         return [sequence for sequence, (_, over) in self.jobs.items() if over is run]
 
+    def appraise(self, job: Job) -> None:
+        """Refuse a new request that cannot meet its deadline, with the estimate: raises DEADLINE_UNATTAINABLE.
+
+        Targets without a deadline are objectives: nothing is refused for them.
+        """
+        if job.slo.deadline_ms is None:
+            return
+        storing = [other for other in self.accepting if other.urgency.due <= job.urgency.due]
+        ahead = [*self.queue.before(job), *storing]
+        seen = self.runs.forecast(job, self._running(), ahead, self.desk.now())
+        if seen is None:
+            return
+        if not seen.attains(job.slo.deadline_ms):
+            message = (
+                f"this would take about {seen.e2e_ms:.0f} ms, {seen.wait_ms:.0f} ms of it waiting for a slot, and may "
+                f"take {job.slo.deadline_ms:g} ms; allow more time, ask for fewer tokens, or try again later"
+            )
+            code, estimate_ms = ErrorCode.DEADLINE_UNATTAINABLE, round(seen.e2e_ms, 3)
+            raise ResplitError(code, message, "deadline_ms", estimate_ms)
+        if isinstance(job, Generation):
+            rest_s = (seen.e2e_ms - seen.ttft_ms) / 1e3
+            job.urgency = urgency(job.slo, job.meter.arrived, job.max_tokens, rest_s)
+
     def admit(self) -> None:
-        """Give waiting requests slots, in order of arrival, on the route with the fewest sequences."""
+        """Give waiting requests slots, the most urgent first, on the route where each is predicted to end first."""
         now = self.desk.now()
         self._start_waiting(now)
         self._cross(now)
@@ -136,11 +143,11 @@ class Served:
 
     def _start_waiting(self, now: float) -> None:
         while self.queue:
-            job = self.queue[0]
-            if not any(self._start(job, run, now) for run in self.runs_for(job)):
+            job = self.queue.first
+            if not any(self._start(job, run, now) for run in self.runs.ranked(job, self._running(), now)):
                 break
             if isinstance(job, Generation) or not job.waiting:
-                self.queue.popleft()
+                self.queue.remove(job)
 
     def take(self, run: RouteRun, frame: Result | Failure) -> None:
         """An answer from a route's last stage, or the news that a stage cannot go on."""
@@ -220,7 +227,7 @@ class Served:
         now = self.desk.now()
         if sequences:
             log.info("recomputing what ran: %s, %d sequences: %s", self.name, len(sequences), why)
-        for sequence in reversed(sequences):
+        for sequence in sequences:
             job, run = self.jobs[sequence]
             if isinstance(job, TensorJob):
                 job.restart(sequence, run.call_of(sequence))
@@ -231,8 +238,8 @@ class Served:
             run.end([sequence], broken=True)
             if job.recoveries > RECOVERIES_MAX:
                 self.end(job, ResplitError(ErrorCode.STAGE_FAILED, f"recomputed {RECOVERIES_MAX} times in vain: {why}"))
-            elif job not in self.queue:
-                self.queue.appendleft(job)
+            else:
+                self.queue.add(job)
 
     def check(self, now: float) -> None:
         """What time brings: steps that are overdue, crossings that are late, requests that wait for a plan too long."""
@@ -258,6 +265,7 @@ class Served:
 
     def end(self, job: Job, error: ResplitError) -> None:
         """End one request, wherever it stands, in its one final error."""
+        self.attainment.failed(self.promised, job.slo, error.code)
         self._forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
         # It is said only once the journal shows that these requests are still this node's to answer.
         self.journal.confirm(lambda: self._say_error(job, error))
@@ -268,19 +276,20 @@ class Served:
             self._forget(job, broken=True)
 
     def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
-        """Take over requests that another ingress had accepted and that this one's journal has, the first one first."""
-        for job, said in reversed(jobs):
+        """Take over requests that another ingress had accepted and that this one's journal has."""
+        for job, said in jobs:
             job.interrupted_at = self.desk.now()
             if not (isinstance(job, Generation) and said and self._say_again(job, said)):
-                self.queue.appendleft(job)
+                self.queue.add(job)
         self.admit()
 
     def _say_again(self, job: Generation, said: Sequence[Token]) -> bool:
         """Say what the other ingress may have said; True if that was all there is to say."""
-        assert self.newest is not None, "requests are taken over where they can run"
-        job.meter.runs_on(self.newest.plan.epoch, self.newest.route)
+        newest = self.runs.newest
+        assert newest is not None, "requests are taken over where they can run"
+        job.meter.runs_on(newest.plan.epoch, newest.route)
         # What the other ingress had to compute anew is not known here, and must not be called exact if it was not.
-        job.meter.computed_anew(exactly=self.newest.replays_exactly)
+        job.meter.computed_anew(exactly=newest.replays_exactly)
         replies = job.resume(said, self.desk.now())
         final = replies.pop() if replies[-1].finish_reason is not None else None
         for reply in replies if job.request.stream else ():
@@ -332,9 +341,10 @@ class Served:
         for sequence, (job, old) in list(self.jobs.items()):
             if not self.crossings.has_room:
                 break
-            if not old.leaving or old.lost or not isinstance(job, Generation):
+            if not old.leaving or old.lost or not isinstance(job, Generation) or sequence in self.crossings:
                 continue
-            successor = next((run for run in self.runs_for(job) if succeeds(run, old)), None)
+            able = self.runs.ranked(job, self._running(), now)
+            successor = next((run for run in able if succeeds(run, old)), None)
             if successor is not None and self.crossings.may_begin(sequence, old, successor):
                 self._leave_by_the_cheapest_way(sequence, job, old, successor, now)
 
@@ -362,12 +372,13 @@ class Served:
             **choice.terms,
         )
 
+    def _running(self) -> Iterator[Running]:
+        return ((job, run, sequence) for sequence, (job, run) in self.jobs.items())
+
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
-        if now < run.closed_until:
-            return False
         match job:
             case Generation():
-                started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now)
+                started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now, job.urgency)
                 sequence = None if started is None else started.sequence
                 job.meter.cached_tokens = 0 if started is None else started.cached
             case TensorJob():
@@ -450,6 +461,7 @@ class Served:
         self._ended_in_output(
             job,
             last if job.request.stream else job.whole(last),
+            last.usage,
             finish_reason=last.finish_reason,
             prompt_tokens=len(job.prompt),
             completion_tokens=len(job.tokens),
@@ -461,10 +473,12 @@ class Served:
         _, run = self.jobs.pop(sequence)
         run.end([sequence])
         if answer is not None:
-            self.journal.confirm(lambda: self._ended_in_output(job, answer, total_ms=answer.usage.total_ms))
+            usage = answer.usage
+            self.journal.confirm(lambda: self._ended_in_output(job, answer, usage, total_ms=usage.total_ms))
 
-    def _ended_in_output(self, job: Job, reply: BaseModel, **fields: str | int | float | None) -> None:
+    def _ended_in_output(self, job: Job, reply: BaseModel, usage: Usage, **fields: str | int | float | None) -> None:
         self.desk.say(job.reply, reply, None)
+        self.attainment.ended(self.promised, job.slo, usage)
         if job.handle is not None:
             self.journal.end([job.handle], "output")
         for sequence in [s for s, (held, _) in self.jobs.items() if held is job and s not in self.crossings]:
@@ -486,8 +500,7 @@ class Served:
 
     def _forget(self, job: Job, *, broken: bool = False) -> None:
         """Free whatever the request holds."""
-        with contextlib.suppress(ValueError):
-            self.queue.remove(job)
+        self.queue.remove(job)
         by_run: dict[RouteRun, list[SequenceId]] = {}
         for sequence, (held, run) in list(self.jobs.items()):
             if held is job:
@@ -501,16 +514,12 @@ class Served:
     def _settle(self) -> None:
         """Close the plans that drain once nothing that waits needs them, and say when they are empty."""
         if self.leave_at is None and self.withdrawing is None:
-            needed = {run for job in self.queue for run in self.runs_for(job)}
-            for run in self.runs.values():
-                run.draining = run.draining or (run.leaving and run not in needed)
+            leaving = [run for run in self.runs.values() if run.leaving and not run.draining]
+            needed = {run for job in self.queue for run in self.runs.able(job)} if leaving else set()
+            for run in leaving:
+                run.draining = run not in needed
         for epoch in {epoch for (epoch, _), run in self.runs.items() if run.draining}:
             self.report_empty(epoch)
-
-
-def succeeds(run: RouteRun, old: RouteRun) -> bool:
-    """Whether sequences of `old` can go on over `run` with their caches."""
-    return run.plan.family == old.plan.family and run.plan.epoch > old.plan.epoch and not run.leaving
 
 
 def _known(code: str) -> ErrorCode:

@@ -149,6 +149,7 @@ class Agent:
             on_disk=self._fetcher.on_disk,
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
             stalled=lambda: self._ingress.stalled,
+            service=lambda: self._ingress.service,
         )
         await self._ingress.start()
         await self._bus.start()

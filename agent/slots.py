@@ -58,6 +58,14 @@ class SlotTable:
     def longest(self) -> int:
         return max(self._rows_max)
 
+    def rows(self, tokens_min: int) -> int:
+        """How many rows there are for sequences of so many tokens, free or taken."""
+        return sum(rows for tokens, rows in self._rows_max.items() if tokens >= tokens_min)
+
+    def shortest(self, tokens: int) -> int:
+        """The length class that a sequence of so many tokens is for; there must be one."""
+        return min(length for length in self._rows_max if length >= tokens)
+
     def fitting(self, tokens: int) -> int | None:
         """The shortest class that holds `tokens` and has a free row, or None."""
         fits = (t for t, rows in self._rows.items() if t >= tokens and len(rows) < self._rows_max[t])

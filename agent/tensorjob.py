@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 
 from agent.replies import ReplyTo
 from agent.tensors import pool, read_inputs, requested_outputs, text_inputs, write_outputs
+from agent.urgency import UNHURRIED, Urgency
 from agent.usage import Meter
 from models.text import Text
 from schemas.base import Digest, RequestId
@@ -13,6 +14,7 @@ from schemas.frame import SequenceId
 from schemas.journal import Handle
 from schemas.manifest import Manifest, ModelKind
 from schemas.request import EmbeddingItem, EmbeddingReply, EmbeddingRequest, TensorReply, TensorRequest
+from schemas.slo import BEST_EFFORT, Slo
 from schemas.tensor import Array
 
 TEXTS_MAX = 256
@@ -41,6 +43,13 @@ class TensorJob:
     recoveries: int = 0
     handle: Handle | None = None
     """Its number in the journal, once it is accepted."""
+    slo: Slo = BEST_EFFORT
+    urgency: Urgency = UNHURRIED
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a call of it was made."""
+        return self.meter.started is not None
 
     def started(self, sequence: SequenceId) -> None:
         """The first waiting call is on its way as `sequence`."""

@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bus.audit import AuditTrail
-from orchestrator.decide import Cause, Decision, DropCandidate, End, Need, Replan, decide, what_is_needed
+from orchestrator.decide import Cause, Decision, DropCandidate, End, Need, Replan, decide, reclassed, what_is_needed
 from orchestrator.decision import Action
 from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, Weighed, fold
 from orchestrator.log import PlanLog
@@ -23,6 +23,7 @@ from orchestrator.scales import Scales, audited
 from orchestrator.trigger import DEFAULT_POLICY, Policy
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
+from profiler.cost import predict
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName
 from schemas.deployment import Deployment
@@ -253,6 +254,12 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
         message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
         raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
     rollout = snapshot.rollout(deployment.name)
+    same = None if rollout.current is None else reclassed(rollout.current, deployment)
+    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None:
+        # Another class of service moves nothing.
+        update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
+        before = predict(same.routes[0], snapshot.present, manifest, same.model)
+        return Proposal(same.model_copy(update=update), before)
     found = rooms(snapshot, deployment, manifest)
     avoid = rollout.shunned(now)
     return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, need.reason, avoid)

@@ -124,9 +124,15 @@ def drained_of(snapshot: Snapshot, plan: Plan) -> list[NodeId]:
 
 def conforms(plan: Plan, deployment: Deployment) -> bool:
     """Whether the plan is one that the deployment asks for; whether a better one exists is another question."""
-    if plan.model != deployment.model or plan.settings != deployment.settings:
+    if (plan.model, plan.settings, plan.slo) != (deployment.model, deployment.settings, deployment.slo):
         return False
     stages = plan.routes[0].stages
     if deployment.placement is not None:
         return stages == deployment.placement
     return deployment.stages is None or len(stages) == deployment.stages
+
+
+def reclassed(plan: Plan, deployment: Deployment) -> Plan | None:
+    """The same plan with the deployment's class, where nothing else about the deployment has changed."""
+    found = plan.model_copy(update={"slo": deployment.slo})
+    return found if found != plan and conforms(found, deployment) else None

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
+from orchestrator import burn
 from orchestrator.beliefs import Times, smoothed
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
@@ -59,6 +60,8 @@ class Snapshot:
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
     outlooks: Mapping[DeploymentName, Outlook] = field(default_factory=dict)
     """How each deployment's plan compared with others when it was last weighed."""
+    burns: Mapping[DeploymentName, burn.Record] = field(default_factory=dict)
+    """How each deployment's requests fared lately."""
     deaf_since: datetime | None = None
     """Set while this process has no connection to the bus: silence then says nothing about nodes."""
     ticked_at: datetime | None = None
@@ -183,7 +186,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
         case DeploymentRemoved(name):
             kept = {other: value for other, value in snapshot.deployments.items() if other != name}
             outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
-            return replace(snapshot, deployments=kept, outlooks=outlooks)
+            burns = {other: one for other, one in snapshot.burns.items() if other != name}
+            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns)
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
@@ -239,7 +243,9 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         for peer in capacity.lost_peers
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
-    return replace(snapshot, nodes=nodes, absent=(snapshot.absent - {name}) | gone, rollouts=rollouts)
+    burns = burn.heard(snapshot.burns, None if known is None else known.capacity, capacity, now)
+    absent = (snapshot.absent - {name}) | gone
+    return replace(snapshot, nodes=nodes, absent=absent, rollouts=rollouts, burns=burns)
 
 
 def _apart_s(known: Node, now: datetime) -> float:

@@ -240,7 +240,12 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
     if settings.context_tokens == Settings().context_tokens and longest < settings.context_tokens:
         settings = settings.model_copy(update={"context_tokens": longest})
     return Deployment(
-        name=request.name, model=digest, settings=settings, stages=request.stages, placement=request.placement
+        name=request.name,
+        model=digest,
+        settings=settings,
+        stages=request.stages,
+        placement=request.placement,
+        slo=request.slo,
     )
 
 

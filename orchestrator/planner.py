@@ -57,6 +57,7 @@ def make_plan(
         block_count=len(manifest.blocks),
         settings=settings,
         routes=(route,),
+        slo=deployment.slo,
         reason=f"{cause}; {len(stages)} stage(s), {how}, {estimate.tpot_ms:.2f} ms a step predicted",
     )
     return Proposal(plan, estimate)

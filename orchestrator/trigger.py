@@ -210,7 +210,8 @@ def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) ->
     """The best feasible candidate now, whatever it costs."""
     able = [x for x in seen.options[1:] if not x.nodes & seen.unfit]
     if seen.hard is None:
-        able = [x for x in able if x.phi < seen.current.phi]
+        # Where no plan can keep the promise, noise must not send the deployment from one to the next.
+        able = [x for x in able if _better(x, seen.current, MARGIN)]
     if not able:
         return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
     chosen = min(able, key=lambda x: (x.phi, x.key))

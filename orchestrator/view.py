@@ -3,12 +3,13 @@
 from datetime import datetime
 from typing import Literal
 
+from orchestrator.burn import attainment
 from orchestrator.decide import Need, what_is_needed
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout
 from profiler.cost import predict
 from schemas.base import DeploymentName, NodeId
-from schemas.control import DeploymentStatus, NodeStatus, StatusReply
+from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusReply
 from schemas.plan import Plan
 
 State = Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
@@ -28,7 +29,7 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
     return StatusReply(
         term=snapshot.term,
         nodes=nodes,
-        deployments=tuple(_deployment(snapshot, name) for name in names),
+        deployments=tuple(_deployment(snapshot, name, now) for name in names),
         drained=tuple(sorted(snapshot.drained)),
     )
 
@@ -42,7 +43,7 @@ def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
     return predict(plan.routes[0], capacities, manifest, plan.model).terms
 
 
-def _deployment(snapshot: Snapshot, name: DeploymentName) -> DeploymentStatus:
+def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> DeploymentStatus:
     deployment, rollout = snapshot.deployments.get(name), snapshot.rollout(name)
     need = None if deployment is None else what_is_needed(snapshot, deployment, rollout)
     model = deployment.model if deployment is not None else next((plan.model for plan in rollout.plans), None)
@@ -58,10 +59,17 @@ def _deployment(snapshot: Snapshot, name: DeploymentName) -> DeploymentStatus:
         ready=tuple(sorted(rollout.candidate.ready)) if rollout.candidate is not None else (),
         applied=tuple(sorted(rollout.applied)),
         estimate=estimate(snapshot, rollout.current),
+        attainment=_attainment(snapshot, rollout, now),
         reason=need.reason if need is not None else None,
         error=rollout.last_error if need is not None else None,
         revision=rollout.revision,
     )
+
+
+def _attainment(snapshot: Snapshot, rollout: Rollout, now: datetime) -> Attainment | None:
+    if rollout.current is None or rollout.current.slo is None:
+        return None
+    return attainment(snapshot.burns.get(rollout.deployment, ()), rollout.current_since, now)
 
 
 def _state(rollout: Rollout, need: Need | None, removed: bool) -> State:

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
+from orchestrator.burn import attainment
 from orchestrator.candidates import slate
 from orchestrator.decide import drained_of, what_is_needed
 from orchestrator.fold import Snapshot
@@ -65,7 +66,9 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         unfit=unfit,
     )
     state = before.state if before is not None else TriggerState()
-    state, decision = policy(state, found.observation, now)
+    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
+    seen = replace(found.observation, burn=None if fared is None else fared.burn)
+    state, decision = policy(state, seen, now)
     return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, starved)
 
 

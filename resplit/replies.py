@@ -13,15 +13,24 @@ class RequestError(Exception):
     """A request that did not end in output.
 
     `code` is stable and for programs (`docs/protocol.md` lists the codes), `message` one sentence for
-    people, `field` the field of the request at fault where there is one.
+    people, `field` the field of the request at fault where there is one. `estimate_ms` says how long the request
+    would have taken, where it was refused because it could not meet its deadline.
     """
 
-    def __init__(self, code: str, message: str, field: str | None = None, request_id: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        field: str | None = None,
+        request_id: str | None = None,
+        estimate_ms: float | None = None,
+    ) -> None:
         super().__init__(f"{message} ({code})")
         self.code = code
         self.message = message
         self.field = field
         self.request_id = request_id
+        self.estimate_ms = estimate_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +136,8 @@ def read_error(reply: Plain, request_id: str) -> RequestError | None:
     error = reply.get("error")
     if error is None:
         return None
-    return RequestError(error["code"], error["message"], error.get("field"), reply.get("request_id") or request_id)
+    named = reply.get("request_id") or request_id
+    return RequestError(error["code"], error["message"], error.get("field"), named, error.get("estimate_ms"))
 
 
 def read_token(reply: Plain) -> Token:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from schemas.plan import Plan
 
 NODE_COLUMNS = ["node", "state", "on", "threads", "memory free", "of", "load", "heard", "blocks"]
-DEPLOYMENT_COLUMNS = ["deployment", "model", "state", "epoch", "stages", "TPOT ms", "remarks"]
+DEPLOYMENT_COLUMNS = ["deployment", "model", "state", "epoch", "stages", "TPOT ms", "SLO met", "remarks"]
 
 
 def led(reply: "StatusReply") -> str:
@@ -69,8 +69,17 @@ def deployment_row(found: "DeploymentStatus") -> list[str]:
         "-" if found.current is None else str(found.current.epoch),
         "-" if found.current is None else routes(found.current),
         "-" if predicted is None else f"{predicted:.1f}",
+        attained(found),
         remarks(found),
     ]
+
+
+def attained(found: "DeploymentStatus") -> str:
+    """The share of the requests of the last minutes that met their class, and how many there were."""
+    counted = found.attainment
+    if counted is None:
+        return "-"
+    return f"{counted.met / (counted.met + counted.missed):.1%} of {counted.met + counted.missed}"
 
 
 def remarks(found: "DeploymentStatus") -> str:

@@ -75,6 +75,16 @@ class RouteName(Value):
     route: int = Field(ge=0)
 
 
+class Service(Value):
+    """How requests of one deployment fared at this ingress against the deployment's class, since its process began."""
+
+    deployment: DeploymentId
+    met: int = Field(ge=0)
+    """Ended in output, and met every target."""
+    missed: int = Field(ge=0)
+    """Missed a target, ended in an error that is not the client's, or could not meet the deployment's deadline."""
+
+
 class HostedStage(Value):
     """Blocks this node has loaded for one epoch of one deployment."""
 
@@ -155,5 +165,7 @@ class Capacity(Value):
     """Processes that this node found gone; a node that is back is named no more."""
     stalled: tuple[RouteName, ...] = Field(default=(), max_length=1024)
     """Routes on which this ingress waits for a step longer than it should: some node of them may hang."""
+    service: tuple[Service, ...] = Field(default=(), max_length=1024)
+    """Counters, one for each deployment that promises something and was asked here; their differences count."""
     on_disk: tuple[StoredBlocks, ...] = Field(default=(), max_length=1024)
     """Blocks whose files this node has, of every model that it was asked to run or to keep ready."""

@@ -13,6 +13,7 @@ from schemas.deployment import Deployment, Settings, Stage
 from schemas.errors import ErrorBody
 from schemas.leader import Leadership
 from schemas.plan import Plan
+from schemas.slo import Slo
 
 
 class DeployRequest(Value):
@@ -27,6 +28,7 @@ class DeployRequest(Value):
     settings: Settings = Settings()
     stages: int | None = Field(default=None, ge=1, le=256)
     placement: tuple[Stage, ...] | None = None
+    slo: Slo | None = None
 
 
 class DeployReply(Value):
@@ -96,6 +98,16 @@ class NodeStatus(Value):
     lost: bool
 
 
+class Attainment(Value):
+    """Requests of the last minutes that met every target of their deployment's class, and those that missed one."""
+
+    met: int = Field(ge=0)
+    missed: int = Field(ge=0)
+    burn: tuple[float, float] | None = None
+    """How many times too fast the error budget is used up, over the short and the long window; None while too few
+    requests ended to say."""
+
+
 class DeploymentStatus(Value):
     """One deployment as the orchestrator sees it."""
 
@@ -115,6 +127,8 @@ class DeploymentStatus(Value):
     """Nodes that confirmed the current plan."""
     estimate: dict[str, float] | None = None
     """What the current plan is predicted to cost now."""
+    attainment: Attainment | None = None
+    """How the requests under the current plan fared against the deployment's class; None where nothing was counted."""
     reason: str | None = None
     """Why the state is not `serving`."""
     error: ErrorBody | None = None

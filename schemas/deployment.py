@@ -5,6 +5,7 @@ from typing import Literal, Self
 from pydantic import Field, model_validator
 
 from schemas.base import DeploymentId, NodeName, Sha256, Value
+from schemas.slo import Slo
 
 DEFAULT_CHUNK_TOKENS = 128
 
@@ -61,6 +62,8 @@ class Deployment(Value):
     """How many stages to cut the model into; None lets the planner choose."""
     placement: tuple[Stage, ...] | None = None
     """A placement the operator insists on; the planner then only checks that it fits."""
+    slo: Slo | None = None
+    """The class of its requests, as far as they do not say otherwise."""
 
 
 class NodeWish(Value):

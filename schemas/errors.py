@@ -16,6 +16,7 @@ class ErrorCode(StrEnum):
     TOKEN_OUT_OF_RANGE = "token_out_of_range"
     CONTEXT_EXCEEDED = "context_exceeded"
     DEADLINE_EXCEEDED = "deadline_exceeded"
+    DEADLINE_UNATTAINABLE = "deadline_unattainable"
     OVERLOADED = "overloaded"
     CANCELLED = "cancelled"
     NODE_LOST = "node_lost"
@@ -43,6 +44,8 @@ class ErrorBody(BaseModel):
     code: ErrorCode
     message: str
     field: str | None = None
+    estimate_ms: float | None = None
+    """How long a request would have taken that was refused because it could not meet its deadline."""
 
 
 class ResplitError(Exception):
@@ -52,15 +55,18 @@ class ResplitError(Exception):
     the remedy, `field` is the path of the field at fault where there is one.
     """
 
-    def __init__(self, code: ErrorCode, message: str, field: str | None = None) -> None:
+    def __init__(
+        self, code: ErrorCode, message: str, field: str | None = None, estimate_ms: float | None = None
+    ) -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.field = field
+        self.estimate_ms = estimate_ms
 
     @property
     def body(self) -> ErrorBody:
-        return ErrorBody(code=self.code, message=self.message, field=self.field)
+        return ErrorBody(code=self.code, message=self.message, field=self.field, estimate_ms=self.estimate_ms)
 
     @classmethod
     def from_validation(cls, error: ValidationError, what: str) -> "ResplitError":

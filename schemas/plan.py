@@ -9,6 +9,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
 from schemas.codec import encode
 from schemas.deployment import Settings, Stage
+from schemas.slo import Slo
 
 
 class Route(Value):
@@ -54,6 +55,9 @@ class Plan(Value):
     routes: tuple[Route, ...] = Field(min_length=1)
     reason: str
     """One sentence for the audit: why this plan and not another."""
+    slo: Slo | None = None
+    """The class of the deployment's requests (`Deployment.slo`). It says nothing about how the model runs, so plans
+    of another class are of the same `family`."""
 
     @model_validator(mode="after")
     def _routes_cover_every_block(self) -> Self:

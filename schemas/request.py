@@ -6,13 +6,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from schemas.base import RequestName, Value
 from schemas.errors import ErrorBody, ErrorCode, ResplitError
+from schemas.slo import BEST_EFFORT, PRIORITY_MAX, TARGET_MS_MAX, Slo
 
 MAX_REQUEST_BYTES = 1 << 20
 """NATS' default limit; larger tensors come in several inputs or are refused."""
 DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 16
 MAX_COUNT = 1 << 31
-DEADLINE_MS_MAX = 24 * 3600 * 1000
 MAX_LOGPROBS = 20
 
 
@@ -30,12 +30,30 @@ class RequestBase(Value):
 
     request_id: RequestName | None = None
     """Chosen by the client, else by the ingress. Unique among the requests in flight."""
-    deadline_ms: int | None = Field(default=None, ge=-DEADLINE_MS_MAX, le=DEADLINE_MS_MAX)
+    deadline_ms: int | None = Field(default=None, ge=-TARGET_MS_MAX, le=TARGET_MS_MAX)
     """Milliseconds from arrival within which the last token must be out; 0 or less has passed already."""
+    ttft_ms: float | None = Field(default=None, gt=0, le=TARGET_MS_MAX)
+    """An objective: milliseconds from arrival to the first token."""
+    tpot_ms: float | None = Field(default=None, gt=0, le=TARGET_MS_MAX)
+    """An objective: mean milliseconds per token after the first."""
+    priority: int | None = Field(default=None, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
+    """Higher goes first."""
     model: str | None = None
     """Accepted and ignored, as OpenAI clients send it: the subject names the deployment."""
     user: str | None = None
     """Accepted and ignored."""
+
+    def slo(self, default: Slo | None) -> Slo:
+        """The request's class: what it says itself, else what its deployment says."""
+        said = {
+            "ttft_ms": self.ttft_ms,
+            "tpot_ms": self.tpot_ms,
+            "deadline_ms": self.deadline_ms,
+            "priority": self.priority,
+        }
+        return (default or BEST_EFFORT).model_copy(
+            update={name: value for name, value in said.items() if value is not None}
+        )
 
 
 class TextRequest(RequestBase):

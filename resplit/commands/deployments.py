@@ -13,6 +13,7 @@ from resplit.view import chain, readiness, routes
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
 DEPLOY_TIMEOUT_S = 900.0
 """Nodes may have to fetch gigabytes before they are ready."""
@@ -42,6 +43,14 @@ def deploy(
             "--fast-recovery/--exact-recovery", help="After a fault, prefill what came out; the answer says so."
         ),
     ] = DEFAULTS.recovery == "fast",
+    ttft_ms: Annotated[float | None, typer.Option(help="Objective: the first token within so many ms.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="Objective: ms a token after the first.")] = None,
+    deadline_ms: Annotated[
+        float | None, typer.Option(help="Refuse at once what cannot end within so many ms, end what does not.")
+    ] = None,
+    priority: Annotated[
+        int, typer.Option(min=-PRIORITY_MAX, max=PRIORITY_MAX, help="Of requests that say none; higher goes first.")
+    ] = 0,
     wait: Wait = True,
     timeout: Timeout = DEPLOY_TIMEOUT_S,
     as_json: AsJson = False,
@@ -64,7 +73,15 @@ def deploy(
     )
     placement = None if place is None else parse_placement(place)
     called = name or default_name(model)
-    request = DeployRequest(name=called, model=model, settings=settings, stages=stages, placement=placement)
+    slo = Slo(ttft_ms=ttft_ms, tpot_ms=tpot_ms, deadline_ms=deadline_ms, priority=priority)
+    request = DeployRequest(
+        name=called,
+        model=model,
+        settings=settings,
+        stages=stages,
+        placement=placement,
+        slo=slo if slo != BEST_EFFORT else None,
+    )
     if not wait:
         reply = asyncio.run(control.deploy(url, request))
         if as_json:

@@ -25,6 +25,9 @@ def infer(
     seed: Annotated[int | None, typer.Option(min=0, help="Makes sampling repeatable.")] = None,
     stop: Annotated[list[str] | None, typer.Option(help="End before this text; may be repeated.")] = None,
     deadline_ms: Annotated[int | None, typer.Option(help="The last token must be out within so many ms.")] = None,
+    ttft_ms: Annotated[float | None, typer.Option(help="Objective: the first token within so many ms.")] = None,
+    tpot_ms: Annotated[float | None, typer.Option(help="Objective: ms a token after the first.")] = None,
+    priority: Annotated[int | None, typer.Option(help="Higher goes first; default: the deployment's.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Give up after so many seconds of silence.")] = IDLE_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
@@ -38,6 +41,9 @@ def infer(
         "seed": seed,
         "stop": stop or None,
         "deadline_ms": deadline_ms,
+        "ttft_ms": ttft_ms,
+        "tpot_ms": tpot_ms,
+        "priority": priority,
     }
     fields |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
     last = asyncio.run(_print_stream(url, timeout, deployment, fields, as_json))

@@ -12,7 +12,7 @@ from resplit.replies import RequestError
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.codec import JSON, MSGPACK
-from tests.integration.cluster_fixtures import CHAT, CNN, EMBED, PROMPT, QUEUED, SLOTS, Serving, Streaming
+from tests.integration.cluster_fixtures import CHAT, CNN, EMBED, N1, PROMPT, QUEUED, SLOTS, Serving, Streaming
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -205,12 +205,16 @@ async def test_a_deadline_that_has_passed_is_refused_at_once(shared: Serving) ->
 
 
 async def test_a_deadline_that_passes_while_tokens_flow_ends_the_request(shared: Serving) -> None:
-    stream = Streaming(shared.client, max_tokens=1000, deadline_ms=200)
-    error = await stream.end()
+    stream = await Streaming(shared.client, max_tokens=60, deadline_ms=1500).began()
+    await shared.cluster.pause(N1)
+    try:
+        error = await stream.end()
+    finally:
+        await shared.cluster.resume(N1)
     assert error is not None
     assert (error.code, error.field) == ("deadline_exceeded", "deadline_ms")
-    assert 0 < len(stream.tokens) < 1000
-    assert stream.ids == shared.oracle.tokens(PROMPT, 1000)[: len(stream.tokens)]
+    assert 0 < len(stream.tokens) < 60
+    assert stream.ids == shared.oracle.tokens(PROMPT, 60)[: len(stream.tokens)]
     await shared.answers()
 
 

@@ -199,7 +199,7 @@ def test_a_hard_trigger_weighs_nothing_and_leaves_what_is_unfit(policy: Policy) 
 
 @pytest.mark.parametrize("policy", RULES)
 def test_an_error_budget_that_burns_in_both_windows_is_a_hard_trigger(policy: Policy) -> None:
-    seen = observed(option("a", 1.0), option("b", 0.99), cost=1e6, burn=(6.0, 3.0))
+    seen = observed(option("a", 1.0), option("b", 0.8), cost=1e6, burn=(6.0, 3.0))
     assert policy(TriggerState(), seen, START)[1].action is Action.HARD
     for burn in ((6.0, 1.0), (1.0, 3.0)):
         assert policy(TriggerState(), replace(seen, burn=burn), START)[1].action is not Action.HARD

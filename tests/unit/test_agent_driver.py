@@ -3,6 +3,7 @@
 from typing import Any
 
 from agent.driver import ATTEMPTS_MAX, STALL_FIRST_S, STALL_FLOOR_S, Prompt, RouteDriver
+from agent.urgency import Urgency
 from schemas.frame import Activation, Result, Sampling, Token
 
 
@@ -175,3 +176,39 @@ def test_tokens_that_are_prefilled_count_as_said() -> None:
     d.go_on(1, 7)
     [step] = d.frames(0.1)
     assert (step.kind, step.items[0].position, step.items[0].index) == ("decode", 5, 4)
+
+
+def test_the_chunks_of_the_prompt_that_is_due_first_go_first_and_end_where_they_would_have() -> None:
+    d = driver(chunk=4)
+    d.admit(Prompt(1, tuple(range(10, 20)), 64, Sampling(), urgency=Urgency(due=9.0)))
+    [begun] = d.frames(0.0)
+    d.admit(Prompt(2, tuple(range(30, 36)), 64, Sampling(), urgency=Urgency(due=1.0)))
+    d.take(answer(begun), 0.1)
+    seen = []
+    while frames := d.frames(0.2):
+        for frame in frames:
+            seen.append((frame.items[0].sequence, frame.items[0].position, frame.items[0].count))
+            d.take(answer(frame), 0.3)
+    assert seen == [(2, 0, 4), (2, 4, 2), (1, 4, 4), (1, 8, 2)]
+
+
+def test_where_not_all_fit_a_group_takes_those_whose_next_token_is_due_first() -> None:
+    d = driver(depth=2)
+    for sequence, pace_s in ((1, 9.0), (2, 0.1), (3, 9.0), (4, 0.2)):
+        d.admit(Prompt(sequence, (10,), 64, Sampling(), urgency=Urgency(pace_s=pace_s)))
+    while frames := d.frames(0.0):
+        for frame in frames:
+            d.take(answer(frame), 0.1)
+    for sequence in (1, 2, 3, 4):
+        d.go_on(sequence, 5)
+    assert [sorted(i.sequence for i in frame.items) for frame in d.frames(1.0)] == [[2, 4], [1, 3]]
+
+
+def test_a_frame_of_many_sequences_is_measured_once() -> None:
+    d = driver()
+    prefilled(d, 1, 2, 3)
+    chunks = d.pace.chunk.calls
+    [frame] = d.frames(1.0)
+    d.take(answer(frame), 1.5)
+    assert (d.pace.chunk.calls, d.pace.step.calls) == (chunks, 1)
+    assert d.pace.step.seconds(3) == 0.5

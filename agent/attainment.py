@@ -1,0 +1,50 @@
+"""How the requests of one deployment fare against its class: counters, and what counts.
+
+A request is held to the looser of its own class and the deployment's, and to no target that the deployment does not
+declare: nobody burns the deployment's error budget by asking for the impossible.
+"""
+
+from dataclasses import dataclass
+
+from schemas.errors import ErrorCode
+from schemas.request import Usage
+from schemas.slo import Slo
+
+TIMELY = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.DEADLINE_UNATTAINABLE})
+
+
+@dataclass(slots=True)
+class Attainment:
+    """Since the process began."""
+
+    met: int = 0
+    missed: int = 0
+
+    def ended(self, promised: Slo | None, own: Slo, usage: Usage) -> None:
+        """A request of class `own` ended in output."""
+        if promised is None or not promised.promises:
+            return
+        first_ms = usage.total_ms if usage.ttft_ms is None else usage.ttft_ms
+        held_to = (
+            (first_ms, promised.ttft_ms, own.ttft_ms),
+            (usage.tpot_ms or 0.0, promised.tpot_ms, own.tpot_ms),
+            (usage.total_ms, promised.deadline_ms, own.deadline_ms),
+        )
+        if any(target is not None and ms > max(target, asked or 0.0) for ms, target, asked in held_to):
+            self.missed += 1
+        else:
+            self.met += 1
+
+    def refused(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
+        """A request of class `own` was refused: it counts where there was no capacity for it."""
+        if code in (ErrorCode.OVERLOADED, ErrorCode.DEADLINE_UNATTAINABLE):
+            self.failed(promised, own, code)
+
+    def failed(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
+        """A request of class `own` that was accepted ended in an error."""
+        if promised is None or not promised.promises or code is ErrorCode.CANCELLED:
+            return
+        deadline_ms = promised.deadline_ms
+        if code in TIMELY and (deadline_ms is None or (own.deadline_ms or 0.0) < deadline_ms):
+            return  # the deadline was the client's
+        self.missed += 1

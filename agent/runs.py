@@ -1,0 +1,111 @@
+"""The routes that requests of one deployment may run over, as one ingress sees them, and which of them is best."""
+
+from collections.abc import Iterable, Sequence
+
+from agent.forecast import Forecast, Line, Work, forecast, forecast_calls
+from agent.generation import Generation
+from agent.intake import Job
+from agent.run import RouteRun
+from agent.tensorjob import TensorJob
+from schemas.frame import SequenceId
+
+Running = tuple[Job, RouteRun, SequenceId]
+
+
+class Runs(dict[tuple[int, int], RouteRun]):
+    """By (epoch, route). A route need not begin at this node: any ingress may drive any route of a plan."""
+
+    @property
+    def current(self) -> list[RouteRun]:
+        """Routes that new requests enter by: of plans in force, else of one that drains but has no successor here."""
+        entering = [run for run in self.values() if run.is_own and not run.draining]
+        return [run for run in entering if not run.leaving] or entering
+
+    @property
+    def newest(self) -> RouteRun | None:
+        """A route of the newest plan here, wherever it begins."""
+        return self[max(self)] if self else None
+
+    @property
+    def open(self) -> list[RouteRun]:
+        """Where something may start: on plans in force, else on those that drain."""
+        found = [run for run in self.values() if run.is_open]
+        return [run for run in found if not run.leaving] or found
+
+    def able(self, job: Job) -> list[RouteRun]:
+        """Routes that could run a request, once they have a slot."""
+        could = [
+            run
+            for run in self.values()
+            if run.is_open
+            and run.plan.model == job.model
+            and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
+        ]
+        return [run for run in could if not run.leaving] or could
+
+    def ranked(self, job: Job, running: Iterable[Running], now: float) -> list[RouteRun]:
+        """Those that may have a slot now, the one first on which the request is predicted to end first.
+
+        Of equals, the one that has most of the prompt in its caches, then the idlest, then one that begins here.
+        """
+        tokens_max = job.slots_needed if isinstance(job, Generation) else None
+        could = [run for run in self.able(job) if run.may_start(tokens_max, now)]
+        if len(could) < 2:
+            return could
+        held, prompt = tuple(running), job.prompt if isinstance(job, Generation) else ()
+        keys = {}
+        for run in could:
+            seen = predicted(run, job, held, (), now, could)
+            keys[run] = (0.0 if seen is None else seen.e2e_ms, -run.cached(prompt, now), run.active, not run.is_own)
+        return sorted(could, key=keys.__getitem__)
+
+    def forecast(self, job: Job, running: Iterable[Running], ahead: Sequence[Job], now: float) -> Forecast | None:
+        """How long a request would take that came now, behind `ahead`, on the route where it would end first; None
+        while too little was measured to say."""
+        held, could = tuple(running), self.able(job)
+        # What waits goes to whichever route is free: each of them takes its share.
+        shares = [ahead[i :: len(could)] for i in range(len(could))]
+        seen = [predicted(run, job, held, share, now) for run, share in zip(could, shares, strict=True)]
+        return min((one for one in seen if one is not None), key=lambda one: one.e2e_ms, default=None)
+
+
+def predicted(
+    run: RouteRun,
+    job: Job,
+    running: Iterable[Running],
+    ahead: Sequence[Job],
+    now: float,
+    others: Sequence[RouteRun] = (),
+) -> Forecast | None:
+    """How long the request would take on one route; one that was not measured is thought as fast as the fastest of
+    `others`, so that it is tried."""
+    pace = run.driver.pace
+    if isinstance(job, TensorJob):
+        calls = sum(len(other.waiting) for other in ahead if isinstance(other, TensorJob))
+        return forecast_calls(pace, run.route.max_sequences, calls + run.active, len(job.waiting), now)
+    if not pace.generates(now):
+        known = [other.driver.pace for other in others if other.driver.pace.generates(now)]
+        pace = min(known, key=lambda one: one.step.seconds(1), default=pace)
+    need, settings = job.slots_needed, run.plan.settings
+    line = Line(
+        run.rows_for(need),
+        run.route.max_sequences,
+        settings.chunk_tokens,
+        settings.pipeline_depth,
+        [
+            Work(run.driver.unfilled(sequence), other.tokens_left, run.driver.prompt(sequence).capacity >= need)
+            for other, over, sequence in running
+            if over is run and isinstance(other, Generation)
+        ],
+        [
+            Work(len(other.prompt), other.tokens_left, run.contends(other.slots_needed, need))
+            for other in ahead
+            if isinstance(other, Generation)
+        ],
+    )
+    return forecast(pace, line, Work(len(job.prompt) - run.cached(job.prompt, now), job.tokens_left), now)
+
+
+def succeeds(run: RouteRun, old: RouteRun) -> bool:
+    """Whether sequences of `old` can go on over `run` with their caches."""
+    return run.plan.family == old.plan.family and run.plan.epoch > old.plan.epoch and not run.leaving
