@@ -54,6 +54,8 @@ class Snapshot:
     """Nodes in a live plan, and since when a heartbeat a second is expected of them."""
     drained: frozenset[NodeId] = frozenset()
     """Nodes that an operator wants no plan to use."""
+    trust: Mapping[NodeId, bool] = field(default_factory=dict)
+    """Nodes that an operator trusts, or does not."""
     deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
     manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
@@ -72,6 +74,16 @@ class Snapshot:
     def offered(self) -> dict[NodeId, Capacity]:
         """The last capacity of every node that a new plan may use: present and not drained."""
         return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
+
+    def trusts(self, node: NodeId) -> bool:
+        """Whether a node may hold sensitive blocks: the operator's word; without one every node of the edge that was
+        heard may, and one of the cloud may not."""
+        said = self.trust.get(node)
+        return node in self.nodes and self.nodes[node].capacity.tier == "edge" if said is None else said
+
+    def wish(self, node: NodeId) -> NodeWish:
+        """What operators want of a node."""
+        return NodeWish(node=node, drained=node in self.drained, trusted=self.trust.get(node))
 
     def rollout(self, name: DeploymentName) -> Rollout:
         return self.rollouts.get(name, Rollout(name, self.term))
@@ -205,6 +217,10 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
 
 
 def _wished(snapshot: Snapshot, wish: NodeWish) -> Snapshot:
+    trust = {node: said for node, said in snapshot.trust.items() if node != wish.node}
+    if wish.trusted is not None:
+        trust[wish.node] = wish.trusted
+    snapshot = replace(snapshot, trust=trust)
     if wish.drained:
         return replace(snapshot, drained=snapshot.drained | {wish.node})
     # As with a node that joins: whatever failed for want of it may be tried again at once.

@@ -9,6 +9,8 @@ from schemas.base import DeploymentId, NodeName, Sha256, Value
 ThrottleReason = Literal["thermal", "power", "hardware"]
 """Why a device runs slower than it could; `hardware` is a slowdown whose cause it does not tell."""
 
+Tier = Literal["edge", "cloud"]
+
 HEARTBEAT_IN_PLAN_S = 1.0
 HEARTBEAT_SPARE_S = 10.0
 LOST_AFTER_S = 5.0
@@ -95,6 +97,11 @@ class Capacity(Value):
     link: str | None = None
     """`host:port` where peers reach this node directly, None if they cannot."""
     provider: Provider
+    tier: Tier = "edge"
+    """`cloud`: a rented machine farther away. Plans use it where the edge cannot do without, or it is worth the price;
+    it is not trusted unless an operator says so."""
+    price_per_hour: float = Field(default=0.0, ge=0)
+    """What keeping the node in a plan costs, in whatever currency all nodes are priced in."""
     threads: int = Field(ge=1)
     memory_total_bytes: int = Field(ge=0)
     memory_free_bytes: int = Field(ge=0)

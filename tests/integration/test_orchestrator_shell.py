@@ -320,11 +320,11 @@ async def test_a_deployment_is_planned_prepared_and_committed(world: World) -> N
     async with world.peers(*NODES[:2]) as peers, world.orchestrator():
         reply = await world.deploy(stages=2, settings=Settings(max_sequences=4))
         assert reply.deployment.model == world.model
-        assert reply.stages == (Stage(node="a", first=0, last=2), Stage(node="b", first=3, last=5))
+        assert reply.routes == ((Stage(node="a", first=0, last=2), Stage(node="b", first=3, last=5)),)
         status = await world.until(lambda s: serving(s) and s.deployments[0].applied == ("a", "b"))
         (chat,) = status.deployments
         assert chat.current is not None
-        assert chat.current.routes[0].stages == reply.stages
+        assert chat.current.chains == reply.routes
         assert chat.current.routes[0].source == "a"
         assert chat.current.epoch == 1
         assert chat.estimate is not None
