@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.beliefs import believed, optimism_of
-from orchestrator.chain import beside, fastest_chain, on_the_edge
+from orchestrator.chain import LATENCY_REF_MS_MIN, beside, fastest_chain, on_the_edge
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
 from orchestrator.fold import Snapshot
 from orchestrator.moving import Live, Placed, Prices, move_cost
@@ -25,8 +25,6 @@ from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
-LATENCY_REF_MS_MIN = 2.0
-"""L_ref is at least this: beyond 500 tokens a second a plan that is faster still is hardly worth a move."""
 FAILOVERS_MAX = OPTIONS_MAX - 3
 """The current plan, a reassignment and a re-split stand on the list too."""
 BISECTIONS = 10
@@ -101,7 +99,15 @@ def slate(
     trusted = frozenset(name for name in seen if snapshot.trusts(name))
     offered = {name: replace(room, capacity=seen[name]) for name, room in rooms(snapshot, deployment, manifest).items()}
     alone = forecast(current.chains, seen, manifest, deployment.model)
-    live, demand = _live(snapshot, deployment.name, current, seen, manifest)
+    steadied = {name: node.steady for name, node in snapshot.nodes.items()}
+
+    def steady(chains: Placement) -> dict[NodeId, Capacity]:
+        """The nodes of some routes as they are over a longer time."""
+        those = {stage.node: heard[stage.node] for chain in chains for stage in chain}
+        return believed(those, steadied, manifest, deployment.model, optimism)
+
+    live = _live(snapshot, deployment.name, current, manifest)
+    demand = _demand(live.sequences, current, seen, steady(current.chains), manifest)
     bound_ms = latency_bound_ms(offered, manifest, demand, deployment.stages or 1)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
@@ -116,6 +122,7 @@ def slate(
             settings=deployment.settings,
             weights=weights,
             trusted=trusted,
+            steady=steady(chains) if demand.requests_per_s else None,
         )
         # A prompt's time is its length times this, whatever the length.
         prefill_ms = sum(
@@ -145,8 +152,10 @@ def slate(
         made = option(chains, origin, without)
         chosen.setdefault(made[0].key, made)
     kept = list(chosen.values())[:OPTIONS_MAX]
+    # Where even the best plan has queues, whatever disturbs it disturbs more.
+    dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     moves = {
-        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, prices or Prices())
+        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, dearer)
         for a, x in kept
         for b, y in kept
         if a.key != b.key
@@ -262,10 +271,8 @@ def _swapped(chains: Placement, number: int, chain: Chain) -> Placement:
     return (*chains[:number], chain, *chains[number + 1 :])
 
 
-def _live(
-    snapshot: Snapshot, name: DeploymentName, current: Plan, seen: Mapping[NodeId, Capacity], manifest: Manifest
-) -> tuple[Live, Demand]:
-    """What runs now, from the heartbeats, and how often requests arrive that this many run."""
+def _live(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest) -> Live:
+    """What runs now, from the heartbeats."""
     running: dict[int, int] = {}
     for node in current.nodes:
         stages = snapshot.nodes[NodeId(node)].capacity.stages
@@ -275,24 +282,27 @@ def _live(
     # Every sequence runs each block once; heartbeats are not of one moment, so blocks may differ.
     count = min(max(running.values(), default=0), current.settings.max_sequences)
     if not count or manifest.kind is not ModelKind.DECODER:
-        return Live(), ALONE
-    demand = _demand(count, current, seen, manifest)
+        return Live()
     # On average a sequence is half way.
-    half = demand.output_tokens / 2
-    return Live(count, PROMPT_TOKENS + half, half), demand
+    half = ALONE.output_tokens / 2
+    return Live(count, PROMPT_TOKENS + half, half)
 
 
-def _demand(count: int, current: Plan, seen: Mapping[NodeId, Capacity], manifest: Manifest) -> Demand:
-    """By Little's law N sequences that take E2E each arrive N/E2E a second, E2E being what they take with the queues
-    that this rate makes: N = lambda * E2E(lambda), which grows with lambda, so bisection finds it. The one that would
-    be there anyway waits for nobody."""
-    tokens = ALONE.output_tokens
+def _demand(
+    count: int, current: Plan, seen: Mapping[NodeId, Capacity], steady: Mapping[NodeId, Capacity], manifest: Manifest
+) -> Demand:
+    """How often requests arrive if `count` sequences run. By Little's law N that take E2E each arrive N/E2E a second,
+    E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with lambda, so
+    bisection finds it. The one that would be there anyway waits for nobody."""
+    if count <= 1:
+        return ALONE if not count else Demand(0.0, ALONE.output_tokens, count)
 
     def at(rate: float) -> Demand:
-        return Demand(rate, tokens, count)
+        return Demand(rate, ALONE.output_tokens, count)
 
     def e2e_s(rate: float) -> float:
-        return forecast(current.chains, seen, manifest, current.model, demand=at(rate)).e2e_ms / 1e3
+        found = forecast(current.chains, seen, manifest, current.model, demand=at(rate), steady=steady)
+        return found.e2e_ms / 1e3
 
     alone_s = e2e_s(0.0)
     low, high = 0.0, (count - 1) / alone_s if alone_s > 0 else 0.0

@@ -20,6 +20,8 @@ from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 
+LATENCY_REF_MS_MIN = 2.0
+"""L_ref is at least this: beyond 500 tokens a second a plan that is faster still is hardly worth a move."""
 CLOUD_GAIN = 0.15
 """A chain over the cloud has to be better by this share of the edge's own, its price included: as much as a plan has
 to be better to be moved to (`orchestrator.trigger.MARGIN`)."""
@@ -125,9 +127,7 @@ def _well_worth(
     known, asked = (
         forecast((chain,), capacities, manifest, deployment.model, trusted=trusted) for chain in (here, there)
     )
-    latency_ref_ms = known.e2e_ms / (known.output_tokens or 1)
-    if latency_ref_ms <= 0:
-        return False
+    latency_ref_ms = max(LATENCY_REF_MS_MIN, min(one.e2e_ms / (one.output_tokens or 1) for one in (known, asked)))
     own, other = (one.objective(latency_ref_ms, Weights()).phi for one in (known, asked))
     return other < (1 - CLOUD_GAIN) * own
 

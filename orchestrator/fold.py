@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import assert_never
 
-from orchestrator.beliefs import Times, smoothed
+from orchestrator.beliefs import STEADY_S, Times, smoothed
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
 from schemas.base import DeploymentName, Digest, NodeId
@@ -40,6 +40,8 @@ class Node:
     past_boots: tuple[str, ...] = ()
     times: Times = field(default_factory=dict)
     """Its block times, smoothed over heartbeats."""
+    steady: Times = field(default_factory=dict)
+    """The same over a longer time, for loads."""
 
 
 @dataclass(frozen=True)
@@ -234,7 +236,9 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     known = snapshot.nodes.get(name)
     rollouts = snapshot.rollouts
     past_boots = () if known is None else known.past_boots
-    times = smoothed({} if known is None else known.times, capacity, 0 if known is None else _apart_s(known, now))
+    apart_s = 0.0 if known is None else _apart_s(known, now)
+    times = smoothed({} if known is None else known.times, capacity, apart_s)
+    steady = smoothed({} if known is None else known.steady, capacity, apart_s, STEADY_S)
     if known is not None and known.capacity.boot == capacity.boot:
         if capacity.sequence <= known.capacity.sequence:
             return snapshot
@@ -242,12 +246,12 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if capacity.boot in past_boots:
             return snapshot
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
-        times = smoothed({}, capacity, 0)
+        times = steady = smoothed({}, capacity, 0)
         rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times)}
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, steady)}
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {

@@ -7,7 +7,7 @@ Only blocks that a node does not have loaded count, and of those only what is no
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from profiler.cost import DEFAULT_LINK_BYTES_PER_S
@@ -36,6 +36,10 @@ class Prices:
     """A second in which a live sequence stands still costs one at the reference latency."""
     fixed: float = 0.75
     """Every reconfiguration costs this, however little it moves: its risk, and an epoch that drains beside another."""
+
+    def under(self, latency: float) -> "Prices":
+        """The same where every plan takes `latency` times the reference latency: a second costs that much more."""
+        return replace(self, slowdown=latency * self.slowdown, pause=latency * self.pause, fixed=latency * self.fixed)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ Requests are split over the routes in proportion to their speed, so every latenc
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, predict
 from profiler.objective import Demand, Objective, Weights, imbalance, upkeep
@@ -89,18 +89,20 @@ def forecast(
     weights: Weights | None = None,
     trusted: frozenset[NodeId] | None = None,
     power_w: Mapping[NodeId, float] | None = None,
+    steady: Mapping[NodeId, Capacity] | None = None,
 ) -> Forecast:
     """What sequences on `placement` meet under `demand`, which is that of the whole deployment.
 
-    Every node must be in `capacities`; the other arguments are those of `profiler.cost.predict`.
+    Every node must be in `capacities`; the other arguments are those of `profiler.cost.predict`. `steady` are the same
+    nodes as measured over a longer time, for loads and queues: near saturation a queue makes much of little noise.
     """
     routes = [_route(chain) for chain in placement]
     shares = speed_shares(placement, capacities, manifest, digest) if len(routes) > 1 else (1.0,)
 
-    def predicted(number: int, beside: Mapping[NodeId, float]) -> Estimate:
+    def predicted(number: int, seen: Mapping[NodeId, Capacity], loads: Mapping[NodeId, float] | None) -> Estimate:
         return predict(
             routes[number],
-            capacities,
+            seen,
             manifest,
             digest,
             prompt_tokens,
@@ -109,17 +111,15 @@ def forecast(
             weights=weights,
             trusted=trusted,
             power_w=power_w,
-            beside=beside,
+            loads=loads,
         )
 
-    alone = [predicted(number, {}) for number in range(len(routes))]
-    loads = _loads(alone)
-    found = [
-        predicted(number, {node.node: loads[node.node] - node.rho for node in own.nodes})
-        if any(loads[node.node] > node.rho for node in own.nodes)
-        else own
-        for number, own in enumerate(alone)
-    ]
+    found = [predicted(number, steady or capacities, None) for number in range(len(routes))]
+    loads = _loads(found)
+    if demand.requests_per_s and len(routes) > 1:
+        found = [predicted(number, steady or capacities, loads) for number in range(len(routes))]
+    if steady is not None:
+        found = [_queueing(predicted(number, capacities, None), calm) for number, calm in enumerate(found)]
     return Forecast(
         tuple(found),
         shares,
@@ -173,6 +173,15 @@ def _share_of(demand: Demand, share: float) -> Demand:
     if share == 1.0:
         return demand
     return Demand(demand.requests_per_s * share, demand.output_tokens, max(1.0, demand.batch * share))
+
+
+def _queueing(now: Estimate, calm: Estimate) -> Estimate:
+    """The compute of one estimate with the loads and waits of another of the same route."""
+    return replace(
+        now,
+        stages=tuple(replace(a, wait_ms=b.wait_ms) for a, b in zip(now.stages, calm.stages, strict=True)),
+        nodes=tuple(replace(a, rho=b.rho, wait_ms=b.wait_ms) for a, b in zip(now.nodes, calm.nodes, strict=True)),
+    )
 
 
 def _loads(estimates: Sequence[Estimate]) -> dict[NodeId, float]:

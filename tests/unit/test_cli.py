@@ -21,7 +21,7 @@ from bus.connection import connect
 from bus.keys import create_keys, load_identity
 from bus.streams import ensure_streams
 from resplit.cli import app
-from resplit.commands.deployments import default_name, parse_placement
+from resplit.commands.deployments import default_name, parse_placement, parse_sensitive
 from resplit.commands.events import event_line
 from resplit.commands.serve import parse_cores, parse_size
 from resplit.exits import Exit, exit_of
@@ -30,6 +30,7 @@ from resplit.trail import Seen
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
+from schemas.deployment import Stage
 from schemas.envelope import AUDIT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
 
