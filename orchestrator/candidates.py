@@ -11,15 +11,16 @@ from dataclasses import dataclass, replace
 from orchestrator.beliefs import believed, optimism_of
 from orchestrator.chain import LATENCY_REF_MS_MIN, beside, fastest_chain, on_the_edge
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
+from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
-from orchestrator.moving import Live, Placed, Prices, move_cost
+from orchestrator.moving import Placed, Prices, move_cost
 from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
-from profiler.cost import ALONE, DEFAULT_RTT_MS, PROMPT_TOKENS
+from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
 from profiler.forecast import forecast
 from profiler.objective import Demand, Weights
-from schemas.base import DeploymentName, NodeId
+from schemas.base import NodeId
 from schemas.capacity import Capacity
 from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement
 from schemas.manifest import Manifest, ModelKind
@@ -27,8 +28,6 @@ from schemas.plan import Plan
 
 FAILOVERS_MAX = OPTIONS_MAX - 3
 """The current plan, a reassignment and a re-split stand on the list too."""
-BISECTIONS = 10
-"""The rate of arrivals is known to a thousandth of its range then."""
 MOVED_ROUTES_MAX = 2
 """Routes that are moved by themselves, the slowest: the others are looked at once these are well placed."""
 
@@ -60,15 +59,21 @@ class _Search:
     busy: bool
     """Whether more than one sequence runs: a further route is of no use to fewer."""
     sensitive: frozenset[int]
+    trusted: frozenset[NodeId]
+
+    def allows(self, chains: Placement) -> bool:
+        """Whether no untrusted node holds a sensitive block, and every route brings a node of its own."""
+        used: set[NodeId] = set()
+        for chain in chains:
+            nodes = {stage.node for stage in chain}
+            if nodes <= used or not self.private(chain):
+                return False
+            used |= nodes
+        return True
 
     def private(self, chain: Chain) -> bool:
-        """Whether no untrusted node of those that may be used holds a sensitive block of it."""
-        return not any(
-            stage.node in self.rooms
-            and not self.rooms[stage.node].trusted
-            and self.sensitive.intersection(stage.blocks)
-            for stage in chain
-        )
+        """Whether no untrusted node holds a sensitive block of it."""
+        return all(stage.node in self.trusted or not self.sensitive.intersection(stage.blocks) for stage in chain)
 
 
 def slate(
@@ -106,8 +111,8 @@ def slate(
         those = {stage.node: heard[stage.node] for chain in chains for stage in chain}
         return believed(those, steadied, manifest, deployment.model, optimism)
 
-    live = _live(snapshot, deployment.name, current, manifest)
-    demand = _demand(live.sequences, current, seen, steady(current.chains), manifest)
+    live = running(snapshot, deployment.name, current, manifest)
+    demand = demand_of(live.sequences, current, seen, steady(current.chains), manifest)
     bound_ms = latency_bound_ms(offered, manifest, demand, deployment.stages or 1)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
@@ -135,7 +140,9 @@ def slate(
     willing = {name: room for name, room in offered.items() if name not in avoid}
     order = sorted(range(len(alone.routes)), key=lambda number: (-alone.routes[number].tpot_ms, number))
     secret = deployment.sensitive_of(len(manifest.blocks))
-    search = _Search(deployment, manifest, willing, current.chains, tuple(order), demand.requests_per_s > 0, secret)
+    search = _Search(
+        deployment, manifest, willing, current.chains, tuple(order), demand.requests_per_s > 0, secret, trusted
+    )
     pinned = deployment.chains is not None
     failovers = {} if pinned else _failovers(search, current)
     # A failover plan of fewer routes than are asked for is for need alone.
@@ -145,9 +152,7 @@ def slate(
         if unfit or exposed or deployment.routes is None or len(chains) >= len(current.routes)
     ]
     chosen: dict[str, tuple[Option, Placed]] = {}
-    alternatives = (
-        [] if pinned else [one for one in (*_moves(search), *_counts(search)) if all(map(search.private, one[0]))]
-    )
+    alternatives = [] if pinned else [one for one in (*_moves(search), *_counts(search)) if search.allows(one[0])]
     for chains, origin, without in [(current.chains, Origin.CURRENT, None), *alternatives, *spares]:
         made = option(chains, origin, without)
         chosen.setdefault(made[0].key, made)
@@ -269,44 +274,3 @@ def _first(search: _Search, offered: Mapping[NodeId, Room]) -> Chain | None:
 
 def _swapped(chains: Placement, number: int, chain: Chain) -> Placement:
     return (*chains[:number], chain, *chains[number + 1 :])
-
-
-def _live(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest) -> Live:
-    """What runs now, from the heartbeats."""
-    running: dict[int, int] = {}
-    for node in current.nodes:
-        stages = snapshot.nodes[NodeId(node)].capacity.stages
-        here = sum(one.sequences for one in stages if one.deployment == name and one.epoch == current.epoch)
-        for block in current.blocks_on(node):
-            running[block] = running.get(block, 0) + here
-    # Every sequence runs each block once; heartbeats are not of one moment, so blocks may differ.
-    count = min(max(running.values(), default=0), current.settings.max_sequences)
-    if not count or manifest.kind is not ModelKind.DECODER:
-        return Live()
-    # On average a sequence is half way.
-    half = ALONE.output_tokens / 2
-    return Live(count, PROMPT_TOKENS + half, half)
-
-
-def _demand(
-    count: int, current: Plan, seen: Mapping[NodeId, Capacity], steady: Mapping[NodeId, Capacity], manifest: Manifest
-) -> Demand:
-    """How often requests arrive if `count` sequences run. By Little's law N that take E2E each arrive N/E2E a second,
-    E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with lambda, so
-    bisection finds it. The one that would be there anyway waits for nobody."""
-    if count <= 1:
-        return ALONE if not count else Demand(0.0, ALONE.output_tokens, count)
-
-    def at(rate: float) -> Demand:
-        return Demand(rate, ALONE.output_tokens, count)
-
-    def e2e_s(rate: float) -> float:
-        found = forecast(current.chains, seen, manifest, current.model, demand=at(rate), steady=steady)
-        return found.e2e_ms / 1e3
-
-    alone_s = e2e_s(0.0)
-    low, high = 0.0, (count - 1) / alone_s if alone_s > 0 else 0.0
-    for _ in range(BISECTIONS if high else 0):
-        middle = (low + high) / 2
-        low, high = (middle, high) if middle * e2e_s(middle) <= count - 1 else (low, middle)
-    return at(low)

@@ -32,7 +32,8 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
                 raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
     found = rooms(snapshot, deployment, manifest)
     kept = standing(snapshot, deployment, rollout)
-    proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept)
+    routes = len(current.routes) if current is not None else 1
+    proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept, routes=routes)
     check_routes(deployment, proposal.plan)
     return proposal
 

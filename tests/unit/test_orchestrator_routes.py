@@ -173,6 +173,21 @@ def test_a_route_that_is_missing_is_added_once_it_fits_and_what_serves_is_weighe
     assert len(propose(back, world.wish, asked.need, world.now).plan.routes) == 2
 
 
+def test_candidates_never_repeat_a_route_however_fast_its_node_is() -> None:
+    world = quiet(2, wish=wish())
+    both: Placement = (chain((N0, 0, 7)), chain((N1, 0, 7)))
+    world.adopt(
+        make_plan(wish(placement=both), manifest(), rooms(world.snapshot, world.wish, manifest()), 2, None, "a").plan
+    )
+    world.slow[N1] = 9.0
+    world.sequences = 8
+    world.run(40)
+    for decision in world.decisions:
+        for option in (decision.current, *(other.option for other in decision.runners_up)):
+            assert len({stage.node for c in option.chains for stage in c}) >= len(option.chains)
+    assert world.plan.chains == both[:1]
+
+
 def test_a_placement_of_several_routes_is_checked_like_one() -> None:
     world = quiet(3, room=4.5)
     halves: Placement = (chain((N0, 0, 3), (N1, 4, 7)), chain((N0, 0, 3), (N2, 4, 7)))
