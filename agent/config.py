@@ -2,13 +2,14 @@
 
 import os
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from typing import Literal
 
 from agent.memory import Device
 from profiler.calibrate import calibrate
 from schemas.base import NodeId
-from schemas.capacity import Provider
+from schemas.capacity import Provider, Tier
 from schemas.errors import ErrorCode, ResplitError
 
 ProviderChoice = Literal["auto", "cpu", "cuda"]
@@ -19,7 +20,8 @@ class AgentConfig:
     """One agent. `provider` "auto" takes CUDA where it works; "cuda" takes nothing else, ever.
 
     `listen` is where peers reach it (port 0 picks one) and `advertise` what they are told, if that is another
-    address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take.
+    address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take;
+    `tier` and `price_per_hour` are what the planner goes by where it has a choice.
     """
 
     node: NodeId
@@ -32,6 +34,14 @@ class AgentConfig:
     listen: str = "127.0.0.1:0"
     advertise: str | None = None
     cores: tuple[int, ...] | None = None
+    tier: Tier = "edge"
+    price_per_hour: float = 0.0
+    """In the currency that all nodes are priced in. Raises INVALID_REQUEST for what is no price."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.price_per_hour < inf:
+            message = f"price_per_hour is {self.price_per_hour}; it must be a finite number, 0 or more"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "price_per_hour")
 
     @property
     def thread_count(self) -> int:

@@ -24,6 +24,7 @@ from schemas.capacity import (
     RouteName,
     Service,
     StoredBlocks,
+    Tier,
 )
 from schemas.envelope import CAPACITY_TYPE, seal
 
@@ -39,6 +40,8 @@ class CapacityPublisher:
         *,
         provider: Provider,
         threads: int,
+        tier: Tier,
+        price_per_hour: float,
         link: str,
         version: str,
         read: Callable[[], Reading],
@@ -52,7 +55,14 @@ class CapacityPublisher:
     ) -> None:
         self._client = client
         self._identity = identity
-        self._fixed = {"provider": provider, "threads": threads, "link": link, "version": version}
+        self._fixed = {
+            "provider": provider,
+            "threads": threads,
+            "tier": tier,
+            "price_per_hour": price_per_hour,
+            "link": link,
+            "version": version,
+        }
         self._read = read
         self._stages = stages
         self._block_times = block_times

@@ -140,6 +140,8 @@ class Agent:
             self._boot,
             provider=self._provider,
             threads=self._config.thread_count,
+            tier=self._config.tier,
+            price_per_hour=self._config.price_per_hour,
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
             read=self._read,

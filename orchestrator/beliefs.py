@@ -16,6 +16,8 @@ from schemas.manifest import Manifest
 
 SMOOTHING_S = 3.0
 """Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
+STEADY_S = 30.0
+"""Loads are smoothed over this: a queue at 70 % load makes three times as much of a difference as it is."""
 GUESS_PRUDENCE = 1.25
 """A guess has to promise a quarter more than a measurement before it is preferred."""
 
@@ -25,9 +27,9 @@ GUESSED_NODES_MAX = 64
 Times = Mapping[tuple[Digest, int], BlockTime]
 
 
-def smoothed(before: Times, capacity: Capacity, elapsed_s: float) -> Times:
-    """Exponentially weighted times after a heartbeat that came `elapsed_s` after the one before."""
-    weight = 1 - exp(-max(elapsed_s, 0) / SMOOTHING_S)
+def smoothed(before: Times, capacity: Capacity, elapsed_s: float, over_s: float = SMOOTHING_S) -> Times:
+    """Times weighted exponentially over `over_s`, after a heartbeat that came `elapsed_s` after the one before."""
+    weight = 1 - exp(-max(elapsed_s, 0) / over_s)
     return {
         (time.model, time.block): _between(before.get((time.model, time.block)), time, weight)
         for time in capacity.block_times

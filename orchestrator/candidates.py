@@ -1,31 +1,37 @@
 """PURE: from a snapshot to the bounded list of plans that are weighed against the current one (mathematics.md A3.4).
 
-The current plan; the best reassignment with its cuts; the best re-split; and for each node in use the best plan
-without it, ready before that node fails. An operator's placement has no alternatives, and `stages` bounds them.
+The current plan; for its slowest routes the best reassignment with their cuts and the best re-split; a route more, and
+fewer; and for each node in use the best plan without it, ready before that node fails. An operator's placement has no
+alternatives, `stages` and `routes` bound them, and no candidate shows a sensitive block to an untrusted node (I6).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.beliefs import believed, optimism_of
+from orchestrator.chain import LATENCY_REF_MS_MIN, beside, fastest_chain, on_the_edge
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
+from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
-from orchestrator.moving import Live, Placed, Prices, move_cost
-from orchestrator.planner import make_plan
+from orchestrator.moving import Placed, Prices, move_cost
+from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
-from profiler.cost import ALONE, DEFAULT_RTT_MS, PROMPT_TOKENS, Estimate, predict
+from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
+from profiler.forecast import forecast
 from profiler.objective import Demand, Weights
-from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment, Stage
-from schemas.errors import ResplitError
+from schemas.base import NodeId
+from schemas.capacity import Capacity
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement
 from schemas.manifest import Manifest, ModelKind
-from schemas.plan import Plan, Route
+from schemas.plan import Plan
 
-LATENCY_REF_MS_MIN = 2.0
-"""L_ref is at least this: beyond 500 tokens a second a plan that is faster still is hardly worth a move."""
 FAILOVERS_MAX = OPTIONS_MAX - 3
 """The current plan, a reassignment and a re-split stand on the list too."""
+MOVED_ROUTES_MAX = 2
+"""Routes that are moved by themselves, the slowest: the others are looked at once these are well placed."""
+
+Found = tuple[Placement, Origin, NodeId | None]
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,41 @@ class Slate:
     """What there is to choose from now."""
 
     observation: Observation
-    failovers: Mapping[NodeId, tuple[Stage, ...]]
+    failovers: Mapping[NodeId, Placement]
     """For each node in use the best plan without it, where there is one."""
     optimism: float
     """To be handed in the next time (`beliefs.optimism_of`)."""
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What the candidates are looked for with."""
+
+    deployment: Deployment
+    manifest: Manifest
+    rooms: Mapping[NodeId, Room]
+    """Without the nodes that no candidate is to use."""
+    current: Placement
+    slowest: tuple[int, ...]
+    """The routes of the current plan, the slowest first."""
+    busy: bool
+    """Whether more than one sequence runs: a further route is of no use to fewer."""
+    sensitive: frozenset[int]
+    trusted: frozenset[NodeId]
+
+    def allows(self, chains: Placement) -> bool:
+        """Whether no untrusted node holds a sensitive block, and every route brings a node of its own."""
+        used: set[NodeId] = set()
+        for chain in chains:
+            nodes = {stage.node for stage in chain}
+            if nodes <= used or not self.private(chain):
+                return False
+            used |= nodes
+        return True
+
+    def private(self, chain: Chain) -> bool:
+        """Whether no untrusted node holds a sensitive block of it."""
+        return all(stage.node in self.trusted or not self.sensitive.intersection(stage.blocks) for stage in chain)
 
 
 def slate(
@@ -48,13 +85,15 @@ def slate(
     optimism: float | None = None,
     avoid: frozenset[NodeId] = frozenset(),
     unfit: Mapping[NodeId, str] | None = None,
+    exposed: str | None = None,
     weights: Weights | None = None,
     prices: Prices | None = None,
 ) -> Slate:
     """The candidates, what each costs, and what moving between any two of them costs.
 
     Every node of `current` must have reported once. `avoid` are nodes that no candidate but the current plan uses,
-    `unfit` nodes of the current plan that must be left, each with the reason why.
+    `unfit` nodes of the current plan that must be left, each with the reason why, and `exposed` says that a node of it
+    must not hold what it holds.
     """
     unfit = unfit or {}
     times = {name: node.times for name, node in snapshot.nodes.items()}
@@ -62,36 +101,71 @@ def slate(
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, optimism)
     heard = {name: snapshot.nodes[name].capacity for name in snapshot.nodes}
     seen = believed(heard, times, manifest, deployment.model, optimism)
+    trusted = frozenset(name for name in seen if snapshot.trusts(name))
     offered = {name: replace(room, capacity=seen[name]) for name, room in rooms(snapshot, deployment, manifest).items()}
-    route = current.routes[0]
-    alone = predict(route, seen, manifest, deployment.model)
-    live, demand = _live(snapshot, deployment.name, current, alone)
+    alone = forecast(current.chains, seen, manifest, deployment.model)
+    steadied = {name: node.steady for name, node in snapshot.nodes.items()}
+
+    def steady(chains: Placement) -> dict[NodeId, Capacity]:
+        """The nodes of some routes as they are over a longer time."""
+        those = {stage.node: heard[stage.node] for chain in chains for stage in chain}
+        return believed(those, steadied, manifest, deployment.model, optimism)
+
+    live = running(snapshot, deployment.name, current, manifest)
+    demand = demand_of(live.sequences, current, seen, steady(current.chains), manifest)
     bound_ms = latency_bound_ms(offered, manifest, demand, deployment.stages or 1)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
-    def option(stages: tuple[Stage, ...], origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed]:
-        way = Route(index=0, source=stages[0].node, stages=stages, max_sequences=1)
-        found = predict(
-            way, seen, manifest, deployment.model, demand=demand, settings=deployment.settings, weights=weights
+    def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed]:
+        found = forecast(
+            chains,
+            seen,
+            manifest,
+            deployment.model,
+            demand=demand,
+            settings=deployment.settings,
+            weights=weights,
+            trusted=trusted,
+            steady=steady(chains) if demand.requests_per_s else None,
         )
-        prefill_ms = sum(stage.prefill_ms for stage in predict(way, seen, manifest, deployment.model, 1).stages)
-        priced = Option(stages, origin, found.objective(latency_ref_ms, weights), found.terms, without)
-        return priced, Placed(stages, prefill_ms, found.tpot_ms)
+        # A prompt's time is its length times this, whatever the length.
+        prefill_ms = sum(
+            share * sum(stage.prefill_ms for stage in route.stages) / PROMPT_TOKENS
+            for share, route in zip(found.shares, found.routes, strict=True)
+        )
+        priced = Option(chains, origin, found.objective(latency_ref_ms, weights), found.terms, without)
+        return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares)
 
-    others, failovers = _alternatives(deployment, manifest, offered, current, avoid)
+    willing = {name: room for name, room in offered.items() if name not in avoid}
+    order = sorted(range(len(alone.routes)), key=lambda number: (-alone.routes[number].tpot_ms, number))
+    secret = deployment.sensitive_of(len(manifest.blocks))
+    search = _Search(
+        deployment, manifest, willing, current.chains, tuple(order), demand.requests_per_s > 0, secret, trusted
+    )
+    pinned = deployment.chains is not None
+    failovers = {} if pinned else _failovers(search, current)
+    # A failover plan of fewer routes than are asked for is for need alone.
+    spares = [
+        (chains, Origin.FAILOVER, node)
+        for node, chains in failovers.items()
+        if unfit or exposed or deployment.routes is None or len(chains) >= len(current.routes)
+    ]
     chosen: dict[str, tuple[Option, Placed]] = {}
-    for stages, origin, without in [(route.stages, Origin.CURRENT, None), *others]:
-        made = option(stages, origin, without)
+    alternatives = [] if pinned else [one for one in (*_moves(search), *_counts(search)) if search.allows(one[0])]
+    for chains, origin, without in [(current.chains, Origin.CURRENT, None), *alternatives, *spares]:
+        made = option(chains, origin, without)
         chosen.setdefault(made[0].key, made)
     kept = list(chosen.values())[:OPTIONS_MAX]
+    # Where even the best plan has queues, whatever disturbs it disturbs more.
+    dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     moves = {
-        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, prices or Prices())
+        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, dearer)
         for a, x in kept
         for b, y in kept
         if a.key != b.key
     }
-    reasons = "; ".join(unfit.values())
+    reasons = "; ".join((*unfit.values(), *([exposed] if exposed else [])))
     bound = min(weights.alpha * bound_ms / latency_ref_ms, *(one.phi for one, _ in kept))
     observation = Observation(
         epoch=current.epoch,
@@ -100,7 +174,7 @@ def slate(
         bound=bound,
         hard=reasons or None,
         unfit=frozenset(unfit),
-        pinned=deployment.placement is not None,
+        pinned=pinned,
     )
     return Slate(observation, failovers, optimism)
 
@@ -110,7 +184,7 @@ def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand:
 
     LB0 of mathematics.md A2 without its network, plus one hop for each node beyond the first that the model
     needs to fit (or is to be cut over), plus the way back. What a node holds already counts on both sides: as memory
-    that the model needs, and as memory that the node has for it.
+    that the model needs, and as memory that the node has for it. It holds for every route, so for all of them.
     """
     if not offered:
         return 0.0
@@ -135,56 +209,68 @@ def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand:
     return (PROMPT_TOKENS * prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
 
 
-def _alternatives(
-    deployment: Deployment,
-    manifest: Manifest,
-    offered: Mapping[NodeId, Room],
-    current: Plan,
-    avoid: frozenset[NodeId],
-) -> tuple[list[tuple[tuple[Stage, ...], Origin, NodeId | None]], dict[NodeId, tuple[Stage, ...]]]:
-    """Every plan worth weighing, and the failover plan of each node in use."""
-    if deployment.placement is not None:
-        return [], {}
-    willing = {name: room for name, room in offered.items() if name not in avoid}
-    found: list[tuple[tuple[Stage, ...], Origin, NodeId | None]] = []
-    moved = reassigned(current.routes[0].stages, manifest, deployment.model, willing)
-    if moved is not None:
-        found.append((moved, Origin.REASSIGNED, None))
-    split = _solved(deployment, manifest, willing, current)
-    if split is not None:
-        found.append((split, Origin.RESPLIT, None))
-    failovers = {}
-    in_use = [NodeId(node) for node in current.nodes]
-    for node in in_use[:FAILOVERS_MAX]:
-        without = _solved(deployment, manifest, {n: room for n, room in willing.items() if n != node}, current)
-        if without is not None:
-            failovers[node] = without
-            found.append((without, Origin.FAILOVER, node))
-    return found, failovers
+def _moves(search: _Search) -> Iterator[Found]:
+    """As many routes as now, one of them elsewhere."""
+    deployment, manifest = search.deployment, search.manifest
+    for number in search.slowest[:MOVED_ROUTES_MAX]:
+        chain = search.current[number]
+        others = (*search.current[:number], *search.current[number + 1 :])
+        left = beside(search.rooms, others, deployment, manifest)
+        moved = reassigned(chain, manifest, deployment.model, left, search.sensitive)
+        if moved is not None:
+            yield _swapped(search.current, number, moved), Origin.REASSIGNED, None
+        split = fastest_chain(deployment, manifest, left)
+        if split is not None:
+            yield _swapped(search.current, number, split), Origin.RESPLIT, None
+        edge = on_the_edge(left)
+        home = fastest_chain(deployment, manifest, edge) if len(edge) < len(left) else None
+        if home is not None:
+            yield _swapped(search.current, number, home), Origin.EDGE, None
 
 
-def _solved(
-    deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room], current: Plan
-) -> tuple[Stage, ...] | None:
-    try:
-        plan = make_plan(deployment, manifest, offered, current.epoch + 1, current, "a candidate").plan
-    except ResplitError:
-        return None  # nothing fits without those nodes: that is an answer too
-    return plan.routes[0].stages
+def _counts(search: _Search) -> Iterator[Found]:
+    """A route more where there is work for it, and fewer where the planner decides how many there are."""
+    deployment, current = search.deployment, search.current
+    if deployment.routes is not None:
+        return
+    if search.busy and len(current) < min(ROUTES_MAX, deployment.settings.max_sequences):
+        more = further_chain(deployment, search.manifest, search.rooms, current)
+        if more is not None:
+            yield (*current, more), Origin.ROUTE_ADDED, None
+    if len(current) > 1:
+        for number in search.slowest[:MOVED_ROUTES_MAX]:
+            yield (*current[:number], *current[number + 1 :]), Origin.ROUTE_GIVEN_BACK, None
+    if len(current) > 2:
+        # Of many routes one alone takes less than the margin, and none would ever be given back.
+        yield (current[search.slowest[-1]],), Origin.ROUTE_GIVEN_BACK, None
 
 
-def _live(snapshot: Snapshot, name: DeploymentName, current: Plan, alone: Estimate) -> tuple[Live, Demand]:
-    """What runs now, from the heartbeats: by Little's law N sequences that take E2E each arrive N/E2E a second."""
-    counts = [
-        stage.sequences
-        for node in current.nodes
-        for stage in snapshot.nodes[NodeId(node)].capacity.stages
-        if stage.deployment == name and stage.epoch == current.epoch
-    ]
-    count = min(max(counts, default=0), current.settings.max_sequences)
-    if not count or alone.output_tokens is None or alone.e2e_ms <= 0:
-        return Live(), ALONE
-    # On average a sequence is half way.
-    half = alone.output_tokens / 2
-    demand = Demand(1e3 * (count - 1) / alone.e2e_ms, alone.output_tokens, count)
-    return Live(count, PROMPT_TOKENS + half, half), demand
+def _failovers(search: _Search, current: Plan) -> dict[NodeId, Placement]:
+    """For each node in use: the routes without it stay, the others are placed anew or dropped."""
+    found: dict[NodeId, Placement] = {}
+    for node in [NodeId(name) for name in current.nodes][:FAILOVERS_MAX]:
+        rest = {name: room for name, room in search.rooms.items() if name != node}
+        chains = tuple(
+            chain for chain in search.current if all(stage.node in rest for stage in chain) and search.private(chain)
+        )
+        if not chains:
+            first = _first(search, rest)
+            chains = () if first is None else (first,)
+        while chains and len(chains) < len(search.current):
+            further = further_chain(search.deployment, search.manifest, rest, chains)
+            if further is None:
+                break
+            chains = (*chains, further)
+        if chains:
+            found[node] = chains
+    return found
+
+
+def _first(search: _Search, offered: Mapping[NodeId, Room]) -> Chain | None:
+    """The edge's own chain where there is one: a node that fails is no reason to rent another."""
+    home = fastest_chain(search.deployment, search.manifest, on_the_edge(offered))
+    return home or fastest_chain(search.deployment, search.manifest, offered)
+
+
+def _swapped(chains: Placement, number: int, chain: Chain) -> Placement:
+    return (*chains[:number], chain, *chains[number + 1 :])

@@ -11,19 +11,31 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bus.audit import AuditTrail
-from orchestrator.decide import Cause, Decision, DropCandidate, End, Need, Replan, decide, reclassed, what_is_needed
+from orchestrator.decide import (
+    Cause,
+    Decision,
+    DropCandidate,
+    End,
+    Need,
+    Replan,
+    decide,
+    reclassed,
+    serves,
+    standing,
+    what_is_needed,
+)
 from orchestrator.decision import Action
 from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, Weighed, fold
 from orchestrator.log import PlanLog
 from orchestrator.outlook import Outlook
-from orchestrator.planner import Proposal, make_plan
+from orchestrator.planner import Proposal, check_routes, make_plan
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.rooms import rooms
 from orchestrator.scales import Scales, audited
 from orchestrator.trigger import DEFAULT_POLICY, Policy
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
-from profiler.cost import predict
+from profiler.forecast import forecast
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName
 from schemas.deployment import Deployment
@@ -165,7 +177,7 @@ class Core:
             )
         hard = decision.action is Action.HARD
         needed = what_is_needed(self.snapshot, deployment, rollout)
-        if not decision.acts or needed is not None or not may_propose(rollout, hard):
+        if not decision.acts or not serves(needed) or not may_propose(rollout, hard):
             return
         if not decision.chosen.nodes <= self.snapshot.offered.keys():
             return  # a node of it was lost or is to be drained since: it is weighed anew without it
@@ -258,11 +270,22 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
     if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None:
         # Another class of service moves nothing.
         update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
-        before = predict(same.routes[0], snapshot.present, manifest, same.model)
+        before = forecast(same.chains, snapshot.present, manifest, same.model)
         return Proposal(same.model_copy(update=update), before)
     found = rooms(snapshot, deployment, manifest)
-    avoid = rollout.shunned(now)
-    return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, need.reason, avoid)
+    avoid, current = rollout.shunned(now), rollout.current
+    kept = tuple(
+        chain
+        for chain in standing(snapshot, deployment, rollout)
+        if not avoid.intersection(stage.node for stage in chain)
+    )
+    routes = len(current.routes) if current is not None else 1
+    proposal = make_plan(
+        deployment, manifest, found, rollout.epoch + 1, current, need.reason, avoid, kept=kept, routes=routes
+    )
+    if need.cause is Cause.MISSING_ROUTE and len(proposal.plan.routes) <= routes:
+        check_routes(deployment, proposal.plan)
+    return proposal
 
 
 def _epoch(event: PlanEvent, before: Rollout) -> int | None:
@@ -279,4 +302,5 @@ def _placement(event: PlanEvent) -> str | None:
     plan = event.candidate or event.current
     if plan is None:
         return None
-    return " ".join(f"{stage.node}[{stage.first}-{stage.last}]" for stage in plan.routes[0].stages)
+    chains = [" ".join(f"{stage.node}[{stage.first}-{stage.last}]" for stage in chain) for chain in plan.chains]
+    return " | ".join(chains)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout, may_propose
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment
+from schemas.deployment import Deployment, Placement
 from schemas.plan import Plan
 
 
@@ -22,6 +22,10 @@ class Cause(StrEnum):
     WISH_CHANGED = "wish_changed"
     NODE_LOST = "node_lost"
     PLAN_BROKEN = "plan_broken"
+    TRUST_CHANGED = "trust_changed"
+    """A sensitive block is on a node that is not trusted (any more)."""
+    MISSING_ROUTE = "missing_route"
+    """Fewer routes serve than are asked for. They serve, so they are weighed meanwhile."""
     NODE_DRAINS = "node_drains"
     """The operator's word, certain and not weighed: the plan serves until its nodes are free."""
     PLAN_UNFIT = "plan_unfit"
@@ -30,7 +34,7 @@ class Cause(StrEnum):
     """Another plan saves more than moving costs (`orchestrator.trigger`)."""
 
 
-HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT})
+HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT, Cause.TRUST_CHANGED})
 """Hard triggers (mathematics.md A4): the current plan does not serve, so nothing is weighed against acting."""
 
 
@@ -87,6 +91,8 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
     if rollout.candidate is not None:
         if not conforms(rollout.candidate.plan, deployment):
             return DropCandidate(name, "the deployment was changed while this plan was prepared")
+        if exposed := exposed_by(snapshot, deployment, rollout.candidate.plan):
+            return DropCandidate(name, exposed)
         if leaving := drained_of(snapshot, rollout.candidate.plan):
             return DropCandidate(name, f"to be drained: {', '.join(leaving)}")
         return None
@@ -109,10 +115,47 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
     if rollout.current_faults:
         faults = "; ".join(f"{node}: {why}" for node, why in sorted(rollout.current_faults.items()))
         return Need(Cause.PLAN_BROKEN, f"the plan does not run any more ({faults})")
+    if exposed := exposed_by(snapshot, deployment, current):
+        return Need(Cause.TRUST_CHANGED, exposed)
     if not conforms(current, deployment):
         return Need(Cause.WISH_CHANGED, "the deployment was changed")
     if leaving := drained_of(snapshot, current):
         return Need(Cause.NODE_DRAINS, f"to be drained: {', '.join(leaving)}")
+    if deployment.routes is not None and len(current.routes) < deployment.routes:
+        return Need(Cause.MISSING_ROUTE, f"{deployment.routes} routes are asked for and {len(current.routes)} serve(s)")
+    return None
+
+
+def serves(need: Need | None) -> bool:
+    """Whether the plan serves well enough to be weighed against others."""
+    return need is None or need.cause is Cause.MISSING_ROUTE
+
+
+def standing(snapshot: Snapshot, deployment: Deployment, rollout: Rollout) -> Placement:
+    """The routes of the current plan that can stay as they are, whatever is to become of the others."""
+    current = rollout.current
+    if current is None or current.model != deployment.model or current.settings != deployment.settings:
+        return ()
+    if deployment.chains is not None:
+        return ()
+    secret = deployment.sensitive_of(current.block_count)
+    usable = snapshot.offered.keys() - rollout.current_faults.keys()
+    return tuple(
+        chain
+        for chain in current.chains
+        if (deployment.stages is None or len(chain) == deployment.stages)
+        and all(stage.node in usable for stage in chain)
+        and all(snapshot.trusts(stage.node) or not secret.intersection(stage.blocks) for stage in chain)
+    )
+
+
+def exposed_by(snapshot: Snapshot, deployment: Deployment, plan: Plan) -> str | None:
+    """Which sensitive block a plan puts on which node that is not trusted (I6); None where it puts none."""
+    secret = deployment.sensitive_of(plan.block_count)
+    for node in plan.nodes if secret else ():
+        blocks = sorted(secret.intersection(plan.blocks_on(node)))
+        if blocks and not snapshot.trusts(NodeId(node)):
+            return f"block {blocks[0]} is sensitive and node {node}, which holds it, is not trusted"
     return None
 
 
@@ -123,13 +166,15 @@ def drained_of(snapshot: Snapshot, plan: Plan) -> list[NodeId]:
 
 
 def conforms(plan: Plan, deployment: Deployment) -> bool:
-    """Whether the plan is one that the deployment asks for; whether a better one exists is another question."""
+    """Whether the plan is one that the deployment asks for; whether a better one exists, or
+    another route is missing, is another question."""
     if (plan.model, plan.settings, plan.slo) != (deployment.model, deployment.settings, deployment.slo):
         return False
-    stages = plan.routes[0].stages
-    if deployment.placement is not None:
-        return stages == deployment.placement
-    return deployment.stages is None or len(stages) == deployment.stages
+    if deployment.chains is not None:
+        return plan.chains == deployment.chains
+    if deployment.routes is not None and len(plan.routes) > deployment.routes:
+        return False
+    return deployment.stages is None or all(len(chain) == deployment.stages for chain in plan.chains)
 
 
 def reclassed(plan: Plan, deployment: Deployment) -> Plan | None:

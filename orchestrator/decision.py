@@ -9,7 +9,7 @@ from math import isfinite
 from orchestrator.moving import MoveCost
 from profiler.objective import Objective
 from schemas.base import NodeId
-from schemas.deployment import Stage
+from schemas.deployment import Chain, Placement, Stage
 from schemas.errors import ErrorCode, ResplitError
 
 OPTIONS_MAX = 16
@@ -24,6 +24,8 @@ class Action(StrEnum):
     """Stages change nodes; the cuts stay."""
     RESPLIT = "resplit"
     """Cuts move."""
+    ROUTES = "routes"
+    """A route is added, or given back."""
     HARD = "hard"
     """The current plan cannot stay, so nothing is weighed against leaving it."""
 
@@ -34,6 +36,10 @@ class Origin(StrEnum):
     CURRENT = "current"
     REASSIGNED = "reassigned"
     RESPLIT = "resplit"
+    EDGE = "edge"
+    """The best without the cloud."""
+    ROUTE_ADDED = "route added"
+    ROUTE_GIVEN_BACK = "route given back"
     FAILOVER = "failover"
 
 
@@ -41,18 +47,18 @@ class Origin(StrEnum):
 class Option:
     """One candidate plan, with what it is predicted to cost now."""
 
-    stages: tuple[Stage, ...]
+    chains: Placement
     origin: Origin
     objective: Objective
     terms: Mapping[str, float] = field(default_factory=dict)
-    """`profiler.cost.Estimate.terms`"""
+    """`profiler.forecast.Forecast.terms`"""
     without: NodeId | None = None
     """The node that a failover plan does without."""
 
     @property
     def key(self) -> str:
         """What makes two candidates the same one: their placement."""
-        return placement_text(self.stages)
+        return placement_text(self.chains)
 
     @property
     def phi(self) -> float:
@@ -60,14 +66,15 @@ class Option:
 
     @property
     def nodes(self) -> frozenset[NodeId]:
-        return frozenset(stage.node for stage in self.stages)
+        return frozenset(stage.node for chain in self.chains for stage in chain)
 
     def action_from(self, current: "Option") -> Action:
         """What going there from `current` would be called."""
-        if self.stages == current.stages:
+        if self.chains == current.chains:
             return Action.KEEP
-        same_cuts = [stage.last for stage in self.stages] == [stage.last for stage in current.stages]
-        return Action.REDISTRIBUTE if same_cuts else Action.RESPLIT
+        if len(self.chains) != len(current.chains):
+            return Action.ROUTES
+        return Action.REDISTRIBUTE if _cuts(self.chains) == _cuts(current.chains) else Action.RESPLIT
 
 
 @dataclass(frozen=True)
@@ -166,12 +173,18 @@ class Decision:
         return f"{told}."
 
 
-def placement_text(stages: tuple[Stage, ...]) -> str:
-    """`n0:0-3 > n1:4`: what people read and candidates are compared by."""
-    return " > ".join(
-        f"{stage.node}:{stage.first}-{stage.last}" if stage.last > stage.first else f"{stage.node}:{stage.first}"
-        for stage in stages
-    )
+def placement_text(chains: Placement) -> str:
+    """`n0:0-3 > n1:4 | n2:0-4`: what people read and candidates are compared by."""
+    return " | ".join(chain_text(chain) for chain in chains)
+
+
+def chain_text(chain: Chain) -> str:
+    """One route as `n0:0-3 > n1:4`."""
+    return " > ".join(f"{stage.node}:{_blocks(stage)}" for stage in chain)
+
+
+def _cuts(chains: Placement) -> list[list[int]]:
+    return [[stage.last for stage in chain] for chain in chains]
 
 
 def _what(decision: Decision) -> str:
@@ -180,12 +193,22 @@ def _what(decision: Decision) -> str:
         case Action.REDISTRIBUTE:
             swaps = [
                 f"blocks {_blocks(new)} from {old.node} to {new.node}"
-                for old, new in zip(before.stages, after.stages, strict=True)
+                for chain, changed in zip(before.chains, after.chains, strict=True)
+                for old, new in zip(chain, changed, strict=True)
                 if old.node != new.node
             ]
             return f"Move {', '.join(swaps)}, cuts unchanged"
+        case Action.ROUTES:
+            added = [chain for chain in after.chains if chain not in before.chains]
+            gone = [chain for chain in before.chains if chain not in after.chains]
+            told = [f"{word} {placement_text(tuple(some))}" for word, some in (("add", added), ("end", gone)) if some]
+            return f"Go from {_count(before)} to {_count(after)}: {', '.join(told)}"
         case _:
             return f"Re-split from {before.key} to {after.key}"
+
+
+def _count(option: Option) -> str:
+    return f"{len(option.chains)} route{'s' if len(option.chains) > 1 else ''}"
 
 
 def _blocks(stage: Stage) -> str:

@@ -42,7 +42,7 @@ def report(current: Plan, decision: Decision) -> DecisionReport:
     def row(option: Option) -> CandidateReport:
         why, move = whys.get(option.key), moves.get(option.key)
         return CandidateReport(
-            stages=option.stages,
+            routes=option.chains,
             origin=option.origin.value,
             without=option.without,
             phi=round(option.phi, 4),

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from orchestrator import burn
-from orchestrator.beliefs import Times, smoothed
+from orchestrator.beliefs import STEADY_S, Times, smoothed
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
 from schemas.base import DeploymentName, Digest, NodeId
@@ -41,6 +41,8 @@ class Node:
     past_boots: tuple[str, ...] = ()
     times: Times = field(default_factory=dict)
     """Its block times, smoothed over heartbeats."""
+    steady: Times = field(default_factory=dict)
+    """The same over a longer time, for loads."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,8 @@ class Snapshot:
     """Nodes in a live plan, and since when a heartbeat a second is expected of them."""
     drained: frozenset[NodeId] = frozenset()
     """Nodes that an operator wants no plan to use."""
+    trust: Mapping[NodeId, bool] = field(default_factory=dict)
+    """Nodes that an operator trusts, or does not."""
     deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
     manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
@@ -75,6 +79,16 @@ class Snapshot:
     def offered(self) -> dict[NodeId, Capacity]:
         """The last capacity of every node that a new plan may use: present and not drained."""
         return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
+
+    def trusts(self, node: NodeId) -> bool:
+        """Whether a node may hold sensitive blocks: the operator's word; without one every node of the edge that was
+        heard may, and one of the cloud may not."""
+        said = self.trust.get(node)
+        return node in self.nodes and self.nodes[node].capacity.tier == "edge" if said is None else said
+
+    def wish(self, node: NodeId) -> NodeWish:
+        """What operators want of a node."""
+        return NodeWish(node=node, drained=node in self.drained, trusted=self.trust.get(node))
 
     def rollout(self, name: DeploymentName) -> Rollout:
         return self.rollouts.get(name, Rollout(name, self.term))
@@ -209,6 +223,10 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
 
 
 def _wished(snapshot: Snapshot, wish: NodeWish) -> Snapshot:
+    trust = {node: said for node, said in snapshot.trust.items() if node != wish.node}
+    if wish.trusted is not None:
+        trust[wish.node] = wish.trusted
+    snapshot = replace(snapshot, trust=trust)
     if wish.drained:
         return replace(snapshot, drained=snapshot.drained | {wish.node})
     # As with a node that joins: whatever failed for want of it may be tried again at once.
@@ -222,7 +240,9 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     known = snapshot.nodes.get(name)
     rollouts = snapshot.rollouts
     past_boots = () if known is None else known.past_boots
-    times = smoothed({} if known is None else known.times, capacity, 0 if known is None else _apart_s(known, now))
+    apart_s = 0.0 if known is None else _apart_s(known, now)
+    times = smoothed({} if known is None else known.times, capacity, apart_s)
+    steady = smoothed({} if known is None else known.steady, capacity, apart_s, STEADY_S)
     if known is not None and known.capacity.boot == capacity.boot:
         if capacity.sequence <= known.capacity.sequence:
             return snapshot
@@ -230,12 +250,12 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if capacity.boot in past_boots:
             return snapshot
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
-        times = smoothed({}, capacity, 0)
+        times = steady = smoothed({}, capacity, 0)
         rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times)}
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, steady)}
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {

@@ -7,13 +7,13 @@ Only blocks that a node does not have loaded count, and of those only what is no
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from profiler.cost import DEFAULT_LINK_BYTES_PER_S
 from schemas.base import Digest, NodeId
 from schemas.capacity import Capacity
-from schemas.deployment import Stage
+from schemas.deployment import Chain, Placement
 from schemas.manifest import Manifest
 
 DISK_BYTES_PER_S = 500e6
@@ -36,6 +36,10 @@ class Prices:
     """A second in which a live sequence stands still costs one at the reference latency."""
     fixed: float = 0.75
     """Every reconfiguration costs this, however little it moves: its risk, and an epoch that drains beside another."""
+
+    def under(self, latency: float) -> "Prices":
+        """The same where every plan takes `latency` times the reference latency: a second costs that much more."""
+        return replace(self, slowdown=latency * self.slowdown, pause=latency * self.pause, fixed=latency * self.fixed)
 
 
 @dataclass(frozen=True)
@@ -62,17 +66,21 @@ class Way(StrEnum):
 class Placed:
     """A plan as far as moving to and from it is concerned."""
 
-    stages: tuple[Stage, ...]
+    chains: Placement
     prefill_ms_per_token: float
     """Of one sequence through every block: what recomputing a cache takes."""
     tpot_ms: float
+    shares: tuple[float, ...] = (1.0,)
+    """Of the sequences that run on each route."""
 
     def on(self, node: NodeId) -> frozenset[int]:
-        return frozenset(block for stage in self.stages if stage.node == node for block in stage.blocks)
+        return frozenset(
+            block for chain in self.chains for stage in chain if stage.node == node for block in stage.blocks
+        )
 
     @property
     def nodes(self) -> tuple[NodeId, ...]:
-        return tuple(dict.fromkeys(stage.node for stage in self.stages))
+        return tuple(dict.fromkeys(stage.node for chain in self.chains for stage in chain))
 
 
 @dataclass(frozen=True)
@@ -189,8 +197,16 @@ def _handover(
     before: Placed, after: Placed, capacities: Mapping[NodeId, Capacity], manifest: Manifest, live: Live
 ) -> tuple[Way, float, int]:
     """The cheapest way for live sequences to cross: (way, seconds, bytes of caches)."""
-    moved = [block for node in after.nodes for block in after.on(node) - before.on(node)]
-    kv = round(live.sequences * live.tokens * sum(manifest.blocks[block].kv_bytes_per_token for block in moved))
+    kv_per_token, affected = 0.0, 0.0
+    for chain, share in zip(before.chains, before.shares, strict=True):
+        # A route that is lost goes on with the one that is most like it; one that stays takes nothing along.
+        sizes = [
+            sum(manifest.blocks[block].kv_bytes_per_token for block in _moved(chain, other)) for other in after.chains
+        ]
+        moved = min(sizes)
+        kv_per_token += share * moved
+        affected += share if moved else 0.0
+    kv = round(live.sequences * live.tokens * kv_per_token)
     if not kv:
         return Way.NONE, 0.0, 0
     rates = [
@@ -201,8 +217,14 @@ def _handover(
     ]
     ways = [
         (kv / min(rates, default=DEFAULT_LINK_BYTES_PER_S), Way.KV, kv),
-        (live.sequences * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),
+        (live.sequences * affected * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),
         (live.tokens_to_come * before.tpot_ms / 1e3, Way.DRAIN, 0),
     ]
     seconds, way, size = min(ways, key=lambda found: found[0])
     return way, seconds, size
+
+
+def _moved(before: Chain, after: Chain) -> list[int]:
+    """Blocks that another node runs."""
+    nodes = [{block: stage.node for stage in chain for block in stage.blocks} for chain in (before, after)]
+    return [block for block, node in nodes[1].items() if nodes[0][block] != node]

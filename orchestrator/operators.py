@@ -1,4 +1,4 @@
-"""Answers operators: deploy, place, remove, drain, undrain, status, explain, plan (core request and reply, JSON)."""
+"""Answers operators: deploy, place, remove, drain, undrain, trust, status, explain, plan (request and reply, JSON)."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnow
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape
 from orchestrator.standby import Standbys
-from orchestrator.trial import check_drain, trial, users
+from orchestrator.trial import check_distrust, check_drain, check_known, exposed_on, trial, users
 from orchestrator.view import status
 from orchestrator.wishes import Desired
 from schemas import subjects
@@ -42,10 +42,12 @@ from schemas.control import (
     RemoveReply,
     RemoveRequest,
     StatusReply,
+    TrustReply,
+    TrustRequest,
     UndrainReply,
     UndrainRequest,
 )
-from schemas.deployment import Deployment, NodeWish, Settings, Stage
+from schemas.deployment import Chain, Deployment, NodeWish, Placement, Settings, chains_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.manifest import Manifest
@@ -100,6 +102,7 @@ class Operators:
             "remove": self._one_by_one(self._remove),
             "drain": self._one_by_one(self._drain),
             "undrain": self._one_by_one(self._undrain),
+            "trust": self._one_by_one(self._trust),
             "status": self._status,
             "explain": self._explain,
             "plan": self._plan,
@@ -146,7 +149,7 @@ class Operators:
         return DeployReply(
             deployment=deployment,
             model_name=manifest.name,
-            stages=proposal.plan.routes[0].stages,
+            routes=proposal.plan.chains,
             estimate=proposal.estimate.terms,
         )
 
@@ -193,20 +196,35 @@ class Operators:
     async def _drain(self, data: bytes) -> DrainReply:
         node = decode(DrainRequest, data, "request").node
         if node not in self._core.snapshot.drained:
+            wish = self._core.snapshot.wish(node).model_copy(update={"drained": True})
             await self._once_all_are_heard(lambda snapshot: check_drain(snapshot, node, self._core.now()))
-            await self._wish(NodeWish(node=node, drained=True), "an operator drains the node")
+            await self._wish(wish, "an operator drains the node")
         return DrainReply(node=node, deployments=users(self._core.snapshot, node))
 
     async def _undrain(self, data: bytes) -> UndrainReply:
         node = decode(UndrainRequest, data, "request").node
         snapshot = self._core.snapshot
         if node in snapshot.drained:
-            await self._wish(NodeWish(node=node, drained=False), "an operator lets plans use the node again")
+            wish = snapshot.wish(node).model_copy(update={"drained": False})
+            await self._wish(wish, "an operator lets plans use the node again")
         elif node not in snapshot.nodes:
             drained = ", ".join(sorted(snapshot.drained)) or "none"
             message = f"there is no node {node!r}; the drained nodes are: {drained}"
             raise ResplitError(ErrorCode.UNKNOWN_NODE, message, "node")
         return UndrainReply(node=node)
+
+    async def _trust(self, data: bytes) -> TrustReply:
+        request = decode(TrustRequest, data, "request")
+        node, trusted = request.node, request.trusted
+        wish = self._core.snapshot.wish(node).model_copy(update={"trusted": trusted})
+        if trusted:
+            check_known(self._core.snapshot, node)
+        else:
+            await self._once_all_are_heard(lambda snapshot: check_distrust(snapshot, node, self._core.now()))
+        if self._core.snapshot.trust.get(node) != trusted:
+            what = "an operator trusts the node" if trusted else "an operator does not trust the node"
+            await self._wish(wish, what)
+        return TrustReply(node=node, trusted=trusted, deployments=exposed_on(self._core.snapshot, node))
 
     async def _wish(self, wish: NodeWish, what: str) -> None:
         await self._office.may_act()
@@ -215,7 +233,9 @@ class Operators:
         except (NatsError, TimeoutError, OSError) as error:
             message = f"the wish could not be stored, so nothing has changed: {error!r}"
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
-        self._core.audit.record(AuditKind.NODE_CHANGED, what, node=wish.node, drained=wish.drained)
+        self._core.audit.record(
+            AuditKind.NODE_CHANGED, what, node=wish.node, drained=wish.drained, trusted=wish.trusted
+        )
         await self._core.folded(NodeWished(wish), FOLDED_S)
 
     async def _status(self, _: bytes) -> StatusReply:
@@ -246,16 +266,26 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
         stages=request.stages,
         placement=request.placement,
         slo=request.slo,
+        routes=request.routes,
+        sensitive=request.sensitive,
     )
 
 
-def placed(deployment: Deployment, placement: tuple[Stage, ...] | None) -> Deployment:
+def placed(deployment: Deployment, placement: Chain | Placement | None) -> Deployment:
     """The same deployment with another placement, or with none.
 
-    A number of stages that the placement has too stays, and is what is wanted once the placement is taken back.
+    A number of stages, or of routes, that the placement has too stays, and is what is wanted once the placement is
+    taken back.
     """
-    stages = deployment.stages if placement is None or deployment.stages == len(placement) else None
-    return deployment.model_copy(update={"placement": placement, "stages": stages})
+    chains = chains_of(placement)
+    as_cut = chains is None or all(len(chain) == deployment.stages for chain in chains)
+    as_many = chains is None or len(chains) == deployment.routes
+    update = {
+        "placement": placement,
+        "stages": deployment.stages if as_cut else None,
+        "routes": deployment.routes if as_many else None,
+    }
+    return deployment.model_copy(update=update)
 
 
 def _replying(

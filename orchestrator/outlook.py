@@ -7,7 +7,7 @@ from datetime import datetime
 from orchestrator.decision import Decision
 from orchestrator.trigger import TriggerState
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.deployment import Stage
+from schemas.deployment import Placement
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,9 @@ class Outlook:
     """The current plan that was weighed; of another plan the decision says nothing."""
     decision: Decision
     state: TriggerState
-    failovers: Mapping[NodeId, tuple[Stage, ...]] = field(default_factory=dict)
-    """For each node in use, the best plan without it, computed before it fails."""
+    failovers: Mapping[NodeId, Placement] = field(default_factory=dict)
+    """For each node in use, the best plan without it, computed before it fails: routes that do not need the node stay
+    as they are."""
     optimism: float = 1.0
     """`orchestrator.beliefs.optimism_of`"""
     starved_since: Mapping[NodeId, datetime] = field(default_factory=dict)

@@ -1,17 +1,13 @@
-"""PURE: one deployment and the rooms there are, to one plan or one typed error (mathematics.md A1, A2)."""
+"""PURE: one deployment and the rooms there are, to one plan of one or more routes, or one typed error."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
+from orchestrator.chain import beside, best_chain
 from orchestrator.rooms import Room
-from orchestrator.solvers.problem import Floats, Integers, Problem, Solution, site_hops
-from orchestrator.solvers.solve import solve
-from profiler.cost import Estimate, block_time, boundary_bytes, hop_ms, predict
+from profiler.forecast import Forecast, forecast, shared_out, speed_shares
 from schemas.base import NodeId
-from schemas.capacity import Capacity
-from schemas.deployment import Deployment, Stage
+from schemas.deployment import Chain, Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
@@ -22,7 +18,7 @@ class Proposal:
     """A plan and what it is predicted to cost."""
 
     plan: Plan
-    estimate: Estimate
+    estimate: Forecast
 
 
 def make_plan(
@@ -33,22 +29,29 @@ def make_plan(
     previous: Plan | None,
     cause: str,
     avoid: frozenset[NodeId] = frozenset(),
+    kept: Placement = (),
+    routes: int = 1,
 ) -> Proposal:
-    """The plan of the next epoch: the operator's own placement, else the fastest (or the most even) cut.
+    """The plan of the next epoch: the operator's own placement, else the fastest (or the most even) cuts.
 
-    `avoid` are nodes to leave out where a plan without them exists. Raises `ResplitError`: MODEL_TOO_LARGE
-    naming the bytes short, INFEASIBLE where the bytes are there but no assignment is, INVALID_REQUEST where the
-    deployment contradicts itself or the model. The first stage's node is the route's source: the ingress
-    tokenises where the embedding is.
+    `avoid` are nodes to leave out where a plan without them exists, `kept` routes that run and stay, `routes` how many
+    there are to be where the deployment does not say. A plan has fewer where no more fit beside one another
+    (`check_routes`). Raises `ResplitError`: MODEL_TOO_LARGE naming the bytes short, INFEASIBLE where the bytes are
+    there but no assignment is, INVALID_REQUEST where the deployment contradicts itself or the model. The node of a
+    route's first stage is its source: the ingress tokenises where the embedding is.
     """
     check_shape(deployment, manifest)
-    if deployment.placement is not None:
-        stages, how = _checked(deployment.placement, manifest, rooms), "as the operator placed it"
+    settings, chains = deployment.settings, deployment.chains
+    how = "as the operator placed it"
+    if chains is not None:
+        _check_placed(deployment, chains, manifest, rooms)
     else:
-        stages, how = _solved(deployment, manifest, rooms, avoid)
-    settings = deployment.settings
-    route = Route(index=0, source=stages[0].node, stages=stages, max_sequences=settings.max_sequences)
-    estimate = predict(route, {name: room.capacity for name, room in rooms.items()}, manifest, deployment.model)
+        wanted = min(deployment.routes or max(routes, len(kept)), settings.max_sequences)
+        chains, how = _routes(deployment, manifest, rooms, avoid, kept, wanted)
+    capacities = {name: room.capacity for name, room in rooms.items()}
+    estimate = forecast(chains, capacities, manifest, deployment.model)
+    shares = speed_shares(chains, capacities, manifest, deployment.model)
+    parts = shared_out(settings.max_sequences, shares)
     plan = Plan(
         deployment=deployment.name,
         model=deployment.model,
@@ -56,153 +59,160 @@ def make_plan(
         previous=previous.digest if previous is not None else None,
         block_count=len(manifest.blocks),
         settings=settings,
-        routes=(route,),
+        routes=tuple(
+            Route(index=index, source=chain[0].node, stages=chain, max_sequences=part)
+            for index, (chain, part) in enumerate(zip(chains, parts, strict=True))
+        ),
         slo=deployment.slo,
-        reason=f"{cause}; {len(stages)} stage(s), {how}, {estimate.tpot_ms:.2f} ms a step predicted",
+        reason=f"{cause}; {_size(chains)}, {how}, {estimate.tpot_ms:.2f} ms a step predicted",
     )
     return Proposal(plan, estimate)
+
+
+def further_chain(
+    deployment: Deployment,
+    manifest: Manifest,
+    rooms: Mapping[NodeId, Room],
+    taken: Placement,
+    avoid: frozenset[NodeId] = frozenset(),
+) -> Chain | None:
+    """The best route beside others, or None where none fits that brings a node which serves no route yet."""
+    used = {stage.node for chain in taken for stage in chain}
+    left = {name: room for name, room in beside(rooms, taken, deployment, manifest).items() if name not in avoid}
+    for offered in (left, {name: room for name, room in left.items() if name not in used}):
+        try:
+            chain, _ = best_chain(deployment, manifest, offered)
+        except ResplitError:
+            return None  # nothing fits beside them: that is an answer too
+        if any(stage.node not in used for stage in chain):
+            return chain
+    return None
+
+
+def check_routes(deployment: Deployment, plan: Plan) -> None:
+    """Raises INFEASIBLE if the plan has fewer routes than the deployment asks for."""
+    have = len(plan.routes)
+    if deployment.routes is not None and have < deployment.routes:
+        message = (
+            f"{deployment.routes} routes are asked for, and {have} fit(s) beside one another on the nodes that are "
+            f"here; ask for {have}, or add nodes"
+        )
+        raise ResplitError(ErrorCode.INFEASIBLE, message, "routes")
 
 
 def check_shape(deployment: Deployment, manifest: Manifest) -> None:
     """Whether the deployment can be meant for this model at all; raises INVALID_REQUEST naming the field."""
     count = len(manifest.blocks)
     longest = manifest.text.context_length if manifest.text is not None else None
-    if longest is not None and deployment.settings.context_tokens > longest:
-        message = f"context_tokens is {deployment.settings.context_tokens}, {manifest.name!r} reads at most {longest}"
+    settings = deployment.settings
+    if longest is not None and settings.context_tokens > longest:
+        message = f"context_tokens is {settings.context_tokens}, {manifest.name!r} reads at most {longest}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "settings.context_tokens")
     if deployment.stages is not None and deployment.stages > count:
         message = f"{manifest.name!r} has {count} block(s) and cannot be cut into {deployment.stages} stages"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "stages")
-    placement = deployment.placement
-    if placement is None:
+    if deployment.routes is not None and deployment.routes > settings.max_sequences:
+        message = f"{deployment.routes} routes cannot share {settings.max_sequences} sequences, each needs one"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "routes")
+    strange = [block for block in deployment.sensitive_of(count) if block >= count]
+    if strange:
+        message = f"block {min(strange)} cannot be sensitive: {manifest.name!r} has blocks 0 to {count - 1}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
+    chains = deployment.chains
+    if chains is None:
         return
-    if not placement:
+    if not chains:
         raise ResplitError(ErrorCode.INVALID_REQUEST, "a placement needs at least one stage", "placement")
-    if deployment.stages is not None and deployment.stages != len(placement):
-        message = f"stages is {deployment.stages} but placement has {len(placement)}; leave one of them out"
+    if deployment.routes is not None and deployment.routes != len(chains):
+        message = f"routes is {deployment.routes} but placement has {len(chains)}; leave one of them out"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "routes")
+    if len(chains) > settings.max_sequences:
+        message = f"{len(chains)} routes cannot share {settings.max_sequences} sequences, each needs one"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "placement")
+    for number, chain in enumerate(chains):
+        _check_chain(deployment, chain, manifest, place(deployment, number))
+        if chain in chains[:number]:
+            message = f"route {number} is the same as route {chains.index(chain)}; it would add nothing"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, place(deployment, number))
+
+
+def place(deployment: Deployment, route: int) -> str:
+    """The field of a placement that a route stands in: a plain list of stages is the whole placement."""
+    listed = deployment.placement is not None and deployment.placement == deployment.chains
+    return f"placement.{route}" if listed else "placement"
+
+
+def _check_chain(deployment: Deployment, chain: Chain, manifest: Manifest, field: str) -> None:
+    count = len(manifest.blocks)
+    if not chain:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, "a route needs at least one stage", field)
+    if deployment.stages is not None and deployment.stages != len(chain):
+        message = f"stages is {deployment.stages} but placement has {len(chain)}; leave one of them out"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "stages")
     expected = 0
-    for position, stage in enumerate(placement):
+    for position, stage in enumerate(chain):
         if stage.first != expected:
             message = f"stage {position} starts at block {stage.first}; block {expected} comes next"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, f"placement.{position}.first")
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, f"{field}.{position}.first")
         expected = stage.last + 1
     if expected != count:
         message = f"the placement ends at block {expected - 1}; {manifest.name!r} has blocks 0 to {count - 1}"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, f"placement.{len(placement) - 1}.last")
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, f"{field}.{len(chain) - 1}.last")
 
 
-def _checked(placement: tuple[Stage, ...], manifest: Manifest, rooms: Mapping[NodeId, Room]) -> tuple[Stage, ...]:
-    """The placement itself, once every node of it is there and has the memory."""
-    for position, stage in enumerate(placement):
+def _check_placed(deployment: Deployment, chains: Placement, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> None:
+    """Whether every node of a placement is there, has the memory, and may hold what is sensitive."""
+    secret = deployment.sensitive_of(len(manifest.blocks))
+    stages = [
+        (f"{place(deployment, number)}.{position}.node", stage)
+        for number, chain in enumerate(chains)
+        for position, stage in enumerate(chain)
+    ]
+    for field, stage in stages:
         if stage.node not in rooms:
             known = ", ".join(rooms) or "none"
             message = f"node {stage.node!r} is not here; the nodes present are: {known}"
-            raise ResplitError(ErrorCode.INFEASIBLE, message, f"placement.{position}.node")
-    for position, stage in enumerate(placement):
+            raise ResplitError(ErrorCode.INFEASIBLE, message, field)
+        exposed = sorted(secret.intersection(stage.blocks))
+        if exposed and not rooms[stage.node].trusted:
+            message = (
+                f"block {exposed[0]} is sensitive and node {stage.node!r} is not trusted; place it elsewhere, or "
+                f"run `resplit trust {stage.node}` if you trust it"
+            )
+            raise ResplitError(ErrorCode.INFEASIBLE, message, field)
+    for field, stage in stages:
         room = rooms[stage.node]
-        blocks = {b for other in placement if other.node == stage.node for b in other.blocks}
+        blocks = {b for _, other in stages if other.node == stage.node for b in other.blocks}
         need = sum(room.need_bytes[b] for b in blocks)
         if need > room.free_bytes:
             message = (
                 f"node {stage.node!r} needs {need} bytes for its blocks of {manifest.name!r} "
                 f"and has {room.free_bytes}, {need - room.free_bytes} bytes short"
             )
-            raise ResplitError(ErrorCode.INFEASIBLE, message, f"placement.{position}.node")
-    return placement
+            raise ResplitError(ErrorCode.INFEASIBLE, message, field)
 
 
-def _solved(
-    deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room], avoid: frozenset[NodeId]
-) -> tuple[tuple[Stage, ...], str]:
-    if not rooms:
-        raise ResplitError(ErrorCode.INFEASIBLE, "no node is here; start agents, or wait until they have reported")
-    willing = {name: room for name, room in rooms.items() if name not in avoid}
-    for offered in (willing, rooms) if willing and len(willing) < len(rooms) else (rooms,):
-        problem = _problem(deployment, manifest, offered)
-        even = deployment.stages is not None
-        found = solve(problem, "throughput", deployment.stages) if even else solve(problem)
-        if found.pieces is not None:
-            names = list(offered)
-            stages = tuple(Stage(node=names[piece.node], first=piece.first, last=piece.last) for piece in found.pieces)
-            return stages, f"{_praise(found, even)} on {len(offered)} node(s)"
-    raise _shortfall(deployment, manifest, rooms)
+def _routes(
+    deployment: Deployment,
+    manifest: Manifest,
+    rooms: Mapping[NodeId, Room],
+    avoid: frozenset[NodeId],
+    kept: Placement,
+    wanted: int,
+) -> tuple[Placement, str]:
+    chains, how = list(kept[:wanted]), f"{len(kept)} as before"
+    if not chains:
+        first, how = best_chain(deployment, manifest, rooms, avoid)
+        chains.append(first)
+    while len(chains) < wanted:
+        found = further_chain(deployment, manifest, rooms, tuple(chains), avoid)
+        if found is None:
+            break
+        chains.append(found)
+    return tuple(chains), how
 
 
-def _praise(found: Solution, even: bool) -> str:
-    """What may be said of a solution: a search that ended early says how far from the best it can be."""
-    best = "most even" if even else "fastest"
-    return f"the {best}" if found.proven else f"within {found.gap:.1%} of the {best}"
-
-
-def _problem(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
-    capacities = {name: room.capacity for name, room in rooms.items()}
-    count = len(manifest.blocks)
-    times = [
-        [block_time(capacity, manifest, deployment.model, block).decode_ms for block in range(count)]
-        for capacity in capacities.values()
-    ]
-    site, latency, byte_ms = _sites(capacities)
-    sizes = [boundary_bytes(manifest, block) for block in range(count)]
-    hops, boundary = site_hops(latency * 1e6, byte_ms * 1e6, sizes)
-    return Problem(
-        np.rint(np.array(times) * 1e6).astype(np.int64),
-        np.array([room.need_bytes for room in rooms.values()], np.int64),
-        np.array([room.free_bytes for room in rooms.values()], np.int64),
-        hops,
-        site,
-        boundary,
-    )
-
-
-def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Integers, Floats, Floats]:
-    """The site of each node, and latency and time per byte between sites, in milliseconds.
-
-    A node that measured a link, or that another one measured, is a site of its own; all others are alike, and are one.
-    """
-    links = {
-        (here, link.peer)
-        for here, capacity in capacities.items()
-        for link in capacity.links
-        if link.peer in capacities and link.peer != here
-    }
-    linked = {name for pair in links for name in pair}
-    number = {name: k + 1 for k, name in enumerate(name for name in capacities if name in linked)}
-    strangers = (NodeId("here"), NodeId("there"))
-    shape = (len(number) + 1, len(number) + 1)
-    latency = np.full(shape, hop_ms({}, *strangers, 0))
-    byte_ms = np.full(shape, hop_ms({}, *strangers, 1)) - latency
-    for here, there in {(a, b) for pair in links for a, b in (pair, pair[::-1])}:
-        fixed = hop_ms(capacities, here, there, 0)
-        latency[number[here], number[there]] = fixed
-        byte_ms[number[here], number[there]] = hop_ms(capacities, here, there, 1) - fixed
-    return np.array([number.get(name, 0) for name in capacities]), latency, byte_ms
-
-
-def _shortfall(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> ResplitError:
-    """Why no assignment exists, with the bytes that are missing where it is a matter of bytes."""
-    needs = [min(room.need_bytes[block] for room in rooms.values()) for block in range(len(manifest.blocks))]
-    need, have = sum(needs), sum(room.free_bytes for room in rooms.values())
-    if need > have:
-        message = f"{manifest.name!r} needs {need} bytes, the nodes have {have}, {need - have} bytes short"
-        return ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
-    roomiest = max(room.free_bytes for room in rooms.values())
-    for block, size in enumerate(needs):
-        if not any(room.need_bytes[block] <= room.free_bytes for room in rooms.values()):
-            message = (
-                f"block {block} of {manifest.name!r} needs {size} bytes on one node, "
-                f"the roomiest has {roomiest}, {size - roomiest} bytes short"
-            )
-            return ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
-    if deployment.stages is not None and deployment.stages > len(rooms):
-        message = f"{deployment.stages} stages need as many nodes, and {len(rooms)} are here"
-        return ResplitError(ErrorCode.INFEASIBLE, message, "stages")
-    if deployment.stages == 1:
-        short = min(sum(room.need_bytes) - room.free_bytes for room in rooms.values())
-        message = f"{manifest.name!r} does not fit on one node, {short} bytes short; ask for more stages"
-        return ResplitError(ErrorCode.MODEL_TOO_LARGE, message, "stages")
-    asked = "" if deployment.stages is None else f" in {deployment.stages} stages"
-    message = (
-        f"{manifest.name!r} needs {need} bytes and the nodes have {have}, but no cut into whole blocks fits{asked}"
-    )
-    return ResplitError(ErrorCode.INFEASIBLE, message)
+def _size(chains: Placement) -> str:
+    if len(chains) == 1:
+        return f"{len(chains[0])} stage(s)"
+    return f"{len(chains)} routes over {len({stage.node for chain in chains for stage in chain})} nodes"

@@ -27,14 +27,19 @@ class _Partial:
 
 
 def reassigned(
-    stages: tuple[Stage, ...], manifest: Manifest, digest: Digest, rooms: Mapping[NodeId, Room]
+    stages: tuple[Stage, ...],
+    manifest: Manifest,
+    digest: Digest,
+    rooms: Mapping[NodeId, Room],
+    sensitive: frozenset[int] = frozenset(),
 ) -> tuple[Stage, ...] | None:
-    """The stages on the nodes of `rooms` that take the least time per token, or None if they fit on none."""
+    """The stages on the nodes of `rooms` that take the least time per token, or None if they fit on none. What is
+    `sensitive` stays on trusted nodes."""
     capacities = {name: room.capacity for name, room in rooms.items()}
     beam = [_Partial((), 0.0)]
     for position, stage in enumerate(stages):
         own = {name: _stage_ms(stage, manifest, digest, room) for name, room in rooms.items()}
-        fast = sorted(_able(stages, stage, rooms), key=lambda name: (own[name], name))
+        fast = sorted(_able(stages, stage, rooms, sensitive), key=lambda name: (own[name], name))
         shared = next((earlier for earlier in range(position) if stages[earlier].node == stage.node), None)
         size = boundary_bytes(manifest, stage.first - 1) if position else 0
         grown = []
@@ -56,11 +61,16 @@ def reassigned(
     )
 
 
-def _able(stages: tuple[Stage, ...], stage: Stage, rooms: Mapping[NodeId, Room]) -> list[NodeId]:
-    """Nodes with the memory for everything that shares a node with `stage`."""
+def _able(
+    stages: tuple[Stage, ...], stage: Stage, rooms: Mapping[NodeId, Room], sensitive: frozenset[int]
+) -> list[NodeId]:
+    """Nodes with the memory for everything that shares a node with `stage`, and the trust."""
     together = [block for other in stages if other.node == stage.node for block in other.blocks]
+    private = not sensitive.isdisjoint(together)
     return [
-        name for name, room in rooms.items() if sum(room.need_bytes[block] for block in together) <= room.free_bytes
+        name
+        for name, room in rooms.items()
+        if sum(room.need_bytes[block] for block in together) <= room.free_bytes and (room.trusted or not private)
     ]
 
 

@@ -26,6 +26,8 @@ class Room:
     free_bytes: int
     need_bytes: tuple[int, ...]
     """What each block of the model takes."""
+    trusted: bool = True
+    """Whether it may hold sensitive blocks."""
 
 
 def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
@@ -39,7 +41,7 @@ def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dic
             + (0 if block.index in cached else kv_memory_bytes(block, deployment.settings))
             for block in manifest.blocks
         )
-        found[name] = Room(capacity, free, need)
+        found[name] = Room(capacity, free, need, snapshot.trusts(name))
     return found
 
 

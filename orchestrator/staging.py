@@ -73,14 +73,14 @@ def advice_for(node: NodeId, history: History) -> Advice:
 
 
 def _stages_that_may_come(outlook: Outlook) -> list[Stage]:
-    failovers = [stage for stages in outlook.failovers.values() for stage in stages]
+    failovers = [stage for chains in outlook.failovers.values() for chain in chains for stage in chain]
     decision = outlook.decision
     better = [
         one.option
         for one in decision.runners_up
         if one.option.origin in (Origin.RESPLIT, Origin.REASSIGNED) and one.option.phi < decision.current.phi
     ]
-    return failovers + [stage for option in better[:1] for stage in option.stages]
+    return failovers + [stage for option in better[:1] for chain in option.chains for stage in chain]
 
 
 def has_all(capacity: Capacity, advice: Advice) -> bool:

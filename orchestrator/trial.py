@@ -3,14 +3,14 @@
 from dataclasses import replace
 from datetime import datetime
 
-from orchestrator.decide import what_is_needed
+from orchestrator.decide import standing, what_is_needed
 from orchestrator.fold import NodeWished, RolloutAdvanced, Snapshot, fold
-from orchestrator.planner import Proposal, make_plan
+from orchestrator.planner import Proposal, check_routes, make_plan, place
 from orchestrator.rollout import Candidate
 from orchestrator.rooms import rooms
-from profiler.cost import predict
+from profiler.forecast import forecast
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment, NodeWish
+from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 
@@ -24,13 +24,18 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
     current = rollout.current
     here = current is not None and present.keys() >= set(current.nodes)
     if current is not None and here and what_is_needed(snapshot, deployment, rollout) is None:
-        return Proposal(current, predict(current.routes[0], present, manifest, deployment.model))
-    for position, stage in enumerate(deployment.placement or ()):
-        if stage.node in snapshot.drained:
-            message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` first or name another node"
-            raise ResplitError(ErrorCode.INFEASIBLE, message, f"placement.{position}.node")
+        return Proposal(current, forecast(current.chains, present, manifest, deployment.model))
+    for number, chain in enumerate(deployment.chains or ()):
+        for position, stage in enumerate(chain):
+            if stage.node in snapshot.drained:
+                message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` or name another node"
+                raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
     found = rooms(snapshot, deployment, manifest)
-    return make_plan(deployment, manifest, found, rollout.epoch + 1, rollout.current, "a trial")
+    kept = standing(snapshot, deployment, rollout)
+    routes = len(current.routes) if current is not None else 1
+    proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept, routes=routes)
+    check_routes(deployment, proposal.plan)
+    return proposal
 
 
 def check_drain(snapshot: Snapshot, node: NodeId, now: datetime) -> None:
@@ -39,22 +44,53 @@ def check_drain(snapshot: Snapshot, node: NodeId, now: datetime) -> None:
     Raises `ResplitError`: UNKNOWN_NODE for a node that nobody ever heard of; INFEASIBLE where an operator locked a
     deployment to it; what `make_plan` raises where the others have too little room, with the bytes short.
     """
+    check_known(snapshot, node)
+    wish = snapshot.wish(node).model_copy(update={"drained": True})
+    _all_move(fold(snapshot, NodeWished(wish), now), users(snapshot, node), f"run without node {node!r}", now)
+
+
+def check_distrust(snapshot: Snapshot, node: NodeId, now: datetime) -> None:
+    """Whether what is sensitive on `node` fits on nodes that are trusted, all of it at once; raises as `check_drain`
+    does."""
+    check_known(snapshot, node)
+    wish = snapshot.wish(node).model_copy(update={"trusted": False})
+    without = fold(snapshot, NodeWished(wish), now)
+    _all_move(without, exposed_on(without, node), f"keep its sensitive blocks off node {node!r}", now)
+
+
+def check_known(snapshot: Snapshot, node: NodeId) -> None:
+    """Raises UNKNOWN_NODE for a node that nobody ever heard of."""
     if node not in snapshot.nodes and node not in snapshot.watched:
         known = ", ".join(sorted(snapshot.nodes)) or "none"
         raise ResplitError(ErrorCode.UNKNOWN_NODE, f"there is no node {node!r}; the nodes are: {known}", "node")
-    without = fold(snapshot, NodeWished(NodeWish(node=node, drained=True)), now)
-    for name in users(snapshot, node):
-        deployment = snapshot.deployments.get(name)
+
+
+def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str, now: datetime) -> None:
+    for name in names:
+        deployment = without.deployments.get(name)
         if deployment is None:
             continue  # it was removed: it ends by itself
         try:
             proposal = _moved(without, deployment)
         except ResplitError as error:
-            message = f"{name!r} cannot run without node {node!r}: {error.message}"
-            raise ResplitError(error.code, message, "node") from error
+            raise ResplitError(error.code, f"{name!r} cannot {hurdle}: {error.message}", "node") from error
         # The next deployment must find room beside this one.
         rollout = replace(without.rollout(name), candidate=Candidate(proposal.plan, now))
         without = fold(without, RolloutAdvanced(rollout), now)
+
+
+def exposed_on(snapshot: Snapshot, node: NodeId) -> tuple[DeploymentName, ...]:
+    """The deployments whose sensitive blocks are on `node` although it is not trusted, by name, ascending."""
+    return tuple(
+        name
+        for name in users(snapshot, node)
+        if name in snapshot.deployments
+        and not snapshot.trusts(node)
+        and any(
+            snapshot.deployments[name].sensitive_of(plan.block_count) & set(plan.blocks_on(node))
+            for plan in snapshot.rollouts[name].plans
+        )
+    )
 
 
 def users(snapshot: Snapshot, node: NodeId) -> tuple[DeploymentName, ...]:
@@ -67,7 +103,7 @@ def _moved(without: Snapshot, deployment: Deployment) -> Proposal:
     if manifest is None:
         message = f"the orchestrator's store does not hold its model {deployment.model}; import it there again"
         raise ResplitError(ErrorCode.UNKNOWN_MODEL, message)
-    if any(stage.node in without.drained for stage in deployment.placement or ()):
+    if any(stage.node in without.drained for chain in deployment.chains or () for stage in chain):
         message = f"its placement is locked; run `resplit topology unlock {deployment.name}`, or place it elsewhere"
         raise ResplitError(ErrorCode.INFEASIBLE, message)
     return trial(without, deployment, manifest)

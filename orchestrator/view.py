@@ -7,7 +7,7 @@ from orchestrator.burn import attainment
 from orchestrator.decide import Need, what_is_needed
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout
-from profiler.cost import predict
+from profiler.forecast import forecast
 from schemas.base import DeploymentName, NodeId
 from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusReply
 from schemas.plan import Plan
@@ -22,6 +22,7 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
             capacity=node.capacity,
             age_s=round((now - node.heard_at).total_seconds(), 3),
             lost=name in snapshot.absent,
+            trusted=snapshot.trusts(name),
         )
         for name, node in sorted(snapshot.nodes.items())
     )
@@ -40,7 +41,7 @@ def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
     if plan is None or manifest is None or not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
         return None
     capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
-    return predict(plan.routes[0], capacities, manifest, plan.model).terms
+    return forecast(plan.chains, capacities, manifest, plan.model).terms
 
 
 def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> DeploymentStatus:

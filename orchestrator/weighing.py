@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.burn import attainment
 from orchestrator.candidates import slate
-from orchestrator.decide import drained_of, what_is_needed
+from orchestrator.decide import drained_of, exposed_by, serves, what_is_needed
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, make_plan
@@ -14,7 +14,7 @@ from orchestrator.rollout import Rollout
 from orchestrator.rooms import rooms
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment, Stage
+from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan
@@ -35,11 +35,12 @@ def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
     current = rollout.current
     if current is None or rollout.candidate is not None or rollout.draining:
         return False
-    if rollout.retry_at is not None and now < rollout.retry_at:
+    need = what_is_needed(snapshot, deployment, rollout)
+    # A route that cannot be added yet is tried now and then, and what serves is weighed meanwhile.
+    if need is None and rollout.retry_at is not None and now < rollout.retry_at:
         return False
-    # Which of several routes to move is another question than where the one route is best.
-    known = len(current.routes) == 1 and all(NodeId(node) in snapshot.nodes for node in current.nodes)
-    return known and current.model in snapshot.manifests and what_is_needed(snapshot, deployment, rollout) is None
+    known = all(NodeId(node) in snapshot.nodes for node in current.nodes)
+    return known and current.model in snapshot.manifests and serves(need)
 
 
 def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> Outlook:
@@ -64,6 +65,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         optimism=before.optimism if before is not None else None,
         avoid=rollout.shunned(now),
         unfit=unfit,
+        exposed=exposed_by(snapshot, deployment, current),
     )
     state = before.state if before is not None else TriggerState()
     fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
@@ -93,7 +95,7 @@ def subject(snapshot: Snapshot, name: DeploymentName) -> tuple[Deployment, Manif
 def chosen_plan(snapshot: Snapshot, outlook: Outlook) -> Proposal:
     """The plan of the next epoch that the decision asks for; raises what `make_plan` raises if it fits no more."""
     deployment, manifest, _ = subject(snapshot, outlook.deployment)
-    return _placed(snapshot, deployment, manifest, outlook.decision.chosen.stages, outlook.decision.sentence)
+    return _placed(snapshot, deployment, manifest, outlook.decision.chosen.chains, outlook.decision.sentence)
 
 
 def failover_plan(snapshot: Snapshot, deployment: Deployment, reason: str, now: datetime) -> Proposal | None:
@@ -104,31 +106,27 @@ def failover_plan(snapshot: Snapshot, deployment: Deployment, reason: str, now: 
     if outlook is None or current is None or manifest is None or outlook.plan != current.digest:
         return None
     lost = snapshot.absent.intersection(map(NodeId, current.nodes))
-    if len(lost) != 1 or deployment.placement is not None:
+    if len(lost) != 1 or deployment.chains is not None:
         return None
-    stages = outlook.failovers.get(next(iter(lost)))
-    if stages is None or not _usable(stages, snapshot, rollout, deployment, now):
+    chains = outlook.failovers.get(next(iter(lost)))
+    if chains is None or not _usable(chains, snapshot, rollout, deployment, now):
         return None
     try:
-        return _placed(snapshot, deployment, manifest, stages, f"{reason}; the plan without it was ready")
+        return _placed(snapshot, deployment, manifest, chains, f"{reason}; the plan without it was ready")
     except ResplitError:
         return None  # the facts have changed since: solve anew
 
 
-def _usable(
-    stages: tuple[Stage, ...], snapshot: Snapshot, rollout: Rollout, deployment: Deployment, now: datetime
-) -> bool:
-    nodes = {stage.node for stage in stages}
-    as_many = deployment.stages is None or deployment.stages == len(stages)
+def _usable(chains: Placement, snapshot: Snapshot, rollout: Rollout, deployment: Deployment, now: datetime) -> bool:
+    nodes = {stage.node for chain in chains for stage in chain}
+    as_many = deployment.stages is None or all(len(chain) == deployment.stages for chain in chains)
     return as_many and nodes <= snapshot.offered.keys() and not nodes & rollout.shunned(now)
 
 
-def _placed(
-    snapshot: Snapshot, deployment: Deployment, manifest: Manifest, stages: tuple[Stage, ...], reason: str
-) -> Proposal:
+def _placed(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, chains: Placement, reason: str) -> Proposal:
     rollout = snapshot.rollout(deployment.name)
     # The planner checks a placement against the facts of now, whoever asks for it.
-    insisted = deployment.model_copy(update={"placement": stages, "stages": None})
+    insisted = deployment.model_copy(update={"placement": chains, "stages": None, "routes": None})
     found = make_plan(
         insisted, manifest, rooms(snapshot, deployment, manifest), rollout.epoch + 1, rollout.current, reason
     )

@@ -108,5 +108,5 @@ def _compare(wishes: Wishes, core: Core, store: Store, rejections: Rejections) -
                     rejections.record(wish.model, error)
             core.report(DeploymentWritten(wish))
     for node in wishes.nodes:  # such a wish is changed, never deleted
-        if node.drained != (node.node in core.snapshot.drained):
+        if node != core.snapshot.wish(node.node):
             core.report(NodeWished(node))

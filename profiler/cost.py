@@ -173,11 +173,13 @@ def predict(
     weights: Weights | None = None,
     trusted: frozenset[NodeId] | None = None,
     power_w: Mapping[NodeId, float] | None = None,
+    loads: Mapping[NodeId, float] | None = None,
 ) -> Estimate:
     """What a sequence on `route` meets under `demand`; every node of the route must be in `capacities`.
 
     `settings` are needed for the memory of caches; `power_w` are watts while computing, None for what the nodes last
-    said that they draw; `trusted` None means that every node is.
+    said that they draw; `trusted` None means that every node is; `loads` is rho of
+    nodes where it is known better than from this route and this moment alone: they serve other routes too.
     """
     stages = []
     for stage in route.stages:
@@ -190,7 +192,14 @@ def predict(
     answers_in_steps = manifest.kind is ModelKind.DECODER
     steps = demand.output_tokens if answers_in_steps else 1
     nodes = _nodes(
-        route, stages, manifest, demand, steps, settings, _drawn_w(capacities) if power_w is None else power_w
+        route,
+        stages,
+        manifest,
+        demand,
+        steps,
+        settings,
+        _drawn_w(capacities) if power_w is None else power_w,
+        loads or {},
     )
     waits = {node.node: node.wait_ms for node in nodes}
     return Estimate(
@@ -215,6 +224,7 @@ def _nodes(
     steps: int,
     settings: Settings | None,
     power_w: Mapping[NodeId, float],
+    loads: Mapping[NodeId, float],
 ) -> tuple[NodeTerm, ...]:
     """rho_n = lambda * sum over its blocks of (tP + Nout*tD/batch), and what follows from it."""
     found = []
@@ -222,7 +232,7 @@ def _nodes(
         own = [stage for stage in stages if stage.node == node]
         busy_ms = sum(stage.decode_ms for stage in own)
         prefill_ms = sum(stage.prefill_ms for stage in own) if manifest.kind is ModelKind.DECODER else 0.0
-        rho = demand.requests_per_s * (prefill_ms + steps * busy_ms / demand.batch) / 1e3
+        rho = loads.get(node, demand.requests_per_s * (prefill_ms + steps * busy_ms / demand.batch) / 1e3)
         memory = None
         if settings is not None:
             blocks = {block for stage in route.stages if stage.node == node for block in stage.blocks}

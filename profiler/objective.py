@@ -1,5 +1,7 @@
 """PURE: the objective of mathematics.md A1, Phi = alpha*L/L_ref + beta*U + gamma*P, and what it is made of.
 
+A fourth term, C, is what the plan takes: delta * (sum of prices per hour) + copies * (copies of the model beyond one).
+
 Each term is a field, so that whoever reads a decision sees what decided it. Nothing here knows how a time was
 predicted: `profiler.cost` fills these values in.
 """
@@ -31,6 +33,11 @@ class Weights:
     """Of load balance: the worst imbalance there is (0.5) then weighs as much as a tenth of the reference latency."""
     gamma: float = 1.0
     """Of privacy: one sensitive block on an untrusted node weighs as much as doubling the reference latency."""
+    delta: float = 0.25
+    """Of money: a node that costs 1 an hour weighs as much as a quarter of the reference latency."""
+    copies: float = 0.25
+    """Of what a further copy of the model takes, the memory and the energy of its nodes. It is more than what another
+    plan must save to count as better (`orchestrator.trigger.MARGIN`), so a route without work is given back."""
     overload: float = 5.0
     """K_o: a node a tenth above `rho_safe` outweighs the worst imbalance."""
     rho_safe: float = 0.7
@@ -85,15 +92,23 @@ class Objective:
     """beta*U"""
     privacy: float
     """gamma*P"""
+    cost: float = 0.0
+    """C: what the plan takes in money, and in memory and energy for further copies of the model."""
 
     @property
     def phi(self) -> float:
-        return self.latency + self.balance + self.privacy
+        return self.latency + self.balance + self.privacy + self.cost
 
     @property
     def terms(self) -> dict[str, float]:
         """What an audit event or an explanation shows of it."""
-        named = {"phi": self.phi, "phi_latency": self.latency, "phi_balance": self.balance, "phi_privacy": self.privacy}
+        named = {
+            "phi": self.phi,
+            "phi_latency": self.latency,
+            "phi_balance": self.balance,
+            "phi_privacy": self.privacy,
+            "phi_cost": self.cost,
+        }
         return {name: round(value, 4) for name, value in named.items()}
 
 
@@ -108,6 +123,11 @@ def imbalance(loads: Sequence[float], weights: Weights) -> float:
     mean = sum(loads) / len(loads)
     spread = sum(abs(rho - mean) for rho in loads) / len(loads)
     return spread + weights.overload * sum(max(rho - weights.rho_safe, 0) for rho in loads)
+
+
+def upkeep(prices_per_hour: Iterable[float], copies: float, weights: Weights) -> float:
+    """C: the price of the nodes in use, and the copies of the model beyond the first, weighed."""
+    return weights.delta * sum(prices_per_hour) + weights.copies * max(0.0, copies - 1)
 
 
 def exposure(stages: Iterable[Stage], block_count: int, trusted: frozenset[NodeId] | None) -> float:

@@ -32,6 +32,8 @@ app.command(rich_help_panel=ASK)(events.events)
 app.command(rich_help_panel=CARE)(doctor.doctor)
 app.command(rich_help_panel=CARE)(nodes.drain)
 app.command(rich_help_panel=CARE)(nodes.undrain)
+app.command(rich_help_panel=CARE)(nodes.trust)
+app.command(rich_help_panel=CARE)(nodes.distrust)
 app.add_typer(topology.app, name="topology", rich_help_panel=CARE)
 app.command(rich_help_panel=ASK)(demo.demo)
 

@@ -31,10 +31,12 @@ from schemas.control import (
     RemoveReply,
     RemoveRequest,
     StatusReply,
+    TrustReply,
+    TrustRequest,
     UndrainReply,
     UndrainRequest,
 )
-from schemas.deployment import Stage
+from schemas.deployment import Chain, Placement
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
 
@@ -82,6 +84,12 @@ async def drain(url: str, node: NodeId) -> DrainReply:
 async def undrain(url: str, node: NodeId) -> UndrainReply:
     """Let plans use a node again."""
     return await _ask_at(url, "undrain", UndrainRequest(node=node), UndrainReply)
+
+
+async def trust(url: str, node: NodeId, trusted: bool) -> TrustReply:
+    """Say whether a node may hold sensitive blocks; raises `ResplitError` if it is unknown, or if what is sensitive on
+    it fits on no trusted node."""
+    return await _ask_at(url, "trust", TrustRequest(node=node, trusted=trusted), TrustReply)
 
 
 async def drain_and_wait(
@@ -146,7 +154,7 @@ async def deploy_and_wait(
         return await _until_serving(connection, reply, timeout_s, on_progress)
 
 
-async def place(url: str, name: DeploymentName, placement: tuple[Stage, ...] | None) -> DeployReply:
+async def place(url: str, name: DeploymentName, placement: Chain | Placement | None) -> DeployReply:
     """Lock a deployment to a placement, or (None) leave it to the planner; raises `ResplitError` if it cannot be."""
     return await _ask_at(url, "place", PlaceRequest(name=name, placement=placement), DeployReply)
 
@@ -154,7 +162,7 @@ async def place(url: str, name: DeploymentName, placement: tuple[Stage, ...] | N
 async def place_and_wait(
     url: str,
     name: DeploymentName,
-    placement: tuple[Stage, ...] | None,
+    placement: Chain | Placement | None,
     timeout_s: float,
     on_progress: Heard = lambda _: None,
 ) -> DeploymentStatus:

@@ -178,6 +178,7 @@ def _node(found: NodeStatus, status: StatusReply, facts: Facts, planned: bool) -
     remedy = "look at its load and at the network to it"
     yield Finding("heartbeat", name, "warn" if late else "ok", f"{age}, {standing}", remedy if late else None)
     yield from _clock(found, facts.at)
+    yield from _tier(found)
     yield from _resources(found)
     if facts.idle_gpu is not None and capacity.provider.name == "cpu":
         fact = f"computes on the CPU while this machine has {facts.idle_gpu}"
@@ -198,6 +199,20 @@ def _clock(found: NodeStatus, at: datetime) -> Iterator[Finding]:
     harm = "its links are refused" if abs(skew_s) > CLOCK_FAIL_S else "times in the events mislead"
     verdict: Verdict = "fail" if abs(skew_s) > CLOCK_FAIL_S else "warn"
     yield Finding("clock", found.capacity.node, verdict, f"{fact}; {harm}", "synchronise both with chrony or NTP")
+
+
+def _tier(found: NodeStatus) -> Iterator[Finding]:
+    """Said of nodes that are not simply of the edge and trusted, and of prices that look like a mistake."""
+    capacity, name = found.capacity, found.capacity.node
+    if capacity.tier == "edge" and found.trusted and not capacity.price_per_hour:
+        return
+    trust = "may hold sensitive blocks" if found.trusted else "may hold no sensitive block"
+    fact = f"{capacity.tier} at {capacity.price_per_hour:g} an hour, {trust}"
+    if capacity.tier == "cloud" and not capacity.price_per_hour:
+        remedy = "give its --price-per-hour: without one the planner takes it for free"
+        yield Finding("tier", name, "warn", fact, remedy)
+        return
+    yield Finding("tier", name, "ok", fact)
 
 
 def _resources(found: NodeStatus) -> Iterator[Finding]:

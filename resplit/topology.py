@@ -6,17 +6,20 @@ deployment = "chat"
 node = "n0"
 first = 0
 last = 13
+
+Several routes are several such lists, `[[routes]]` each with its `[[routes.stages]]`.
 """
 
 import json
 import tomllib
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, model_validator
 
 from schemas.base import DeploymentId, Value
 from schemas.control import DeploymentStatus
-from schemas.deployment import Stage
+from schemas.deployment import Chain, Placement
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Plan
 
@@ -24,11 +27,31 @@ FILE_BYTES_MAX = 1 << 20
 """A split of thousands of blocks is a few hundred kilobytes; whatever is larger is another file."""
 
 
+class TopologyRoute(Value):
+    """The stages of one route, in the order of its blocks."""
+
+    stages: Chain = Field(min_length=1)
+
+
 class Topology(Value):
-    """The stages of one deployment, in the order of its blocks."""
+    """Which node runs which blocks of one deployment: the stages of its one route, or each of its routes."""
 
     deployment: DeploymentId
-    stages: tuple[Stage, ...] = Field(min_length=1)
+    stages: Chain | None = Field(default=None, min_length=1)
+    routes: tuple[TopologyRoute, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _is_one_or_the_other(self) -> Self:
+        if (self.stages is None) == (self.routes is None):
+            raise ValueError("give either stages, or routes that have stages")
+        return self
+
+    @property
+    def placement(self) -> Chain | Placement:
+        """The same as the orchestrator takes it."""
+        if self.stages is not None:
+            return self.stages
+        return tuple(route.stages for route in self.routes or ())
 
 
 def read_topology(path: Path) -> Topology:
@@ -64,7 +87,11 @@ def in_file(error: ResplitError, path: Path) -> ResplitError:
     if field == "name":
         field = "deployment"
     elif field is not None and field.split(".")[0] == "placement":
-        field = f"stages{field.removeprefix('placement')}"
+        parts = field.split(".")[1:]
+        # A route has a position of its own, then comes the stage's.
+        listed = len(parts) in (1, 3)
+        shown = ["routes", parts[0], *(["stages", *parts[1:]] if parts[1:] else [])] if listed else ["stages", *parts]
+        field = ".".join(shown)
     return ResplitError(error.code, f"{path}: {error.message}", field)
 
 
@@ -73,7 +100,10 @@ def current_topology(found: DeploymentStatus) -> Topology:
     if found.current is None:
         why = "" if found.reason is None else f": {found.reason}"
         raise ResplitError(ErrorCode.INFEASIBLE, f"{found.name} has no split now, it is {found.state}{why}")
-    return Topology(deployment=found.name, stages=found.current.routes[0].stages)
+    chains = found.current.chains
+    if len(chains) == 1:
+        return Topology(deployment=found.name, stages=chains[0])
+    return Topology(deployment=found.name, routes=tuple(TopologyRoute(stages=chain) for chain in chains))
 
 
 def as_toml(found: DeploymentStatus) -> str:
@@ -82,15 +112,25 @@ def as_toml(found: DeploymentStatus) -> str:
     assert plan is not None
     lines = [f"# {comment}" for comment in _comments(found, plan)]
     lines += [f"deployment = {json.dumps(topology.deployment)}"]
-    for stage in topology.stages:
-        lines += [
+    if topology.stages is not None:
+        lines += _listed("stages", topology.stages)
+    for route in topology.routes or ():
+        lines += ["", "[[routes]]", *_listed("routes.stages", route.stages)]
+    return "\n".join(lines) + "\n"
+
+
+def _listed(name: str, stages: Chain) -> list[str]:
+    return [
+        line
+        for stage in stages
+        for line in (
             "",
-            "[[stages]]",
+            f"[[{name}]]",
             f"node = {json.dumps(stage.node)}",
             f"first = {stage.first}",
             f"last = {stage.last}",
-        ]
-    return "\n".join(lines) + "\n"
+        )
+    ]
 
 
 def _comments(found: DeploymentStatus, plan: Plan) -> list[str]:
@@ -98,5 +138,5 @@ def _comments(found: DeploymentStatus, plan: Plan) -> list[str]:
     said = [f"{found.model_name or plan.model}, {plan.block_count} blocks, epoch {plan.epoch}"]
     said.append("locked by an operator" if locked else "as planned")
     if len(plan.routes) > 1:
-        said.append(f"the first of {len(plan.routes)} routes; a lock keeps this one alone")
+        said.append(f"{len(plan.routes)} routes, each with its share of the requests")
     return said

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from resplit.output import progress_bar, size
-from schemas.deployment import Stage
+from schemas.deployment import Placement, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -43,9 +43,14 @@ def node_row(node: "NodeStatus", drained: tuple[str, ...]) -> list[str]:
 
 
 def node_state(node: "NodeStatus", drained: tuple[str, ...]) -> str:
-    """Whether the node is there, and whether plans may use it."""
-    here = "lost" if node.lost else "up"
-    return f"{here}, drained" if node.capacity.node in drained else here
+    """Whether the node is there, whether plans may use it, its tier, and whether it may hold what is sensitive."""
+    capacity = node.capacity
+    said = ["lost" if node.lost else "up"]
+    if capacity.tier == "cloud":
+        said.append(f"cloud at {capacity.price_per_hour:g}/h" if capacity.price_per_hour else "cloud")
+    if node.trusted != (capacity.tier == "edge"):
+        said.append("trusted" if node.trusted else "not trusted")
+    return ", ".join([*said, *(["drained"] if capacity.node in drained else [])])
 
 
 def hosted(node: "NodeStatus") -> str:
@@ -94,7 +99,12 @@ def remarks(found: "DeploymentStatus") -> str:
 
 def routes(plan: "Plan") -> str:
     """Every route of a plan."""
-    return " | ".join(chain(route.stages) for route in plan.routes)
+    return chains(plan.chains)
+
+
+def chains(placement: Placement) -> str:
+    """Routes as `n0:0-3 > n1:4-9 | n2:0-9`."""
+    return " | ".join(chain(stages) for stages in placement)
 
 
 def chain(stages: tuple[Stage, ...]) -> str:

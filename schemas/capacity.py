@@ -12,6 +12,8 @@ BlockIndex = Annotated[int, Field(ge=0, lt=1 << 16)]
 ThrottleReason = Literal["thermal", "power", "hardware"]
 """Why a device runs slower than it could; `hardware` is a slowdown whose cause it does not tell."""
 
+Tier = Literal["edge", "cloud"]
+
 HEARTBEAT_IN_PLAN_S = 1.0
 HEARTBEAT_SPARE_S = 10.0
 LOST_AFTER_S = 5.0
@@ -133,6 +135,11 @@ class Capacity(Value):
     link: str | None = None
     """`host:port` where peers reach this node directly, None if they cannot."""
     provider: Provider
+    tier: Tier = "edge"
+    """`cloud`: a rented machine farther away. Plans use it where the edge cannot do without, or it is worth the price;
+    it is not trusted unless an operator says so."""
+    price_per_hour: float = Field(default=0.0, ge=0)
+    """What keeping the node in a plan costs, in whatever currency all nodes are priced in."""
     threads: int = Field(ge=1)
     memory_total_bytes: int = Field(ge=0)
     memory_free_bytes: int = Field(ge=0)

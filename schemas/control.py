@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from schemas.base import DeploymentId, NodeName, Value
 from schemas.capacity import Capacity
-from schemas.deployment import Deployment, Settings, Stage
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Sensitive, Settings
 from schemas.errors import ErrorBody
 from schemas.leader import Leadership
 from schemas.plan import Plan
@@ -27,8 +27,10 @@ class DeployRequest(Value):
     """A name in the orchestrator's store, or the digest of a manifest in it."""
     settings: Settings = Settings()
     stages: int | None = Field(default=None, ge=1, le=256)
-    placement: tuple[Stage, ...] | None = None
+    placement: Chain | Placement | None = None
     slo: Slo | None = None
+    routes: int | None = Field(default=None, ge=1, le=ROUTES_MAX)
+    sensitive: Sensitive | None = None
 
 
 class DeployReply(Value):
@@ -36,8 +38,8 @@ class DeployReply(Value):
 
     deployment: Deployment
     model_name: str
-    stages: tuple[Stage, ...]
-    """The stages that a plan made now would have."""
+    routes: Placement
+    """The stages of each route that a plan made now would have."""
     estimate: dict[str, float]
     """What that plan is predicted to cost: `ttft_ms`, `tpot_ms` and the terms they are made of."""
 
@@ -46,7 +48,7 @@ class PlaceRequest(Value):
     """Insist on a placement of a deployment, or leave it to the planner again; answered as a deploy is."""
 
     name: DeploymentId
-    placement: tuple[Stage, ...] | None = None
+    placement: Chain | Placement | None = None
     """None: automatic planning. What runs goes on until another plan is worth the move."""
 
 
@@ -88,6 +90,22 @@ class UndrainReply(Value):
     node: NodeName
 
 
+class TrustRequest(Value):
+    """Say whether a node may hold sensitive blocks; this holds until it is said otherwise, whatever restarts."""
+
+    node: NodeName
+    trusted: bool
+
+
+class TrustReply(Value):
+    """The word is stored; that every deployment can keep its sensitive blocks to trusted nodes was checked."""
+
+    node: NodeName
+    trusted: bool
+    deployments: tuple[DeploymentId, ...]
+    """Those whose sensitive blocks are on the node now although it is not trusted; they move at once."""
+
+
 class NodeStatus(Value):
     """One node as the orchestrator sees it."""
 
@@ -96,6 +114,8 @@ class NodeStatus(Value):
     age_s: float
     """Since that heartbeat arrived."""
     lost: bool
+    trusted: bool = True
+    """Whether it may hold sensitive blocks."""
 
 
 class Attainment(Value):
@@ -153,9 +173,11 @@ class StatusReply(Value):
 class CandidateReport(Value):
     """One plan that was weighed."""
 
-    stages: tuple[Stage, ...]
-    origin: Literal["current", "reassigned", "resplit", "failover"]
-    """How it came to be on the list: it serves; other nodes for the same cuts; other cuts; the best without a node."""
+    routes: Placement
+    """The stages of each of its routes."""
+    origin: Literal["current", "reassigned", "resplit", "edge", "route added", "route given back", "failover"]
+    """How it came to be on the list: it serves; other nodes for the same cuts; other cuts; the best without the cloud;
+    one route more; fewer routes; the best without a node."""
     without: NodeName | None = None
     """The node that a failover plan does without."""
     phi: float
@@ -177,7 +199,7 @@ class DecisionReport(Value):
     plan_reason: str
     """Why that epoch's plan was made."""
     at: AwareDatetime
-    action: Literal["keep", "redistribute", "resplit", "hard"]
+    action: Literal["keep", "redistribute", "resplit", "routes", "hard"]
     sentence: str
     """The decision, as a person would give it."""
     certified: bool

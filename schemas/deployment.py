@@ -1,6 +1,6 @@
 """What operators want: a model under a name that clients address, how it is to be run, which nodes to spare."""
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -26,6 +26,17 @@ class Stage(Value):
     @property
     def blocks(self) -> range:
         return range(self.first, self.last + 1)
+
+
+Chain = tuple[Stage, ...]
+"""The stages of one route, in the order of their blocks."""
+Placement = tuple[Chain, ...]
+"""A chain for each route of a plan."""
+Sensitive = tuple[Annotated[int, Field(ge=0)], ...] | Literal["ends", "all"]
+"""Blocks that only trusted nodes may hold, `ends` being the first and the last: prompts enter there, tokens leave."""
+
+ROUTES_MAX = 16
+"""A plan of more routes is several deployments."""
 
 
 class Settings(Value):
@@ -60,15 +71,49 @@ class Deployment(Value):
     settings: Settings = Settings()
     stages: int | None = Field(default=None, ge=1, le=256)
     """How many stages to cut the model into; None lets the planner choose."""
-    placement: tuple[Stage, ...] | None = None
-    """A placement the operator insists on; the planner then only checks that it fits."""
+    placement: Chain | Placement | None = None
+    """A placement the operator insists on, one chain of stages or a list of them; the planner then only checks that
+    it fits."""
     slo: Slo | None = None
     """The class of its requests, as far as they do not say otherwise."""
+    routes: int | None = Field(default=None, ge=1, le=ROUTES_MAX)
+    """How many routes share the requests; None lets the planner decide, by what there is to do."""
+    sensitive: Sensitive | None = None
+    """Blocks that no untrusted node may hold, not even while a plan is prepared; None where it does not matter."""
+
+    @property
+    def chains(self) -> Placement | None:
+        """`placement` as one chain for each route."""
+        return chains_of(self.placement)
+
+    def sensitive_of(self, block_count: int) -> frozenset[int]:
+        """The sensitive blocks of a model of `block_count` blocks."""
+        match self.sensitive:
+            case None:
+                return frozenset()
+            case "all":
+                return frozenset(range(block_count))
+            case "ends":
+                return frozenset({0, block_count - 1})
+            case blocks:
+                return frozenset(blocks)
+
+
+def chains_of(placement: Chain | Placement | None) -> Placement | None:
+    """A plain list of stages is one route."""
+    if placement is None:
+        return None
+    plain = tuple(part for part in placement if isinstance(part, Stage))
+    listed = tuple(part for part in placement if not isinstance(part, Stage))
+    return (*listed, plain) if plain or not listed else listed
 
 
 class NodeWish(Value):
-    """Desired state of one node, as an operator said it last. A node nobody spoke about may be used."""
+    """Desired state of one node, as an operator said it last. A node nobody spoke about may be used, and is trusted
+    unless it says that it is of the tier `cloud`."""
 
     node: NodeName
-    drained: bool
+    drained: bool = False
     """No plan is to use it: it is about to be serviced. This holds until the operator takes it back."""
+    trusted: bool | None = None
+    """Whether it may hold sensitive blocks. None: nobody said so, and its tier decides."""

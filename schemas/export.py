@@ -26,6 +26,8 @@ from schemas.control import (
     RemoveReply,
     RemoveRequest,
     StatusReply,
+    TrustReply,
+    TrustRequest,
     UndrainReply,
     UndrainRequest,
 )
@@ -80,6 +82,8 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     TensorRequest,
     TextRequest,
     TokenReply,
+    TrustReply,
+    TrustRequest,
     UndrainReply,
     UndrainRequest,
 )

@@ -8,7 +8,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
 from schemas.codec import encode
-from schemas.deployment import Settings, Stage
+from schemas.deployment import Placement, Settings, Stage
 from schemas.slo import Slo
 
 
@@ -69,6 +69,11 @@ class Plan(Value):
         if sum(route.max_sequences for route in self.routes) > self.settings.max_sequences:
             raise ValueError("the routes share out more sequences than the deployment has")
         return self
+
+    @property
+    def chains(self) -> Placement:
+        """The stages of each route."""
+        return tuple(route.stages for route in self.routes)
 
     @property
     def digest(self) -> Digest:

@@ -88,6 +88,6 @@ def blob_of_all(digest: Digest) -> str:
 
 
 def control(verb: str) -> str:
-    """Requests of operators to the orchestrator (core): `deploy`, `place`, `remove`, `drain`, `undrain`, `status`,
-    `explain`, `plan`."""
+    """Requests of operators to the orchestrator (core): `deploy`, `place`, `remove`, `drain`, `undrain`, `trust`,
+    `status`, `explain`, `plan`."""
     return f"{CONTROL}.{verb}"

@@ -80,6 +80,10 @@ class World:
     policy: Policy = DEFAULT_POLICY
     wish: Deployment = field(default_factory=lambda: Deployment(name=CHAT, model=MODEL, settings=SETTINGS))
     slow: dict[NodeId, float] = field(default_factory=dict)
+    prices: dict[NodeId, float] = field(default_factory=dict)
+    """The nodes of the cloud, and what each costs an hour."""
+    sequences: int = 0
+    """How many run, shared out over the routes."""
     decisions: list[Decision] = field(default_factory=list)
     weighed_at: datetime = START
 
@@ -87,7 +91,7 @@ class World:
         self.rng = np.random.default_rng(self.seed)
         self.names = [NodeId(f"n{i}") for i in range(self.nodes)]
         self.now = START
-        self.sequence = 0
+        self.heard = 0
         self.snapshot = fold(Snapshot(term=1), ManifestKnown(MODEL, manifest()), START)
         self.snapshot = fold(self.snapshot, DeploymentWritten(self.wish), START)
         self.hear()
@@ -124,7 +128,7 @@ class World:
         for name in self.names:
             self.snapshot = fold(self.snapshot, CapacityReceived(self.heartbeat(name)), self.now)
         self.snapshot = fold(self.snapshot, Tick(), self.now)
-        self.sequence += 1
+        self.heard += 1
 
     def heartbeat(self, name: NodeId, noisy: bool = True) -> Capacity:
         factor = self.slow.get(name, 1.0) * (self.rng.lognormal(0, self.noise) if noisy and self.noise else 1.0)
@@ -136,15 +140,17 @@ class World:
             model=MODEL,
             blocks=mine,
             state="serving",
-            sequences=0,
+            sequences=self.running_on(name),
         )
         return Capacity(
             node=name,
             boot="one",
-            sequence=self.sequence,
+            sequence=self.heard,
             issued_at=START,
             version="0",
             provider=Provider(name="cpu", device="d", flops_per_s=1e12, bytes_per_s=WEIGHT / (BLOCK_MS / 1e3)),
+            tier="cloud" if name in self.prices else "edge",
+            price_per_hour=self.prices.get(name, 0.0),
             threads=1,
             memory_total_bytes=1 << 40,
             memory_free_bytes=max(0, int((self.room - len(mine)) * BLOCK_BYTES)),
@@ -159,6 +165,13 @@ class World:
             ),
             on_disk=(StoredBlocks.of(MODEL, range(BLOCKS)),),
         )
+
+    def running_on(self, name: NodeId) -> int:
+        """The sequences of the routes over a node."""
+        current = self.snapshot.rollout(CHAT).current
+        routes = () if current is None else current.routes
+        slots = sum(route.max_sequences for route in routes)
+        return sum(round(self.sequences * route.max_sequences / slots) for route in routes if name in route.nodes)
 
     def true_tpot_ms(self, plan: Plan) -> float:
         capacities = {name: self.heartbeat(name, noisy=False) for name in self.names}

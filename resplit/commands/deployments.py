@@ -9,9 +9,9 @@ import typer
 from resplit.defaults import DEFAULT_URL
 from resplit.options import AsJson, Timeout, Url, Wait
 from resplit.output import print_json
-from resplit.view import chain, readiness, routes
+from resplit.view import chains, readiness
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Settings, Stage
+from schemas.deployment import ROUTES_MAX, Chain, Placement, Sensitive, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
@@ -25,7 +25,15 @@ def deploy(
     url: Url = DEFAULT_URL,
     name: Annotated[str | None, typer.Option(help="What clients call it; default: like the model.")] = None,
     stages: Annotated[int | None, typer.Option(min=1, help="Into how many stages to cut; default: planned.")] = None,
-    place: Annotated[str | None, typer.Option(help="Insist on a placement, as `n0:0-3,n1:4-9`.")] = None,
+    place: Annotated[
+        str | None, typer.Option(help="Insist on a placement, as `n0:0-3,n1:4-9`; several routes with `|` between.")
+    ] = None,
+    routes: Annotated[
+        int | None, typer.Option(min=1, max=ROUTES_MAX, help="How many routes share the requests; default: planned.")
+    ] = None,
+    sensitive: Annotated[
+        str | None, typer.Option(help="Blocks for trusted nodes alone: `ends`, `all`, or numbers as `0,5,11`.")
+    ] = None,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
@@ -81,13 +89,15 @@ def deploy(
         stages=stages,
         placement=placement,
         slo=slo if slo != BEST_EFFORT else None,
+        routes=routes,
+        sensitive=None if sensitive is None else parse_sensitive(sensitive),
     )
     if not wait:
         reply = asyncio.run(control.deploy(url, request))
         if as_json:
             print_json(reply)
         else:
-            print(f"{called}: accepted; as of now {chain(reply.stages)}")
+            print(f"{called}: accepted; as of now {chains(reply.routes)}")
         return
     with readiness() as show:
         served = asyncio.run(control.deploy_and_wait(url, request, timeout, show))
@@ -95,7 +105,7 @@ def deploy(
         print_json(served)
         return
     assert served.current is not None
-    print(f"{called}: serving {served.model_name}, epoch {served.current.epoch}, {routes(served.current)}")
+    print(f"{called}: serving {served.model_name}, epoch {served.current.epoch}, {chains(served.current.chains)}")
 
 
 def remove(
@@ -111,8 +121,24 @@ def remove(
         print(f"{reply.name}: removed; it drains")
 
 
-def parse_placement(text: str) -> tuple[Stage, ...]:
-    """Stages from `n0:0-3,n1:4`; raises `ResplitError(INVALID_REQUEST)`."""
+def parse_placement(text: str) -> Chain | Placement:
+    """Stages from `n0:0-3,n1:4`, or a list of them from `n0:0-4|n1:0-4`; raises `ResplitError(INVALID_REQUEST)`."""
+    chains = tuple(_parse_chain(part) for part in text.split("|"))
+    return chains[0] if len(chains) == 1 else chains
+
+
+def parse_sensitive(text: str) -> Sensitive:
+    """`ends`, `all`, or block numbers from `0,5`; raises `ResplitError(INVALID_REQUEST)`."""
+    named: dict[str, Sensitive] = {"ends": "ends", "all": "all"}
+    if text in named:
+        return named[text]
+    if re.fullmatch(r"\d{1,6}(,\d{1,6})*", text) is None:
+        message = f"{text!r} names no blocks: give `ends`, `all`, or numbers such as 0,5,11"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
+    return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def _parse_chain(text: str) -> Chain:
     stages = []
     for part in text.split(","):
         match = re.fullmatch(r"\s*([a-z0-9][a-z0-9_-]{0,62}):(\d+)(?:-(\d+))?\s*", part)

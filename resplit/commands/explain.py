@@ -8,8 +8,8 @@ import typer
 from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
 from resplit.options import AsJson, OptionalKeys, Url
 from resplit.output import print_json, print_table
+from resplit.view import chains
 from schemas.base import DeploymentName
-from schemas.deployment import Stage
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from schemas.control import CandidateReport, DecisionReport
 
 COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
-ACTS = ("redistribute", "resplit", "hard")
+ACTS = ("redistribute", "resplit", "routes", "hard")
 
 
 def explain(
@@ -83,7 +83,7 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
     chosen = "stays" if current else "chosen"
     origin = candidate.origin if candidate.without is None else f"without {candidate.without}"
     return [
-        _chain(candidate.stages),
+        chains(candidate.routes),
         origin,
         f"{candidate.phi:.2f}",
         f"{terms['tpot_ms']:.1f}" if "tpot_ms" in terms else "-",
@@ -92,10 +92,6 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
         "-" if move is None else f"{move['move_seconds']:.1f}",
         candidate.why_not or chosen,
     ]
-
-
-def _chain(stages: tuple[Stage, ...]) -> str:
-    return " > ".join(f"{stage.node}:{stage.first}-{stage.last}" for stage in stages)
 
 
 async def _explain_epoch(url: str, deployment: str | None, epoch: int, keys: OptionalKeys, as_json: bool) -> None:

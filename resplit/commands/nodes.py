@@ -1,4 +1,4 @@
-"""`resplit drain` and `resplit undrain`: a node is taken out of use for maintenance, and given back."""
+"""What operators say of a node: `drain` and `undrain` for maintenance, `trust` and `distrust` for sensitive blocks."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
@@ -67,3 +67,30 @@ def undrain(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None
         print_json(reply)
     else:
         print(f"{node}: may be used again")
+
+
+def trust(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Let NODE hold sensitive blocks; needed for a node of the cloud, and for one that was distrusted."""
+    _say(node, True, url, as_json)
+
+
+def distrust(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+    """Let NODE hold no sensitive block: those that are on it move at once; what is not sensitive may stay.
+
+    Refused, and nothing changed, if the trusted nodes have no room for them.
+    """
+    _say(node, False, url, as_json)
+
+
+def _say(node: str, trusted: bool, url: str, as_json: bool) -> None:
+    from resplit import control  # noqa: PLC0415
+
+    reply = asyncio.run(control.trust(url, NodeId(node), trusted))
+    if as_json:
+        print_json(reply)
+    elif trusted:
+        print(f"{node}: trusted; it may hold sensitive blocks")
+    elif reply.deployments:
+        print(f"{node}: not trusted; sensitive blocks move away from it: {', '.join(reply.deployments)}")
+    else:
+        print(f"{node}: not trusted; it holds no sensitive block")

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resplit.cluster import LocalCluster
 
 ProviderName = Literal["cpu", "cuda", "auto"]
+TierName = Literal["edge", "cloud"]
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 NATS_PORT = 4222
 
@@ -72,6 +73,8 @@ def agent(
     cores: Annotated[str | None, typer.Option(help="Cores to stay on, as `0,1` or `0-3`; default: all.")] = None,
     listen: Annotated[str, typer.Option(help="host:port for links from other agents; port 0 is any.")] = "127.0.0.1:0",
     advertise: Annotated[str | None, typer.Option(help="host:port others reach it at, if not `--listen`.")] = None,
+    tier: Annotated[TierName, typer.Option(help="`cloud` for a rented machine: used at need, not trusted.")] = "edge",
+    price_per_hour: Annotated[float, typer.Option(min=0, help="What the node costs while a plan uses it.")] = 0.0,
     verbose: Verbose = False,
 ) -> None:
     """Run one agent on this machine until Ctrl-C or SIGTERM."""
@@ -90,6 +93,8 @@ def agent(
         listen=listen,
         advertise=advertise,
         cores=None if cores is None else parse_cores(cores),
+        tier=tier,
+        price_per_hour=price_per_hour,
     )
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     run_service(run(config))

@@ -9,13 +9,13 @@ import typer
 from resplit.defaults import DEFAULT_URL
 from resplit.options import AsJson, Timeout, Url, Wait
 from resplit.output import print_json
-from resplit.view import chain, readiness
+from resplit.view import chains, readiness, routes
 from schemas.base import DeploymentName
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from schemas.control import DeploymentStatus
-    from schemas.deployment import Stage
+    from schemas.deployment import Chain, Placement
 
 PLACE_TIMEOUT_S = 900.0
 """Nodes may have to fetch gigabytes before they are ready."""
@@ -45,7 +45,9 @@ def show(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
 
 @app.command()
 def lock(
-    file: Annotated[Path, typer.Argument(help="A deployment and its stages, as `show` prints them (TOML or .json).")],
+    file: Annotated[
+        Path, typer.Argument(help="A deployment and its stages, or its routes, as `show` prints them (TOML or .json).")
+    ],
     url: Url = DEFAULT_URL,
     wait: Wait = True,
     timeout: Timeout = PLACE_TIMEOUT_S,
@@ -53,14 +55,14 @@ def lock(
 ) -> None:
     """Run a deployment exactly as FILE says, until it is unlocked: the planner then only watches that it holds.
 
-    Refused, and nothing changed, if a node is not there or has too little memory.
+    Refused, and nothing changed, if a node is not there, has too little memory or may not hold what is sensitive.
     """
     from resplit.topology import in_file, read_topology  # noqa: PLC0415
 
     path = file.expanduser()
     topology = read_topology(path)
     try:
-        _place(url, topology.deployment, topology.stages, wait, timeout, as_json)
+        _place(url, topology.deployment, topology.placement, wait, timeout, as_json)
     except ResplitError as error:
         raise in_file(error, path) from error
 
@@ -74,20 +76,20 @@ def unlock(
 
 
 def _place(
-    url: str, name: DeploymentName, stages: "tuple[Stage, ...] | None", wait: bool, timeout: float, as_json: bool
+    url: str, name: DeploymentName, placement: "Chain | Placement | None", wait: bool, timeout: float, as_json: bool
 ) -> None:
     from resplit import control  # noqa: PLC0415
 
-    how = "planned automatically" if stages is None else "locked"
+    how = "planned automatically" if placement is None else "locked"
     if not wait:
-        reply = asyncio.run(control.place(url, name, stages))
+        reply = asyncio.run(control.place(url, name, placement))
         if as_json:
             print_json(reply)
         else:
-            print(f"{name}: {how}; as of now {chain(reply.stages)}")
+            print(f"{name}: {how}; as of now {chains(reply.routes)}")
         return
     with readiness() as show_progress:
-        served = asyncio.run(control.place_and_wait(url, name, stages, timeout, show_progress))
+        served = asyncio.run(control.place_and_wait(url, name, placement, timeout, show_progress))
     if as_json:
         print_json(served)
     else:
@@ -96,4 +98,4 @@ def _place(
 
 def _serving(served: "DeploymentStatus") -> str:
     assert served.current is not None
-    return f"serving epoch {served.current.epoch}, {chain(served.current.routes[0].stages)}"
+    return f"serving epoch {served.current.epoch}, {routes(served.current)}"

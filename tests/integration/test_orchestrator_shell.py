@@ -45,6 +45,8 @@ from schemas.control import (
     RemoveReply,
     RemoveRequest,
     StatusReply,
+    TrustReply,
+    TrustRequest,
 )
 from schemas.deployment import NodeWish, Settings, Stage
 from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
@@ -320,11 +322,11 @@ async def test_a_deployment_is_planned_prepared_and_committed(world: World) -> N
     async with world.peers(*NODES[:2]) as peers, world.orchestrator():
         reply = await world.deploy(stages=2, settings=Settings(max_sequences=4))
         assert reply.deployment.model == world.model
-        assert reply.stages == (Stage(node="a", first=0, last=2), Stage(node="b", first=3, last=5))
+        assert reply.routes == ((Stage(node="a", first=0, last=2), Stage(node="b", first=3, last=5)),)
         status = await world.until(lambda s: serving(s) and s.deployments[0].applied == ("a", "b"))
         (chat,) = status.deployments
         assert chat.current is not None
-        assert chat.current.routes[0].stages == reply.stages
+        assert chat.current.chains == reply.routes
         assert chat.current.routes[0].source == "a"
         assert chat.current.epoch == 1
         assert chat.estimate is not None
@@ -674,3 +676,52 @@ async def test_a_drain_or_a_lock_that_memory_forbids_names_the_bytes_short_and_c
             assert moved.deployments[0].current is not None
             assert set(moved.deployments[0].current.nodes) == set(NODES[1:])
     assert [event.fields["node"] for event in await world.audited(AuditKind.NODE_CHANGED)] == ["a"]
+
+
+async def test_of_two_routes_a_lost_node_costs_one_and_it_comes_back(world: World) -> None:
+    async with world.peers(*NODES) as peers, world.orchestrator():
+        reply = await world.deploy(routes=2)
+        assert reply.routes == tuple((Stage(node=node, first=0, last=5),) for node in NODES[:2])
+        before = await world.until(lambda s: serving(s) and len(s.nodes) == 3)
+        assert before.deployments[0].current is not None
+        assert before.deployments[0].current.chains == reply.routes
+        peers[NODES[1]].alive = False
+        after = await world.until(lambda s: serving(s) and set(s.deployments[0].applied) == {"a", "c"})
+        assert after.deployments[0].current is not None
+        assert after.deployments[0].current.chains == (reply.routes[0], (Stage(node="c", first=0, last=5),))
+        peers[NODES[2]].alive = False
+        one = await world.until(lambda s: s.deployments[0].applied == ("a",) and s.deployments[0].error is not None)
+        assert one.deployments[0].state == "changing"
+        assert one.deployments[0].reason == "2 routes are asked for and 1 serve(s)"
+        peers[NODES[1]].alive = True
+        await world.until(lambda s: serving(s) and set(s.deployments[0].applied) == {"a", "b"})
+
+
+async def test_a_word_of_trust_holds_past_restarts_and_moves_what_is_sensitive(world: World) -> None:
+    def distrust(node: NodeId) -> bytes:
+        return encode(TrustRequest(node=node, trusted=False))
+
+    async with world.peers(*NODES[:2]):
+        async with world.orchestrator():
+            await world.deploy(sensitive="ends")
+            before = await world.until(lambda s: serving(s) and len(s.nodes) == 2)
+            assert before.deployments[0].current is not None
+            (node,) = before.deployments[0].current.nodes
+            (other,) = {"a", "b"} - {node}
+            reply = TrustReply.model_validate_json(await world.ask("trust", distrust(NodeId(node))))
+            assert (reply.trusted, set(reply.deployments) <= {CHAT}) == (False, True)
+            await world.until(lambda s: serving(s) and s.deployments[0].applied == (other,))
+        async with world.orchestrator():
+            after = await world.until(lambda s: serving(s) and len(s.nodes) == 2)
+            assert {found.capacity.node: found.trusted for found in after.nodes} == {node: False, other: True}
+            nowhere = (await world.refusal("trust", distrust(NodeId(other)))).error
+            assert (nowhere.code, nowhere.field) == (ErrorCode.INFEASIBLE, "node")
+            assert "keep its sensitive blocks off node" in nowhere.message
+            locked = PlaceRequest(name=CHAT, placement=(Stage(node=NodeId(node), first=0, last=5),))
+            exposed = (await world.refusal("place", encode(locked))).error
+            assert (exposed.code, exposed.field) == (ErrorCode.INFEASIBLE, "placement.0.node")
+            unknown = (await world.refusal("trust", distrust(NodeId("nobody")))).error
+            assert unknown.code is ErrorCode.UNKNOWN_NODE
+            kept = await world.status()
+            assert kept.deployments[0].current == after.deployments[0].current
+    assert "trust_changed" in {event.fields["cause"] for event in await world.audited(AuditKind.PLAN_PREPARED)}

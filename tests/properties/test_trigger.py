@@ -33,7 +33,7 @@ RULES: tuple[Policy, ...] = (WorkFunction(), RoundTripRegret(), AlwaysArgmin(), 
 
 def option(node: str, phi: float, cut: int = 3) -> Option:
     stages = (Stage(node=NodeId(node), first=0, last=cut), Stage(node=NodeId("z"), first=cut + 1, last=7))
-    return Option(stages, Origin.CURRENT, Objective(phi, 0, 0))
+    return Option((stages,), Origin.CURRENT, Objective(phi, 0, 0))
 
 
 def moving(cost: float, size: int = 0) -> MoveCost:
@@ -109,13 +109,13 @@ def test_what_is_proposed_fits(
             world.now += timedelta(seconds=PLANNING_PERIOD_S)
             world.hear()
             outlook = weigh(world.snapshot, CHAT, policy, world.now)
-            for stages in outlook.failovers.values():
-                assert fits(stages, room)
+            for chains in outlook.failovers.values():
+                assert all(fits(stages, room) for stages in chains)
             for runner_up in outlook.decision.runners_up:
-                assert fits(runner_up.option.stages, room)
+                assert all(fits(stages, room) for stages in runner_up.option.chains)
             if outlook.decision.acts:
                 world.adopt(chosen_plan(world.snapshot, outlook).plan)
-                assert fits(world.plan.routes[0].stages, room)
+                assert fits(world.plan.chains[0], room)
     assert {stage.node for stage in world.plan.routes[0].stages} <= set(world.names)
 
 
@@ -129,7 +129,7 @@ def test_each_node_in_use_has_a_plan_that_does_without_it() -> None:
     world = World(4, 1, noise=0)
     outlook = weigh(world.snapshot, CHAT, WorkFunction(), world.now)
     assert set(outlook.failovers) == set(world.plan.nodes)
-    assert all(node not in {stage.node for stage in stages} for node, stages in outlook.failovers.items())
+    assert all(node != stage.node for node, chains in outlook.failovers.items() for c in chains for stage in c)
 
 
 def test_an_adversary_that_slows_whatever_is_used_gets_a_bounded_number_of_moves() -> None:

@@ -21,7 +21,7 @@ from bus.connection import connect
 from bus.keys import create_keys, load_identity
 from bus.streams import ensure_streams
 from resplit.cli import app
-from resplit.commands.deployments import default_name, parse_placement
+from resplit.commands.deployments import default_name, parse_placement, parse_sensitive
 from resplit.commands.events import event_line
 from resplit.commands.serve import parse_cores, parse_size
 from resplit.exits import Exit, exit_of
@@ -30,6 +30,7 @@ from resplit.trail import Seen
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
+from schemas.deployment import Stage
 from schemas.envelope import AUDIT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
 
@@ -299,8 +300,18 @@ def test_what_is_neither_size_nor_cores_is_refused(read: Callable[[str], object]
 
 
 def test_a_placement_is_read_as_stages() -> None:
-    stages = parse_placement("n0:0-3, n1:4")
-    assert [(stage.node, stage.first, stage.last) for stage in stages] == [("n0", 0, 3), ("n1", 4, 4)]
+    n0, n1 = NodeId("n0"), NodeId("n1")
+    chain = (Stage(node=n0, first=0, last=3), Stage(node=n1, first=4, last=4))
+    assert parse_placement("n0:0-3, n1:4") == chain
+    assert parse_placement("n0:0-3,n1:4 | n1:0-4") == (chain, (Stage(node=n1, first=0, last=4),))
+
+
+def test_sensitive_blocks_are_named_or_numbered() -> None:
+    assert [parse_sensitive(text) for text in ("ends", "all", "7,0,7")] == ["ends", "all", (0, 7)]
+    for text in ("", "some", "-1", "1-3", "0,"):
+        with pytest.raises(ResplitError) as caught:
+            parse_sensitive(text)
+        assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "sensitive")
 
 
 @pytest.mark.parametrize("text", ["", "n0", "n0:1-0", "n0:a-b", "N0:0-1", "n0:0-1,"])

@@ -82,6 +82,15 @@ def fact(facts: Facts, check: str, about: str | None) -> str:
     return found
 
 
+def test_a_node_of_the_cloud_is_told_with_its_price_and_trust() -> None:
+    rented = node(C, tier="cloud", price_per_hour=0.4).model_copy(update={"trusted": False})
+    facts = seen(nodes=(node(A, B), node(B, A), rented))
+    assert fact(facts, "tier", C) == "cloud at 0.4 an hour, may hold no sensitive block"
+    assert wrong(facts) == []
+    free = node(C, tier="cloud").model_copy(update={"trusted": False})
+    assert wrong(seen(nodes=(node(A, B), node(B, A), free))) == [("tier", C, "warn")]
+
+
 def test_nothing_is_wrong_with_a_healthy_cluster() -> None:
     assert wrong(HEALTHY) == []
     checks = {finding.check for finding in diagnose(HEALTHY)}

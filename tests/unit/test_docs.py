@@ -17,7 +17,7 @@ from schemas import envelope, subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId, Value
 from schemas.codec import decode, encode
-from schemas.control import DeployRequest, DrainRequest, PlaceRequest
+from schemas.control import DeployRequest, DrainRequest, PlaceRequest, TrustRequest
 from schemas.envelope import pae
 from schemas.errors import ErrorCode
 from schemas.manifest import DTYPE_BYTES
@@ -34,6 +34,7 @@ CONTROL: dict[str, type[Value]] = {
     "control.deploy": DeployRequest,
     "control.place": PlaceRequest,
     "control.drain": DrainRequest,
+    "control.trust": TrustRequest,
 }
 
 

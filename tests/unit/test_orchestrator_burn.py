@@ -90,7 +90,7 @@ def burning(world: World) -> None:
     for second in range(60):
         world.run(1)
         counters = (Service(deployment=CHAT, met=9 * second, missed=second),)
-        world.sequence += 1
+        world.heard += 1
         capacity = world.heartbeat(N0).model_copy(update={"service": counters})
         world.snapshot = fold(world.snapshot, CapacityReceived(capacity), world.now)
 

@@ -22,9 +22,8 @@ def test_every_block_of_every_failover_is_advised_to_the_node_that_would_run_it(
     failovers = world.snapshot.outlooks[CHAT].failovers
     assert set(failovers) == set(world.plan.nodes)
     advised = to_stage(world.snapshot, {})[CHAT]
-    for stages in failovers.values():
-        for stage in stages:
-            assert set(stage.blocks) <= advised[stage.node].blocks
+    for stage in (stage for chains in failovers.values() for chain in chains for stage in chain):
+        assert set(stage.blocks) <= advised[stage.node].blocks
 
 
 def test_a_better_plan_that_waits_to_repay_the_move_is_advised_too() -> None:
@@ -38,7 +37,7 @@ def test_a_better_plan_that_waits_to_repay_the_move_is_advised_too() -> None:
     assert better, "another plan is better now"
     after = to_stage(world.snapshot, {CHAT: before})[CHAT]
     best = next(option for option in better if option.origin.value in ("resplit", "reassigned"))
-    assert all(set(stage.blocks) <= after[stage.node].blocks for stage in best.stages)
+    assert all(set(stage.blocks) <= after[stage.node].blocks for chain in best.chains for stage in chain)
 
 
 def test_until_a_new_plan_is_weighed_the_advice_stands_and_then_goes_with_its_deployment() -> None:

@@ -94,7 +94,7 @@ def test_the_candidates_are_the_plan_itself_its_best_neighbours_and_one_without_
     found = slate(world.snapshot, world.wish, manifest(), world.plan)
     options = found.observation.options
     assert options[0].origin is Origin.CURRENT
-    assert options[0].stages == world.plan.routes[0].stages
+    assert options[0].chains == world.plan.chains
     assert set(found.failovers) == set(world.plan.nodes)
     assert len(options) <= 16
     assert found.observation.bound <= min(option.phi for option in options)
@@ -135,10 +135,10 @@ def test_a_drained_node_is_no_candidate_and_its_plan_is_left_without_weighing() 
     found = slate(apart, world.wish, manifest(), current)
     assert found.failovers
     assert all(spare not in option.nodes for option in found.observation.options)
-    assert all(spare != stage.node for plan in found.failovers.values() for stage in plan)
+    assert all(spare != stage.node for plan in found.failovers.values() for chain in plan for stage in chain)
     # A failover plan that was ready before the node was drained is not used either.
     lost = NodeId(current.nodes[0])
-    ready = {lost: tuple(replace_node(stage, lost, spare) for stage in current.routes[0].stages)}
+    ready = {lost: (tuple(replace_node(stage, lost, spare) for stage in current.routes[0].stages),)}
     stale = replace(apart.outlooks[CHAT], failovers=ready)
     gone = replace(apart, absent=frozenset({lost}), outlooks={CHAT: stale})
     assert failover_plan(gone, world.wish, "lost", world.now) is None
@@ -154,7 +154,7 @@ def test_a_drained_node_is_no_candidate_and_its_plan_is_left_without_weighing() 
     assert lost not in propose(leaving, world.wish, asked.need, world.now).plan.nodes
     [said] = explained(leaving, CHAT, DEFAULT_POLICY, world.now).decisions
     assert said.action == "hard"
-    assert lost not in {stage.node for stage in said.candidates[1].stages}
+    assert lost not in {stage.node for stage in said.candidates[1].routes[0]}
     assert f"node {lost} is to be drained" in said.sentence
 
 
@@ -201,7 +201,7 @@ def test_stages_go_to_the_fastest_nodes_and_what_shares_a_node_goes_on_sharing_i
 
 
 def placed(*parts: tuple[NodeId, int, int]) -> Placed:
-    return Placed(stages(*parts), prefill_ms_per_token=2.0, tpot_ms=40.0)
+    return Placed((stages(*parts),), prefill_ms_per_token=2.0, tpot_ms=40.0)
 
 
 def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
@@ -257,7 +257,7 @@ def test_a_lost_node_is_answered_with_the_plan_that_was_ready() -> None:
     world = quiet(4)
     world.run(PLANNING_PERIOD_S)
     lost = NodeId(world.plan.nodes[0])
-    ready = world.snapshot.outlooks[CHAT].failovers[lost]
+    (ready,) = world.snapshot.outlooks[CHAT].failovers[lost]
     gone = replace(world.snapshot, absent=frozenset({lost}))
     found = propose(gone, world.wish, Need(Cause.NODE_LOST, f"lost: {lost}"), world.now)
     assert found.plan.routes[0].stages == ready
@@ -354,7 +354,7 @@ def test_what_is_explained_is_the_last_decision_and_a_dry_run_changes_nothing() 
     world.look()
     assert explained(world.snapshot, CHAT, DEFAULT_POLICY, START).decisions[0].at == world.decisions[-1].at
     reply = dry_run(world.snapshot, CHAT, DEFAULT_POLICY, world.now).decision
-    assert reply.candidates[0].stages == world.plan.routes[0].stages
+    assert reply.candidates[0].routes == world.plan.chains
     assert reply.candidates[0].why_not is None
     assert all(one.why_not for one in reply.candidates[1:])
     lost = replace(world.snapshot, absent=frozenset({NodeId(world.plan.nodes[0])}))

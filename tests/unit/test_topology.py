@@ -41,6 +41,21 @@ def test_what_is_shown_is_what_is_read(tmp_path: Path) -> None:
     assert read_topology(tmp_path / "f.json") == Topology(deployment=CHAT, stages=STAGES)
 
 
+def test_several_routes_are_shown_and_read_alike(tmp_path: Path) -> None:
+    other = (Stage(node=NodeId("n2"), first=0, last=5),)
+    routes = tuple(
+        Route(index=i, source=chain[0].node, stages=chain, max_sequences=1) for i, chain in enumerate((STAGES, other))
+    )
+    two = plan().model_copy(update={"routes": routes})
+    (tmp_path / "f.toml").write_text(as_toml(shown(two)))
+    (tmp_path / "f.json").write_text(current_topology(shown(two)).model_dump_json())
+    for name in ("f.toml", "f.json"):
+        assert read_topology(tmp_path / name).placement == (STAGES, other)
+    (tmp_path / "none.toml").write_text('deployment = "chat"')
+    with pytest.raises(ResplitError, match="give either stages, or routes that have stages"):
+        read_topology(tmp_path / "none.toml")
+
+
 def test_without_a_plan_there_is_nothing_to_show() -> None:
     with pytest.raises(ResplitError, match="no split now, it is waiting: the deployment has no plan yet"):
         as_toml(shown(None))
@@ -95,7 +110,14 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, name: str, data: bytes | N
 
 @pytest.mark.parametrize(
     ("field", "expected"),
-    [("placement.1.node", "stages.1.node"), ("placement", "stages"), ("name", "deployment"), (None, None)],
+    [
+        ("placement.1.node", "stages.1.node"),
+        ("placement", "stages"),
+        ("placement.1", "routes.1"),
+        ("placement.1.0.node", "routes.1.stages.0.node"),
+        ("name", "deployment"),
+        (None, None),
+    ],
 )
 def test_a_refusal_is_told_in_the_words_of_the_file(field: str | None, expected: str | None) -> None:
     told = in_file(ResplitError(ErrorCode.INFEASIBLE, "no", field), Path("f.toml"))

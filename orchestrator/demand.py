@@ -1,0 +1,57 @@
+"""PURE: from the sequences that run now to how often requests arrive."""
+
+from collections.abc import Mapping
+
+from orchestrator.fold import Snapshot
+from orchestrator.moving import Live
+from profiler.cost import ALONE, PROMPT_TOKENS
+from profiler.forecast import forecast
+from profiler.objective import Demand
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Capacity
+from schemas.manifest import Manifest, ModelKind
+from schemas.plan import Plan
+
+BISECTIONS = 10
+"""The rate of arrivals is known to a thousandth of its range then."""
+
+
+def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest) -> Live:
+    """The sequences of a plan that run now, from the heartbeats."""
+    running: dict[int, int] = {}
+    for node in current.nodes:
+        stages = snapshot.nodes[NodeId(node)].capacity.stages
+        here = sum(one.sequences for one in stages if one.deployment == name and one.epoch == current.epoch)
+        for block in current.blocks_on(node):
+            running[block] = running.get(block, 0) + here
+    # Every sequence runs each block once; heartbeats are not of one moment, so blocks may differ.
+    count = min(max(running.values(), default=0), current.settings.max_sequences)
+    if not count or manifest.kind is not ModelKind.DECODER:
+        return Live()
+    # On average a sequence is half way.
+    half = ALONE.output_tokens / 2
+    return Live(count, PROMPT_TOKENS + half, half)
+
+
+def demand_of(
+    count: int, current: Plan, seen: Mapping[NodeId, Capacity], steady: Mapping[NodeId, Capacity], manifest: Manifest
+) -> Demand:
+    """How often requests arrive if `count` sequences run. By Little's law N that take E2E each arrive N/E2E a second,
+    E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with lambda, so
+    bisection finds it. The one that would be there anyway waits for nobody."""
+    if count <= 1:
+        return ALONE if not count else Demand(0.0, ALONE.output_tokens, count)
+
+    def at(rate: float) -> Demand:
+        return Demand(rate, ALONE.output_tokens, count)
+
+    def e2e_s(rate: float) -> float:
+        found = forecast(current.chains, seen, manifest, current.model, demand=at(rate), steady=steady)
+        return found.e2e_ms / 1e3
+
+    alone_s = e2e_s(0.0)
+    low, high = 0.0, (count - 1) / alone_s if alone_s > 0 else 0.0
+    for _ in range(BISECTIONS if high else 0):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle * e2e_s(middle) <= count - 1 else (low, middle)
+    return at(low)
