@@ -71,6 +71,22 @@ async def test_what_ran_on_a_lost_node_goes_on_over_those_that_are_left(chat: Se
     await chat.cluster.start(lost)
 
 
+async def test_fast_recovery_is_said_and_identical_recovery_too(chat: Serving) -> None:
+    """Either way no index is missing, and the beginning is that of an undisturbed run."""
+    for recovery, label in (("fast", "equivalent"), ("identical", "identical")):
+        settings = SETTINGS.model_copy(update={"recovery": recovery})
+        await chat.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=settings)
+        [stream] = await chat.accepted(chat.client, (1000,))
+        await stream.began()
+        await chat.cluster.kill(N1)
+        await chat.cluster.start(N1)
+        assert await stream.end(ENDS_S) is None
+        assert [token.index for token in stream.tokens] == list(range(1000))
+        assert stream.ids[:20] == chat.oracle.tokens(PROMPT, 20)
+        assert stream.tokens[-1].usage is not None
+        assert stream.tokens[-1].usage.recovered == label
+
+
 async def test_a_killed_server_comes_back_to_agents_that_serve_and_say_again_what_it_swallowed(chat: Serving) -> None:
     streams = await some_streams(chat)
     await chat.cluster.kill(NATS)

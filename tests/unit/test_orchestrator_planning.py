@@ -337,6 +337,32 @@ def test_a_failed_attempt_waits_unless_a_node_joins_or_the_wish_changes() -> Non
     assert len(decide(fold(snapshot, DeploymentWritten(wish(stages=1)), START), START)) == 1
 
 
+def test_a_node_lost_while_it_prepares_is_no_reason_to_wait_and_one_that_refuses_is() -> None:
+    snapshot = fold(world(heartbeat(A), heartbeat(B)), DeploymentWritten(wish(stages=1)), START)
+    plan = planned(snapshot, wish(stages=1))
+    taken = step(snapshot.rollout(CHAT), Propose(plan), START)
+    assert taken is not None
+    [node] = [NodeId(node) for node in plan.nodes]
+    aborted = step(taken[0], Proceed(), START, frozenset({node}))
+    assert aborted is not None
+    assert (aborted[0].retry_at, aborted[0].candidate) == (None, None)
+    lost = replace(fold(snapshot, RolloutAdvanced(aborted[0]), START), absent=frozenset({node}))
+    assert [type(decision) for decision in decide(lost, START)] == [Replan]
+    refusal = Receipt(
+        node=node,
+        deployment=CHAT,
+        epoch=plan.epoch,
+        plan=plan.digest,
+        status=ReceiptStatus.REFUSED,
+        error="no",
+        elapsed_ms=1,
+    )
+    refused = step(note(taken[0], refusal, START), Proceed(), START)
+    assert refused is not None
+    assert refused[0].retry_at is not None
+    assert refused[0].retry_at > START
+
+
 def test_a_node_that_refused_is_avoided_while_another_will_do() -> None:
     snapshot = world(heartbeat(A), heartbeat(B))
     shunning = fold(snapshot, RolloutAdvanced(replace(Rollout(CHAT, 1), refused={A: START})), START)
