@@ -231,6 +231,9 @@ class Peers:
             self._no_link_before[node] = loop.time() + RETRY_LINK_S
             self._down.add(node)
             return None
+        if (other := self._links.get(node)) is not None and other.is_up:
+            link.close()  # its address changed while it was called, and it was called again
+            return other
         self._links[node] = link
         self._down.discard(node)
         link.ping()

@@ -44,7 +44,10 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Draining:
-    """A plan that takes no new request, until each ingress in `waiting` has finished its last one."""
+    """A plan that takes no new request, until each node in `waiting` has finished the last one that it answers.
+
+    Not only where its routes begin: whoever was an ingress before has sequences that crossed to this plan.
+    """
 
     plan: Plan
     since: datetime
@@ -321,8 +324,9 @@ def _drained(rollout: Rollout, now: datetime) -> tuple[Draining, ...]:
     """What drains once the current plan does too."""
     if rollout.current is None:
         return rollout.draining
-    ingresses = frozenset(NodeId(route.source) for route in rollout.current.routes)
-    return (*rollout.draining, Draining(rollout.current, now, ingresses))
+    # A node that could not run its part has nothing to finish, and would never say so.
+    working = frozenset(map(NodeId, rollout.current.nodes)) - rollout.current_faults.keys()
+    return (*rollout.draining, Draining(rollout.current, now, working))
 
 
 def _event(
@@ -351,7 +355,6 @@ def recovered(event: PlanEvent, last_epoch: int, term: int, now: datetime) -> Ro
     first of all (A5, leader crash). Drains go on with their deadline counted anew.
     """
     candidate = event.candidate
-    ingresses = [frozenset(NodeId(route.source) for route in plan.routes) for plan in event.draining]
     return Rollout(
         deployment=event.deployment,
         term=term,
@@ -360,5 +363,5 @@ def recovered(event: PlanEvent, last_epoch: int, term: int, now: datetime) -> Ro
         current=event.current,
         current_since=now if event.current is not None else None,
         candidate=Candidate(candidate, now) if candidate is not None else None,
-        draining=tuple(Draining(plan, now, who) for plan, who in zip(event.draining, ingresses, strict=True)),
+        draining=tuple(Draining(plan, now, frozenset(map(NodeId, plan.nodes))) for plan in event.draining),
     )

@@ -19,6 +19,7 @@ import random
 import shutil
 import tempfile
 import time
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
@@ -52,25 +53,39 @@ TITLE = "faults under load: 8 streams of 200 tokens over two of three agents"
 say = Console(width=200, highlight=False).print
 
 
-async def measure(scenarios: list[Scenario], runs: int, seed: int, folder: Path) -> list[Row]:
+async def measure(scenarios: list[Scenario], runs: int, seed: int, folder: Path) -> AsyncIterator[Row]:
+    """A row for each scenario, as soon as it is done."""
     store = Store(Path(shutil.copytree(shipped_store(), folder / "store")))
     asked = await asyncio.to_thread(questions, store)
-    rows = []
     for scenario in scenarios:
+        found: list[Run] = []
         try:
-            found = await tried(scenario, scenario.runs(runs), seed, folder, store, asked)
-            rows.append(row(scenario, found))
+            await tried(scenario, scenario.runs(runs), seed, folder, store, asked, found)
         except SkippedError as why:
             say(f"{scenario.name}: skipped, {why}")
-            rows.append({**words(scenario), "runs": 0, "verdict": f"skipped: {why}"})
-    return rows
+            if not found:
+                yield {**words(scenario), "runs": 0, "verdict": f"skipped: {why}"}
+        except (TimeoutError, ResplitError) as error:
+            # The others are still worth having, and this one is a miss, whoever is to blame.
+            say(f"{scenario.name}: given up after {len(found)} runs, {error!r}")
+            if not found:
+                yield {**words(scenario), "runs": 0, "verdict": f"missed: given up, {type(error).__name__}: {error}"}
+            else:
+                found[-1] = found[-1].breaking([f"given up after {len(found)} runs: {type(error).__name__}: {error}"])
+        if found:
+            yield row(scenario, found)
 
 
 async def tried(
-    scenario: Scenario, runs: int, seed: int, folder: Path, store: Store, asked: tuple[Question, ...]
-) -> list[Run]:
-    """So many runs on a cluster of their own."""
-    found = []
+    scenario: Scenario,
+    runs: int,
+    seed: int,
+    folder: Path,
+    store: Store,
+    asked: tuple[Question, ...],
+    found: list[Run],
+) -> None:
+    """So many runs on a cluster of their own; adds each to `found` as soon as all is whole again."""
     async with AsyncExitStack() as stack:
         wires = await wired(folder / f"{scenario.name}-wires", stack) if scenario.wired else None
         where: dict[str, Any] = {} if wires is None else {"host": wires.host, "places": wires.places}
@@ -99,19 +114,22 @@ async def tried(
                         await scene.whole()
                 run = await once(scenario, scene)
                 await listening.unsubscribe()
-            await scene.whole()
             found.append(run)
-            troubles = ", ".join((*run.lost, *run.broken)) or "nothing lost"
-            took_s = getattr(run, scenario.measures)
-            told = ", ".join(f"{name} {value:g}" for name, value in run.told.items())
-            at_step = "" if run.step is None else f", {run.step}"
-            say(
-                f"{scenario.name} {index + 1}/{runs}{at_step}: {scenario.measures.removesuffix('_s')} {took_s:.3f} s, "
-                f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), "
-                f"up to {run.tokens} tokens before, {run.requests} requests, "
-                f"{run.refused} refused, {run.repeated} repeated; {troubles}{told and '; ' + told}"
-            )
-    return found
+            tell(scenario, run, f"{index + 1}/{runs}")
+            await scene.whole()
+
+
+def tell(scenario: Scenario, run: Run, number: str) -> None:
+    """One run, in a line."""
+    troubles = ", ".join((*run.lost, *run.broken)) or "nothing lost"
+    told = "".join(f"; {name} {value:g}" for name, value in run.told.items())
+    at_step = "" if run.step is None else f", {run.step}"
+    say(
+        f"{scenario.name} {number}{at_step}: {scenario.measures.removesuffix('_s')} "
+        f"{getattr(run, scenario.measures):.3f} s, "
+        f"gap {run.gap_s:.3f} s (median before {run.median_gap_s * 1e3:.1f} ms), up to {run.tokens} tokens before, "
+        f"{run.requests} requests, {run.refused} refused, {run.repeated} repeated; {troubles}{told}"
+    )
 
 
 async def wired(folder: Path, stack: AsyncExitStack) -> Wires:
@@ -132,6 +150,15 @@ async def once(scenario: Scenario, scene: Scene) -> Run:
         seen = await scenario.act(scene)
     run = summed_up(scene.load.asked, scene.wire.accepted, seen)
     return run.breaking(f"two tokens of one index: {said}" for said in scene.wire.conflicts)
+
+
+async def published(scenarios: list[Scenario], runs: int, seed: int, folder: Path) -> list[Row]:
+    """The rows, each of them on disk as soon as it is known."""
+    rows: list[Row] = []
+    async for one in measure(scenarios, runs, seed, folder):
+        rows.append(one)
+        write("faults", TITLE, merged(rows), command="python -m benchmarks.faults", seed=seed)
+    return rows
 
 
 def words(scenario: Scenario) -> Row:
@@ -224,9 +251,8 @@ def main() -> None:
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in given.only]
     say(f"seed {given.seed}")
     with tempfile.TemporaryDirectory(prefix="resplit-faults-") as scratch:
-        rows = asyncio.run(measure(scenarios, given.runs, given.seed, given.folder or Path(scratch)))
+        rows = asyncio.run(published(scenarios, given.runs, given.seed, given.folder or Path(scratch)))
     show(rows)
-    write("faults", TITLE, merged(rows), command="python -m benchmarks.faults", seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,54 @@
+"""When a plan that drains may end."""
+
+from datetime import UTC, datetime
+
+from orchestrator.rollout import Proceed, Propose, Rollout, note, step
+from schemas.base import DeploymentName, NodeId
+from schemas.deployment import Settings, Stage
+from schemas.plan import Plan, PlanPhase, Receipt, ReceiptStatus
+from tests.nodes import plan_of
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+A, B = NodeId("a"), NodeId("b")
+
+
+def plan(epoch: int, *nodes: NodeId) -> Plan:
+    return plan_of(epoch, [Stage(node=node, first=i, last=i) for i, node in enumerate(nodes)], Settings(), len(nodes))
+
+
+def said(rollout: Rollout, of: Plan, status: ReceiptStatus, *nodes: NodeId) -> Rollout:
+    for node in nodes:
+        told = Receipt(node=node, deployment=of.deployment, epoch=of.epoch, plan=of.digest, status=status, elapsed_ms=1)
+        rollout = note(rollout, told, NOW)
+    return rollout
+
+
+def committed(rollout: Rollout, wanted: Plan) -> Rollout:
+    prepared = step(rollout, Propose(wanted), NOW)
+    assert prepared is not None
+    taken = step(said(prepared[0], wanted, ReceiptStatus.READY, A, B), Proceed(), NOW)
+    assert taken is not None
+    return taken[0]
+
+
+def test_a_plan_waits_for_the_ingress_of_an_earlier_one_whose_sequences_crossed_to_it() -> None:
+    there, back, again = plan(1, A, B), plan(2, B, A), plan(3, A, B)
+    rollout = committed(Rollout(DeploymentName("d"), term=1), there)
+    rollout = said(committed(rollout, back), there, ReceiptStatus.DRAINED, A, B)
+    retired = step(rollout, Proceed(), NOW)
+    assert retired is not None
+    rollout = committed(retired[0], again)
+    rollout = said(rollout, back, ReceiptStatus.DRAINED, B)
+    assert step(rollout, Proceed(), NOW) is None, "A answers requests that run over it, though it begins at B"
+    ended = step(said(rollout, back, ReceiptStatus.DRAINED, A), Proceed(), NOW)
+    assert ended is not None
+    assert (ended[1].phase, ended[0].draining) == (PlanPhase.RETIRE, ())
+
+
+def test_a_node_that_refused_its_part_is_not_waited_for() -> None:
+    first, second = plan(1, A, B), plan(2, B, A)
+    rollout = said(committed(Rollout(DeploymentName("d"), term=1), first), first, ReceiptStatus.REFUSED, B)
+    rollout = said(committed(rollout, second), first, ReceiptStatus.DRAINED, A)
+    ended = step(rollout, Proceed(), NOW)
+    assert ended is not None
+    assert ended[1].phase is PlanPhase.RETIRE
