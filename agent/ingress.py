@@ -1,52 +1,43 @@
-"""Where requests enter: off the bus, checked, and handed to their deployment; replies go out in order.
+"""The deployments that are served at one node: which plans they run over, whose requests they answer, what time brings.
 
-One ingress serves every deployment whose routes start at this node; what becomes of an accepted request is in
-`agent.served`. On the event loop.
+`agent.door` takes their requests off the bus; what becomes of an accepted one is in `agent.served`. On the event loop.
 """
 
 import asyncio
 import contextlib
 import itertools
 import logging
-from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.attainment import Attainment
+from agent.desk import Desk
+from agent.door import Door
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
 from agent.intake import Job, open_request, read
 from agent.outbox import Outbox
-from agent.replies import Replier, ReplyTo
 from agent.run import sequence_numbers
-from agent.served import Desk, Served
+from agent.served import Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
 from bus.journal import Journal
 from models.text import Text
 from schemas import subjects
-from schemas.audit import AuditKind
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
 from schemas.capacity import Capacity, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
-from schemas.journal import AcceptedRequest, LiveRequest
+from schemas.journal import LiveRequest
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent
-from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
-from schemas.slo import Slo
 
 CHECK_EVERY_S = 0.25
 HUNG_S = 2.0
 """Without a check for so long, this process hung."""
 STOP_S = 1.0
-OVERTAKING_S = 1.0
-OVERTAKING_MAX = 1024
-CANCELLED = "the request was cancelled"
 
 log = logging.getLogger(__name__)
 
@@ -71,7 +62,6 @@ class Ingress:
         self._boot = boot
         self._lives = itertools.count()
         self._journals: dict[LifeId, asyncio.Task[None]] = {}
-        self._accepting: set[asyncio.Task[None]] = set()
         self.heirs = Heirs(client, lambda life: life not in self._journals and is_over(*process_of(life)), self)
         self._client = client
         self._audit = audit
@@ -82,15 +72,14 @@ class Ingress:
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._outbox = Outbox(client)
         self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, on_empty)
-        self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self._numbers = sequence_numbers()
         self._checked_at = now()
-        self._replier = Replier(client, self._client_gone)
+        self._door = Door(client, audit, now, self._outbox, self._served, self._in_flight, self._leave)
 
     async def start(self) -> None:
         """Listen for cancellations and bounced replies."""
-        await self._replier.start()
-        await self._client.subscribe(subjects.ALL_CANCEL, cb=self._cancelled)
+        await self._door.replier.start()
+        await self._client.subscribe(subjects.ALL_CANCEL, cb=self._door.cancelled)
 
     async def serve(self, plan: Plan, manifest: Manifest, text: Text | None) -> None:
         """Take new requests if a route of `plan` starts at this node; they may run over any of its routes."""
@@ -110,7 +99,7 @@ class Ingress:
             served.subscription = await self._client.subscribe(
                 subjects.infer(served.name),
                 subjects.INGRESS_QUEUE,
-                cb=self._requested,
+                cb=self._door.requested,
                 pending_bytes_limit=PENDING_BYTES_MAX,
             )
         served.admit()
@@ -247,7 +236,7 @@ class Ingress:
     async def _adopt(self, served: Served, live: LiveRequest) -> tuple[Job, list[Token]] | None:
         """One of them, and its tokens; None if it ended in an error here."""
         kept = live.request
-        reply = self._replier.at(kept.inbox, kept.content_type)
+        reply = self._door.replier.at(kept.inbox, kept.content_type)
         arrived = self._now() - kept.age_ms / 1e3
         newest = served.runs.newest
         if newest is None:
@@ -261,7 +250,7 @@ class Ingress:
             text = served.text
             job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
-            await self._refuse(served, reply, kept.request_id, error)
+            await self._door.refuse(served, reply, kept.request_id, error)
             return None
         if isinstance(job, Generation):
             job.max_tokens = kept.max_tokens or job.max_tokens
@@ -273,133 +262,6 @@ class Ingress:
             raise
         likely = live.likely or ((None, ()),) * len(live.tokens)
         return job, [Token(0, 0, i, t, *more) for i, (t, more) in enumerate(zip(live.tokens, likely, strict=True))]
-
-    # Requests.
-
-    async def _requested(self, msg: Msg) -> None:
-        await self._take_request(msg)
-        await asyncio.sleep(0)  # nats-py hands over all it has without a pause; heartbeats must get in between
-
-    async def _take_request(self, msg: Msg) -> None:
-        reply = self._replier.to(msg)
-        request_id: RequestId | None = None
-        own: Slo | None = None
-        served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
-        if served is not None and not served.runs.current and served.current_nodes:
-            self._spawn(self._pass_on(served, msg))
-            return
-        try:
-            if served is None or not served.runs.current:
-                raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
-            if len(msg.data) > MAX_REQUEST_BYTES:
-                message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
-                raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
-            request_id, request = read(msg.data, reply.content_type)
-            if self._cancelled_early.pop(request_id, 0.0) > self._now():
-                raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
-            plan, text = served.runs.current[0].plan, served.text
-            own = request.slo(plan.slo)
-            self._check_new(served, request_id, request.deadline_ms)
-            job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
-            served.appraise(job)
-        except ResplitError as error:
-            if served is not None and own is not None:
-                served.attainment.refused(served.promised, own, error.code)
-            await self._refuse(served, reply, request_id, error)
-            return
-        except Exception:  # a defect of ours, and still every request gets an answer
-            log.exception("a request could not be read")
-            fault = ResplitError(ErrorCode.INTERNAL, "the request could not be read; the agent's log has the cause")
-            await self._refuse(served, reply, request_id, fault)
-            return
-        self._in_flight[request_id] = (served, job)
-        served.accepting.add(job)
-        self._spawn(self._accept(served, job, msg.data))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._accepting.add(task)
-        task.add_done_callback(self._accepting.discard)
-
-    async def _pass_on(self, served: Served, msg: Msg) -> None:
-        """Leave a request to whoever serves the deployment now: this node hung, say, and its plan was retired."""
-        if served.withdrawing is None and served.subscription is not None:
-            served.withdrawing = asyncio.create_task(self._leave(served))
-        if served.withdrawing is not None:
-            await asyncio.shield(served.withdrawing)  # else the server may pick this node again
-        if served.runs.current:
-            await self._take_request(msg)  # it serves again meanwhile
-        else:
-            with contextlib.suppress(NatsError, OSError):
-                await self._client.publish(msg.subject, msg.data, msg.reply, msg.headers)
-
-    async def _accept(self, served: Served, job: Job, data: bytes) -> None:
-        """Have the journal keep the request; only then is it accepted."""
-        seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
-        reply = job.reply
-        kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
-        try:
-            job.handle = await served.journal.accept(kept)
-        except ResplitError as error:
-            self._in_flight.pop(job.request_id, None)
-            await self._refuse(served, reply, job.request_id, error)
-            return
-        finally:
-            served.accepting.discard(job)
-        if self._in_flight.get(job.request_id, (None, None))[1] is not job:
-            served.journal.end([job.handle], ErrorCode.CANCELLED.value)  # it was cancelled meanwhile
-            return
-        served.queue.add(job)
-        if isinstance(job, Generation) and job.request.stream:
-            epoch = max((epoch for epoch, _ in served.runs), default=1)
-            accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
-            self._outbox.put(reply, accepted, job.request_id)
-        served.admit()
-
-    async def _refuse(
-        self, served: Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError
-    ) -> None:
-        self._audit.record(
-            AuditKind.REQUEST_REFUSED,
-            "a request was refused",
-            deployment=None if served is None else served.name,
-            request=request_id,
-            code=error.code.value,
-            field=error.field,
-        )
-        await reply.refuse(error, request_id)
-
-    def _check_new(self, served: Served, request_id: RequestId, deadline_ms: int | None) -> None:
-        if request_id in self._in_flight:
-            message = f"a request {request_id!r} is in flight already; choose another id"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
-        if deadline_ms is not None and deadline_ms <= 0:
-            raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        slots_free = served.slots_free
-        waiting = len(served.queue) + len(served.accepting)
-        if waiting >= served.runs.current[0].plan.settings.max_queued + slots_free:
-            message = f"all slots are taken and {waiting} requests wait; try again later"
-            raise ResplitError(ErrorCode.OVERLOADED, message)
-
-    async def _cancelled(self, msg: Msg) -> None:
-        request = RequestId(msg.subject.rsplit(".", 1)[-1])
-        if request in self._in_flight:
-            self._cancel(request, CANCELLED)
-            return
-        # Requests and cancellations are separate subscriptions: one may overtake the request it is for.
-        self._cancelled_early[request] = self._now() + OVERTAKING_S
-        while len(self._cancelled_early) > OVERTAKING_MAX:
-            self._cancelled_early.popitem(last=False)
-
-    def _client_gone(self, request: RequestId) -> None:
-        if self._outbox.is_open:
-            self._cancel(request, "nobody listens to the replies any more")
-
-    def _cancel(self, request: RequestId, why: str) -> None:
-        if (found := self._in_flight.get(request)) is not None:
-            served, job = found
-            served.end(job, ResplitError(ErrorCode.CANCELLED, why))
-            served.admit()
 
     async def _withdraw(self, served: Served) -> None:
         """Stop listening; requests that the server has handed over already are still taken."""

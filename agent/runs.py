@@ -46,7 +46,8 @@ class Runs(dict[tuple[int, int], RouteRun]):
     def ranked(self, job: Job, running: Iterable[Running], now: float) -> list[RouteRun]:
         """Those that may have a slot now, the one first on which the request is predicted to end first.
 
-        Of equals, the one that has most of the prompt in its caches, then the idlest, then one that begins here.
+        A route on which a step is overdue comes last, however fast it was. Of equals, the one that has most of the
+        prompt in its caches, then the idlest, then one that begins here.
         """
         tokens_max = job.slots_needed if isinstance(job, Generation) else None
         could = [run for run in self.able(job) if run.may_start(tokens_max, now)]
@@ -56,7 +57,8 @@ class Runs(dict[tuple[int, int], RouteRun]):
         keys = {}
         for run in could:
             seen = predicted(run, job, held, (), now, could)
-            keys[run] = (0.0 if seen is None else seen.e2e_ms, -run.cached(prompt, now), run.active, not run.is_own)
+            ends_ms = 0.0 if seen is None else seen.e2e_ms
+            keys[run] = (run.driver.stalled, ends_ms, -run.cached(prompt, now), run.active, not run.is_own)
         return sorted(could, key=keys.__getitem__)
 
     def forecast(self, job: Job, running: Iterable[Running], ahead: Sequence[Job], now: float) -> Forecast | None:

@@ -6,38 +6,33 @@ A request that was accepted ends in output or in one typed error; that is held h
 import asyncio
 import itertools
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from nats.aio.subscription import Subscription
-from pydantic import BaseModel
 
+from agent.answers import Answers
 from agent.attainment import Attainment
 from agent.crossing import Crossings
-from agent.driver import Answered
-from agent.generation import FinishReason, Generation
+from agent.desk import Desk
+from agent.generation import Generation
 from agent.intake import Job
-from agent.replies import ReplyTo
 from agent.run import RouteRun
 from agent.runs import Running, Runs, succeeds
 from agent.tensorjob import TensorJob
 from agent.urgency import urgency
 from agent.waiting import Waiting
 from agent.ways import Way, choose
-from bus.audit import AuditTrail
 from bus.journal import Journal
 from models.text import Text
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, LifeId, NodeId, RequestId
+from schemas.base import DeploymentName, LifeId, NodeId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Adopted, Failure, Frame, Result, SequenceId, Token
-from schemas.journal import Run
+from schemas.frame import Adopted, Failure, Result, SequenceId, Token
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
-from schemas.request import ErrorReply, TokenReply, Usage
 from schemas.slo import Slo
 
-TELL_AFTER_S = 0.001
 INTERRUPTED_MAX_S = 60.0
 """A request whose nodes are gone waits this long for a plan that can run it."""
 RECOVERIES_MAX = 3
@@ -52,20 +47,6 @@ RECOVERABLE = frozenset({ErrorCode.NODE_LOST, ErrorCode.STALE_EPOCH, ErrorCode.S
 """Failures that say nothing against the request: it is computed anew."""
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Desk:
-    """What every deployment at one ingress shares: replies out, the audit trail, the clock, who is in flight."""
-
-    node: NodeId
-    say: Callable[[ReplyTo, BaseModel, RequestId | None], None]
-    audit: AuditTrail
-    now: Callable[[], float]
-    send: Callable[[NodeId, Frame], None]
-    in_flight: dict[RequestId, tuple["Served", Job]]
-    on_empty: Callable[[DeploymentName, int], None]
-    """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
 
 
 @dataclass(eq=False)
@@ -93,6 +74,7 @@ class Served:
 
     def __post_init__(self) -> None:
         self.crossings = Crossings(self.desk.send)
+        self.answers = Answers(self)
 
     @property
     def slots_free(self) -> int:
@@ -155,7 +137,7 @@ class Served:
         try:
             match frame:
                 case Result():
-                    self._take_result(run, frame)
+                    self.answers.take(run, frame)
                 case Failure(sequences=sequences, code=code, message=message):
                     named = on_run if not sequences else [s for s in on_run if s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
@@ -168,7 +150,7 @@ class Served:
                         self.fail(named, _known(code), message)
         except Exception as error:  # what one answer breaks must not keep the others waiting
             for job in [self.jobs[s][0] for s in on_run if s in self.jobs and _concerns(frame, s)]:
-                self._broke(job, error)
+                self.answers.broke(job, error)
         self.admit()
 
     def adopted(self, frame: Adopted) -> None:
@@ -266,50 +248,22 @@ class Served:
     def end(self, job: Job, error: ResplitError) -> None:
         """End one request, wherever it stands, in its one final error."""
         self.attainment.failed(self.promised, job.slo, error.code)
-        self._forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
+        self.forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
         # It is said only once the journal shows that these requests are still this node's to answer.
-        self.journal.confirm(lambda: self._say_error(job, error))
+        self.journal.confirm(lambda: self.answers.error(job, error))
 
     def superseded(self) -> None:
         """Another ingress answers for all these requests: not a word more about them."""
         for job in {id(job): job for job in (*self.queue, *(job for job, _ in self.jobs.values()))}.values():
-            self._forget(job, broken=True)
+            self.forget(job, broken=True)
 
     def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
         """Take over requests that another ingress had accepted and that this one's journal has."""
         for job, said in jobs:
             job.interrupted_at = self.desk.now()
-            if not (isinstance(job, Generation) and said and self._say_again(job, said)):
+            if not (isinstance(job, Generation) and said and self.answers.again(job, said)):
                 self.queue.add(job)
         self.admit()
-
-    def _say_again(self, job: Generation, said: Sequence[Token]) -> bool:
-        """Say what the other ingress may have said; True if that was all there is to say."""
-        newest = self.runs.newest
-        assert newest is not None, "requests are taken over where they can run"
-        job.meter.runs_on(newest.plan.epoch, newest.route)
-        # What the other ingress had to compute anew is not known here, and must not be called exact if it was not.
-        job.meter.computed_anew(exactly=newest.replays_exactly)
-        replies = job.resume(said, self.desk.now())
-        final = replies.pop() if replies[-1].finish_reason is not None else None
-        for reply in replies if job.request.stream else ():
-            self.desk.say(job.reply, reply, job.request_id)
-        if final is not None:
-            self._finished(job, final)
-        return final is not None
-
-    def _say_error(self, job: Job, error: ResplitError) -> None:
-        self.desk.say(job.reply, ErrorReply(request_id=job.request_id, error=error.body), None)
-        if job.handle is not None:
-            self.journal.end([job.handle], error.code.value)
-        self.desk.audit.record(
-            AuditKind.REQUEST_ENDED,
-            "a request ended in an error",
-            deployment=self.name,
-            request=job.request_id,
-            code=error.code.value,
-            error=error.message,
-        )
 
     def report_empty(self, epoch: int) -> None:
         """Tell whoever drains `epoch` that this node may go as far as it is concerned, if that is so.
@@ -394,111 +348,7 @@ class Served:
         self.jobs[sequence] = (job, run)
         return True
 
-    def _take_result(self, run: RouteRun, result: Result) -> None:
-        now = self.desk.now()
-        fresh: list[tuple[Answered, Job, FinishReason | None]] = []
-        for step in run.take(result, now):
-            job, _ = self.jobs[step.sequence]
-            job.meter.add(result.times, step.elapsed_s)
-            finish = None
-            if step.token is not None and isinstance(job, Generation):
-                finish = job.ends_with(step.token)
-                if finish is None:
-                    run.go_on(step.sequence, step.token.token)
-            fresh.append((step, job, finish))
-        # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
-        # and replies are made while it computes. A stop string found then costs one step in vain.
-        run.pump(now)
-        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._store, result, fresh, now)
-
-    def _store(self, result: Result, fresh: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
-        """Have the journal keep what a result holds; then say it."""
-        kept: list[tuple[Answered, Job, FinishReason | None]] = []
-        round_: list[Run] = []
-        for step, job, finish in fresh:
-            if step.sequence not in self.jobs:
-                continue  # it ended in the meantime, or is computed anew and will come to this token again
-            kept.append((step, job, finish))
-            if step.token is not None and isinstance(job, Generation) and job.handle is not None:
-                job.owed.append(step.token)
-                likely = ((step.token.logprob, step.token.top),) if job.request.logprobs else ()
-                round_.append(Run(job.handle, step.token.index, (step.token.token,), likely))
-        if not round_:
-            self._tell(result, kept, now)
-            return
-        try:
-            self.journal.tokens(round_, lambda: self._tell(result, kept, now))
-        except ResplitError as error:
-            for _, job, _ in kept:
-                self.end(job, error)
-
-    def _tell(self, result: Result, kept: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
-        """Say what a result means to the clients that still want to know."""
-        for step, job, finish in kept:
-            if self.desk.in_flight.get(job.request_id, (None, None))[1] is not job:
-                continue  # it ended in the meantime
-            try:
-                self._tell_step(result, step, job, finish, now)
-            except Exception as error:  # what one answer breaks must not keep the others waiting
-                self._broke(job, error)
-        self.admit()
-
-    def _tell_step(self, result: Result, step: Answered, job: Job, finish: FinishReason | None, now: float) -> None:
-        match job:
-            case Generation() if step.token is not None:
-                reply = job.take(step.token, finish, now)
-                if reply.finish_reason is not None:
-                    self._finished(job, reply)
-                elif job.request.stream:
-                    self.desk.say(job.reply, reply, job.request_id)
-            case TensorJob():
-                self._take_tensors(step.sequence, job, result)
-            case Generation():
-                pass  # a prefill chunk before the last
-
-    def _finished(self, job: Generation, last: TokenReply) -> None:
-        assert last.usage is not None
-        self._ended_in_output(
-            job,
-            last if job.request.stream else job.whole(last),
-            last.usage,
-            finish_reason=last.finish_reason,
-            prompt_tokens=len(job.prompt),
-            completion_tokens=len(job.tokens),
-            total_ms=last.usage.total_ms,
-        )
-
-    def _take_tensors(self, sequence: SequenceId, job: TensorJob, result: Result) -> None:
-        answer = job.take(sequence, dict(result.tensors), self.desk.now())
-        _, run = self.jobs.pop(sequence)
-        run.end([sequence])
-        if answer is not None:
-            usage = answer.usage
-            self.journal.confirm(lambda: self._ended_in_output(job, answer, usage, total_ms=usage.total_ms))
-
-    def _ended_in_output(self, job: Job, reply: BaseModel, usage: Usage, **fields: str | int | float | None) -> None:
-        self.desk.say(job.reply, reply, None)
-        self.attainment.ended(self.promised, job.slo, usage)
-        if job.handle is not None:
-            self.journal.end([job.handle], "output")
-        for sequence in [s for s, (held, _) in self.jobs.items() if held is job and s not in self.crossings]:
-            _, run = self.jobs.pop(sequence)
-            run.finish(sequence, self.desk.now())
-        self._forget(job)
-        self.desk.audit.record(
-            AuditKind.REQUEST_ENDED,
-            "a request ended in output",
-            deployment=self.name,
-            epoch=job.meter.epoch,
-            request=job.request_id,
-            **fields,
-        )
-
-    def _broke(self, job: Job, error: Exception) -> None:
-        log.error("an answer could not be taken: %s", self.name, exc_info=error)
-        self.end(job, ResplitError(ErrorCode.INTERNAL, f"the ingress failed: {type(error).__name__}"))
-
-    def _forget(self, job: Job, *, broken: bool = False) -> None:
+    def forget(self, job: Job, *, broken: bool = False) -> None:
         """Free whatever the request holds."""
         self.queue.remove(job)
         by_run: dict[RouteRun, list[SequenceId]] = {}

@@ -5,6 +5,7 @@ This module needs nats-py and msgpack and none of Resplit's other packages, so a
 """
 
 import json
+import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
@@ -97,6 +98,9 @@ class Client:
         """
         body = _text_body(prompt, messages, token_ids, fields)
         body["stream"] = True
+        if body.get("temperature"):
+            # Should two ingresses answer it, as one of them hung, they say the same.
+            body.setdefault("seed", secrets.randbits(63))
         order = InOrder(body["request_id"])
         async with self._ask(deployment, body, JSON) as replies:
             async for reply in replies:
@@ -171,15 +175,21 @@ class Client:
         """Send one request and yield its replies; leaving before the last one cancels the request."""
         connection = self._connection()
         request_id = body["request_id"]
-        replies = Replies(connection, request_id, content_type, self._idle_timeout_s)
         inbox = connection.new_inbox()
         data = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
+        headers = {CONTENT_TYPE: content_type}
+        subject = f"resplit.v1.infer.{deployment}"
+
+        async def ask() -> None:
+            await send(connection.publish(subject, data, inbox, headers), request_id)
+
+        # Only a stream says that it was accepted: whoever waits for one reply cannot tell slow from lost.
+        again = ask if body.get("stream") else None
+        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again)
         # An inbox of its own for each request: once it is gone the server itself tells the ingress.
         subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
         try:
-            headers = {CONTENT_TYPE: content_type}
-            subject = f"resplit.v1.infer.{deployment}"
-            await send(connection.publish(subject, data, inbox, headers), request_id)
+            await ask()
             yield replies
         finally:
             with suppress(NatsError, OSError):  # the connection may be gone; then nobody waits for this either

@@ -18,6 +18,12 @@ MSGPACK = "application/msgpack"
 CONTENT_TYPE = "Content-Type"
 NO_RESPONDERS = "503"
 
+ASK_AGAIN_S = 3.0
+"""A streamed request that nobody has accepted by then is asked once more, under its id: the ingress that got it may
+hang, and the next one to get it need not."""
+ASK_AGAIN_MAX = 4
+"""A hung ingress keeps its share of requests until the server drops its connection; several in turn may go there."""
+
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -51,7 +57,18 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
 class Replies:
     """The replies to one request, in order of arrival, with silence and errors turned into `RequestError`."""
 
-    def __init__(self, connection: Nats, request_id: str, content_type: str, idle_timeout_s: float) -> None:
+    def __init__(
+        self,
+        connection: Nats,
+        request_id: str,
+        content_type: str,
+        idle_timeout_s: float,
+        ask: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        """`ask` sends the request once more; without it, it is sent once."""
+        self._ask = ask
+        self._asked = 1
+        self._heard = False
         self._connection = connection
         self._request_id = request_id
         self._content_type = content_type
@@ -70,9 +87,20 @@ class Replies:
         return self
 
     async def __anext__(self) -> Reply:
+        while True:
+            reply = await self._next()
+            error = read(lambda plain: read_error(plain, self._request_id), reply, self._request_id)
+            if error is None:
+                return reply
+            if self._asked > 1 and (error.code, error.field) == ("invalid_request", "request_id"):
+                continue  # an ingress got it twice, and answers the first
+            self.is_over = True
+            raise error
+
+    async def _next(self) -> Reply:
         try:
             async with asyncio.timeout(self._idle_timeout_s):
-                message = await self._arrived.get()
+                message = await self._message()
         except TimeoutError:
             where = "is connected" if self._connection.is_connected else "is not connected"
             text = f"nothing came for {self._idle_timeout_s:g} s (the client {where})"
@@ -82,12 +110,22 @@ class Replies:
             self.is_over = True
             deployment = "no agent serves a deployment of this name; `resplit status` lists those there are"
             raise RequestError("unknown_deployment", deployment, None, self._request_id)
-        reply = read(_decode, (message.data, headers.get(CONTENT_TYPE, self._content_type)), self._request_id)
-        error = read(lambda plain: read_error(plain, self._request_id), reply, self._request_id)
-        if error is not None:
-            self.is_over = True
-            raise error
-        return reply
+        return read(_decode, (message.data, headers.get(CONTENT_TYPE, self._content_type)), self._request_id)
+
+    async def _message(self) -> Msg:
+        while self._ask is not None and not self._heard and self._asked <= ASK_AGAIN_MAX:
+            try:
+                async with asyncio.timeout(ASK_AGAIN_S):
+                    return await self._first()
+            except TimeoutError:
+                self._asked += 1
+                await self._ask()
+        return await self._first()
+
+    async def _first(self) -> Msg:
+        message = await self._arrived.get()
+        self._heard = True
+        return message
 
 
 def read(reader: Callable[[Argument], Result], reply: Argument, request_id: str) -> Result:

@@ -92,6 +92,17 @@ async def test_both_routes_are_used_under_load_and_the_answers_are_those_of_the_
     assert routes == {0, 1}
 
 
+async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other(twin: Serving) -> None:
+    await twin.cluster.pause(N0)
+    try:
+        streams = [Streaming(twin.client, max_tokens=12) for _ in range(6)]
+        for stream in streams:
+            assert await stream.end(ENDS_S) is None
+            assert stream.ids == twin.oracle.tokens(PROMPT, 12)
+    finally:
+        await twin.cluster.resume(N0)
+
+
 async def test_when_a_route_breaks_its_sequences_go_on_over_the_other_and_no_plan_is_made(twin: Serving) -> None:
     streams = [Streaming(twin.client, max_tokens=160) for _ in range(6)]
     await asyncio.gather(*(stream.began() for stream in streams))

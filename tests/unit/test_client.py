@@ -17,7 +17,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import resplit
-from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage
+from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage, exchange
 from resplit.server import NatsServer
 
 Handler = Callable[[Nats, Msg, dict[str, Any]], Awaitable[None]]
@@ -167,6 +167,41 @@ async def test_silence_is_a_timeout_and_cancels(server_url: str, peer: Nats) -> 
                 found.append(t.index)
     assert (caught.value.code, found) == ("timeout", [0])
     assert await asyncio.wait_for(cancelled.get(), 5) == "r2"
+
+
+async def test_what_nobody_accepts_is_asked_again_and_answered_once(
+    server_url: str, peer: Nats, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exchange, "ASK_AGAIN_S", 0.1)
+    seen: list[dict[str, Any]] = []
+
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        seen.append(body)
+        if len(seen) == 1:
+            return  # it hangs
+        twice = {"code": "invalid_request", "message": "in flight already", "field": "request_id"}
+        refusal = {"request_id": body["request_id"], "error": twice}
+        await peer.publish(message.reply, json.dumps(refusal).encode())
+        await replying([0, 1, 2, 3])(peer, message, body)
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        answer = await client.complete("adder", "1+2=", temperature=1.0)
+    assert answer.token_ids == tuple(IDS)
+    assert len(seen) == 2
+    assert seen[0] == seen[1], "under its id, and with its seed"
+    assert "seed" in seen[0]
+
+
+async def test_an_id_in_flight_is_an_error_where_it_was_asked_once(server_url: str, peer: Nats) -> None:
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        error = {"code": "invalid_request", "message": "in flight already", "field": "request_id"}
+        await peer.publish(message.reply, json.dumps({"request_id": body["request_id"], "error": error}).encode())
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        with pytest.raises(RequestError, match="in flight already"):
+            await client.complete("adder", "1+2=")
 
 
 async def test_leaving_early_cancels(server_url: str, peer: Nats) -> None:

@@ -1,0 +1,173 @@
+"""What the answers of a route mean to the clients: kept in the journal first, then said, each request's end once.
+
+On the event loop, for one deployment at one ingress.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from agent.driver import Answered
+from agent.generation import FinishReason, Generation
+from agent.intake import Job
+from agent.run import RouteRun
+from agent.tensorjob import TensorJob
+from schemas.audit import AuditKind
+from schemas.errors import ErrorCode, ResplitError
+from schemas.frame import Result, SequenceId, Token
+from schemas.journal import Run
+from schemas.request import ErrorReply, TokenReply, Usage
+
+if TYPE_CHECKING:
+    from agent.served import Served
+
+TELL_AFTER_S = 0.001
+
+log = logging.getLogger(__name__)
+
+
+class Answers:
+    """Says what comes out of a deployment's requests."""
+
+    def __init__(self, served: "Served") -> None:
+        self._served = served
+
+    def take(self, run: RouteRun, result: Result) -> None:
+        """What came back over a route: the next steps leave at once, what it means is said after."""
+        now = self._served.desk.now()
+        fresh: list[tuple[Answered, Job, FinishReason | None]] = []
+        for step in run.take(result, now):
+            job, _ = self._served.jobs[step.sequence]
+            job.meter.add(result.times, step.elapsed_s)
+            finish = None
+            if step.token is not None and isinstance(job, Generation):
+                finish = job.ends_with(step.token)
+                if finish is None:
+                    run.go_on(step.sequence, step.token.token)
+            fresh.append((step, job, finish))
+        # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
+        # and replies are made while it computes. A stop string found then costs one step in vain.
+        run.pump(now)
+        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._store, result, fresh, now)
+
+    def again(self, job: Generation, said: Sequence[Token]) -> bool:
+        """Say what the other ingress may have said; True if that was all there is to say."""
+        newest = self._served.runs.newest
+        assert newest is not None, "requests are taken over where they can run"
+        job.meter.runs_on(newest.plan.epoch, newest.route)
+        # What the other ingress had to compute anew is not known here, and must not be called exact if it was not.
+        job.meter.computed_anew(exactly=newest.replays_exactly)
+        replies = job.resume(said, self._served.desk.now())
+        final = replies.pop() if replies[-1].finish_reason is not None else None
+        for reply in replies if job.request.stream else ():
+            self._served.desk.say(job.reply, reply, job.request_id)
+        if final is not None:
+            self._finished(job, final)
+        return final is not None
+
+    def error(self, job: Job, error: ResplitError) -> None:
+        """Say the one final error of a request that has ended."""
+        self._served.desk.say(job.reply, ErrorReply(request_id=job.request_id, error=error.body), None)
+        if job.handle is not None:
+            self._served.journal.end([job.handle], error.code.value)
+        self._served.desk.audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in an error",
+            deployment=self._served.name,
+            request=job.request_id,
+            code=error.code.value,
+            error=error.message,
+        )
+
+    def broke(self, job: Job, error: Exception) -> None:
+        """A defect of ours: it ends this request and no other."""
+        log.error("an answer could not be taken: %s", self._served.name, exc_info=error)
+        self._served.end(job, ResplitError(ErrorCode.INTERNAL, f"the ingress failed: {type(error).__name__}"))
+
+    def _store(self, result: Result, fresh: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
+        """Have the journal keep what a result holds; then say it."""
+        kept: list[tuple[Answered, Job, FinishReason | None]] = []
+        round_: list[Run] = []
+        for step, job, finish in fresh:
+            if step.sequence not in self._served.jobs:
+                continue  # it ended in the meantime, or is computed anew and will come to this token again
+            kept.append((step, job, finish))
+            if step.token is not None and isinstance(job, Generation) and job.handle is not None:
+                job.owed.append(step.token)
+                likely = ((step.token.logprob, step.token.top),) if job.request.logprobs else ()
+                round_.append(Run(job.handle, step.token.index, (step.token.token,), likely))
+        if not round_:
+            self._tell(result, kept, now)
+            return
+        try:
+            self._served.journal.tokens(round_, lambda: self._tell(result, kept, now))
+        except ResplitError as error:
+            for _, job, _ in kept:
+                self._served.end(job, error)
+
+    def _tell(self, result: Result, kept: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
+        """Say what a result means to the clients that still want to know."""
+        for step, job, finish in kept:
+            if self._served.desk.in_flight.get(job.request_id, (None, None))[1] is not job:
+                continue  # it ended in the meantime
+            try:
+                self._tell_step(result, step, job, finish, now)
+            except Exception as error:  # what one answer breaks must not keep the others waiting
+                self.broke(job, error)
+        self._served.admit()
+
+    def _tell_step(self, result: Result, step: Answered, job: Job, finish: FinishReason | None, now: float) -> None:
+        match job:
+            case Generation() if step.token is not None:
+                reply = job.take(step.token, finish, now)
+                if reply.finish_reason is not None:
+                    self._finished(job, reply)
+                elif job.request.stream:
+                    self._served.desk.say(job.reply, reply, job.request_id)
+            case TensorJob():
+                self._take_tensors(step.sequence, job, result)
+            case Generation():
+                pass  # a prefill chunk before the last
+
+    def _finished(self, job: Generation, last: TokenReply) -> None:
+        assert last.usage is not None
+        self._ended_in_output(
+            job,
+            last if job.request.stream else job.whole(last),
+            last.usage,
+            finish_reason=last.finish_reason,
+            prompt_tokens=len(job.prompt),
+            completion_tokens=len(job.tokens),
+            total_ms=last.usage.total_ms,
+        )
+
+    def _take_tensors(self, sequence: SequenceId, job: TensorJob, result: Result) -> None:
+        answer = job.take(sequence, dict(result.tensors), self._served.desk.now())
+        _, run = self._served.jobs.pop(sequence)
+        run.end([sequence])
+        if answer is not None:
+            usage = answer.usage
+            self._served.journal.confirm(lambda: self._ended_in_output(job, answer, usage, total_ms=usage.total_ms))
+
+    def _ended_in_output(self, job: Job, reply: BaseModel, usage: Usage, **fields: str | int | float | None) -> None:
+        self._served.desk.say(job.reply, reply, None)
+        self._served.attainment.ended(self._served.promised, job.slo, usage)
+        if job.handle is not None:
+            self._served.journal.end([job.handle], "output")
+        for sequence in [
+            s for s, (held, _) in self._served.jobs.items() if held is job and s not in self._served.crossings
+        ]:
+            _, run = self._served.jobs.pop(sequence)
+            run.finish(sequence, self._served.desk.now())
+        self._served.forget(job)
+        self._served.desk.audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in output",
+            deployment=self._served.name,
+            epoch=job.meter.epoch,
+            request=job.request_id,
+            **fields,
+        )

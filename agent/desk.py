@@ -1,0 +1,30 @@
+"""What the deployments at one ingress have in common."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel
+
+from agent.intake import Job
+from agent.replies import ReplyTo
+from bus.audit import AuditTrail
+from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.frame import Frame
+
+if TYPE_CHECKING:
+    from agent.served import Served
+
+
+@dataclass(frozen=True)
+class Desk:
+    """What every deployment at one ingress shares: replies out, the audit trail, the clock, who is in flight."""
+
+    node: NodeId
+    say: Callable[[ReplyTo, BaseModel, RequestId | None], None]
+    audit: AuditTrail
+    now: Callable[[], float]
+    send: Callable[[NodeId, Frame], None]
+    in_flight: dict[RequestId, tuple["Served", Job]]
+    on_empty: Callable[[DeploymentName, int], None]
+    """`(deployment, epoch)`: a draining epoch's last sequence has ended."""

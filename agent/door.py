@@ -1,0 +1,185 @@
+"""The door of an ingress: each request off the bus is read, checked, stored in the journal and accepted, or refused."""
+
+import asyncio
+import contextlib
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+
+from agent.generation import Generation
+from agent.intake import Job, open_request, read
+from agent.outbox import Outbox
+from agent.replies import Replier, ReplyTo
+from agent.served import Served
+from bus.audit import AuditTrail
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName, RequestId
+from schemas.errors import ErrorCode, ResplitError
+from schemas.journal import AcceptedRequest
+from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
+from schemas.slo import Slo
+
+OVERTAKING_S = 1.0
+OVERTAKING_MAX = 1024
+CANCELLED = "the request was cancelled"
+
+log = logging.getLogger(__name__)
+
+
+class Door:
+    """Takes requests and cancellations of every deployment that is served here."""
+
+    def __init__(
+        self,
+        client: Client,
+        audit: AuditTrail,
+        now: Callable[[], float],
+        outbox: Outbox,
+        served: Mapping[DeploymentName, Served],
+        in_flight: dict[RequestId, tuple[Served, Job]],
+        leave: Callable[[Served], Coroutine[Any, Any, None]],
+    ) -> None:
+        """`leave(served)`: stop listening for requests of a deployment that others serve by now."""
+        self._client = client
+        self._audit = audit
+        self._now = now
+        self._outbox = outbox
+        self._served = served
+        self._in_flight = in_flight
+        self._leave = leave
+        self._accepting: set[asyncio.Task[None]] = set()
+        self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
+        self.replier = Replier(client, self._client_gone)
+
+    async def requested(self, msg: Msg) -> None:
+        """A request off the bus."""
+        await self._take_request(msg)
+        await asyncio.sleep(0)  # nats-py hands over all it has without a pause; heartbeats must get in between
+
+    async def cancelled(self, msg: Msg) -> None:
+        """A client wants no more of a request, which may be another ingress' or none."""
+        request = RequestId(msg.subject.rsplit(".", 1)[-1])
+        if request in self._in_flight:
+            self._cancel(request, CANCELLED)
+            return
+        # Requests and cancellations are separate subscriptions: one may overtake the request it is for.
+        self._cancelled_early[request] = self._now() + OVERTAKING_S
+        while len(self._cancelled_early) > OVERTAKING_MAX:
+            self._cancelled_early.popitem(last=False)
+
+    async def refuse(
+        self, served: Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError
+    ) -> None:
+        """Say the one reply of a request that is not taken."""
+        self._audit.record(
+            AuditKind.REQUEST_REFUSED,
+            "a request was refused",
+            deployment=None if served is None else served.name,
+            request=request_id,
+            code=error.code.value,
+            field=error.field,
+        )
+        await reply.refuse(error, request_id)
+
+    async def _take_request(self, msg: Msg) -> None:
+        reply = self.replier.to(msg)
+        request_id: RequestId | None = None
+        own: Slo | None = None
+        served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
+        if served is not None and not served.runs.current and served.current_nodes:
+            self._spawn(self._pass_on(served, msg))
+            return
+        try:
+            if served is None or not served.runs.current:
+                raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nothing is deployed at {msg.subject}")
+            if len(msg.data) > MAX_REQUEST_BYTES:
+                message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
+                raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
+            request_id, request = read(msg.data, reply.content_type)
+            if self._cancelled_early.pop(request_id, 0.0) > self._now():
+                raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
+            plan, text = served.runs.current[0].plan, served.text
+            own = request.slo(plan.slo)
+            self._check_new(served, request_id, request.deadline_ms)
+            job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
+            served.appraise(job)
+        except ResplitError as error:
+            if served is not None and own is not None:
+                served.attainment.refused(served.promised, own, error.code)
+            await self.refuse(served, reply, request_id, error)
+            return
+        except Exception:  # a defect of ours, and still every request gets an answer
+            log.exception("a request could not be read")
+            fault = ResplitError(ErrorCode.INTERNAL, "the request could not be read; the agent's log has the cause")
+            await self.refuse(served, reply, request_id, fault)
+            return
+        self._in_flight[request_id] = (served, job)
+        served.accepting.add(job)
+        self._spawn(self._accept(served, job, msg.data))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._accepting.add(task)
+        task.add_done_callback(self._accepting.discard)
+
+    async def _pass_on(self, served: Served, msg: Msg) -> None:
+        """Leave a request to whoever serves the deployment now: this node hung, say, and its plan was retired."""
+        if served.withdrawing is None and served.subscription is not None:
+            served.withdrawing = asyncio.create_task(self._leave(served))
+        if served.withdrawing is not None:
+            await asyncio.shield(served.withdrawing)  # else the server may pick this node again
+        if served.runs.current:
+            await self._take_request(msg)  # it serves again meanwhile
+        else:
+            with contextlib.suppress(NatsError, OSError):
+                await self._client.publish(msg.subject, msg.data, msg.reply, msg.headers)
+
+    async def _accept(self, served: Served, job: Job, data: bytes) -> None:
+        """Have the journal keep the request; only then is it accepted."""
+        seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
+        reply = job.reply
+        kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
+        try:
+            job.handle = await served.journal.accept(kept)
+        except ResplitError as error:
+            self._in_flight.pop(job.request_id, None)
+            await self.refuse(served, reply, job.request_id, error)
+            return
+        finally:
+            served.accepting.discard(job)
+        if self._in_flight.get(job.request_id, (None, None))[1] is not job:
+            served.journal.end([job.handle], ErrorCode.CANCELLED.value)  # it was cancelled meanwhile
+            return
+        served.queue.add(job)
+        if isinstance(job, Generation) and job.request.stream:
+            epoch = max((epoch for epoch, _ in served.runs), default=1)
+            accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
+            self._outbox.put(reply, accepted, job.request_id)
+        served.admit()
+
+    def _check_new(self, served: Served, request_id: RequestId, deadline_ms: int | None) -> None:
+        if request_id in self._in_flight:
+            message = f"a request {request_id!r} is in flight already; choose another id"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
+        if deadline_ms is not None and deadline_ms <= 0:
+            raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
+        slots_free = served.slots_free
+        waiting = len(served.queue) + len(served.accepting)
+        if waiting >= served.runs.current[0].plan.settings.max_queued + slots_free:
+            message = f"all slots are taken and {waiting} requests wait; try again later"
+            raise ResplitError(ErrorCode.OVERLOADED, message)
+
+    def _client_gone(self, request: RequestId) -> None:
+        if self._outbox.is_open:
+            self._cancel(request, "nobody listens to the replies any more")
+
+    def _cancel(self, request: RequestId, why: str) -> None:
+        if (found := self._in_flight.get(request)) is not None:
+            served, job = found
+            served.end(job, ResplitError(ErrorCode.CANCELLED, why))
+            served.admit()
