@@ -30,7 +30,7 @@ from models.text import Text
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
-from schemas.capacity import Capacity, RouteName
+from schemas.capacity import Capacity, FinishedRequest, RouteName
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
 from schemas.journal import AcceptedRequest, LiveRequest
@@ -165,6 +165,11 @@ class Ingress:
             served = self._served.get(stage.deployment)
             if served is not None and stage.state != "loading":
                 served.node_serves(capacity.node, stage.epoch)
+
+    @property
+    def finished(self) -> tuple[FinishedRequest, ...]:
+        """What requests met that ended lately."""
+        return self._desk.finished.recent(self._now())
 
     @property
     def stalled(self) -> tuple[RouteName, ...]:

@@ -10,7 +10,7 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from bus.keys import Identity
-from profiler.device import Reading
+from profiler.device import Reading, placed
 from schemas import subjects
 from schemas.base import Digest
 from schemas.capacity import (
@@ -18,6 +18,7 @@ from schemas.capacity import (
     HEARTBEAT_SPARE_S,
     BlockTime,
     Capacity,
+    FinishedRequest,
     HostedStage,
     LinkEstimate,
     LostPeer,
@@ -47,10 +48,12 @@ class CapacityPublisher:
         models: Callable[[], tuple[Digest, ...]],
         lost_peers: Callable[[], tuple[LostPeer, ...]],
         stalled: Callable[[], tuple[RouteName, ...]],
+        frame_ms: Callable[[], float | None],
+        finished: Callable[[], tuple[FinishedRequest, ...]],
     ) -> None:
         self._client = client
         self._identity = identity
-        self._fixed = {"provider": provider, "threads": threads, "link": link, "version": version}
+        self._fixed = {"provider": provider, "threads": threads, "link": link, "version": version, **placed()}
         self._read = read
         self._stages = stages
         self._block_times = block_times
@@ -58,6 +61,8 @@ class CapacityPublisher:
         self._models = models
         self._lost_peers = lost_peers
         self._stalled = stalled
+        self._frame_ms = frame_ms
+        self._finished = finished
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -104,5 +109,7 @@ class CapacityPublisher:
             models_on_disk=self._models(),
             lost_peers=self._lost_peers(),
             stalled=self._stalled(),
+            frame_ms=self._frame_ms(),
+            finished=self._finished(),
             **self._fixed,
         )

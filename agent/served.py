@@ -16,6 +16,7 @@ from pydantic import BaseModel
 
 from agent.crossing import Crossings
 from agent.driver import Answered
+from agent.finished import Finished
 from agent.generation import FinishReason, Generation
 from agent.intake import Job
 from agent.replies import ReplyTo
@@ -62,6 +63,8 @@ class Desk:
     in_flight: dict[RequestId, tuple["Served", Job]]
     on_empty: Callable[[DeploymentName, int], None]
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
+    finished: Finished = field(default_factory=Finished)
+    """What those that ended in text met."""
 
 
 @dataclass(eq=False)
@@ -334,6 +337,7 @@ class Served:
             return False
         match job:
             case Generation():
+                job.meter.ahead_tokens = run.driver.unfilled_tokens
                 started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now)
                 sequence = None if started is None else started.sequence
                 job.meter.cached_tokens = 0 if started is None else started.cached
@@ -351,9 +355,12 @@ class Served:
     def _take_result(self, run: RouteRun, result: Result) -> None:
         now = self.desk.now()
         fresh: list[tuple[Answered, Job, FinishReason | None]] = []
+        decoding = run.driver.decoding
         for step in run.take(result, now):
             job, _ = self.jobs[step.sequence]
             job.meter.add(result.times, step.elapsed_s)
+            if step.token is not None and step.token.index > 0:
+                job.meter.beside(decoding)
             finish = None
             if step.token is not None and isinstance(job, Generation):
                 finish = job.ends_with(step.token)
@@ -412,6 +419,7 @@ class Served:
 
     def _finished(self, job: Generation, last: TokenReply) -> None:
         assert last.usage is not None
+        self.desk.finished.add(self.name, job.meter, len(job.prompt), len(job.tokens), self.desk.now())
         self._ended_in_output(
             job,
             last if job.request.stream else job.whole(last),

@@ -148,6 +148,8 @@ class Agent:
             models=lambda: tuple(dict.fromkeys(plan.model for plan in self._plans())),
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
             stalled=lambda: self._ingress.stalled,
+            frame_ms=lambda: self._stages.frame_ms,
+            finished=lambda: self._ingress.finished,
         )
         await self._ingress.start()
         await self._bus.start()

@@ -22,6 +22,9 @@ GUESS_PRUDENCE = 1.25
 GUESSED_NODES_MAX = 64
 """Beyond this a cluster has sites, and too many pairs to guess about one by one."""
 
+TERMS = ("decode_ms", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_per_token")
+"""What of a block's time grows with the time itself, beside what a further sequence adds."""
+
 Times = Mapping[tuple[Digest, int], BlockTime]
 
 
@@ -37,12 +40,11 @@ def smoothed(before: Times, capacity: Capacity, elapsed_s: float) -> Times:
 def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:
     if old is None or old == new:
         return new
-    return BlockTime(
-        model=new.model,
-        block=new.block,
-        decode_ms=old.decode_ms + weight * (new.decode_ms - old.decode_ms),
-        prefill_ms_per_token=old.prefill_ms_per_token + weight * (new.prefill_ms_per_token - old.prefill_ms_per_token),
-    )
+    terms = {name: (1 - weight) * getattr(old, name) + weight * getattr(new, name) for name in TERMS}
+    slope = new.decode_ms_per_row
+    if slope is not None and old.decode_ms_per_row is not None:
+        slope = old.decode_ms_per_row + weight * (slope - old.decode_ms_per_row)
+    return new.model_copy(update={**terms, "decode_ms_per_row": slope})
 
 
 def believed(
@@ -63,11 +65,28 @@ def believed(
         # A node that is slow on the blocks it runs is slow on the others too.
         factor = own if own is not None else optimism * GUESS_PRUDENCE
         blocks = tuple(
-            known.get((digest, block)) or _scaled(roofline(capacity, manifest, digest, block), factor)
+            known.get((digest, block))
+            or _like_another(known, manifest, digest, block)
+            or _scaled(roofline(capacity, manifest, digest, block), factor)
             for block in range(len(manifest.blocks))
         )
         found[name] = capacity.model_copy(update={"block_times": blocks})
     return _with_guessed_links(found)
+
+
+def _like_another(known: Times, manifest: Manifest, digest: Digest, block: int) -> BlockTime | None:
+    """The time of a block that is of the same kind and that this node ran: layers of a model differ by their weights'
+    values alone. Its own roofline knows neither kernels nor caches."""
+    what = manifest.blocks[block]
+    for other in manifest.blocks:
+        alike = (other.role, other.weight_bytes, other.flops_per_token) == (
+            what.role,
+            what.weight_bytes,
+            what.flops_per_token,
+        )
+        if alike and (time := known.get((digest, other.index))) is not None:
+            return time.model_copy(update={"block": block})
+    return None
 
 
 def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
@@ -124,9 +143,6 @@ def _ratio(capacity: Capacity, known: Times, manifest: Manifest, digest: Digest)
 
 
 def _scaled(time: BlockTime, factor: float) -> BlockTime:
-    return BlockTime(
-        model=time.model,
-        block=time.block,
-        decode_ms=factor * time.decode_ms,
-        prefill_ms_per_token=factor * time.prefill_ms_per_token,
-    )
+    slope = time.decode_ms_per_row
+    scaled = {name: factor * getattr(time, name) for name in TERMS}
+    return time.model_copy(update={**scaled, "decode_ms_per_row": None if slope is None else factor * slope})

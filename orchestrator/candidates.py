@@ -75,7 +75,8 @@ def slate(
         found = predict(
             way, seen, manifest, deployment.model, demand=demand, settings=deployment.settings, weights=weights
         )
-        prefill_ms = sum(stage.prefill_ms for stage in predict(way, seen, manifest, deployment.model, 1).stages)
+        prompt = predict(way, seen, manifest, deployment.model, PROMPT_TOKENS)
+        prefill_ms = sum(stage.prefill_ms for stage in prompt.stages) / PROMPT_TOKENS
         priced = Option(stages, origin, found.objective(latency_ref_ms, weights), found.terms, without)
         return priced, Placed(stages, prefill_ms, found.tpot_ms)
 

@@ -10,10 +10,12 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from orchestrator.beliefs import Times, smoothed
+from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
+from profiler.error import PredictionError
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity
+from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, FinishedRequest
 from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
@@ -40,6 +42,8 @@ class Node:
     past_boots: tuple[str, ...] = ()
     times: Times = field(default_factory=dict)
     """Its block times, smoothed over heartbeats."""
+    judged: int = -1
+    """The number of the last finished request of this process that was held against its prediction."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +63,10 @@ class Snapshot:
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
     outlooks: Mapping[DeploymentName, Outlook] = field(default_factory=dict)
     """How each deployment's plan compared with others when it was last weighed."""
+    views: Views = ()
+    """What nodes had shown, lately: requests that end now are held against what was known when they began."""
+    errors: Mapping[DeploymentName, PredictionError] = field(default_factory=dict)
+    """How far predictions were from what requests then met."""
     deaf_since: datetime | None = None
     """Set while this process has no connection to the bus: silence then says nothing about nodes."""
     ticked_at: datetime | None = None
@@ -183,7 +191,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
         case DeploymentRemoved(name):
             kept = {other: value for other, value in snapshot.deployments.items() if other != name}
             outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
-            return replace(snapshot, deployments=kept, outlooks=outlooks)
+            errors = {other: one for other, one in snapshot.errors.items() if other != name}
+            return replace(snapshot, deployments=kept, outlooks=outlooks, errors=errors)
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
@@ -231,7 +240,11 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times)}
+    judged_before = known.judged if known is not None and known.capacity.boot == capacity.boot else -1
+    fresh = tuple(one for one in capacity.finished if one.number > judged_before)
+    judged_until = max((one.number for one in fresh), default=judged_before)
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, judged_until)}
+    snapshot = _judged(snapshot, fresh, now)
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {
@@ -240,6 +253,20 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
     return replace(snapshot, nodes=nodes, absent=(snapshot.absent - {name}) | gone, rollouts=rollouts)
+
+
+def _judged(snapshot: Snapshot, fresh: tuple[FinishedRequest, ...], now: datetime) -> Snapshot:
+    """Requests that ended, against what was predicted for them before."""
+    errors = snapshot.errors
+    if fresh:
+        plans = {name: rollout.plans for name, rollout in snapshot.rollouts.items()}
+        errors = judged(errors, fresh, plans, snapshot.manifests, snapshot.views, now)
+    views = snapshot.views
+    if snapshot.rollouts and is_due(views, now):
+        capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
+        times = {name: node.times for name, node in snapshot.nodes.items()}
+        views = (*views, View(now, capacities, times))[-VIEWS:]
+    return replace(snapshot, errors=errors, views=views)
 
 
 def _apart_s(known: Node, now: datetime) -> float:

@@ -115,6 +115,10 @@ class DeploymentStatus(Value):
     """Nodes that confirmed the current plan."""
     estimate: dict[str, float] | None = None
     """What the current plan is predicted to cost now."""
+    prediction: str | None = None
+    """How far predictions were from what requests then met; None before any ended."""
+    prediction_error: dict[str, float] | None = None
+    """The same as figures: medians of |error| and of the error (its bias) of `tpot` and `ttft`, as shares."""
     reason: str | None = None
     """Why the state is not `serving`."""
     error: ErrorBody | None = None
@@ -172,6 +176,8 @@ class DecisionReport(Value):
     """No plan has a smaller Phi."""
     candidates: tuple[CandidateReport, ...]
     """The current plan first, then the chosen one if it is another, then the others, the best first."""
+    prediction: str | None = None
+    """How far predictions of this deployment were from what requests then met; None before any ended."""
 
 
 class ExplainRequest(Value):
