@@ -244,7 +244,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     fresh = tuple(one for one in capacity.finished if one.number > judged_before)
     judged_until = max((one.number for one in fresh), default=judged_before)
     nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, judged_until)}
-    snapshot = _judged(snapshot, fresh, now)
+    errors = _judged(snapshot, fresh, now)
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {
@@ -252,21 +252,28 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         for peer in capacity.lost_peers
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
-    return replace(snapshot, nodes=nodes, absent=(snapshot.absent - {name}) | gone, rollouts=rollouts)
+    views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
+    absent = (snapshot.absent - {name}) | gone
+    return replace(snapshot, nodes=nodes, absent=absent, rollouts=rollouts, views=views, errors=errors)
 
 
-def _judged(snapshot: Snapshot, fresh: tuple[FinishedRequest, ...], now: datetime) -> Snapshot:
-    """Requests that ended, against what was predicted for them before."""
-    errors = snapshot.errors
-    if fresh:
-        plans = {name: rollout.plans for name, rollout in snapshot.rollouts.items()}
-        errors = judged(errors, fresh, plans, snapshot.manifests, snapshot.views, now)
-    views = snapshot.views
-    if snapshot.rollouts and is_due(views, now):
-        capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
-        times = {name: node.times for name, node in snapshot.nodes.items()}
-        views = (*views, View(now, capacities, times))[-VIEWS:]
-    return replace(snapshot, errors=errors, views=views)
+def _judged(
+    snapshot: Snapshot, fresh: tuple[FinishedRequest, ...], now: datetime
+) -> Mapping[DeploymentName, PredictionError]:
+    """The errors with requests that ended, each against what was predicted for it before."""
+    if not fresh:
+        return snapshot.errors
+    plans = {name: rollout.plans for name, rollout in snapshot.rollouts.items()}
+    return judged(snapshot.errors, fresh, plans, snapshot.manifests, snapshot.views, now)
+
+
+def _viewed(views: Views, nodes: Mapping[NodeId, Node], now: datetime) -> Views:
+    """The views with that of now, if the last is not as good as new."""
+    if not is_due(views, now):
+        return views
+    capacities = {name: node.capacity for name, node in nodes.items()}
+    times = {name: node.times for name, node in nodes.items()}
+    return (*views, View(now, capacities, times))[-VIEWS:]
 
 
 def _apart_s(known: Node, now: datetime) -> float:
