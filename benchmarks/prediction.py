@@ -68,6 +68,8 @@ class Measured:
 
     ttft_ms: float
     tpot_ms: float
+    overhead_ms: float
+    """Of a frame, on the whole way around: neither computed nor waiting for a compute thread."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,7 @@ class Scene:
             usage = token.usage or usage
         if usage is None or usage.ttft_ms is None or usage.tpot_ms is None:
             raise RuntimeError("a request ended without its times")
-        return Measured(usage.ttft_ms, usage.tpot_ms)
+        return Measured(usage.ttft_ms, usage.tpot_ms, usage.network_ms / usage.stages[0].calls)
 
     @contextlib.asynccontextmanager
     async def _beside(self, count: int) -> AsyncIterator[None]:
@@ -181,6 +183,8 @@ async def measure_cut(scene: Scene, name: str, placement: Placement, loads: Sequ
             for when, estimate in (("new", new[load]), ("before", before), ("after", after)):
                 row[f"{figure}_error_{when}"] = round(getattr(estimate, f"{figure}_ms") / middle - 1, 3)
             row[f"{figure}_spread"] = round((max(values) - min(values)) / middle, 3)
+        row["overhead_measured_ms"] = round(statistics.median(one.overhead_ms for one in found), 2)
+        row["overhead_ms"] = round(before.terms["network_ms"] + before.terms["frame_ms"], 2)
         row["seconds"] = round(time.monotonic() - began, 1)
         row["load_average"] = round(os.getloadavg()[0], 1)
         print(row, flush=True)
@@ -233,7 +237,7 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     found = []
     for figure, target in (("tpot", TPOT_TARGET), ("ttft", TTFT_TARGET)):
         if rows:
-            row: Row = {"name": f"{figure}, median of |error|", "target": target}
+            row: Row = {"name": f"{figure}, median of |error|", "figure": figure, "target": target}
             for when in ("new", "before", "after"):
                 errors = [abs(one[f"{figure}_error_{when}"]) for one in rows]
                 row[f"{figure}_error_{when}"] = round(statistics.median(errors), 3)

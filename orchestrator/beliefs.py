@@ -59,6 +59,7 @@ def believed(
     `optimism` is how many times slower than its roofline a node has to be expected (`optimism_of`).
     """
     found = {}
+    share = _slope_share(times, digest)
     for name, capacity in capacities.items():
         known = times.get(name, {})
         own = _ratio(capacity, known, manifest, digest)
@@ -67,7 +68,7 @@ def believed(
         blocks = tuple(
             known.get((digest, block))
             or _like_another(known, manifest, digest, block)
-            or _scaled(roofline(capacity, manifest, digest, block), factor)
+            or _sloped(_scaled(roofline(capacity, manifest, digest, block), factor), share)
             for block in range(len(manifest.blocks))
         )
         found[name] = capacity.model_copy(update={"block_times": blocks})
@@ -87,6 +88,21 @@ def _like_another(known: Times, manifest: Manifest, digest: Digest, block: int) 
         if alike and (time := known.get((digest, other.index))) is not None:
             return time.model_copy(update={"block": block})
     return None
+
+
+def _slope_share(times: Mapping[NodeId, Times], digest: Digest) -> float | None:
+    """What a further sequence adds to a step of this model over what one takes, on the nodes that measured it."""
+    shares = []
+    for known in times.values():
+        own = [time for (model, _), time in known.items() if model == digest and time.decode_ms_per_row is not None]
+        if (decode_ms := sum(time.decode_ms for time in own)) > 0:
+            shares.append(sum(time.decode_ms_per_row or 0.0 for time in own) / decode_ms)
+    return median(shares) if shares else None
+
+
+def _sloped(guess: BlockTime, share: float | None) -> BlockTime:
+    """A guess at a node that never ran the model: its kernels gain from company what they gain elsewhere."""
+    return guess if share is None else guess.model_copy(update={"decode_ms_per_row": share * guess.decode_ms})
 
 
 def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
