@@ -72,15 +72,16 @@ def _probe(bench: "_Bench", near: int, far: int) -> Probe:
     short_s, long_s = bench.chunk_s(short), bench.chunk_s(long)
     per_token = max(0.0, long_s - short_s) / max(1, long - short)
     per_token = min(per_token, long_s / long)  # a short chunk that was held up must not make the long one's rest free
-    decode = bench.step_s(rows_min, near, STEPS)
+    decode, least = bench.step_s(rows_min, near, STEPS)
     # Without caches in place every sequence is a call of its own.
-    per_row, per_context = decode, 0.0
+    per_row, per_context = 1.0, 0.0
     if engine.in_place:
-        per_row = max(0.0, bench.step_s(ROWS, near, STEPS_MORE) - decode) / (ROWS - rows_min)
+        _, many = bench.step_s(ROWS, near, STEPS_MORE)
+        per_row = max(0.0, many / least - 1) / (ROWS - rows_min)
         if far - near >= CONTEXTS_APART_TOKENS and any(block.kv for block in engine.blocks):
-            more = max(0.0, bench.step_s(rows_min, far, STEPS_MORE) - decode)
-            per_context = more / (far - near) / rows_min
-    return Probe(decode, per_row, per_context, long_s - per_token * long, per_token, rows_min)
+            _, behind = bench.step_s(rows_min, far, STEPS_MORE)
+            per_context = max(0.0, behind / least - 1) / (far - near) / rows_min
+    return Probe(decode, per_row * decode, per_context * decode, long_s - per_token * long, per_token, rows_min)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,11 +111,13 @@ class _Bench:
         self.run(range(1), 0, x)
         return min(self.timed(range(1), 0, x) for _ in range(2))
 
-    def step_s(self, rows: int, context: int, steps: int) -> float:
-        """The median of some steps; the first one also prepares the call and does not count."""
+    def step_s(self, rows: int, context: int, steps: int) -> tuple[float, float]:
+        """The median of some steps, and the least: where others compute too, only the least tell two kinds apart. The
+        first step also prepares the call and does not count."""
         x = _input(self.engine, rows, 1)
         self.run(range(rows), context, x)
-        return median(self.timed(range(rows), context + i, x) for i in range(1, steps))
+        found = [self.timed(range(rows), context + i, x) for i in range(1, steps)]
+        return median(found), max(min(found), 1e-9)
 
 
 def _rows_min(bench: _Bench) -> int:

@@ -181,7 +181,7 @@ def _scaled(block: BlockTime, loaded: _Line, now: _Line, alone: float, slowdown:
         update={
             "decode_ms": alone * block.decode_ms,
             "decode_ms_per_row": per_row,
-            "decode_ms_per_context_token": slowdown * block.decode_ms_per_context_token,
+            "decode_ms_per_context_token": alone * block.decode_ms_per_context_token,
             "prefill_ms_per_token": prefill * block.prefill_ms_per_token,
             "prefill_ms": prefill * block.prefill_ms,
         }
