@@ -77,7 +77,8 @@ def _probe(bench: "_Bench", near: int, far: int) -> Probe:
     per_row, per_context = 1.0, 0.0
     if engine.in_place:
         _, many = bench.step_s(ROWS, near, STEPS_MORE)
-        per_row = max(0.0, many / least - 1) / (ROWS - rows_min)
+        # Never more than a call of its own would cost: what looks like it was held up by others.
+        per_row = min(max(0.0, many / least - 1) / (ROWS - rows_min), 1 / rows_min)
         if far - near >= CONTEXTS_APART_TOKENS and any(block.kv for block in engine.blocks):
             _, behind = bench.step_s(rows_min, far, STEPS_MORE)
             per_context = max(0.0, behind / least - 1) / (far - near) / rows_min
