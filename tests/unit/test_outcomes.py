@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from math import e
 
 import pytest
 
@@ -143,3 +144,24 @@ def test_a_block_that_a_node_never_ran_is_as_fast_as_its_like_there() -> None:
     node: Capacity = capacity("a", block_times=(ran,))
     seen = believed({NODE: node}, {NODE: smoothed({}, node, 0)}, model, MODEL, 1.0)
     assert seen[NODE].block_times[2] == ran.model_copy(update={"block": 2})
+
+
+def test_a_node_that_never_ran_the_model_is_believed_to_gain_from_company_what_others_gain() -> None:
+    times = [
+        BlockTime(model=MODEL, block=b, decode_ms=4, prefill_ms_per_token=3, decode_ms_per_row=1) for b in range(3)
+    ]
+    ran, idle = capacity("a", block_times=times), capacity("b")
+    seen = believed({NODE: ran, NodeId("b"): idle}, {NODE: smoothed({}, ran, 0)}, decoder(), MODEL, 1.0)
+    guessed = seen[NodeId("b")].block_times[1]
+    assert guessed.decode_ms_per_row == pytest.approx(guessed.decode_ms / 4)
+
+
+def test_every_term_of_a_block_time_is_smoothed() -> None:
+    def said(scale: float) -> Capacity:
+        terms = dict.fromkeys(("decode_ms", "prefill_ms", "prefill_ms_per_token", "decode_ms_per_row"), scale)
+        return capacity("a", block_times=(BlockTime(model=MODEL, block=0, decode_ms_per_context_token=scale, **terms),))
+
+    before = smoothed({}, said(1.0), 0)
+    [after] = smoothed(before, said(2.0), 3.0).values()
+    found = after.model_dump(exclude={"model", "block", "rows_min"})
+    assert list(found.values()) == pytest.approx([2 - 1 / e] * len(found))
