@@ -30,8 +30,9 @@ CHUNKS = 8
 """Prefill chunks over which the median is."""
 CHUNK_TOKENS_MIN = 16
 """Shorter chunks, the ends of prompts, cost a call and say nothing of a token."""
-SLOPE_TRUST_ROWS = 2.0
-"""Two numbers of sequences this far apart say as much of the slope as the measurement at load time."""
+SLOPE_TRUST_ROWS = 1.0
+"""Two numbers of sequences this far apart say as much of the slope as the measurement at load time, which is of one
+block alone and of a few steps; twice as far, four times as much."""
 
 StageKey = tuple[Digest, int, int]
 """Model, first and last block."""
