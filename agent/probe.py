@@ -112,7 +112,7 @@ class _Bench:
         return min(self.timed(range(1), 0, x) for _ in range(2))
 
     def step_s(self, rows: int, context: int, steps: int) -> tuple[float, float]:
-        """The first quartile of some steps, and the least. Other nodes load at the same time, often on the same machine,
+        """The first quartile of some steps, and the least. Other nodes load at the same time, often on this machine,
         and what they take is no slowdown that lasts; and only the least tell two kinds of step apart. The first step
         also prepares the call and does not count."""
         x = _input(self.engine, rows, 1)

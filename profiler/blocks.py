@@ -7,14 +7,13 @@ the undisturbed durations; where only one number of sequences was seen, it keeps
 blocks were loaded. Both its terms are multiplied by the slowdown. The sum counts rather than the median, because a
 processor that is taken away stops one call in several, and most of them not at all.
 
-Prefill. A chunk's duration over what it would have taken at load time, the median over the latest chunks.
+Prefill. A chunk's duration over what it would have taken at load time, the median over the latest chunks' tokens.
 
 The stage's time is shared out to its blocks in the proportion in which it was when they were loaded.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Literal, NamedTuple
 
 from schemas.base import Digest
@@ -27,7 +26,7 @@ CALLS_MIN = 8
 CALLS_MAX = 1024
 QUARTILE_CALLS_MIN = 4
 CHUNKS = 8
-"""Prefill chunks over which the median is."""
+"""Prefill chunks over whose tokens the median is."""
 CHUNK_TOKENS_MIN = 16
 """Shorter chunks, the ends of prompts, cost a call and say nothing of a token."""
 SLOPE_TRUST_ROWS = 1.0
@@ -166,8 +165,7 @@ def _shared_out(times: StageTimes, blocks: Sequence[BlockTime]) -> list[BlockTim
     now = loaded if slowdown is None else _fitted(times.undisturbed_us, loaded)
     alone = (slowdown or 1.0) * (now.alone / loaded.alone if loaded.alone > 0 else 1.0)
     # What slows a step slows a chunk: the better guess until there is one.
-    ratios = [call.compute_us / expected for call in times.chunks if (expected := _chunk_us(call, blocks)) > 0]
-    prefill = median(ratios) if ratios else alone
+    prefill = _chunk_ratio(times.chunks, blocks) or alone
     return [_scaled(block, loaded, now, alone, slowdown or 1.0, prefill) for block in blocks]
 
 
@@ -208,6 +206,20 @@ def _fitted(undisturbed_us: Mapping[int, float], loaded: _Line) -> _Line:
         trust = SLOPE_TRUST_ROWS**2
         per_row = max(0.0, ((high - low) * between + per_row * trust) / (between**2 + trust))
     return _Line(max(0.0, low - per_row * loaded.beyond(fewest)), per_row, loaded.rows_min)
+
+
+def _chunk_ratio(chunks: Sequence[Call], blocks: Sequence[BlockTime]) -> float | None:
+    """How many times longer chunks took than at load time: the median over their tokens, as most of a prompt is in
+    its long chunks; None before there was one."""
+    ratios = sorted(
+        (call.compute_us / expected, call.size) for call in chunks if (expected := _chunk_us(call, blocks)) > 0
+    )
+    half = sum(size for _, size in ratios) / 2
+    for ratio, size in ratios:
+        half -= size
+        if half <= 0:
+            return ratio
+    return None
 
 
 def _chunk_us(call: Call, blocks: Sequence[BlockTime]) -> float:

@@ -232,3 +232,9 @@ def test_a_chunk_that_skipped_the_head_says_nothing_of_it() -> None:
     skipped = Call(STAGE, "prefill", 128, 128 * 400, 1.0, head=False)  # twice as long as at load, without the head
     times = block_times(observe({}, [skipped], 1.0, heavy), heavy)
     assert [t.prefill_ms_per_token for t in times] == pytest.approx([0.2, 0.2, 2.0])
+
+
+def test_a_long_chunk_says_more_than_several_short_ones() -> None:
+    short = [Call(STAGE, "prefill", 32, 32 * 900, float(i)) for i in range(3)]
+    running = observe({}, [*short, Call(STAGE, "prefill", 128, 128 * 150, 4.0)], 5.0)
+    assert sum(t.prefill_ms_per_token for t in block_times(running, LOADED)) == pytest.approx(0.15)
