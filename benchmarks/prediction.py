@@ -3,8 +3,8 @@
 Agents run the model over several cuts, each under several loads. Before each run the cost model is asked with what the
 heartbeats say at that moment, as the orchestrator is; then requests run beside others that decode, and what they met
 is compared. Three predictions are told apart: of a cut that never ran (`new`), of a load right before it (`before`,
-which the target is about), and in hindsight, right after it (`after`): what is left there is the model's own
-error, and the rest is a machine that changed meanwhile.
+which the target is about), and in hindsight, right after it (`after`): its times are
+of that very run, so that it tests the form of the model alone, and what it explains is a machine that changed.
 """
 
 import argparse
