@@ -39,9 +39,12 @@ class Answers:
         """What came back over a route: the next steps leave at once, what it means is said after."""
         now = self._served.desk.now()
         fresh: list[tuple[Answered, Job, FinishReason | None]] = []
+        decoding = run.driver.decoding
         for step in run.take(result, now):
             job, _ = self._served.jobs[step.sequence]
             job.meter.add(result.times, step.elapsed_s)
+            if step.token is not None and step.token.index > 0:
+                job.meter.beside(decoding)
             finish = None
             if step.token is not None and isinstance(job, Generation):
                 finish = job.ends_with(step.token)
@@ -134,6 +137,8 @@ class Answers:
 
     def _finished(self, job: Generation, last: TokenReply) -> None:
         assert last.usage is not None
+        desk = self._served.desk
+        desk.finished.add(self._served.name, job.meter, len(job.prompt), len(job.tokens), desk.now())
         self._ended_in_output(
             job,
             last if job.request.stream else job.whole(last),

@@ -33,5 +33,5 @@ class BlockTimes:
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}
-        self._running = keep(observe(self._running, calls, time.monotonic()), stages)
+        self._running = keep(observe(self._running, calls, time.monotonic(), loaded), stages)
         return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

@@ -9,16 +9,21 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from statistics import median
 from typing import TypeVar
 
 from agent.batching import Work, next_batch
 from agent.stage import Queued, StageHost, StageOutput
-from schemas.frame import Activation, SequenceId
+from schemas.frame import Activation, Failure, SequenceId
 
 ROWS_MAX = 256
 """Rows of one decode call: beyond this a call only grows longer."""
+
+FRAMES = 64
+"""What a frame costs besides is the median of so many calls, the latest ones."""
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -94,6 +99,12 @@ class StageQueue:
         self._waiting: list[_Waiting] = []
         self._busy = False
         self._last_kind: str | None = None
+        self._besides_us: deque[int] = deque(maxlen=FRAMES)
+
+    @property
+    def frame_ms(self) -> float | None:
+        """What a decode frame takes from this queue and back to the loop, beside the time that its call computes."""
+        return median(self._besides_us) / 1e3 if self._besides_us else None
 
     def put(self, host: StageHost, frame: Activation) -> None:
         """Queue a frame; it runs when the thread is free and its turn has come."""
@@ -123,10 +134,14 @@ class StageQueue:
         queued = [Queued(w.frame, now - w.arrived_us) for w in batch]
         self._busy = True
         host = batch[0].host
-        self._compute.submit(lambda: host.run(queued), self._ran)
+        self._compute.submit(lambda: host.run(queued), lambda frames: self._ran(frames, now))
 
-    def _ran(self, frames: list[StageOutput]) -> None:
+    def _ran(self, frames: list[StageOutput], submitted_us: int) -> None:
         self._busy = False
+        took_us = _now_us() - submitted_us
+        computed_us = max((f.times[-1].compute_us for f in frames if not isinstance(f, Failure)), default=None)
+        if computed_us is not None and self._last_kind == "decode":
+            self._besides_us.append(max(0, took_us - computed_us))
         # Sending first: the next node can begin while this one picks its next batch.
         try:
             self._deliver(frames)

@@ -1,11 +1,12 @@
 """What the deployments at one ingress have in common."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from agent.finished import Finished
 from agent.intake import Job
 from agent.replies import ReplyTo
 from bus.audit import AuditTrail
@@ -28,3 +29,5 @@ class Desk:
     in_flight: dict[RequestId, tuple["Served", Job]]
     on_empty: Callable[[DeploymentName, int], None]
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
+    finished: Finished = field(default_factory=Finished)
+    """What those that ended in text met."""

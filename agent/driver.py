@@ -155,6 +155,16 @@ class RouteDriver:
         """Sequences whose prompts are being computed anew."""
         return sum(running.is_recovering for running in self._running.values())
 
+    @property
+    def decoding(self) -> int:
+        """Sequences whose prompts are through."""
+        return sum(running.prefilled for running in self._running.values())
+
+    @property
+    def unfilled_tokens(self) -> int:
+        """Of prompts that were admitted: tokens that were not sent into the route yet."""
+        return sum(max(0, len(r.prompt.tokens) - r.driven) for r in self._running.values())
+
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence. The most urgent one's chunks go out first; among equals, in order of admission."""
         assert prompt.tokens, "an empty prompt is refused before admission"

@@ -27,7 +27,7 @@ from bus.journal import Journal
 from models.text import Text
 from schemas import subjects
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
-from schemas.capacity import Capacity, RouteName, Service
+from schemas.capacity import Capacity, FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
 from schemas.journal import LiveRequest
@@ -164,6 +164,11 @@ class Ingress:
         return tuple(
             Service(deployment=name, met=found.met, missed=found.missed) for name, found in sorted(counted.items())
         )
+
+    @property
+    def finished(self) -> tuple[FinishedRequest, ...]:
+        """What requests met that ended lately."""
+        return self._desk.finished.recent(self._now())
 
     @property
     def stalled(self) -> tuple[RouteName, ...]:

@@ -11,7 +11,7 @@ import onnxruntime as ort
 from agent.engine import Engine, Segment
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from agent.memory import Device, release_memory
-from agent.probe import PREFILL_TOKENS, Probe, probe
+from agent.probe import Probe, probe
 from models.merge import merge
 from models.session import open_session, verified_graph
 from models.store import Store
@@ -215,7 +215,11 @@ def _time_of(model: Digest, block: Block, measured: Probe) -> BlockTime:
         model=model,
         block=block.index,
         decode_ms=1e3 * measured.decode_s,
-        prefill_ms_per_token=1e3 * measured.prefill_s / PREFILL_TOKENS,
+        decode_ms_per_row=1e3 * measured.decode_s_per_row,
+        decode_ms_per_context_token=1e3 * measured.decode_s_per_context_token,
+        rows_min=measured.rows_min,
+        prefill_ms=1e3 * measured.prefill_s,
+        prefill_ms_per_token=1e3 * measured.prefill_s_per_token,
     )
 
 

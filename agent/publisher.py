@@ -10,13 +10,14 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from bus.keys import Identity
-from profiler.device import Reading
+from profiler.device import Reading, placed
 from schemas import subjects
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
     BlockTime,
     Capacity,
+    FinishedRequest,
     HostedStage,
     LinkEstimate,
     LostPeer,
@@ -52,6 +53,8 @@ class CapacityPublisher:
         lost_peers: Callable[[], tuple[LostPeer, ...]],
         stalled: Callable[[], tuple[RouteName, ...]],
         service: Callable[[], tuple[Service, ...]],
+        frame_ms: Callable[[], float | None],
+        finished: Callable[[], tuple[FinishedRequest, ...]],
     ) -> None:
         self._client = client
         self._identity = identity
@@ -62,6 +65,7 @@ class CapacityPublisher:
             "price_per_hour": price_per_hour,
             "link": link,
             "version": version,
+            **placed(),
         }
         self._read = read
         self._stages = stages
@@ -71,6 +75,8 @@ class CapacityPublisher:
         self._lost_peers = lost_peers
         self._stalled = stalled
         self._service = service
+        self._frame_ms = frame_ms
+        self._finished = finished
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -118,5 +124,7 @@ class CapacityPublisher:
             lost_peers=self._lost_peers(),
             stalled=self._stalled(),
             service=self._service(),
+            frame_ms=self._frame_ms(),
+            finished=self._finished(),
             **self._fixed,
         )

@@ -332,6 +332,7 @@ class Served:
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
         match job:
             case Generation():
+                job.meter.ahead_tokens = run.driver.unfilled_tokens
                 started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now, job.urgency)
                 sequence = None if started is None else started.sequence
                 job.meter.cached_tokens = 0 if started is None else started.cached

@@ -152,6 +152,8 @@ class Agent:
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
             stalled=lambda: self._ingress.stalled,
             service=lambda: self._ingress.service,
+            frame_ms=lambda: self._stages.frame_ms,
+            finished=lambda: self._ingress.finished,
         )
         await self._ingress.start()
         await self._bus.start()

@@ -378,7 +378,9 @@ def _call(
     assert kind != "replay", "several steps in a row say nothing of one"
     size = len(items) if kind == "decode" else sum(item.count for item in items)
     stage = (model, engine.blocks[0].index, engine.blocks[-1].index)
-    return Call(stage, kind, size, spent_us, (started_us + spent_us) / 1e6)
+    context = sum(item.position for item in items) / len(items)
+    head = kind == "decode" or not engine.ends_in_head or items[0].wants_token
+    return Call(stage, kind, size, spent_us, (started_us + spent_us) / 1e6, context, head)
 
 
 def _failure(frame: Activation, error: ResplitError, only: tuple[SequenceId, ...] | None = None) -> Failure:

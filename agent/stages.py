@@ -97,6 +97,11 @@ class Stages:
         host = self._hosts.get(plan.family)
         return 0 if host is None else host.sequences(plan.epoch)
 
+    @property
+    def frame_ms(self) -> float | None:
+        """What a frame costs this node beside waiting and computing; None before there were any."""
+        return self._queue.frame_ms
+
     def arrived(self, sender: NodeId, data: memoryview) -> None:
         """A frame came in from a peer; a malformed one is dropped with a word in the log."""
         try:

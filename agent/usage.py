@@ -32,11 +32,18 @@ class Meter:
     """Of the prompt, when it last began."""
     recovered: Literal["identical", "equivalent"] | None = None
     """How it was computed anew, if it was."""
+    ahead_tokens: int = 0
+    """Of other prompts that were not computed yet when it began."""
+    steady: bool = True
+    """Whether it ran over one route of one plan, and was begun once."""
+    _steps: int = 0
+    _rows: int = 0
     _stages: dict[Stage, _Spent] = field(default_factory=dict)
     _away_us: int = 0
 
     def runs_on(self, epoch: int, route: Route) -> None:
         """From now on it runs over this route."""
+        self.steady = self.steady and self.route is None
         self.epoch, self.route = epoch, route
         for stage in route.stages:
             self._stages.setdefault(stage, _Spent())
@@ -54,6 +61,16 @@ class Meter:
             spent.compute_us += time.compute_us
             spent.queue_us += time.queue_us
             spent.calls += 1
+
+    @property
+    def batch(self) -> float:
+        """Sequences that ran beside each other in its steps, itself included, on average."""
+        return max(1.0, self._rows / self._steps) if self._steps else 1.0
+
+    def beside(self, sequences: int) -> None:
+        """A step of it came back while so many sequences, itself included, were decoding."""
+        self._steps += 1
+        self._rows += sequences
 
     def token(self, now: float) -> None:
         """A token came out."""

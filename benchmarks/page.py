@@ -26,7 +26,13 @@ def main() -> None:
     page.write_text(_between(page.read_text(), "split", [_hardware(split), "", *_tables(split["rows"])]))
     planning = json.loads((RESULTS / "planning.json").read_text())
     page.write_text(_between(page.read_text(), "planning", planning_table(planning)))
-    for name, table in (("resplit", _resplit), ("handover", _handover), ("chat", _chat), ("overhead", _overhead)):
+    for name, table in (
+        ("resplit", _resplit),
+        ("handover", _handover),
+        ("chat", _chat),
+        ("overhead", _overhead),
+        ("prediction", _prediction),
+    ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
     faults = json.loads((RESULTS / "faults.json").read_text())
@@ -217,6 +223,34 @@ def _overhead(rows: list[Row]) -> list[str]:
             f"| {row['sequences']:.0f} | {row['tokens_per_s']:.1f} | {row['step_ms']:.1f} | {row['compute_ms']:.1f} | "
             f"{shares} | <= {OVERHEAD_TARGET:.0%}: {verdict} |"
         )
+    return lines
+
+
+def _prediction(rows: list[Row]) -> list[str]:
+    lines = [
+        "| cut | sequences | prompt | TPOT, ms: predicted | measured | off: new cut | before | after | TTFT, ms: "
+        "predicted | measured | off: new cut | before | after |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        if "target" in row:
+            continue
+        cells = [row["name"], str(row["sequences"]), str(row["prompt"])]
+        for figure in ("tpot", "ttft"):
+            cells += [f"{row[f'{figure}_ms']:.0f}", f"{row[f'{figure}_measured_ms']:.0f}"]
+            cells += [f"{row[f'{figure}_error_{when}']:+.0%}" for when in ("new", "before", "after")]
+        lines.append(f"| {' | '.join(cells)} |")
+    lines += [
+        "",
+        "| median of the size of the error (worst) | new cut | before | after | target |",
+        "|---|---|---|---|---|",
+    ]
+    for row in rows:
+        if "target" in row:
+            figure = row["figure"]
+            found = [f"{row[f'{figure}_error_{w}']:.0%} ({row[f'worst_{w}']:.0%})" for w in ("new", "before", "after")]
+            verdict = "met" if row[f"{figure}_error_before"] <= row["target"] else "**missed**"
+            lines.append(f"| {figure.upper()} | {' | '.join(found)} | before <= {row['target']:.0%}: {verdict} |")
     return lines
 
 

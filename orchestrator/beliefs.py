@@ -24,6 +24,9 @@ GUESS_PRUDENCE = 1.25
 GUESSED_NODES_MAX = 64
 """Beyond this a cluster has sites, and too many pairs to guess about one by one."""
 
+TERMS = ("decode_ms", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_per_token")
+"""What of a block's time grows with the time itself, beside what a further sequence adds."""
+
 Times = Mapping[tuple[Digest, int], BlockTime]
 
 
@@ -39,12 +42,11 @@ def smoothed(before: Times, capacity: Capacity, elapsed_s: float, over_s: float 
 def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:
     if old is None or old == new:
         return new
-    return BlockTime(
-        model=new.model,
-        block=new.block,
-        decode_ms=old.decode_ms + weight * (new.decode_ms - old.decode_ms),
-        prefill_ms_per_token=old.prefill_ms_per_token + weight * (new.prefill_ms_per_token - old.prefill_ms_per_token),
-    )
+    terms = {name: (1 - weight) * getattr(old, name) + weight * getattr(new, name) for name in TERMS}
+    slope = new.decode_ms_per_row
+    if slope is not None and old.decode_ms_per_row is not None:
+        slope = old.decode_ms_per_row + weight * (slope - old.decode_ms_per_row)
+    return new.model_copy(update={**terms, "decode_ms_per_row": slope})
 
 
 def believed(
@@ -59,17 +61,50 @@ def believed(
     `optimism` is how many times slower than its roofline a node has to be expected (`optimism_of`).
     """
     found = {}
+    share = _slope_share(times, digest)
     for name, capacity in capacities.items():
         known = times.get(name, {})
         own = _ratio(capacity, known, manifest, digest)
         # A node that is slow on the blocks it runs is slow on the others too.
         factor = own if own is not None else optimism * GUESS_PRUDENCE
         blocks = tuple(
-            known.get((digest, block)) or _scaled(roofline(capacity, manifest, digest, block), factor)
+            known.get((digest, block))
+            or _like_another(known, manifest, digest, block)
+            or _sloped(_scaled(roofline(capacity, manifest, digest, block), factor), share)
             for block in range(len(manifest.blocks))
         )
         found[name] = capacity.model_copy(update={"block_times": blocks})
     return _with_guessed_links(found)
+
+
+def _like_another(known: Times, manifest: Manifest, digest: Digest, block: int) -> BlockTime | None:
+    """The time of a block that is of the same kind and that this node ran: layers of a model differ by their weights'
+    values alone. Its own roofline knows neither kernels nor caches."""
+    what = manifest.blocks[block]
+    for other in manifest.blocks:
+        alike = (other.role, other.weight_bytes, other.flops_per_token) == (
+            what.role,
+            what.weight_bytes,
+            what.flops_per_token,
+        )
+        if alike and (time := known.get((digest, other.index))) is not None:
+            return time.model_copy(update={"block": block})
+    return None
+
+
+def _slope_share(times: Mapping[NodeId, Times], digest: Digest) -> float | None:
+    """What a further sequence adds to a step of this model over what one takes, on the nodes that measured it."""
+    shares = []
+    for known in times.values():
+        own = [time for (model, _), time in known.items() if model == digest and time.decode_ms_per_row is not None]
+        if (decode_ms := sum(time.decode_ms for time in own)) > 0:
+            shares.append(sum(time.decode_ms_per_row or 0.0 for time in own) / decode_ms)
+    return median(shares) if shares else None
+
+
+def _sloped(guess: BlockTime, share: float | None) -> BlockTime:
+    """A guess at a node that never ran the model: its kernels gain from company what they gain elsewhere."""
+    return guess if share is None else guess.model_copy(update={"decode_ms_per_row": share * guess.decode_ms})
 
 
 def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
@@ -126,9 +161,6 @@ def _ratio(capacity: Capacity, known: Times, manifest: Manifest, digest: Digest)
 
 
 def _scaled(time: BlockTime, factor: float) -> BlockTime:
-    return BlockTime(
-        model=time.model,
-        block=time.block,
-        decode_ms=factor * time.decode_ms,
-        prefill_ms_per_token=factor * time.prefill_ms_per_token,
-    )
+    slope = time.decode_ms_per_row
+    scaled = {name: factor * getattr(time, name) for name in TERMS}
+    return time.model_copy(update={**scaled, "decode_ms_per_row": None if slope is None else factor * slope})

@@ -129,7 +129,6 @@ def slate(
             trusted=trusted,
             steady=steady(chains) if demand.requests_per_s else None,
         )
-        # A prompt's time is its length times this, whatever the length.
         prefill_ms = sum(
             share * sum(stage.prefill_ms for stage in route.stages) / PROMPT_TOKENS
             for share, route in zip(found.shares, found.routes, strict=True)

@@ -46,6 +46,8 @@ TICK_S = 0.25
 """A lost node is noticed this much late at most."""
 WAITING_MAX = 10_000
 """Reports that wait while an event is being logged; beyond it heartbeats are dropped, the next ones say the same."""
+TOLD_EVERY = 32
+"""Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
 
 AUDIT_KINDS = {
     PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
@@ -233,6 +235,7 @@ class Core:
     def _fold(self, report: Report, at: datetime) -> None:
         before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
         after = self.snapshot
+        self._tell_errors(before, after)
         if before.nodes is after.nodes and before.absent == after.absent:
             return
         for name in sorted(after.absent - before.absent):
@@ -248,6 +251,23 @@ class Core:
                     version=node.capacity.version,
                     provider=node.capacity.provider.name,
                     memory_free_bytes=node.capacity.memory_free_bytes,
+                )
+
+    def _tell_errors(self, before: Snapshot, after: Snapshot) -> None:
+        if before.errors is after.errors:
+            return
+        for name, errors in after.errors.items():
+            known = before.errors.get(name)
+            if known is None or errors.requests // TOLD_EVERY > known.requests // TOLD_EVERY:
+                self.audit.record(
+                    AuditKind.PREDICTION_JUDGED,
+                    "what requests met was held against its prediction",
+                    deployment=name,
+                    epoch=None,
+                    request=None,
+                    requests=errors.requests,
+                    said=errors.sentence,
+                    **errors.terms,
                 )
 
 

@@ -6,6 +6,7 @@ from orchestrator.decision import Decision, Option
 from orchestrator.fold import Snapshot
 from orchestrator.trigger import Policy
 from orchestrator.weighing import subject, weigh
+from profiler.error import PredictionError
 from schemas.base import DeploymentName
 from schemas.control import CandidateReport, DecisionReport, ExplainReply, PlanReply
 from schemas.plan import Plan
@@ -22,18 +23,19 @@ def explained(snapshot: Snapshot, name: DeploymentName | None, policy: Policy, n
         leaving = (snapshot.absent | snapshot.drained) & snapshot.rollout(one).nodes
         about_it = kept is not None and kept.plan == current.digest and not leaving
         outlook = kept if kept is not None and about_it else weigh(snapshot, one, policy, now)
-        found.append(report(current, outlook.decision))
+        found.append(report(current, outlook.decision, snapshot.errors.get(one)))
     return ExplainReply(decisions=tuple(found))
 
 
 def dry_run(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> PlanReply:
     """What would be decided now; raises `ResplitError` for a deployment that is unknown or has no plan."""
     _, _, current = subject(snapshot, name)
-    return PlanReply(decision=report(current, weigh(snapshot, name, policy, now).decision))
+    decision = weigh(snapshot, name, policy, now).decision
+    return PlanReply(decision=report(current, decision, snapshot.errors.get(name)))
 
 
-def report(current: Plan, decision: Decision) -> DecisionReport:
-    """A decision about `current` as it travels."""
+def report(current: Plan, decision: Decision, errors: PredictionError | None = None) -> DecisionReport:
+    """A decision about `current` as it travels, with how far predictions were off."""
     whys = {one.option.key: one for one in decision.runners_up}
     ordered = {one.key: one for one in (decision.current, decision.chosen, *(r.option for r in decision.runners_up))}
     moves = {key: one.move for key, one in whys.items()}
@@ -61,6 +63,7 @@ def report(current: Plan, decision: Decision) -> DecisionReport:
         certified=decision.certified,
         bound=round(decision.bound, 4),
         candidates=tuple(map(row, ordered.values())),
+        prediction=None if errors is None else errors.sentence,
     )
 
 

@@ -11,10 +11,12 @@ from typing import assert_never
 
 from orchestrator import burn
 from orchestrator.beliefs import STEADY_S, Times, smoothed
+from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
+from profiler.error import PredictionError
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity
+from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, FinishedRequest
 from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
@@ -43,6 +45,8 @@ class Node:
     """Its block times, smoothed over heartbeats."""
     steady: Times = field(default_factory=dict)
     """The same over a longer time, for loads."""
+    judged: int = -1
+    """The number of the last finished request of this process that was held against its prediction."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,10 @@ class Snapshot:
     """How each deployment's plan compared with others when it was last weighed."""
     burns: Mapping[DeploymentName, burn.Record] = field(default_factory=dict)
     """How each deployment's requests fared lately."""
+    views: Views = ()
+    """What nodes had shown, lately: requests that end now are held against what was known when they began."""
+    errors: Mapping[DeploymentName, PredictionError] = field(default_factory=dict)
+    """How far predictions were from what requests then met."""
     deaf_since: datetime | None = None
     """Set while this process has no connection to the bus: silence then says nothing about nodes."""
     ticked_at: datetime | None = None
@@ -201,7 +209,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             kept = {other: value for other, value in snapshot.deployments.items() if other != name}
             outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
             burns = {other: one for other, one in snapshot.burns.items() if other != name}
-            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns)
+            errors = {other: one for other, one in snapshot.errors.items() if other != name}
+            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns, errors=errors)
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
@@ -255,7 +264,11 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
-    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, steady)}
+    judged_before = known.judged if known is not None and known.capacity.boot == capacity.boot else -1
+    fresh = tuple(one for one in capacity.finished if one.number > judged_before)
+    judged_until = max((one.number for one in fresh), default=judged_before)
+    nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, steady, judged_until)}
+    errors = _judged(snapshot, fresh, now)
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
     # of that node, or this one if it was not so, reports by itself.
     gone = {
@@ -264,8 +277,28 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
     burns = burn.heard(snapshot.burns, None if known is None else known.capacity, capacity, now)
+    views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
     absent = (snapshot.absent - {name}) | gone
-    return replace(snapshot, nodes=nodes, absent=absent, rollouts=rollouts, burns=burns)
+    return replace(snapshot, nodes=nodes, absent=absent, rollouts=rollouts, burns=burns, views=views, errors=errors)
+
+
+def _judged(
+    snapshot: Snapshot, fresh: tuple[FinishedRequest, ...], now: datetime
+) -> Mapping[DeploymentName, PredictionError]:
+    """The errors with requests that ended, each against what was predicted for it before."""
+    if not fresh:
+        return snapshot.errors
+    plans = {name: rollout.plans for name, rollout in snapshot.rollouts.items()}
+    return judged(snapshot.errors, fresh, plans, snapshot.manifests, snapshot.views, now)
+
+
+def _viewed(views: Views, nodes: Mapping[NodeId, Node], now: datetime) -> Views:
+    """The views with that of now, if the last is not as good as new."""
+    if not is_due(views, now):
+        return views
+    capacities = {name: node.capacity for name, node in nodes.items()}
+    times = {name: node.times for name, node in nodes.items()}
+    return (*views, View(now, capacities, times))[-VIEWS:]
 
 
 def _apart_s(known: Node, now: datetime) -> float:

@@ -41,11 +41,12 @@ def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
     if plan is None or manifest is None or not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
         return None
     capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
-    return forecast(plan.chains, capacities, manifest, plan.model).terms
+    return forecast(plan.chains, capacities, manifest, plan.model, settings=plan.settings).terms
 
 
 def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> DeploymentStatus:
     deployment, rollout = snapshot.deployments.get(name), snapshot.rollout(name)
+    errors = snapshot.errors.get(name)
     need = None if deployment is None else what_is_needed(snapshot, deployment, rollout)
     model = deployment.model if deployment is not None else next((plan.model for plan in rollout.plans), None)
     manifest = snapshot.manifests.get(model) if model is not None else None
@@ -61,6 +62,8 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
         applied=tuple(sorted(rollout.applied)),
         estimate=estimate(snapshot, rollout.current),
         attainment=_attainment(snapshot, rollout, now),
+        prediction=errors.sentence if errors is not None else None,
+        prediction_error=errors.terms if errors is not None else None,
         reason=need.reason if need is not None else None,
         error=rollout.last_error if need is not None else None,
         revision=rollout.revision,

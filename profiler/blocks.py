@@ -1,26 +1,23 @@
 """PURE: the times of blocks as running shows them, from the duration of every call of every stage.
 
-Decode. A call runs several sequences at once, but a block's time is that of one. So per stage and number of rows
-(rounded up to a power of two) the undisturbed duration is remembered, and how much longer the calls of the last
-seconds took in sum is the stage's slowdown, s_n(t) of mathematics.md A1. The time of one sequence is its own
-undisturbed duration times the slowdown. The sum counts rather than the median, because a processor that is taken
-away stops one call in several, and most of them not at all.
+Decode. A call runs several sequences at once, and each adds to it: a step of B sequences takes a + b*(B-1). Per stage
+and number of sequences the undisturbed duration is remembered, what longer contexts add taken off, and how much longer
+the calls of the last seconds took in sum is the stage's slowdown, s_n(t) of mathematics.md A1. The line goes through
+the undisturbed durations; where only one number of sequences was seen, it keeps the slope that was measured when the
+blocks were loaded. Both its terms are multiplied by the slowdown. The sum counts rather than the median, because a
+processor that is taken away stops one call in several, and most of them not at all.
 
-(Longer contexts take longer too: that shows as a slowdown, since it is what steps cost here now.)
-
-Prefill. A chunk's duration over its tokens, the median over the latest chunks: larger chunks cost less per token,
-so what counts is what this node is really given.
+Prefill. A chunk's duration over what it would have taken at load time, the median over the latest chunks' tokens.
 
 The stage's time is shared out to its blocks in the proportion in which it was when they were loaded.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Literal, NamedTuple
 
 from schemas.base import Digest
-from schemas.capacity import BlockTime
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime
 
 WINDOW_S = 3.0
 """A slowdown is over the calls of this long: three heartbeats, after which a change shows in full."""
@@ -29,12 +26,17 @@ CALLS_MIN = 8
 CALLS_MAX = 1024
 QUARTILE_CALLS_MIN = 4
 CHUNKS = 8
-"""Prefill chunks over which the median is."""
+"""Prefill chunks over whose tokens the median is."""
 CHUNK_TOKENS_MIN = 16
 """Shorter chunks, the ends of prompts, cost a call and say nothing of a token."""
+SLOPE_TRUST_ROWS = 1.0
+"""Two numbers of sequences this far apart say as much of the slope as the measurement at load time, which is of one
+block alone and of a few steps; twice as far, four times as much."""
 
 StageKey = tuple[Digest, int, int]
 """Model, first and last block."""
+Loaded = Mapping[tuple[Digest, int], BlockTime]
+"""Of each block, what was measured when it was loaded."""
 
 
 class Call(NamedTuple):
@@ -45,6 +47,10 @@ class Call(NamedTuple):
     size: int
     compute_us: int
     ended_s: float
+    context: float = REFERENCE_CONTEXT_TOKENS
+    """Of a decode call: the tokens in the cache of one sequence, on average."""
+    head: bool = True
+    """False for a chunk that wanted no token, so that a head with a session of its own did not run."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +58,10 @@ class StageTimes:
     """What one stage's calls showed lately."""
 
     undisturbed_us: Mapping[int, float] = field(default_factory=dict)
-    """By the class of rows: the least that the first quartile of a window's calls ever was."""
+    """By sequences in a call: the least that the first quartile of a window's calls ever was."""
     recent: tuple[Call, ...] = ()
-    """Decode calls of the window, oldest first."""
-    chunk_us_per_token: tuple[float, ...] = ()
+    """Decode calls of the window, oldest first, as they would have been behind the reference context."""
+    chunks: tuple[Call, ...] = ()
 
     @property
     def slowdown(self) -> float | None:
@@ -63,7 +69,7 @@ class StageTimes:
         pairs = [
             (call.compute_us, usual)
             for call in self.recent
-            if (usual := self.undisturbed_us.get(_rows_class(call.size))) is not None
+            if (usual := self.undisturbed_us.get(call.size)) is not None
         ]
         if not pairs:
             return None
@@ -75,12 +81,27 @@ class StageTimes:
 Running = Mapping[StageKey, StageTimes]
 
 
-def observe(running: Running, calls: Iterable[Call], now_s: float) -> Running:
+@dataclass(frozen=True)
+class _Line:
+    """A step of a whole stage: `alone` for `rows_min` sequences and fewer, `per_row` more for each beyond."""
+
+    alone: float
+    per_row: float | None
+    rows_min: int
+
+    def beyond(self, rows: int) -> int:
+        return max(0, rows - self.rows_min)
+
+    def at(self, rows: int) -> float:
+        return self.alone + (self.per_row or 0.0) * self.beyond(rows)
+
+
+def observe(running: Running, calls: Iterable[Call], now_s: float, loaded: Loaded | None = None) -> Running:
     """What is known after `calls`, in the order of their ends; to be asked about once a heartbeat or so."""
     grouped: dict[StageKey, list[Call]] = {}
     for call in calls:
         if call.size >= 1 and call.compute_us >= 0:
-            grouped.setdefault(call.stage, []).append(call)
+            grouped.setdefault(call.stage, []).append(_at_reference(call, loaded or {}))
     return {**running, **{key: _observe(running.get(key, StageTimes()), new, now_s) for key, new in grouped.items()}}
 
 
@@ -89,53 +110,126 @@ def keep(running: Running, stages: Iterable[StageKey]) -> Running:
     return {key: running[key] for key in stages if key in running}
 
 
-def block_times(running: Running, loaded: Mapping[tuple[Digest, int], BlockTime]) -> tuple[BlockTime, ...]:
+def block_times(running: Running, loaded: Loaded) -> tuple[BlockTime, ...]:
     """Every block's times now, given those measured at load time, in their order.
 
     A block of two stages has the longer times of both; one whose stages never ran keeps what it had.
     """
     found: dict[tuple[Digest, int], BlockTime] = {}
-    for (model, first, last), times in running.items():
-        blocks = [time for i in range(first, last + 1) if (time := loaded.get((model, i))) is not None]
-        decode, prefill = _factors(times, blocks)
-        for block in blocks:
-            decode_ms, prefill_ms = decode * block.decode_ms, prefill * block.prefill_ms_per_token
-            if (other := found.get((model, block.block))) is not None:
-                decode_ms, prefill_ms = max(decode_ms, other.decode_ms), max(prefill_ms, other.prefill_ms_per_token)
-            changed = {"decode_ms": decode_ms, "prefill_ms_per_token": prefill_ms}
-            found[model, block.block] = block.model_copy(update=changed)
+    for key, times in running.items():
+        blocks = _blocks(key, loaded)
+        for new in _shared_out(times, blocks):
+            other = found.get((new.model, new.block))
+            found[new.model, new.block] = new if other is None else _longer(new, other)
     return tuple(found.get(key, time) for key, time in loaded.items())
 
 
+def _blocks(key: StageKey, loaded: Loaded) -> list[BlockTime]:
+    model, first, last = key
+    return [time for i in range(first, last + 1) if (time := loaded.get((model, i))) is not None]
+
+
+def _at_reference(call: Call, loaded: Loaded) -> Call:
+    """A decode call as if every sequence of it had the reference context."""
+    if call.kind != "decode":
+        return call
+    rate = sum(block.decode_ms_per_context_token for block in _blocks(call.stage, loaded))
+    more_us = 1e3 * rate * call.size * (call.context - REFERENCE_CONTEXT_TOKENS)
+    return call._replace(compute_us=max(0, round(call.compute_us - more_us)))
+
+
 def _observe(times: StageTimes, calls: list[Call], now_s: float) -> StageTimes:
-    chunks = [c.compute_us / c.size for c in calls if c.kind == "prefill" and c.size >= CHUNK_TOKENS_MIN]
+    chunks = [call for call in calls if call.kind == "prefill" and call.size >= CHUNK_TOKENS_MIN]
     recent = (*times.recent, *(call for call in calls if call.kind == "decode"))[-CALLS_MAX:]
     fresh = sum(now_s - call.ended_s <= WINDOW_S for call in recent)
     recent = recent[-max(fresh, CALLS_MIN) :]
     by_rows: dict[int, list[int]] = {}
     for call in recent:
-        by_rows.setdefault(_rows_class(call.size), []).append(call.compute_us)
+        by_rows.setdefault(call.size, []).append(call.compute_us)
     undisturbed = dict(times.undisturbed_us)
     for rows, durations in by_rows.items():
         if len(durations) >= QUARTILE_CALLS_MIN:
             quartile = float(sorted(durations)[len(durations) // 4])
             undisturbed[rows] = min(undisturbed.get(rows, quartile), quartile)
-    return StageTimes(undisturbed, recent, (*times.chunk_us_per_token, *chunks)[-CHUNKS:])
+    return StageTimes(undisturbed, recent, (*times.chunks, *chunks)[-CHUNKS:])
 
 
-def _factors(times: StageTimes, blocks: list[BlockTime]) -> tuple[float, float]:
-    """By what the load-time figures of a stage are to be multiplied, for a decode step and for prefill."""
-    decode_us = 1e3 * sum(block.decode_ms for block in blocks)
-    prefill_us = 1e3 * sum(block.prefill_ms_per_token for block in blocks)
+def _shared_out(times: StageTimes, blocks: Sequence[BlockTime]) -> list[BlockTime]:
+    """The times of a stage's blocks now."""
+    if not blocks:
+        return []
+    slopes = [block.decode_ms_per_row for block in blocks]
+    per_row = None if None in slopes else 1e3 * sum(slope for slope in slopes if slope is not None)
+    loaded = _Line(1e3 * sum(b.decode_ms for b in blocks), per_row, max(b.rows_min for b in blocks))
     slowdown = times.slowdown
-    decode = 1.0
-    if slowdown is not None and decode_us > 0:
-        decode = slowdown * times.undisturbed_us.get(0, decode_us) / decode_us
-    if not times.chunk_us_per_token or prefill_us <= 0:
-        return decode, decode  # what slows a step slows a chunk: the better guess until there is one
-    return decode, median(times.chunk_us_per_token) / prefill_us
+    now = loaded if slowdown is None else _fitted(times.undisturbed_us, loaded)
+    alone = (slowdown or 1.0) * (now.alone / loaded.alone if loaded.alone > 0 else 1.0)
+    # What slows a step slows a chunk: the better guess until there is one.
+    prefill = _chunk_ratio(times.chunks, blocks) or alone
+    return [_scaled(block, loaded, now, alone, slowdown or 1.0, prefill) for block in blocks]
 
 
-def _rows_class(rows: int) -> int:
-    """0 for one row, 1 for two, 2 for three or four, and so on."""
-    return (rows - 1).bit_length()
+def _scaled(block: BlockTime, loaded: _Line, now: _Line, alone: float, slowdown: float, prefill: float) -> BlockTime:
+    if loaded.per_row and now.per_row is not None and block.decode_ms_per_row is not None:
+        per_row: float | None = slowdown * now.per_row / loaded.per_row * block.decode_ms_per_row
+    elif now.per_row is not None and loaded.alone > 0:
+        per_row = slowdown * now.per_row / 1e3 * (1e3 * block.decode_ms / loaded.alone)
+    else:
+        per_row = block.decode_ms_per_row
+    return block.model_copy(
+        update={
+            "decode_ms": alone * block.decode_ms,
+            "decode_ms_per_row": per_row,
+            "decode_ms_per_context_token": alone * block.decode_ms_per_context_token,
+            "prefill_ms_per_token": prefill * block.prefill_ms_per_token,
+            "prefill_ms": prefill * block.prefill_ms,
+        }
+    )
+
+
+def _fitted(undisturbed_us: Mapping[int, float], loaded: _Line) -> _Line:
+    """The line through what was seen, of the slope that was loaded as far as nothing else was."""
+    fewest, most = min(undisturbed_us), max(undisturbed_us)
+    low, high = undisturbed_us[fewest], undisturbed_us[most]
+    between = loaded.beyond(most) - loaded.beyond(fewest)
+    if loaded.per_row is None:
+        if between:
+            per_row = max(0.0, high - low) / between
+        elif loaded.beyond(fewest):
+            # One sequence never ran alone: its time at load stands in.
+            return _Line(loaded.alone, max(0.0, low - loaded.alone) / loaded.beyond(fewest), loaded.rows_min)
+        else:
+            return _Line(low, None, loaded.rows_min)
+    else:
+        expected = loaded.at(fewest)
+        per_row = loaded.per_row * (low / expected if expected > 0 else 1.0)
+        trust = SLOPE_TRUST_ROWS**2
+        per_row = max(0.0, ((high - low) * between + per_row * trust) / (between**2 + trust))
+    return _Line(max(0.0, low - per_row * loaded.beyond(fewest)), per_row, loaded.rows_min)
+
+
+def _chunk_ratio(chunks: Sequence[Call], blocks: Sequence[BlockTime]) -> float | None:
+    """How many times longer chunks took than at load time: the median over their tokens, as most of a prompt is in
+    its long chunks; None before there was one."""
+    ratios = sorted(
+        (call.compute_us / expected, call.size) for call in chunks if (expected := _chunk_us(call, blocks)) > 0
+    )
+    half = sum(size for _, size in ratios) / 2
+    for ratio, size in ratios:
+        half -= size
+        if half <= 0:
+            return ratio
+    return None
+
+
+def _chunk_us(call: Call, blocks: Sequence[BlockTime]) -> float:
+    """What a chunk would have taken at load time."""
+    ran = blocks if call.head else blocks[:-1]
+    return 1e3 * sum(block.prefill_ms + call.size * block.prefill_ms_per_token for block in ran)
+
+
+def _longer(one: BlockTime, other: BlockTime) -> BlockTime:
+    slopes = [slope for slope in (one.decode_ms_per_row, other.decode_ms_per_row) if slope is not None]
+    names = ("decode_ms", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_per_token")
+    longer = {name: max(getattr(one, name), getattr(other, name)) for name in names}
+    return one.model_copy(update={**longer, "decode_ms_per_row": max(slopes, default=None)})

@@ -1,11 +1,12 @@
 """PURE: what a route would cost, term by term (mathematics.md A1). Times in milliseconds.
 
-A block's time is the one its node measured; before there is one, a roofline over the node's calibration. The
-network is a fixed latency per hop plus the bytes over the link's rate. What the terms add up to, Phi, is in
-`profiler.objective`.
+A block's time is the one its node measured; before there is one, a roofline over the node's calibration. A decode step
+grows with the sequences that share it and with the tokens behind them, a chunk with its length; the head runs for
+the last chunk alone. The network is a fixed latency per hop plus the bytes over the link's rate. How sequences hold
+each other up is in `profiler.waiting`, and what the terms add up to, Phi, in `profiler.objective`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from math import ceil, prod
@@ -22,8 +23,9 @@ from profiler.objective import (
     node_energy_mj,
     queue_wait_ms,
 )
+from profiler.waiting import StageWork, chunks_of, groups_in_flight, resources, waits
 from schemas.base import Digest, NodeId
-from schemas.capacity import BlockTime, Capacity
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
 from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import DTYPE_BYTES, Block, Manifest, ModelKind, TensorSpec
@@ -54,7 +56,7 @@ ALONE = Demand()
 
 @dataclass(frozen=True)
 class StageTerm:
-    """Compute of one stage: the whole prompt, and one decode step of one sequence."""
+    """Compute of one stage: the whole prompt, and one decode step of the sequences that share it."""
 
     node: NodeId
     first: int
@@ -65,6 +67,12 @@ class StageTerm:
     """True if every block of the stage was measured on this node, False if a roofline had to help."""
     wait_ms: float = 0.0
     """What a step waits for others before it runs; 0 for a sequence alone."""
+    prefill_wait_ms: float = 0.0
+    """What the prompt waits for others, over all of its chunks."""
+    frame_ms: float = 0.0
+    """What a frame costs the node beside its computation (`Capacity.frame_ms`)."""
+    chunks: int = 1
+    """Frames of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +101,20 @@ class Estimate:
     """U of mathematics.md A1."""
     exposure: float
     """P of mathematics.md A1."""
+    overlap_ms: float = 0.0
+    """What stages do to different chunks of the prompt at the same time, which is taken off."""
 
     @property
     def ttft_ms(self) -> float:
-        """Time to first token of a prompt whose chunks follow one another (mathematics.md A1)."""
-        waits = sum(stage.wait_ms for stage in self.stages)
-        return waits + sum(stage.prefill_ms for stage in self.stages) + sum(hop.prefill_ms for hop in self.hops)
+        """Time from admission to the first token (mathematics.md A1)."""
+        stages = sum(s.prefill_ms + s.prefill_wait_ms + s.chunks * s.frame_ms for s in self.stages)
+        return stages + sum(hop.prefill_ms for hop in self.hops) - self.overlap_ms
 
     @property
     def tpot_ms(self) -> float:
         """Time per output token of one sequence; for a tensor model, the time of one call."""
-        waits = sum(stage.wait_ms for stage in self.stages)
-        return waits + sum(stage.decode_ms for stage in self.stages) + sum(hop.decode_ms for hop in self.hops)
+        stages = sum(stage.decode_ms + stage.wait_ms + stage.frame_ms for stage in self.stages)
+        return stages + sum(hop.decode_ms for hop in self.hops)
 
     @property
     def e2e_ms(self) -> float:
@@ -154,6 +164,9 @@ class Estimate:
             "compute_ms": sum(stage.decode_ms for stage in self.stages),
             "network_ms": sum(hop.decode_ms for hop in self.hops),
             "wait_ms": sum(stage.wait_ms for stage in self.stages),
+            "frame_ms": sum(stage.frame_ms for stage in self.stages),
+            "prefill_ms": sum(stage.prefill_ms for stage in self.stages),
+            "prefill_wait_ms": sum(stage.prefill_wait_ms for stage in self.stages) - self.overlap_ms,
             "load_max": max(node.rho for node in self.nodes),
         }
         if self.energy_mj is not None:
@@ -168,6 +181,7 @@ def predict(
     digest: Digest,
     prompt_tokens: int = PROMPT_TOKENS,
     *,
+    cached_tokens: int = 0,
     demand: Demand = ALONE,
     settings: Settings | None = None,
     weights: Weights | None = None,
@@ -177,39 +191,134 @@ def predict(
 ) -> Estimate:
     """What a sequence on `route` meets under `demand`; every node of the route must be in `capacities`.
 
-    `settings` are needed for the memory of caches; `power_w` are watts while computing, None for what the nodes last
-    said that they draw; `trusted` None means that every node is; `loads` is rho of
-    nodes where it is known better than from this route and this moment alone: they serve other routes too.
+    `prompt_tokens` are those to compute, behind `cached_tokens` whose caches were kept. `settings` are needed for the
+    memory of caches, and say how a prompt is cut into chunks and how many are in flight; `power_w` are watts while
+    computing, None for what the nodes last said that they draw; `trusted` None means that every node is;
+    `loads` is rho of nodes where it is known better than from this route and this moment alone: they serve others too.
     """
+    settings_or_default = settings or Settings()
+    decoder = manifest.kind is ModelKind.DECODER
+    depth = settings_or_default.pipeline_depth if decoder else 1
+    groups = groups_in_flight(demand.batch, depth) if decoder else 1
+    rows = demand.batch / groups if decoder else 1.0
+    chunks, last = chunks_of(prompt_tokens, settings_or_default.chunk_tokens) if decoder else (1, prompt_tokens)
+    context = cached_tokens + prompt_tokens + demand.output_tokens / 2 if decoder else float(REFERENCE_CONTEXT_TOKENS)
+    steps = demand.output_tokens if decoder else 1
     stages = []
     for stage in route.stages:
         capacity = capacities[stage.node]
         times = [block_time(capacity, manifest, digest, block) for block in stage.blocks]
-        prefill_ms = prompt_tokens * sum(time.prefill_ms_per_token for time in times)
-        decode_ms = sum(time.decode_ms for time in times)
-        measured = all(_measured(capacity, digest, block) is not None for block in stage.blocks)
-        stages.append(StageTerm(stage.node, stage.first, stage.last, prefill_ms, decode_ms, measured))
-    answers_in_steps = manifest.kind is ModelKind.DECODER
-    steps = demand.output_tokens if answers_in_steps else 1
-    nodes = _nodes(
-        route,
-        stages,
-        manifest,
-        demand,
-        steps,
-        settings,
-        _drawn_w(capacities) if power_w is None else power_w,
-        loads or {},
-    )
-    waits = {node.node: node.wait_ms for node in nodes}
+        stages.append(
+            StageTerm(
+                stage.node,
+                stage.first,
+                stage.last,
+                prefill_ms=sum(
+                    _prompt_ms(time, manifest.blocks[time.block], prompt_tokens, chunks, last) for time in times
+                ),
+                decode_ms=step_ms(times, rows, context),
+                measured=all(_measured(capacity, digest, block) is not None for block in stage.blocks),
+                frame_ms=capacity.frame_ms or 0.0,
+                chunks=chunks,
+            )
+        )
+    hops = _hops(route, capacities, manifest, prompt_tokens, chunks, rows)
+    drawn_w = _drawn_w(capacities) if power_w is None else power_w
+    nodes = _nodes(route, stages, manifest, demand, steps, rows, settings, drawn_w, loads or {})
+    overlap_ms = 0.0
+    if decoder:
+        stages, overlap_ms = _waiting(
+            route, stages, hops, capacities, manifest, digest, demand, prompt_tokens, groups, depth, context
+        )
+        each = {name: sum(s.wait_ms for s in stages if s.node == name) for name in route.nodes}
+        nodes = tuple(replace(node, wait_ms=each[node.node]) for node in nodes)
+    else:
+        calls = {node.node: node.wait_ms for node in nodes}
+        stages = [replace(stage, wait_ms=calls[stage.node], prefill_wait_ms=calls[stage.node]) for stage in stages]
     return Estimate(
-        tuple(replace(stage, wait_ms=waits[stage.node]) for stage in stages),
-        _hops(route, capacities, manifest, prompt_tokens),
+        tuple(stages),
+        hops,
         nodes,
-        steps if answers_in_steps else None,
+        steps if decoder else None,
         imbalance([node.rho for node in nodes], weights or Weights()),
         exposure(route.stages, len(manifest.blocks), trusted),
+        overlap_ms,
     )
+
+
+def _waiting(
+    route: Route,
+    stages: list[StageTerm],
+    hops: tuple[HopTerm, ...],
+    capacities: Mapping[NodeId, Capacity],
+    manifest: Manifest,
+    digest: Digest,
+    demand: Demand,
+    prompt_tokens: int,
+    groups: int,
+    depth: int,
+    context: float,
+) -> tuple[list[StageTerm], float]:
+    """The stages with what sequences wait for each other there, and what chunks save by being in flight at once."""
+    chunks = stages[0].chunks
+    beside = demand.batch - 1
+    work = [
+        StageWork(
+            resource,
+            stage.decode_ms,
+            stage.prefill_ms / chunks,
+            step_ms([block_time(capacities[on.node], manifest, digest, b) for b in on.blocks], beside, context)
+            if beside > 0
+            else 0.0,
+        )
+        for stage, on, resource in zip(
+            stages, route.stages, resources([NodeId(s.node) for s in route.stages], capacities), strict=True
+        )
+    ]
+    frames_ms = sum(stage.frame_ms for stage in stages)
+    found = waits(
+        work,
+        sum(hop.decode_ms for hop in hops) + frames_ms,
+        sum(hop.prefill_ms for hop in hops) / chunks + frames_ms,
+        chunks=chunks,
+        depth=depth,
+        groups=groups,
+        ahead=demand.ahead_tokens / prompt_tokens,
+        requests_per_s=demand.requests_per_s,
+    )
+    # Each stage has the part of a wait that its computation is of the route's.
+    step, prompt = sum(stage.decode_ms for stage in stages), sum(stage.prefill_ms for stage in stages)
+
+    def part(own: float, whole: float) -> float:
+        return own / whole if whole > 0 else 1 / len(stages)
+
+    waiting = [
+        replace(
+            stage,
+            wait_ms=found.step_ms * part(stage.decode_ms, step),
+            prefill_wait_ms=found.chunks_ms * part(stage.prefill_ms, prompt),
+        )
+        for stage in stages
+    ]
+    return waiting, found.overlap_ms
+
+
+def _prompt_ms(time: BlockTime, block: Block, tokens: int, chunks: int, last: int) -> float:
+    """A whole prompt through one block. A head of its own runs for the one token that is wanted (`agent.engine`)."""
+    if block.role == "head":
+        return time.prefill_ms + last * time.prefill_ms_per_token
+    return chunks * time.prefill_ms + tokens * time.prefill_ms_per_token
+
+
+def step_ms(times: Sequence[BlockTime], rows: float, context_tokens: float = REFERENCE_CONTEXT_TOKENS) -> float:
+    """One decode step of `rows` sequences through blocks of one stage, each behind so many tokens."""
+    company = max((time.rows_min for time in times), default=1)
+    total = 0.0
+    for time in times:
+        more = max(rows, company) - time.rows_min
+        attention = time.decode_ms_per_context_token * rows * (context_tokens - REFERENCE_CONTEXT_TOKENS)
+        total += max(0.0, time.decode_ms + (time.decode_ms_per_row or 0.0) * more + attention)
+    return total
 
 
 def _drawn_w(capacities: Mapping[NodeId, Capacity]) -> dict[NodeId, float]:
@@ -222,6 +331,7 @@ def _nodes(
     manifest: Manifest,
     demand: Demand,
     steps: int,
+    rows: float,
     settings: Settings | None,
     power_w: Mapping[NodeId, float],
     loads: Mapping[NodeId, float],
@@ -232,34 +342,40 @@ def _nodes(
         own = [stage for stage in stages if stage.node == node]
         busy_ms = sum(stage.decode_ms for stage in own)
         prefill_ms = sum(stage.prefill_ms for stage in own) if manifest.kind is ModelKind.DECODER else 0.0
-        rho = loads.get(node, demand.requests_per_s * (prefill_ms + steps * busy_ms / demand.batch) / 1e3)
+        share = rows if manifest.kind is ModelKind.DECODER else demand.batch
+        rho = loads.get(node, demand.requests_per_s * (prefill_ms + steps * busy_ms / share) / 1e3)
         memory = None
         if settings is not None:
             blocks = {block for stage in route.stages if stage.node == node for block in stage.blocks}
             memory = sum(memory_bytes(manifest.blocks[block], settings) for block in blocks)
         wait_ms = queue_wait_ms(rho, busy_ms / len(own))
-        found.append(NodeTerm(node, rho, wait_ms, busy_ms, memory, node_energy_mj(node, busy_ms, power_w)))
+        found.append(NodeTerm(node, rho, wait_ms, busy_ms, memory, node_energy_mj(node, busy_ms / rows, power_w)))
     return tuple(found)
 
 
 def _hops(
-    route: Route, capacities: Mapping[NodeId, Capacity], manifest: Manifest, prompt_tokens: int
+    route: Route,
+    capacities: Mapping[NodeId, Capacity],
+    manifest: Manifest,
+    prompt_tokens: int,
+    chunks: int,
+    rows: float,
 ) -> tuple[HopTerm, ...]:
-    def hop(source: NodeId, target: NodeId, prefill_bytes: int, decode_bytes: int) -> HopTerm:
-        prefill_ms, decode_ms, empty_ms = (
-            hop_ms(capacities, source, target, size) for size in (prefill_bytes, decode_bytes, 0)
-        )
-        return HopTerm(source, target, prefill_ms, decode_ms, decode_ms - empty_ms)
+    """Every chunk is a message of its own and pays the latency; of the last stage only the last one brings a token."""
+
+    def hop(source: NodeId, target: NodeId, token_bytes: int, *, returns: bool = False) -> HopTerm:
+        empty_ms, full_ms = (hop_ms(capacities, source, target, size) for size in (0, token_bytes))
+        per_token_ms = full_ms - empty_ms
+        prefill_ms = chunks * empty_ms + per_token_ms * (1 if returns else prompt_tokens)
+        return HopTerm(source, target, prefill_ms, empty_ms + rows * per_token_ms, rows * per_token_ms)
 
     hops = []
     if route.source != route.stages[0].node:
-        hops.append(hop(route.source, route.stages[0].node, TOKEN_BYTES * prompt_tokens, TOKEN_BYTES))
+        hops.append(hop(route.source, route.stages[0].node, TOKEN_BYTES))
     for stage, after in pairwise(route.stages):
-        size = boundary_bytes(manifest, stage.last)
-        hops.append(hop(stage.node, after.node, size * prompt_tokens, size))
+        hops.append(hop(stage.node, after.node, boundary_bytes(manifest, stage.last)))
     last = route.stages[-1]
-    size = boundary_bytes(manifest, last.last)
-    hops.append(hop(last.node, route.source, size, size))
+    hops.append(hop(last.node, route.source, boundary_bytes(manifest, last.last), returns=True))
     return tuple(hops)
 
 
@@ -281,6 +397,7 @@ def roofline(capacity: Capacity, manifest: Manifest, digest: Digest, block: int)
         model=digest,
         block=block,
         decode_ms=max(compute_ms, stream_ms) + OVERHEAD_MS,
+        decode_ms_per_row=compute_ms,
         prefill_ms_per_token=max(compute_ms, stream_ms / chunk) + OVERHEAD_MS / chunk,
     )
 

@@ -3,6 +3,7 @@
 A figure that the machine does not tell is None, and asking for it never raises.
 """
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -105,6 +106,15 @@ def cpu_name() -> str:
         lines = []
     named = (line.split(":", 1)[1].strip() for line in lines if line.startswith(("model name", "Model", "Hardware")))
     return next(named, "CPU")
+
+
+def placed() -> dict[str, str | tuple[int, ...] | None]:
+    """Where this process runs, as `Capacity` has it: which kernel, and on which of its processors."""
+    try:
+        boot = (PROC / "sys" / "kernel" / "random" / "boot_id").read_text().strip()
+    except OSError:
+        return {"machine": None, "cores": ()}
+    return {"machine": boot, "cores": tuple(sorted(os.sched_getaffinity(0)))}
 
 
 def _cgroup_memory() -> Memory | None:

@@ -179,7 +179,10 @@ def _queueing(now: Estimate, calm: Estimate) -> Estimate:
     """The compute of one estimate with the loads and waits of another of the same route."""
     return replace(
         now,
-        stages=tuple(replace(a, wait_ms=b.wait_ms) for a, b in zip(now.stages, calm.stages, strict=True)),
+        stages=tuple(
+            replace(a, wait_ms=b.wait_ms, prefill_wait_ms=b.prefill_wait_ms)
+            for a, b in zip(now.stages, calm.stages, strict=True)
+        ),
         nodes=tuple(replace(a, rho=b.rho, wait_ms=b.wait_ms) for a, b in zip(now.nodes, calm.nodes, strict=True)),
     )
 

@@ -56,7 +56,9 @@ class Demand:
     output_tokens: int = 128
     """Nout: a short answer. It weighs TTFT against TPOT."""
     batch: float = 1.0
-    """Sequences that share a decode step."""
+    """Sequences that run at once, and share decode steps."""
+    ahead_tokens: float = 0.0
+    """Of prompts that are to be computed before one that is admitted now."""
 
     def __post_init__(self) -> None:
         _refuse_unusable(self)
@@ -75,7 +77,7 @@ class NodeTerm:
     wait_ms: float
     """w: how long a step waits before it runs there."""
     busy_ms: float
-    """One step of one sequence, over all of its stages."""
+    """One step of the sequences that share it, over all of its stages."""
     memory_bytes: int | None
     """Weights and caches it must hold; None where nobody said with which settings."""
     energy_mj: float | None

@@ -140,6 +140,8 @@ def _headline(found: DeploymentStatus) -> Text:
     for term, name in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT")):
         if term in predicted:
             line.append(f"  {name} {predicted[term]:.1f} ms predicted")
+            if (error := (found.prediction_error or {}).get(f"{name.lower()}_error")) is not None:
+                line.append(f" ({error:.0%} off lately)", "dim")
     return line
 
 

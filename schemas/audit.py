@@ -18,6 +18,7 @@ class AuditKind(StrEnum):
     DEPLOYMENT_CHANGED = "deployment_changed"
     DEPLOYMENT_INFEASIBLE = "deployment_infeasible"
     DECISION = "decision"
+    PREDICTION_JUDGED = "prediction_judged"
     PLAN_PREPARED = "plan_prepared"
     PLAN_COMMITTED = "plan_committed"
     PLAN_ABORTED = "plan_aborted"

@@ -20,6 +20,12 @@ LOST_AFTER_S = 5.0
 """A node in a plan that is silent for this long is lost (`reliability-and-security.md`, section 2)."""
 
 
+REFERENCE_CONTEXT_TOKENS = 128
+"""The cache behind which a step is timed when a block is loaded; other contexts differ by a measured rate."""
+FINISHED_MAX = 16
+"""Finished requests in a heartbeat, the latest ones: a sample where more end in a second."""
+
+
 class Provider(Value):
     """An execution provider of ONNX Runtime on this node, with what a roofline needs of it."""
 
@@ -38,8 +44,17 @@ class BlockTime(Value):
     model: Sha256
     block: int = Field(ge=0)
     decode_ms: float = Field(ge=0)
-    """One step of one sequence (for a tensor model: one call of batch 1)."""
+    """One step of one sequence behind `REFERENCE_CONTEXT_TOKENS` (for a tensor model: one call of batch 1)."""
     prefill_ms_per_token: float = Field(ge=0)
+    """Of a chunk of a prompt, beside `prefill_ms`."""
+    prefill_ms: float = Field(default=0.0, ge=0)
+    """Of a chunk, however short it is."""
+    decode_ms_per_row: float | None = Field(default=None, ge=0)
+    """What each sequence beyond `rows_min` adds to a step; None while nobody measured it."""
+    rows_min: int = Field(default=1, ge=1)
+    """Sequences up to which a step costs the same, as a lone one runs in company (decision 0005)."""
+    decode_ms_per_context_token: float = Field(default=0.0, ge=0)
+    """What each token of a sequence's cache beyond `REFERENCE_CONTEXT_TOKENS` adds to a step: attention reads it."""
 
 
 class LinkEstimate(Value):
@@ -85,6 +100,30 @@ class Service(Value):
     """Ended in output, and met every target."""
     missed: int = Field(ge=0)
     """Missed a target, ended in an error that is not the client's, or could not meet the deployment's deadline."""
+
+
+class FinishedRequest(Value):
+    """What a request met that ran over one route of one plan from its beginning to its end, and the load it met."""
+
+    number: int = Field(ge=0)
+    """Grows with each one of this process, so that a reader counts it once."""
+    deployment: DeploymentId
+    epoch: int = Field(ge=1)
+    route: int = Field(ge=0)
+    prompt_tokens: int = Field(ge=1)
+    """Those that were computed: not what was kept of an earlier turn."""
+    cached_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(ge=1)
+    ahead_tokens: int = Field(default=0, ge=0)
+    """Of other prompts that were not computed yet when this one was admitted."""
+    batch: float = Field(ge=1)
+    """Sequences that shared its steps on average, itself included."""
+    started_ms: float = Field(ge=0)
+    """How long before it ended it was admitted: predictions of that time are what it is held against."""
+    ttft_ms: float = Field(gt=0)
+    """From its admission to its first token; what it waited for a free slot is not in it."""
+    tpot_ms: float | None = Field(default=None, gt=0)
+    """None for an answer of one token."""
 
 
 class HostedStage(Value):
@@ -176,3 +215,11 @@ class Capacity(Value):
     """Counters, one for each deployment that promises something and was asked here; their differences count."""
     on_disk: tuple[StoredBlocks, ...] = Field(default=(), max_length=1024)
     """Blocks whose files this node has, of every model that it was asked to run or to keep ready."""
+    machine: str | None = Field(default=None, max_length=64)
+    """The same for processes under one kernel; None if unknown."""
+    cores: tuple[int, ...] = Field(default=(), max_length=4096)
+    """The processors of that machine that this process may run on."""
+    frame_ms: float | None = Field(default=None, ge=0)
+    """What a frame costs this node beside waiting and computing: from thread to thread, and choosing tokens."""
+    finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
+    """Requests that this ingress brought to their end in the last seconds."""

@@ -149,6 +149,10 @@ class DeploymentStatus(Value):
     """What the current plan is predicted to cost now."""
     attainment: Attainment | None = None
     """How the requests under the current plan fared against the deployment's class; None where nothing was counted."""
+    prediction: str | None = None
+    """How far predictions were from what requests then met; None before any ended."""
+    prediction_error: dict[str, float] | None = None
+    """The same as figures: medians of |error| and of the error (its bias) of `tpot` and `ttft`, as shares."""
     reason: str | None = None
     """Why the state is not `serving`."""
     error: ErrorBody | None = None
@@ -208,6 +212,8 @@ class DecisionReport(Value):
     """No plan has a smaller Phi."""
     candidates: tuple[CandidateReport, ...]
     """The current plan first, then the chosen one if it is another, then the others, the best first."""
+    prediction: str | None = None
+    """How far predictions of this deployment were from what requests then met; None before any ended."""
 
 
 class ExplainRequest(Value):

@@ -75,6 +75,8 @@ def _print_decision(decision: "DecisionReport") -> None:
     print_table("", COLUMNS, [_row(decision, one) for one in decision.candidates])
     certified = " (certain: no plan at all would repay a move)" if decision.certified else ""
     print(f"weighed at {decision.at.astimezone():%H:%M:%S}; no plan has less than Phi {decision.bound:.2f}{certified}")
+    if decision.prediction is not None:
+        print(f"predictions until now: {decision.prediction}")
 
 
 def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:

@@ -69,3 +69,6 @@ def _show(reply: "StatusReply", as_json: bool) -> None:
         print("nothing is deployed; start with `resplit deploy MODEL`")
         return
     print_table("Deployments", DEPLOYMENT_COLUMNS, [deployment_row(found) for found in reply.deployments])
+    for found in reply.deployments:
+        if found.prediction is not None:
+            print(f"{found.name}: {found.prediction}")

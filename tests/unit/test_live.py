@@ -100,3 +100,12 @@ async def test_an_orchestrator_that_falls_silent_leaves_what_was_seen_last() -> 
     answers.append(ResplitError(ErrorCode.UNREACHABLE, "never there"))
     with pytest.raises(ResplitError, match="never there"):
         await anext(looks(ask, 0))
+
+
+def test_a_look_says_how_far_predictions_were_off() -> None:
+    served = chat(
+        estimate={"tpot_ms": 12.34, "ttft_ms": 56.78}, prediction_error={"tpot_error": 0.06, "tpot_bias": 0.0}
+    )
+    text = drawn(Look(NOW, reply(served)))
+    assert "TPOT 12.3 ms predicted (6% off lately)" in text
+    assert "TTFT 56.8 ms predicted (" not in text

@@ -180,3 +180,61 @@ def test_calls_that_took_no_time_or_were_of_nothing_break_nothing() -> None:
     assert block_times(observe({}, empty, 1.0), LOADED) == tuple(LOADED.values())
     instant = [Call(STAGE, "decode", 1, 0, 0.0)] * 20
     assert all(t.decode_ms >= 0 for t in block_times(observe({}, instant, 1.0), LOADED))
+
+
+SLOPED = {key: time.model_copy(update={"decode_ms_per_row": 0.4, "rows_min": 2}) for key, time in LOADED.items()}
+"""As above, and 1.2 ms more for each sequence beyond the second."""
+
+
+def stage_of(times: tuple[BlockTime, ...]) -> tuple[float, float]:
+    """What a step of the whole stage takes alone, and what each further sequence adds."""
+    return sum(t.decode_ms for t in times), sum(t.decode_ms_per_row or 0.0 for t in times)
+
+
+def after(loaded: dict[tuple[Digest, int], BlockTime], *calls: Iterator[Call]) -> tuple[float, float]:
+    """What is said after twenty calls of each kind."""
+    noted = [call for some in calls for call in itertools.islice(some, 20)]
+    running = observe({}, noted, max(call.ended_s for call in noted), loaded)
+    return stage_of(block_times(running, loaded))
+
+
+def test_where_one_number_of_sequences_was_seen_the_line_keeps_the_slope_of_its_load() -> None:
+    assert stage_of(block_times({}, SLOPED)) == pytest.approx((5.0, 1.2))
+    # Eight took 5 + 6 * 1.2 = 12.2 ms when the blocks were loaded, and now take twice as long.
+    assert after(SLOPED, steps(0.0, lambda: 24.4, rows=8)) == pytest.approx((10.0, 2.4), rel=1e-3)
+    assert after(SLOPED, steps(0.0, lambda: 10.0, rows=1)) == pytest.approx((10.0, 2.4), rel=1e-3)
+
+
+def test_where_several_were_seen_the_line_goes_through_them() -> None:
+    alone, per_row = after(SLOPED, steps(0.0, lambda: 5.0), steps(0.1, lambda: 9.0, rows=32))
+    assert alone == pytest.approx(5.0)
+    assert per_row == pytest.approx(4 / 30, rel=0.05)
+
+
+def test_what_nobody_measured_at_load_time_is_learned() -> None:
+    assert after(LOADED, steps(0.0, lambda: 6.0), steps(0.2, lambda: 15.0, rows=8)) == pytest.approx((6.0, 9 / 7))
+    assert (
+        block_times(observe({}, itertools.islice(steps(0.0, lambda: 6.0), 20), 1.0), LOADED)[0].decode_ms_per_row
+        is None
+    )
+
+
+def test_longer_contexts_are_no_slowdown() -> None:
+    loaded = {key: time.model_copy(update={"decode_ms_per_context_token": 0.001}) for key, time in LOADED.items()}
+    far = [call._replace(context=1128) for call in itertools.islice(steps(0.0, lambda: 8.0), 20)]
+    near = [call._replace(context=128) for call in itertools.islice(steps(0.0, lambda: 5.0), 20)]
+    for calls in (far, near):  # a thousand tokens more take 3 ms more
+        assert stage_of(block_times(observe({}, calls, 1.0, loaded), loaded))[0] == pytest.approx(5.0)
+
+
+def test_a_chunk_that_skipped_the_head_says_nothing_of_it() -> None:
+    heavy = LOADED | {(MODEL, 2): LOADED[MODEL, 2].model_copy(update={"prefill_ms_per_token": 1.0})}
+    skipped = Call(STAGE, "prefill", 128, 128 * 400, 1.0, head=False)  # twice as long as at load, without the head
+    times = block_times(observe({}, [skipped], 1.0, heavy), heavy)
+    assert [t.prefill_ms_per_token for t in times] == pytest.approx([0.2, 0.2, 2.0])
+
+
+def test_a_long_chunk_says_more_than_several_short_ones() -> None:
+    short = [Call(STAGE, "prefill", 32, 32 * 900, float(i)) for i in range(3)]
+    running = observe({}, [*short, Call(STAGE, "prefill", 128, 128 * 150, 4.0)], 5.0)
+    assert sum(t.prefill_ms_per_token for t in block_times(running, LOADED)) == pytest.approx(0.15)

@@ -5,13 +5,14 @@ from datetime import UTC, datetime
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from profiler import cost
 from profiler.kv import ALIGNMENT_TOKENS, kv_tokens, length_classes
 from profiler.objective import Demand, Weights, imbalance, queue_wait_ms
 from schemas.base import Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, LinkEstimate, Provider
-from schemas.deployment import Settings, Stage
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity, LinkEstimate, Provider
+from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from schemas.plan import Route
@@ -197,8 +198,10 @@ def test_load_is_what_arrives_times_what_it_takes_and_makes_steps_wait() -> None
     found = cost.predict(route, nodes, decoder(), MODEL, 10, demand=demand)
     # Half a request a second: 10 tokens of prompt at 2 ms and 100 steps of 20 ms, two sequences sharing each.
     assert found.nodes[0].rho == pytest.approx(0.5 * (20 + 100 * 20 / 2) / 1e3)
-    assert found.nodes[0].wait_ms == pytest.approx(0.51 / 0.49 * 20)
-    alone = cost.predict(route, nodes, decoder(), MODEL, 10)
+    # The other prompts take 0.5 * 30 ms of every second, in each of which there is one step instead of several.
+    alone = cost.predict(route, nodes, decoder(), MODEL, 10, demand=Demand(output_tokens=100, batch=2))
+    assert found.tpot_ms >= alone.tpot_ms
+    assert found.ttft_ms > alone.ttft_ms
     assert found.tpot_ms - alone.tpot_ms == pytest.approx(sum(node.wait_ms for node in found.nodes))
     assert [node.rho for node in alone.nodes] == [0, 0]
     assert found.imbalance == pytest.approx((0.51 - 0.255) / 2)
@@ -261,3 +264,151 @@ def test_weights_demands_and_references_that_are_none_are_refused(wrong: float) 
         estimate.objective(wrong, Weights())
     with pytest.raises(ResplitError, match="at least 1"):
         Demand(batch=0.5)
+
+
+def timed(**terms: float | None) -> tuple[Route, dict[NodeId, Capacity]]:
+    """Two stages whose blocks take 10 ms a step and 1 ms a token of a prompt, and `terms` besides."""
+    route, nodes = two_stages()
+    return route, {
+        name: one.model_copy(update={"block_times": tuple(t.model_copy(update=terms) for t in one.block_times)})
+        for name, one in nodes.items()
+    }
+
+
+def sharing(nodes: dict[NodeId, Capacity], *cores: tuple[int, ...]) -> dict[NodeId, Capacity]:
+    """The nodes on one machine, each on the cores given."""
+    return {
+        name: one.model_copy(update={"machine": "m", "cores": on, "threads": len(on)})
+        for (name, one), on in zip(nodes.items(), cores, strict=True)
+    }
+
+
+def test_each_sequence_beyond_the_company_of_a_lone_one_adds_to_a_step() -> None:
+    route, nodes = timed(decode_ms_per_row=2.0, rows_min=2)
+
+    def compute_ms(batch: float) -> float:
+        found = cost.predict(route, nodes, decoder(), MODEL, demand=Demand(batch=batch))
+        return sum(stage.decode_ms for stage in found.stages)
+
+    assert [compute_ms(batch) for batch in (1, 2, 3, 8)] == pytest.approx([30, 30, 36, 66])
+
+
+def test_each_token_behind_a_sequence_adds_to_its_steps() -> None:
+    route, nodes = timed(decode_ms_per_context_token=0.01)
+    short, long, kept = (
+        cost.predict(route, nodes, decoder(), MODEL, tokens, cached_tokens=cached, demand=Demand(output_tokens=2))
+        for tokens, cached in ((100, 0), (600, 0), (100, 500))
+    )
+    assert long.tpot_ms - short.tpot_ms == pytest.approx(3 * 500 * 0.01)
+    assert kept.tpot_ms == pytest.approx(long.tpot_ms)
+    assert kept.ttft_ms == pytest.approx(short.ttft_ms)  # what was kept is not computed again
+
+
+def test_a_chunk_has_its_price_and_the_head_runs_for_the_last_one_alone() -> None:
+    route, nodes = timed(prefill_ms=5.0)
+    found = cost.predict(route, nodes, decoder(), MODEL, 300, settings=Settings(chunk_tokens=128))
+    # Three chunks of the embedding and the layer; the head sees the last 44 tokens.
+    assert [stage.prefill_ms for stage in found.stages] == pytest.approx([2 * (3 * 5 + 300), 5 + 44])
+    assert [stage.chunks for stage in found.stages] == [3, 3]
+
+
+def test_a_frame_costs_every_stage_what_the_node_says() -> None:
+    route, nodes = timed()
+    handled = {name: one.model_copy(update={"frame_ms": 0.5}) for name, one in nodes.items()}
+    plain, found = (cost.predict(route, seen, decoder(), MODEL, 300) for seen in (nodes, handled))
+    assert found.tpot_ms - plain.tpot_ms == pytest.approx(2 * 0.5)
+    assert found.ttft_ms - plain.ttft_ms == pytest.approx(2 * 3 * 0.5)
+    assert found.terms["frame_ms"] == 1.0
+
+
+def test_a_prompt_waits_for_the_steps_of_others_only_where_they_share_processors() -> None:
+    route, nodes = timed()
+    beside = Demand(batch=2)
+
+    def wait_ms(capacities: dict[NodeId, Capacity], demand: Demand = beside) -> float:
+        found = cost.predict(route, capacities, decoder(), MODEL, 256, demand=demand)
+        return sum(stage.prefill_wait_ms for stage in found.stages)
+
+    assert wait_ms(nodes) == 0  # nobody says that they do
+    assert wait_ms(sharing(nodes, (0,), (1,))) == 0
+    # Of 30 ms, one before the second of two chunks, and half of one before the first.
+    assert wait_ms(sharing(nodes, (0, 1), (0, 1))) == pytest.approx(1.5 * 30)
+    assert wait_ms(sharing(nodes, (0, 1), (0, 1)), Demand(batch=1)) == 0
+
+
+def test_prompts_ahead_are_waited_for() -> None:
+    route, nodes = timed()
+    alone, behind = (
+        cost.predict(route, nodes, decoder(), MODEL, 128, demand=Demand(ahead_tokens=ahead)) for ahead in (0, 256)
+    )
+    assert behind.ttft_ms == pytest.approx(3 * alone.ttft_ms)
+
+
+def test_chunks_and_steps_overlap_as_far_as_they_may_be_in_flight_and_processors_allow() -> None:
+    route, nodes = timed(decode_ms_per_row=0.0)
+    deep = Settings(pipeline_depth=2)
+    alone, two = (
+        cost.predict(route, nodes, decoder(), MODEL, 512, demand=Demand(batch=4), settings=settings)
+        for settings in (Settings(), deep)
+    )
+    # Four chunks of 128: 256 ms in the first stage and at most 128 in the second; it is busy all the time.
+    assert alone.overlap_ms == 0
+    assert two.ttft_ms < alone.ttft_ms
+    assert two.ttft_ms >= 4 * 256
+    one_machine = sharing(nodes, (0,), (0,))
+    shared = cost.predict(route, one_machine, decoder(), MODEL, 512, demand=Demand(batch=4), settings=deep)
+    assert shared.overlap_ms == pytest.approx(0, abs=5)  # only links overlap with computing
+    # Two groups take turns on the processors that they share: a step is there for each of them.
+    assert shared.tpot_ms == pytest.approx(2 * 30)
+
+
+@given(
+    st.floats(0, 5),
+    st.floats(0, 10 / REFERENCE_CONTEXT_TOKENS),
+    st.integers(1, 2000),
+    st.integers(0, 4),
+    st.floats(1, 32),
+    st.floats(0, 16),
+    st.floats(0, 2),
+    st.booleans(),
+)
+def test_more_load_and_longer_prompts_never_look_faster(
+    per_row: float,
+    per_context: float,
+    prompt: int,
+    longer: int,
+    batch: float,
+    more: float,
+    arrivals: float,
+    shared: bool,
+) -> None:
+    # What a further sequence adds was measured behind the reference context, and holds that context's part.
+    per_row += REFERENCE_CONTEXT_TOKENS * per_context
+    route, nodes = timed(decode_ms_per_row=per_row, decode_ms_per_context_token=per_context)
+    seen = sharing(nodes, (0,), (0,)) if shared else nodes
+
+    def found(tokens: int, demand: Demand) -> cost.Estimate:
+        return cost.predict(route, seen, decoder(), MODEL, tokens, demand=demand)
+
+    base = found(prompt, Demand(batch=batch))
+    for heavier in (
+        found(prompt, Demand(batch=batch + more)),
+        found(prompt, Demand(arrivals, batch=batch)),
+        # By whole chunks: of a prompt just beyond one, the head sees a token, and of a shorter one all of them.
+        found(prompt + longer * DEFAULT_CHUNK_TOKENS, Demand(batch=batch)),
+        found(prompt, Demand(batch=batch, ahead_tokens=longer)),
+    ):
+        assert heavier.tpot_ms >= base.tpot_ms * (1 - 1e-9)
+        assert heavier.ttft_ms >= base.ttft_ms * (1 - 1e-9)
+    total = sum(s.decode_ms + s.wait_ms + s.frame_ms for s in base.stages) + sum(hop.decode_ms for hop in base.hops)
+    assert base.tpot_ms == pytest.approx(total)
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+@pytest.mark.parametrize(
+    "term", ["decode_ms", "prefill_ms_per_token", "prefill_ms", "decode_ms_per_row", "decode_ms_per_context_token"]
+)
+def test_a_profile_that_is_no_time_is_refused(term: str, wrong: float) -> None:
+    times = {"model": MODEL, "block": 0, "decode_ms": 1.0, "prefill_ms_per_token": 1.0}
+    with pytest.raises(ValidationError, match=term):
+        BlockTime.model_validate({**times, term: wrong})

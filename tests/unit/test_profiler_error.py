@@ -33,3 +33,13 @@ def test_only_the_latest_requests_count() -> None:
         errors = errors.finished(predicted_ttft_ms=1, predicted_tpot_ms=1, ttft_ms=1, tpot_ms=1)
     assert len(errors.ttft) == len(errors.tpot) == REQUESTS
     assert set(errors.terms.values()) == {0.0}
+
+
+def test_the_errors_read_as_a_person_would_put_them() -> None:
+    errors = PredictionError()
+    assert errors.sentence is None
+    errors = errors.finished(predicted_ttft_ms=90, predicted_tpot_ms=12.3, ttft_ms=100, tpot_ms=13)
+    assert errors.sentence == (
+        "12.3 ms a token predicted, 13.0 measured, 5% off; 90.0 ms to the first token predicted, 100.0 measured, "
+        "10% off (medians of the latest 1 request)"
+    )

@@ -1,0 +1,167 @@
+"""What requests met is held against what was predicted for them when they were admitted."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from math import e
+
+import pytest
+
+from agent.finished import TOLD_S, Finished
+from agent.usage import Meter
+from orchestrator.beliefs import believed, smoothed
+from orchestrator.fold import CapacityReceived, Snapshot, fold
+from orchestrator.outcomes import VIEWS
+from orchestrator.rollout import Rollout
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import FINISHED_MAX, BlockTime, Capacity, FinishedRequest
+from schemas.deployment import Settings, Stage
+from schemas.plan import Plan, Route
+from tests.unit.test_profiler_cost import MODEL, capacity, decoder
+
+NAME = DeploymentName("chat")
+NODE = NodeId("a")
+START = datetime(2026, 1, 1, tzinfo=UTC)
+PLAN = Plan(
+    deployment=NAME,
+    model=MODEL,
+    epoch=1,
+    previous=None,
+    block_count=3,
+    settings=Settings(),
+    routes=(Route(index=0, source=NODE, stages=(Stage(node=NODE, first=0, last=2),), max_sequences=8),),
+    reason="a test",
+)
+
+
+def met(number: int, **fields: float) -> FinishedRequest:
+    base = {"number": number, "deployment": NAME, "epoch": 1, "route": 0, "prompt_tokens": 100, "output_tokens": 10}
+    times = {"batch": 1, "started_ms": 4000, "ttft_ms": 300, "tpot_ms": 30}
+    return FinishedRequest.model_validate({**base, **times, **fields})
+
+
+class Orchestrator:
+    """Folds heartbeats of one node that serves a plan."""
+
+    def __init__(self) -> None:
+        rollout = replace(Rollout(NAME, 1), current=PLAN)
+        self.snapshot = Snapshot(term=1, manifests={MODEL: decoder()}, rollouts={NAME: rollout})
+        self.beats = 0
+
+    def hears(
+        self, *finished: FinishedRequest, step_ms: float = 10.0, boot: str = "b", beat: int | None = None
+    ) -> None:
+        times = [BlockTime(model=MODEL, block=b, decode_ms=step_ms, prefill_ms_per_token=1) for b in range(3)]
+        number = self.beats if beat is None else beat
+        said = capacity(NODE, boot=boot, sequence=number, finished=finished, block_times=times)
+        self.snapshot = fold(self.snapshot, CapacityReceived(said), START + timedelta(seconds=self.beats))
+        self.beats += 1
+
+    @property
+    def terms(self) -> dict[str, float]:
+        errors = self.snapshot.errors.get(NAME)
+        return {} if errors is None else errors.terms
+
+    @property
+    def requests(self) -> int:
+        return self.snapshot.errors[NAME].requests if NAME in self.snapshot.errors else 0
+
+
+def test_a_request_that_met_what_was_predicted_has_no_error() -> None:
+    one = Orchestrator()
+    for _ in range(5):
+        one.hears()
+    assert one.terms == {}
+    one.hears(met(0))
+    assert one.terms == {"ttft_error": 0.0, "ttft_bias": 0.0, "tpot_error": 0.0, "tpot_bias": 0.0}
+    one.hears(met(1, tpot_ms=40, ttft_ms=200))
+    assert one.terms == pytest.approx({"ttft_error": 0.25, "ttft_bias": 0.25, "tpot_error": 0.125, "tpot_bias": -0.125})
+
+
+def test_it_is_held_against_what_was_known_when_it_was_admitted_and_not_against_what_its_run_taught() -> None:
+    one = Orchestrator()
+    for _ in range(6):
+        one.hears(step_ms=10)
+    for _ in range(6):
+        one.hears(step_ms=30)
+    one.hears(met(0, started_ms=6500, tpot_ms=90), step_ms=30)
+    assert one.terms["tpot_bias"] == pytest.approx(30 / 90 - 1, abs=1e-3)
+
+
+def test_a_request_counts_once_however_often_it_is_told_and_anew_in_another_process() -> None:
+    one = Orchestrator()
+    one.hears()
+    one.hears(met(0), met(1))
+    one.hears(met(0), met(1), met(2))
+    one.hears(met(3), beat=1)  # a heartbeat that was overtaken
+    assert one.requests == 3
+    one.hears(met(0), boot="c")
+    assert one.requests == 4
+
+
+def test_what_cannot_be_predicted_any_more_is_left_out() -> None:
+    one = Orchestrator()
+    one.hears()
+    one.hears(met(0, epoch=7), met(1, route=3))
+    assert one.requests == 0
+
+
+def test_views_are_bounded() -> None:
+    one = Orchestrator()
+    for _ in range(4 * VIEWS):
+        one.hears()
+    assert len(one.snapshot.views) == VIEWS
+
+
+def test_only_requests_that_ran_in_one_place_from_beginning_to_end_are_told_and_not_for_long() -> None:
+    route = PLAN.routes[0]
+
+    def ran(*epochs: int) -> Meter:
+        meter = Meter(arrived=1.0, started=2.0)
+        for epoch in epochs:
+            meter.runs_on(epoch, route)
+        meter.token(3.0)
+        for sequences in (2, 4):
+            meter.beside(sequences)
+        meter.token(4.0)
+        return meter
+
+    finished = Finished()
+    finished.add(NAME, ran(1, 2), 8, 2, now=5.0)
+    finished.add(NAME, ran(1), 8, 2, now=5.0)
+    [told] = finished.recent(5.0)
+    assert (told.ttft_ms, told.tpot_ms, told.started_ms, told.batch) == (1000, 1000, 3000, 3)
+    assert finished.recent(5.1 + TOLD_S) == ()
+    for _ in range(3 * FINISHED_MAX):
+        finished.add(NAME, ran(1), 8, 2, now=6.0)
+    assert len(finished.recent(6.0)) == FINISHED_MAX
+
+
+def test_a_block_that_a_node_never_ran_is_as_fast_as_its_like_there() -> None:
+    model = decoder()
+    layers = tuple(model.blocks[1].model_copy(update={"index": i}) for i in (1, 2))
+    model = model.model_copy(update={"blocks": (model.blocks[0], *layers)})
+    ran = BlockTime(model=MODEL, block=1, decode_ms=7, prefill_ms_per_token=3, decode_ms_per_row=2)
+    node: Capacity = capacity("a", block_times=(ran,))
+    seen = believed({NODE: node}, {NODE: smoothed({}, node, 0)}, model, MODEL, 1.0)
+    assert seen[NODE].block_times[2] == ran.model_copy(update={"block": 2})
+
+
+def test_a_node_that_never_ran_the_model_is_believed_to_gain_from_company_what_others_gain() -> None:
+    times = [
+        BlockTime(model=MODEL, block=b, decode_ms=4, prefill_ms_per_token=3, decode_ms_per_row=1) for b in range(3)
+    ]
+    ran, idle = capacity("a", block_times=times), capacity("b")
+    seen = believed({NODE: ran, NodeId("b"): idle}, {NODE: smoothed({}, ran, 0)}, decoder(), MODEL, 1.0)
+    guessed = seen[NodeId("b")].block_times[1]
+    assert guessed.decode_ms_per_row == pytest.approx(guessed.decode_ms / 4)
+
+
+def test_every_term_of_a_block_time_is_smoothed() -> None:
+    def said(scale: float) -> Capacity:
+        terms = dict.fromkeys(("decode_ms", "prefill_ms", "prefill_ms_per_token", "decode_ms_per_row"), scale)
+        return capacity("a", block_times=(BlockTime(model=MODEL, block=0, decode_ms_per_context_token=scale, **terms),))
+
+    before = smoothed({}, said(1.0), 0)
+    [after] = smoothed(before, said(2.0), 3.0).values()
+    found = after.model_dump(exclude={"model", "block", "rows_min"})
+    assert list(found.values()) == pytest.approx([2 - 1 / e] * len(found))
