@@ -312,10 +312,10 @@ def _prompt_ms(time: BlockTime, block: Block, tokens: int, chunks: int, last: in
 
 def step_ms(times: Sequence[BlockTime], rows: float, context_tokens: float = REFERENCE_CONTEXT_TOKENS) -> float:
     """One decode step of `rows` sequences through blocks of one stage, each behind so many tokens."""
-    company = max((time.rows_min for time in times), default=1)
+    rows = max(rows, 1.0, *(time.rows_min for time in times))  # a lone sequence runs in company
     total = 0.0
     for time in times:
-        more = max(rows, company) - time.rows_min
+        more = rows - time.rows_min
         attention = time.decode_ms_per_context_token * rows * (context_tokens - REFERENCE_CONTEXT_TOKENS)
         total += max(0.0, time.decode_ms + (time.decode_ms_per_row or 0.0) * more + attention)
     return total
