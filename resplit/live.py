@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resplit.view import chain, hosted, led, node_state, remarks, unheard
+from resplit.view import attained, chain, hosted, led, node_state, remarks, unheard
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.deployment import Stage
 from schemas.errors import ResplitError
@@ -140,6 +140,8 @@ def _headline(found: DeploymentStatus) -> Text:
     for term, name in (("ttft_ms", "TTFT"), ("tpot_ms", "TPOT")):
         if term in predicted:
             line.append(f"  {name} {predicted[term]:.1f} ms predicted")
+    if found.attainment is not None:
+        line.append(f"  SLO met {attained(found)}")
     return line
 
 
