@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from resplit.view import chain, hosted, led, node_state, remarks, unheard
+from resplit.view import attained, chain, hosted, led, node_state, remarks, unheard
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.deployment import Stage
 from schemas.errors import ResplitError
@@ -142,6 +142,8 @@ def _headline(found: DeploymentStatus) -> Text:
             line.append(f"  {name} {predicted[term]:.1f} ms predicted")
             if (error := (found.prediction_error or {}).get(f"{name.lower()}_error")) is not None:
                 line.append(f" ({error:.0%} off lately)", "dim")
+    if found.attainment is not None:
+        line.append(f"  SLO met {attained(found)}")
     return line
 
 

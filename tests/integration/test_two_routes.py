@@ -92,7 +92,9 @@ async def test_both_routes_are_used_under_load_and_the_answers_are_those_of_the_
     assert routes == {0, 1}
 
 
-async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other(twin: Serving) -> None:
+async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other_and_its_route_is_used_again_after(
+    twin: Serving,
+) -> None:
     await twin.cluster.pause(N0)
     try:
         streams = [Streaming(twin.client, max_tokens=12) for _ in range(6)]
@@ -101,6 +103,11 @@ async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other(twin: Ser
             assert stream.ids == twin.oracle.tokens(PROMPT, 12)
     finally:
         await twin.cluster.resume(N0)
+    routes: set[int] = set()
+    async with asyncio.timeout(ENDS_S):
+        while routes != {0, 1}:
+            asked = [twin.client.complete(CHAT, PROMPT, max_tokens=24, ignore_eos=True) for _ in range(16)]
+            routes = {answer.usage.route for answer in await asyncio.gather(*asked)}
 
 
 async def test_when_a_route_breaks_its_sequences_go_on_over_the_other_and_no_plan_is_made(twin: Serving) -> None:

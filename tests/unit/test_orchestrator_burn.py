@@ -6,8 +6,10 @@ from datetime import datetime, timedelta
 import pytest
 
 from orchestrator.burn import LONG, MISSES_MIN, REQUESTS_MIN, SETTLING, Record, attainment, heard
+from orchestrator.core import propose
+from orchestrator.decide import Cause, what_is_needed
 from orchestrator.decision import Action, Decision, Observation
-from orchestrator.fold import CapacityReceived, DeploymentRemoved, fold
+from orchestrator.fold import CapacityReceived, DeploymentRemoved, DeploymentWritten, fold
 from orchestrator.trigger import DEFAULT_POLICY, TriggerState
 from orchestrator.view import status
 from orchestrator.weighing import weigh
@@ -134,3 +136,21 @@ def test_a_budget_that_burns_moves_the_deployment_at_once_where_a_better_plan_is
 def keep(state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
     """A policy that never moves."""
     return DEFAULT_POLICY(state, replace(observation, pinned=True, burn=None), now)
+
+
+def test_another_class_gets_the_same_routes_though_a_better_plan_is_there_and_sequences_can_cross() -> None:
+    world = World(4, 0, noise=0.0)
+    before = world.plan
+    world.policy = keep
+    world.slow = {NodeId(before.routes[0].stages[0].node): 3.0}
+    world.run(30)
+    wish = world.wish.model_copy(update={"slo": Slo(tpot_ms=50)})
+    snapshot = fold(world.snapshot, DeploymentWritten(wish), world.now)
+    need = what_is_needed(snapshot, wish, snapshot.rollout(CHAT))
+    assert need is not None
+    assert need.cause is Cause.WISH_CHANGED
+    found = propose(snapshot, wish, need, world.now).plan
+    assert (found.routes, found.slo, found.family) == (before.routes, wish.slo, before.family)
+    assert (found.epoch, found.previous) == (before.epoch + 1, before.digest)
+    more = wish.model_copy(update={"settings": SETTINGS.model_copy(update={"max_queued": 1})})
+    assert propose(snapshot, more, need, world.now).plan.routes != before.routes
