@@ -18,6 +18,8 @@ SMOOTHING_S = 3.0
 """Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
 STEADY_S = 30.0
 """Loads are smoothed over this: a queue at 70 % load makes three times as much of a difference as it is."""
+STEADY_SPAN = 1.25
+"""Three times what noise of 20 % a second leaves after `SMOOTHING_S`."""
 GUESS_PRUDENCE = 1.25
 """A guess has to promise a quarter more than a measurement before it is preferred."""
 
@@ -37,6 +39,25 @@ def smoothed(before: Times, capacity: Capacity, elapsed_s: float, over_s: float 
         (time.model, time.block): _between(before.get((time.model, time.block)), time, weight)
         for time in capacity.block_times
     }
+
+
+def steadied(before: Times, capacity: Capacity, elapsed_s: float, now: Times) -> Times:
+    """Times smoothed over `STEADY_S`, and never further than `STEADY_SPAN` from those of `now`: what is more than
+    noise, a spike that is over or a node that slows, shows in loads as soon as in times."""
+    calm = smoothed(before, capacity, elapsed_s, STEADY_S)
+    return {key: _near(time, now[key]) for key, time in calm.items()}
+
+
+def _near(calm: BlockTime, now: BlockTime) -> BlockTime:
+    def held(value: float, about: float) -> float:
+        return min(max(value, about / STEADY_SPAN), about * STEADY_SPAN)
+
+    return BlockTime(
+        model=calm.model,
+        block=calm.block,
+        decode_ms=held(calm.decode_ms, now.decode_ms),
+        prefill_ms_per_token=held(calm.prefill_ms_per_token, now.prefill_ms_per_token),
+    )
 
 
 def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:

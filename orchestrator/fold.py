@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from orchestrator import burn
-from orchestrator.beliefs import STEADY_S, Times, smoothed
+from orchestrator.beliefs import Times, smoothed, steadied
 from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
@@ -251,7 +251,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     past_boots = () if known is None else known.past_boots
     apart_s = 0.0 if known is None else _apart_s(known, now)
     times = smoothed({} if known is None else known.times, capacity, apart_s)
-    steady = smoothed({} if known is None else known.steady, capacity, apart_s, STEADY_S)
+    steady = steadied({} if known is None else known.steady, capacity, apart_s, times)
     if known is not None and known.capacity.boot == capacity.boot:
         if capacity.sequence <= known.capacity.sequence:
             return snapshot
