@@ -52,12 +52,7 @@ def _near(calm: BlockTime, now: BlockTime) -> BlockTime:
     def held(value: float, about: float) -> float:
         return min(max(value, about / STEADY_SPAN), about * STEADY_SPAN)
 
-    return BlockTime(
-        model=calm.model,
-        block=calm.block,
-        decode_ms=held(calm.decode_ms, now.decode_ms),
-        prefill_ms_per_token=held(calm.prefill_ms_per_token, now.prefill_ms_per_token),
-    )
+    return calm.model_copy(update={name: held(getattr(calm, name), getattr(now, name)) for name in TERMS})
 
 
 def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:

@@ -72,7 +72,8 @@ class ResplitError(Exception):
     def from_validation(cls, error: ValidationError, what: str) -> "ResplitError":
         """The first fault pydantic found in `what` (for example "request"), as one sentence."""
         first = error.errors(include_url=False)[0]
-        path = ".".join(str(part) for part in first["loc"])[:200] or None
+        # Where a field may be of several types, pydantic names the type between the fields: `tuple[Stage, ...]`.
+        path = ".".join(str(part) for part in first["loc"] if "[" not in str(part))[:200] or None
         value = repr(first.get("input"))
         shown = value if len(value) <= 60 else value[:57] + "..."
         return cls(ErrorCode.INVALID_REQUEST, f"{what}: {first['msg']} (got {shown})", path)
