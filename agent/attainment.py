@@ -1,4 +1,4 @@
-"""How the requests of one deployment fare against its class: counters, and what counts.
+"""What becomes of the requests of one deployment, and how they fare against its class: counters, and what counts.
 
 A request is held to the looser of its own class and the deployment's, and to no target that the deployment does not
 declare: nobody burns the deployment's error budget by asking for the impossible.
@@ -17,11 +17,18 @@ TIMELY = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.DEADLINE_UNATTAINABLE
 class Attainment:
     """Since the process began."""
 
+    answered: int = 0
+    prompt_tokens: int = 0
+    output_tokens: int = 0
     met: int = 0
     missed: int = 0
 
     def ended(self, promised: Slo | None, own: Slo, usage: Usage) -> None:
         """A request of class `own` ended in output."""
+        if usage.completion_tokens:
+            self.answered += 1
+            self.prompt_tokens += usage.prompt_tokens - usage.cached_tokens
+            self.output_tokens += usage.completion_tokens
         if promised is None or not promised.promises:
             return
         first_ms = usage.total_ms if usage.ttft_ms is None else usage.ttft_ms

@@ -4,7 +4,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Mapping
 
-from profiler.blocks import CALLS_MAX, Call, Running, block_times, keep, observe
+from profiler.blocks import CALLS_MAX, Call, Running, block_times, keep, observe, slowdown
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.plan import Plan
@@ -17,6 +17,8 @@ class BlockTimes:
         self._node = node
         self._calls: deque[Call] = deque(maxlen=CALLS_MAX)
         self._running: Running = {}
+        self.slowdown: float | None = None
+        """How many times longer than at load time the calls took when they were last summed up."""
 
     def note(self, call: Call) -> None:
         """A call ended; one append, from the compute thread. Beyond `CALLS_MAX` in a heartbeat the oldest go."""
@@ -33,5 +35,7 @@ class BlockTimes:
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}
-        self._running = keep(observe(self._running, calls, time.monotonic(), loaded), stages)
+        now_s = time.monotonic()
+        self._running = keep(observe(self._running, calls, now_s, loaded), stages)
+        self.slowdown = slowdown(self._running, loaded, now_s)
         return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

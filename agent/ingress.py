@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -159,11 +160,9 @@ class Ingress:
 
     @property
     def service(self) -> tuple[Service, ...]:
-        """How requests fared here, of every deployment of which any was counted."""
-        counted = {name: found for name, found in self._attainments.items() if found.met or found.missed}
-        return tuple(
-            Service(deployment=name, met=found.met, missed=found.missed) for name, found in sorted(counted.items())
-        )
+        """What became of requests here, of every deployment of which any was counted."""
+        counted = {name: asdict(found) for name, found in sorted(self._attainments.items())}
+        return tuple(Service(deployment=name, **found) for name, found in counted.items() if any(found.values()))
 
     @property
     def finished(self) -> tuple[FinishedRequest, ...]:

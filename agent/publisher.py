@@ -48,6 +48,7 @@ class CapacityPublisher:
         read: Callable[[], Reading],
         stages: Callable[[], tuple[HostedStage, ...]],
         block_times: Callable[[], tuple[BlockTime, ...]],
+        slowdown: Callable[[], float | None],
         links: Callable[[], tuple[LinkEstimate, ...]],
         on_disk: Callable[[], tuple[StoredBlocks, ...]],
         lost_peers: Callable[[], tuple[LostPeer, ...]],
@@ -70,6 +71,7 @@ class CapacityPublisher:
         self._read = read
         self._stages = stages
         self._block_times = block_times
+        self._slowdown = slowdown
         self._links = links
         self._on_disk = on_disk
         self._lost_peers = lost_peers
@@ -119,6 +121,7 @@ class CapacityPublisher:
             disk_read_bytes_per_s=reading.disk_read_bytes_per_s,
             stages=self._stages(),
             block_times=self._block_times(),
+            slowdown=self._slowdown(),
             links=self._links(),
             on_disk=self._on_disk(),
             lost_peers=self._lost_peers(),

@@ -147,6 +147,7 @@ class Agent:
             read=self._read,
             stages=self._hosted,
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
+            slowdown=lambda: self._block_times.slowdown,
             links=self._peers.estimates,
             on_disk=self._fetcher.on_disk,
             lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),

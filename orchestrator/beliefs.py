@@ -176,6 +176,18 @@ def _ratio(capacity: Capacity, known: Times, manifest: Manifest, digest: Digest)
     return sum(known[digest, block].decode_ms for block in blocks) / promised if blocks else None
 
 
+def slower(capacity: Capacity, factor: float) -> Capacity:
+    """A node all of whose blocks take `factor` times as long."""
+    if factor == 1.0:
+        return capacity
+    return capacity.model_copy(update={"block_times": tuple(_scaled(time, factor) for time in capacity.block_times)})
+
+
+def slower_times(times: Times, factor: float) -> Times:
+    """Times `factor` times as long."""
+    return times if factor == 1.0 else {key: _scaled(time, factor) for key, time in times.items()}
+
+
 def _scaled(time: BlockTime, factor: float) -> BlockTime:
     slope = time.decode_ms_per_row
     scaled = {name: factor * getattr(time, name) for name in TERMS}

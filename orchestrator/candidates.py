@@ -7,16 +7,19 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from datetime import datetime
 
-from orchestrator.beliefs import believed, optimism_of
+from orchestrator.beliefs import believed, optimism_of, slower, slower_times
 from orchestrator.chain import LATENCY_REF_MS_MIN, beside, fastest_chain, on_the_edge
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
 from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
+from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost
 from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
+from orchestrator.strain import UNSTRAINED, Strain
 from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
 from profiler.forecast import forecast
 from profiler.objective import Demand, Weights
@@ -82,6 +85,8 @@ def slate(
     manifest: Manifest,
     current: Plan,
     *,
+    now: datetime,
+    strain: Strain = UNSTRAINED,
     optimism: float | None = None,
     avoid: frozenset[NodeId] = frozenset(),
     unfit: Mapping[NodeId, str] | None = None,
@@ -96,33 +101,47 @@ def slate(
     must not hold what it holds.
     """
     unfit = unfit or {}
-    times = {name: node.times for name, node in snapshot.nodes.items()}
+    heard = {name: node.capacity for name, node in snapshot.nodes.items()}
+    rest = {name: strain.at_rest(name, capacity, current.chains, now) for name, capacity in heard.items()}
+    times = {name: slower_times(node.times, rest[name]) for name, node in snapshot.nodes.items()}
     # A node that is to be drained is no candidate (`rooms`), and what it measured is as true as before.
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, optimism)
-    heard = {name: snapshot.nodes[name].capacity for name in snapshot.nodes}
-    seen = believed(heard, times, manifest, deployment.model, optimism)
-    trusted = frozenset(name for name in seen if snapshot.trusts(name))
-    offered = {name: replace(room, capacity=seen[name]) for name, room in rooms(snapshot, deployment, manifest).items()}
-    alone = forecast(current.chains, seen, manifest, deployment.model)
-    steadied = {name: node.steady for name, node in snapshot.nodes.items()}
+    rested = believed(heard, times, manifest, deployment.model, optimism)
+    trusted = frozenset(name for name in rested if snapshot.trusts(name))
+    found_rooms = rooms(snapshot, deployment, manifest)
+    # Which node a search makes the ingress is not known before it ends: all bear what the others do.
+    offered = {
+        name: replace(room, capacity=slower(rested[name], strain.on(name, ()))) for name, room in found_rooms.items()
+    }
+    idle = {name: replace(room, capacity=slower(rested[name], strain.least)) for name, room in found_rooms.items()}
+    steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
+
+    def serving(chains: Placement) -> dict[NodeId, Capacity]:
+        """The nodes of some routes under the strain of serving them."""
+        return {node: slower(rested[node], strain.on(node, chains)) for node in _nodes_of(chains)}
 
     def steady(chains: Placement) -> dict[NodeId, Capacity]:
-        """The nodes of some routes as they are over a longer time."""
-        those = {stage.node: heard[stage.node] for chain in chains for stage in chain}
-        return believed(those, steadied, manifest, deployment.model, optimism)
+        """The same as they are over a longer time."""
+        those = {node: heard[node] for node in _nodes_of(chains)}
+        calm = believed(those, steadied, manifest, deployment.model, optimism)
+        return {node: slower(capacity, strain.on(node, chains)) for node, capacity in calm.items()}
 
-    live = running(snapshot, deployment.name, current, manifest)
-    demand = demand_of(live.sequences, current, seen, steady(current.chains), manifest)
-    bound_ms = latency_bound_ms(offered, manifest, demand, deployment.stages or 1)
+    alone = forecast(current.chains, serving(current.chains), manifest, deployment.model)
+    habit = snapshot.habits.get(deployment.name, Habit())
+    live = running(snapshot, deployment.name, current, manifest, habit)
+    demand = demand_of(live.sequences, habit, current, serving(current.chains), steady(current.chains), manifest)
+    prompt_tokens = round(habit.prompt_tokens)
+    bound_ms = latency_bound_ms(idle, manifest, demand, deployment.stages or 1, prompt_tokens)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
     def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed]:
         found = forecast(
             chains,
-            seen,
+            serving(chains),
             manifest,
             deployment.model,
+            prompt_tokens,
             demand=demand,
             settings=deployment.settings,
             weights=weights,
@@ -130,7 +149,7 @@ def slate(
             steady=steady(chains) if demand.requests_per_s else None,
         )
         prefill_ms = sum(
-            share * sum(stage.prefill_ms for stage in route.stages) / PROMPT_TOKENS
+            share * sum(stage.prefill_ms for stage in route.stages) / prompt_tokens
             for share, route in zip(found.shares, found.routes, strict=True)
         )
         priced = Option(chains, origin, found.objective(latency_ref_ms, weights), found.terms, without)
@@ -178,7 +197,13 @@ def slate(
     return Slate(observation, failovers, optimism)
 
 
-def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand: Demand, stages_min: int = 1) -> float:
+def latency_bound_ms(
+    offered: Mapping[NodeId, Room],
+    manifest: Manifest,
+    demand: Demand,
+    stages_min: int = 1,
+    prompt_tokens: int = PROMPT_TOKENS,
+) -> float:
     """A latency L that no plan beats: every block on its fastest node, and the hops that memory makes unavoidable.
 
     LB0 of mathematics.md A2 without its network, plus one hop for each node beyond the first that the model
@@ -205,7 +230,11 @@ def latency_bound_ms(offered: Mapping[NodeId, Room], manifest: Manifest, demand:
     if manifest.kind is not ModelKind.DECODER:
         return decode_ms + hops_ms
     steps = demand.output_tokens
-    return (PROMPT_TOKENS * prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
+    return (prompt_tokens * prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
+
+
+def _nodes_of(chains: Placement) -> Iterator[NodeId]:
+    return iter(dict.fromkeys(NodeId(stage.node) for chain in chains for stage in chain))
 
 
 def _moves(search: _Search) -> Iterator[Found]:

@@ -1,10 +1,10 @@
-"""PURE: from the sequences that run now to how often requests arrive."""
+"""PURE: from the sequences that run now, and from what requests lately were, to how often requests arrive."""
 
 from collections.abc import Mapping
 
 from orchestrator.fold import Snapshot
+from orchestrator.habits import Habit
 from orchestrator.moving import Live
-from profiler.cost import ALONE, PROMPT_TOKENS
 from profiler.forecast import forecast
 from profiler.objective import Demand
 from schemas.base import DeploymentName, NodeId
@@ -16,7 +16,7 @@ BISECTIONS = 10
 """The rate of arrivals is known to a thousandth of its range then."""
 
 
-def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest) -> Live:
+def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest, habit: Habit) -> Live:
     """The sequences of a plan that run now, from the heartbeats."""
     running: dict[int, int] = {}
     for node in current.nodes:
@@ -29,25 +29,41 @@ def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: M
     if not count or manifest.kind is not ModelKind.DECODER:
         return Live()
     # On average a sequence is half way.
-    half = ALONE.output_tokens / 2
-    return Live(count, PROMPT_TOKENS + half, half)
+    half = habit.output_tokens / 2
+    return Live(count, habit.prompt_tokens + half, half)
 
 
 def demand_of(
-    count: int, current: Plan, seen: Mapping[NodeId, Capacity], steady: Mapping[NodeId, Capacity], manifest: Manifest
+    count: int,
+    habit: Habit,
+    current: Plan,
+    seen: Mapping[NodeId, Capacity],
+    steady: Mapping[NodeId, Capacity],
+    manifest: Manifest,
 ) -> Demand:
-    """How often requests arrive if `count` sequences run. By Little's law N that take E2E each arrive N/E2E a second,
-    E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with lambda, so
-    bisection finds it. The one that would be there anyway waits for nobody."""
-    if count <= 1:
-        return ALONE if not count else Demand(0.0, ALONE.output_tokens, count)
+    """How often requests of this habit arrive if `count` sequences run. By Little's law N that take E2E each arrive
+    N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with
+    lambda, so bisection finds it. The one that would be there anyway waits for nobody."""
+    output_tokens, prompt_tokens = round(habit.output_tokens), round(habit.prompt_tokens)
 
     def at(rate: float) -> Demand:
-        return Demand(rate, ALONE.output_tokens, count)
+        return Demand(rate, output_tokens, max(1, count))
 
     def e2e_s(rate: float) -> float:
-        found = forecast(current.chains, seen, manifest, current.model, demand=at(rate), steady=steady)
+        found = forecast(
+            current.chains,
+            seen,
+            manifest,
+            current.model,
+            prompt_tokens,
+            demand=at(rate),
+            settings=current.settings,
+            steady=steady,
+        )
         return found.e2e_ms / 1e3
+
+    if count <= 1:
+        return at(0.0)
 
     alone_s = e2e_s(0.0)
     low, high = 0.0, (count - 1) / alone_s if alone_s > 0 else 0.0

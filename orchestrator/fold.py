@@ -11,6 +11,7 @@ from typing import assert_never
 
 from orchestrator import burn
 from orchestrator.beliefs import Times, smoothed, steadied
+from orchestrator.habits import Habit, learned
 from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
@@ -70,6 +71,8 @@ class Snapshot:
     """How each deployment's plan compared with others when it was last weighed."""
     burns: Mapping[DeploymentName, burn.Record] = field(default_factory=dict)
     """How each deployment's requests fared lately."""
+    habits: Mapping[DeploymentName, Habit] = field(default_factory=dict)
+    """What each deployment's requests lately were."""
     views: Views = ()
     """What nodes had shown, lately: requests that end now are held against what was known when they began."""
     errors: Mapping[DeploymentName, PredictionError] = field(default_factory=dict)
@@ -210,7 +213,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
             burns = {other: one for other, one in snapshot.burns.items() if other != name}
             errors = {other: one for other, one in snapshot.errors.items() if other != name}
-            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns, errors=errors)
+            left = {other: one for other, one in snapshot.habits.items() if other != name}
+            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns, errors=errors, habits=left)
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
@@ -276,10 +280,20 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         for peer in capacity.lost_peers
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
-    burns = burn.heard(snapshot.burns, None if known is None else known.capacity, capacity, now)
+    before = None if known is None else known.capacity
+    burns = burn.heard(snapshot.burns, before, capacity, now)
     views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
     absent = (snapshot.absent - {name}) | gone
-    return replace(snapshot, nodes=nodes, absent=absent, rollouts=rollouts, burns=burns, views=views, errors=errors)
+    return replace(
+        snapshot,
+        nodes=nodes,
+        absent=absent,
+        rollouts=rollouts,
+        burns=burns,
+        habits=learned(snapshot.habits, before, capacity),
+        views=views,
+        errors=errors,
+    )
 
 
 def _judged(

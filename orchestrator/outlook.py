@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.decision import Decision
+from orchestrator.strain import UNSTRAINED, Strain
 from orchestrator.trigger import TriggerState
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Placement
@@ -24,5 +25,7 @@ class Outlook:
     as they are."""
     optimism: float = 1.0
     """`orchestrator.beliefs.optimism_of`"""
+    strain: Strain = UNSTRAINED
+    """How much slower nodes are while they serve it."""
     starved_since: Mapping[NodeId, datetime] = field(default_factory=dict)
     """Nodes in use that have no memory left, and since when."""

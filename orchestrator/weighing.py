@@ -12,6 +12,7 @@ from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout
 from orchestrator.rooms import rooms
+from orchestrator.strain import UNSTRAINED, learned
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
@@ -57,11 +58,15 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     unfit |= {node: f"node {node} cannot run it ({why})" for node, why in rollout.current_faults.items()}
     unfit |= {NodeId(node): f"node {node} is lost" for node in current.nodes if node in snapshot.absent}
     unfit |= {node: f"node {node} is to be drained" for node in drained_of(snapshot, current)}
+    slowdowns = {name: node.capacity.slowdown for name, node in snapshot.nodes.items()}
+    strain = learned(before.strain if before is not None else UNSTRAINED, slowdowns, current.chains, now)
     found = slate(
         snapshot,
         deployment,
         manifest,
         current,
+        now=now,
+        strain=strain,
         optimism=before.optimism if before is not None else None,
         avoid=rollout.shunned(now),
         unfit=unfit,
@@ -71,7 +76,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
     seen = replace(found.observation, burn=None if fared is None else fared.burn)
     state, decision = policy(state, seen, now)
-    return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, starved)
+    return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, strain, starved)
 
 
 def subject(snapshot: Snapshot, name: DeploymentName) -> tuple[Deployment, Manifest, Plan]:

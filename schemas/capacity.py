@@ -93,12 +93,17 @@ class RouteName(Value):
 
 
 class Service(Value):
-    """How requests of one deployment fared at this ingress against the deployment's class, since its process began."""
+    """What became of requests of one deployment at this ingress since its process began."""
 
     deployment: DeploymentId
-    met: int = Field(ge=0)
-    """Ended in output, and met every target."""
-    missed: int = Field(ge=0)
+    answered: int = Field(default=0, ge=0)
+    """Ended in text; what they were is in the next two."""
+    prompt_tokens: int = Field(default=0, ge=0)
+    """Of their prompts: those that were computed, not kept of an earlier turn."""
+    output_tokens: int = Field(default=0, ge=0)
+    met: int = Field(default=0, ge=0)
+    """Ended in output, and met every target of the deployment's class."""
+    missed: int = Field(default=0, ge=0)
     """Missed a target, ended in an error that is not the client's, or could not meet the deployment's deadline."""
 
 
@@ -212,7 +217,7 @@ class Capacity(Value):
     stalled: tuple[RouteName, ...] = Field(default=(), max_length=1024)
     """Routes on which this ingress waits for a step longer than it should: some node of them may hang."""
     service: tuple[Service, ...] = Field(default=(), max_length=1024)
-    """Counters, one for each deployment that promises something and was asked here; their differences count."""
+    """Counters, one for each deployment of which a request ended here; their differences count."""
     on_disk: tuple[StoredBlocks, ...] = Field(default=(), max_length=1024)
     """Blocks whose files this node has, of every model that it was asked to run or to keep ready."""
     machine: str | None = Field(default=None, max_length=64)
@@ -221,5 +226,8 @@ class Capacity(Value):
     """The processors of that machine that this process may run on."""
     frame_ms: float | None = Field(default=None, ge=0)
     """What a frame costs this node beside waiting and computing: from thread to thread, and choosing tokens."""
+    slowdown: float | None = Field(default=None, gt=0)
+    """How many times longer than at load time the calls of the last seconds took; None while nothing runs. It is the
+    load of the node and of whatever shares its processors, and of no block in particular."""
     finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
     """Requests that this ingress brought to their end in the last seconds."""

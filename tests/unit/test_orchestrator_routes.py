@@ -248,7 +248,7 @@ def test_a_cloud_node_has_to_be_worth_its_price_and_what_it_sees(
 
 def test_the_price_and_the_privacy_of_a_plan_stand_among_its_terms() -> None:
     world = quiet(2, prices={N1: 2.0})
-    options = slate(world.snapshot, world.wish, manifest(), world.plan).observation.options
+    options = slate(world.snapshot, world.wish, manifest(), world.plan, now=world.now).observation.options
     [rented] = [option for option in options if N1 in option.nodes]
     assert rented.objective.terms["phi_cost"] == pytest.approx(0.5)
     assert rented.objective.terms["phi_privacy"] > 4

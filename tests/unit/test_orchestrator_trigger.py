@@ -91,7 +91,7 @@ def test_a_node_that_never_ran_the_model_is_believed_to_be_like_those_that_did_a
 
 def test_the_candidates_are_the_plan_itself_its_best_neighbours_and_one_without_each_node() -> None:
     world = quiet(4)
-    found = slate(world.snapshot, world.wish, manifest(), world.plan)
+    found = slate(world.snapshot, world.wish, manifest(), world.plan, now=world.now)
     options = found.observation.options
     assert options[0].origin is Origin.CURRENT
     assert options[0].chains == world.plan.chains
@@ -105,7 +105,7 @@ def test_no_plan_beats_the_bound_on_latency() -> None:
     world = quiet(3)
     world.slow = {N0: 1.5, N1: 2.5}
     world.run(30)
-    found = slate(world.snapshot, world.wish, manifest(), world.plan)
+    found = slate(world.snapshot, world.wish, manifest(), world.plan, now=world.now)
     free = rooms(world.snapshot, world.wish, manifest())
     bound_ms = latency_bound_ms(free, manifest(), Demand())
     assert 0 < bound_ms <= min(option.terms["tpot_ms"] for option in found.observation.options) * 1.5
@@ -132,7 +132,7 @@ def test_a_drained_node_is_no_candidate_and_its_plan_is_left_without_weighing() 
     current = world.plan
     spare = next(name for name in world.names if name not in current.nodes)
     apart = fold(world.snapshot, drain_wish(spare), world.now)
-    found = slate(apart, world.wish, manifest(), current)
+    found = slate(apart, world.wish, manifest(), current, now=world.now)
     assert found.failovers
     assert all(spare not in option.nodes for option in found.observation.options)
     assert all(spare != stage.node for plan in found.failovers.values() for chain in plan for stage in chain)
@@ -165,7 +165,7 @@ def test_an_edge_fault_between_two_stages_is_left() -> None:
     node = world.snapshot.nodes[a]
     faulty = replace(node, capacity=node.capacity.model_copy(update={"links": (link,)}))
     world.snapshot = replace(world.snapshot, nodes={**world.snapshot.nodes, a: faulty})
-    options = slate(world.snapshot, world.wish, manifest(), world.plan).observation.options
+    options = slate(world.snapshot, world.wish, manifest(), world.plan, now=world.now).observation.options
     assert options[0].phi > 2 * min(option.phi for option in options)
     assert not {a, b} <= min(options, key=lambda option: option.phi).nodes
     planned = make_plan(world.wish, manifest(), rooms(world.snapshot, world.wish, manifest()), 2, None, "a test").plan
