@@ -90,7 +90,7 @@ def believed(
             for block in range(len(manifest.blocks))
         )
         found[name] = capacity.model_copy(update={"block_times": blocks})
-    return _with_guessed_links(found)
+    return _with_guessed_links(_with_guessed_frames(found))
 
 
 def _like_another(known: Times, manifest: Manifest, digest: Digest, block: int) -> BlockTime | None:
@@ -121,6 +121,18 @@ def _slope_share(times: Mapping[NodeId, Times], digest: Digest) -> float | None:
 def _sloped(guess: BlockTime, share: float | None) -> BlockTime:
     """A guess at a node that never ran the model: its kernels gain from company what they gain elsewhere."""
     return guess if share is None else guess.model_copy(update={"decode_ms_per_row": share * guess.decode_ms})
+
+
+def _with_guessed_frames(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
+    """What a frame costs where none was handled yet: what it costs the others. For nothing it is nowhere."""
+    known = [capacity.frame_ms for capacity in capacities.values() if capacity.frame_ms is not None]
+    if not known or len(known) == len(capacities):
+        return capacities
+    usual = {"frame_ms": median(known)}
+    return {
+        name: capacity if capacity.frame_ms is not None else capacity.model_copy(update=usual)
+        for name, capacity in capacities.items()
+    }
 
 
 def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:

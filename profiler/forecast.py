@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, predict
 from profiler.objective import Demand, Objective, Weights, imbalance, upkeep
+from profiler.waiting import share_processors
 from schemas.base import Digest, NodeId
 from schemas.capacity import Capacity
 from schemas.deployment import Chain, Placement, Settings
@@ -98,6 +99,7 @@ def forecast(
     """
     routes = [_route(chain) for chain in placement]
     shares = speed_shares(placement, capacities, manifest, digest) if len(routes) > 1 else (1.0,)
+    felt = _felt(placement, shares, capacities)
 
     def predicted(number: int, seen: Mapping[NodeId, Capacity], loads: Mapping[NodeId, float] | None) -> Estimate:
         return predict(
@@ -106,7 +108,7 @@ def forecast(
             manifest,
             digest,
             prompt_tokens,
-            demand=_share_of(demand, shares[number]),
+            demand=_share_of(demand, felt[number]),
             settings=settings,
             weights=weights,
             trusted=trusted,
@@ -167,6 +169,20 @@ def copies(placement: Placement, manifest: Manifest) -> float:
 
 def _route(chain: Chain) -> Route:
     return Route(index=0, source=chain[0].node, stages=chain, max_sequences=1)
+
+
+def _felt(placement: Placement, shares: tuple[float, ...], capacities: Mapping[NodeId, Capacity]) -> tuple[float, ...]:
+    """The share of the requests that hold each route up: its own, and those of routes on the same processors, where a
+    route more is no processor more."""
+    nodes = [dict.fromkeys(NodeId(stage.node) for stage in chain) for chain in placement]
+
+    def together(one: int, other: int) -> bool:
+        return one == other or any(
+            a != b and share_processors(capacities[a], capacities[b]) for a in nodes[one] for b in nodes[other]
+        )
+
+    numbers = range(len(placement))
+    return tuple(min(1.0, sum(shares[k] for k in numbers if together(number, k))) for number in numbers)
 
 
 def _share_of(demand: Demand, share: float) -> Demand:

@@ -82,6 +82,9 @@ class World:
     slow: dict[NodeId, float] = field(default_factory=dict)
     prices: dict[NodeId, float] = field(default_factory=dict)
     """The nodes of the cloud, and what each costs an hour."""
+    strain: float | None = None
+    """How many times slower serving makes a node. Then one at rest shows the times of when its blocks were loaded,
+    whatever has slowed it since; without it, each shows what it would be like."""
     sequences: int = 0
     """How many run, shared out over the routes."""
     decisions: list[Decision] = field(default_factory=list)
@@ -134,6 +137,9 @@ class World:
         factor = self.slow.get(name, 1.0) * (self.rng.lognormal(0, self.noise) if noisy and self.noise else 1.0)
         current = self.snapshot.rollout(CHAT).current
         mine = current.blocks_on(name) if current is not None else ()
+        serves = self.strain is not None and bool(mine)
+        if self.strain is not None:
+            factor = factor * self.strain if mine else 1.0
         hosted = HostedStage(
             deployment=CHAT,
             epoch=current.epoch if current else 1,
@@ -163,6 +169,7 @@ class World:
                 )
                 for b in range(BLOCKS)
             ),
+            slowdown=factor if serves else None,
             on_disk=(StoredBlocks.of(MODEL, range(BLOCKS)),),
         )
 

@@ -1,7 +1,6 @@
 """Capacity reports that must not be believed: figures that are none, and nodes that nobody enrolled."""
 
 import asyncio
-import contextlib
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from nats.aio.msg import Msg
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.keys import ORCHESTRATOR, Identity, create_keys, load_identity
+from bus.stopping import end
 from bus.streams import ensure_streams
 from orchestrator.fold import CapacityReceived, Report
 from orchestrator.inbox import Inbox, Rejections
@@ -146,9 +146,7 @@ async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
     await Inbox(found.identity, Rejections(trail), found.take).hear_capacity(client)
     telling = asyncio.create_task(trail.run())
     yield found
-    telling.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await telling
+    await end([telling])
     await client.close()
 
 

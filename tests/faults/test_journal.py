@@ -15,6 +15,7 @@ from nats.aio.client import Client
 import bus.journal
 from bus.connection import connect
 from bus.journal import Journal, SupersededError
+from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
 from bus.succession import Recovered, fence, lives, read_life, release
@@ -82,8 +83,7 @@ async def writing(client: Client, life: LifeId) -> AsyncIterator[Writing]:
     try:
         yield one
     finally:
-        one.running.cancel()
-        await asyncio.wait([one.running])
+        await end([one.running])
 
 
 @pytest_asyncio.fixture

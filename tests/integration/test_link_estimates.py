@@ -16,6 +16,7 @@ from agent.peers import ESTIMATES_MAX, Peers
 from agent.survey import Survey
 from bus.connection import connect
 from bus.keys import create_keys, load_identity
+from bus.stopping import end
 from models.store import Store
 from profiler.links import TRANSFER_BYTES
 from resplit.cluster import LocalCluster
@@ -143,10 +144,7 @@ async def ends(folder: Path, url: str, survey: bool = False) -> AsyncIterator[tu
     try:
         yield a, b, port
     finally:
-        for job in jobs:
-            job.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await job
+        await end(jobs)
         await a.peers.stop()
         await b.server.stop()
         await a.client.close()

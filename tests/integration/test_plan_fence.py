@@ -11,6 +11,7 @@ from agent.plans import PlanInbox
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.keys import create_keys, load_identity
+from bus.stopping import end
 from bus.streams import ensure_streams
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
@@ -70,6 +71,5 @@ async def test_an_event_that_the_log_refused_is_not_obeyed_though_it_was_heard(n
             await new.append(aborted)
             assert await heard.get() == aborted
     finally:
-        inbox.cancel()
-        await asyncio.wait({inbox})
+        await end([inbox])
         await client.close()
