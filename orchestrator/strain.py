@@ -65,11 +65,11 @@ def learned(before: Strain, slowdowns: Mapping[NodeId, float | None], chains: Pl
     shown = {node: slowdown for node in nodes if (slowdown := slowdowns.get(node)) is not None}
     if not shown:
         return before
-    found = Strain(
-        _between(before.source, [slowdown for node, slowdown in shown.items() if node in sources], weight),
-        _between(before.other, [slowdown for node, slowdown in shown.items() if node not in sources], weight),
-        at=now,
-    )
+    source = _between(before.source, [slowdown for node, slowdown in shown.items() if node in sources], weight)
+    other = _between(before.other, [slowdown for node, slowdown in shown.items() if node not in sources], weight)
+    if source is not None and other is not None:
+        other = min(other, source)  # an ingress does what the others do, and more
+    found = Strain(source, other, at=now)
     own = {
         node: (excess, at)
         for node, (excess, at) in before.own.items()

@@ -38,7 +38,7 @@ async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_n
         assert decision["bound"] <= decision["candidates"][0]["phi"]
 
         planned = json.loads((await run("plan", "--dry-run", "adder", "--json", *at))[1])["decision"]
-        assert planned["candidates"][0]["stages"] == decision["candidates"][0]["stages"]
+        assert planned["candidates"][0]["routes"] == decision["candidates"][0]["routes"]
         code, _, error = await run("plan", "adder", *at)
         assert (code, "--dry-run" in error) == (Exit.USAGE, True)
 

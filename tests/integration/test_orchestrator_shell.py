@@ -169,7 +169,7 @@ class Peer:
         if event.phase is PlanPhase.COMMIT and event.current is not None and self.name in event.current.nodes:
             await self.say(event.current, ReceiptStatus.APPLIED)
         for plan in event.draining:
-            if any(route.source == self.name for route in plan.routes):
+            if self.name in plan.nodes:
                 await self.say(plan, ReceiptStatus.DRAINED)
 
     async def say(self, plan: Plan, status: ReceiptStatus) -> None:

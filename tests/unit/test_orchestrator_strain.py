@@ -40,10 +40,12 @@ def test_a_node_that_slows_is_slow_of_its_own_for_long_enough_to_be_left() -> No
     assert excess > 2.0
     assert at == seconds(10)
     assert A not in after.own
-    late = strain
+    late, usual = strain, strain
     for second in range(0, int(10 * LEARNED_S), 5):
         late = learned(late, {A: 1.5, B: 4.5}, CHAINS, seconds(second))
-    assert late.on(B, CHAINS) == pytest.approx(4.5, rel=0.01), "what lasts is usual"
+        usual = learned(usual, {A: 4.5, B: 4.5}, CHAINS, seconds(second))
+    assert late.own[B][0] == pytest.approx(3.0, rel=0.01), "no other node bears more than an ingress does"
+    assert usual.on(B, CHAINS) == pytest.approx(4.5, rel=0.01), "what lasts and comes to all is usual"
 
 
 def test_what_was_slow_is_remembered_at_rest_and_forgiven_in_time() -> None:
