@@ -44,13 +44,16 @@ class Runs(dict[tuple[int, int], RouteRun]):
         return [run for run in could if not run.leaving] or could
 
     def ranked(self, job: Job, running: Iterable[Running], now: float) -> list[RouteRun]:
-        """Those that may have a slot now, the one first on which the request is predicted to end first.
+        """Those that may have a slot now, in order."""
+        tokens_max = job.slots_needed if isinstance(job, Generation) else None
+        return self.in_order([run for run in self.able(job) if run.may_start(tokens_max, now)], job, running, now)
+
+    def in_order(self, could: list[RouteRun], job: Job, running: Iterable[Running], now: float) -> list[RouteRun]:
+        """These, the one first on which the request is predicted to end first.
 
         A route on which a step is overdue comes last, however fast it was. Of equals, the one that has most of the
         prompt in its caches, then the idlest, then one that begins here.
         """
-        tokens_max = job.slots_needed if isinstance(job, Generation) else None
-        could = [run for run in self.able(job) if run.may_start(tokens_max, now)]
         if len(could) < 2:
             return could
         held, prompt = tuple(running), job.prompt if isinstance(job, Generation) else ()

@@ -116,9 +116,8 @@ class Served:
     def admit(self) -> None:
         """Give waiting requests slots, the most urgent first, on the route where each is predicted to end first."""
         now = self.desk.now()
+        self._cross(now)  # what runs comes before what waits: a slot that is free is theirs to cross to
         self._start_waiting(now)
-        self._cross(now)
-        self._start_waiting(now)  # what leaves its plan to be computed anew
         for run in self.runs.values():
             run.pump(now)
         self._settle()
@@ -297,10 +296,14 @@ class Served:
                 break
             if not old.leaving or old.lost or not isinstance(job, Generation) or sequence in self.crossings:
                 continue
-            able = self.runs.ranked(job, self._running(), now)
-            successor = next((run for run in able if succeeds(run, old)), None)
-            if successor is not None and self.crossings.may_begin(sequence, old, successor):
-                self._leave_by_the_cheapest_way(sequence, job, old, successor, now)
+            successors = [
+                run
+                for run in self.runs.able(job)
+                if succeeds(run, old) and self.crossings.may_begin(sequence, old, run)
+            ]
+            if successors:
+                best = self.runs.in_order(successors, job, self._running(), now)[0]
+                self._leave_by_the_cheapest_way(sequence, job, old, best, now)
 
     def _leave_by_the_cheapest_way(
         self, sequence: SequenceId, job: Generation, old: RouteRun, new: RouteRun, now: float
@@ -315,6 +318,7 @@ class Served:
                 if not new.has_room(old.driver.prompt(sequence).capacity):
                     return  # it runs, and is not to wait
                 self.recover([sequence], "that is cheaper than to hand it over")
+                self._start_waiting(now)  # at once: the slot that was seen is for this one
             case Way.STAY:
                 self.crossings.stay(sequence, new)
         self.desk.audit.record(
