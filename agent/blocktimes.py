@@ -18,7 +18,7 @@ class BlockTimes:
         self._calls: deque[Call] = deque(maxlen=CALLS_MAX)
         self._running: Running = {}
         self.slowdown: float | None = None
-        """How many times longer than at load time the calls took when they were last summed up."""
+        """How many times longer than at load time the times are that were last asked for."""
 
     def note(self, call: Call) -> None:
         """A call ended; one append, from the compute thread. Beyond `CALLS_MAX` in a heartbeat the oldest go."""
@@ -35,7 +35,6 @@ class BlockTimes:
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}
-        now_s = time.monotonic()
-        self._running = keep(observe(self._running, calls, now_s, loaded), stages)
-        self.slowdown = slowdown(self._running, loaded, now_s)
+        self._running = keep(observe(self._running, calls, time.monotonic(), loaded), stages)
+        self.slowdown = slowdown(self._running, loaded)
         return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

@@ -23,9 +23,10 @@ from orchestrator.strain import UNSTRAINED, Strain
 from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
 from profiler.forecast import forecast
 from profiler.objective import Demand, Weights
+from profiler.waiting import chunks_of
 from schemas.base import NodeId
-from schemas.capacity import Capacity
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Settings
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
@@ -131,7 +132,7 @@ def slate(
     live = running(snapshot, deployment.name, current, manifest, habit)
     demand = demand_of(live.sequences, habit, current, serving(current.chains), steady(current.chains), manifest)
     prompt_tokens = round(habit.prompt_tokens)
-    bound_ms = latency_bound_ms(idle, manifest, demand, deployment.stages or 1, prompt_tokens)
+    bound_ms = latency_bound_ms(idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings)
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
@@ -203,6 +204,7 @@ def latency_bound_ms(
     demand: Demand,
     stages_min: int = 1,
     prompt_tokens: int = PROMPT_TOKENS,
+    settings: Settings | None = None,
 ) -> float:
     """A latency L that no plan beats: every block on its fastest node, and the hops that memory makes unavoidable.
 
@@ -212,11 +214,23 @@ def latency_bound_ms(
     """
     if not offered:
         return 0.0
-    digest_times = [room.capacity.block_times for room in offered.values()]
-    count = range(len(manifest.blocks))
-    decode_ms = sum(min(times[block].decode_ms for times in digest_times) for block in count)
-    prefill_ms = sum(min(times[block].prefill_ms_per_token for times in digest_times) for block in count)
-    whole = [max(room.need_bytes[block] for room in offered.values()) for block in count]
+    settings = settings or Settings()
+    chunks, last = chunks_of(prompt_tokens, settings.chunk_tokens)
+    # A cache shorter than the one that times are quoted behind makes a step shorter.
+    short = max(0.0, REFERENCE_CONTEXT_TOKENS - prompt_tokens - demand.output_tokens / 2)
+
+    def step_ms(time: BlockTime) -> float:
+        return max(0.0, time.decode_ms - short * time.decode_ms_per_context_token)
+
+    def prompt_ms(time: BlockTime) -> float:
+        head = manifest.blocks[time.block].role == "head"
+        return (last if head else prompt_tokens) * time.prefill_ms_per_token
+
+    by_block = list(zip(*(room.capacity.block_times for room in offered.values()), strict=True))
+    decode_ms = sum(min(map(step_ms, times)) for times in by_block)
+    # As many chunks as may be in flight are computed at once, at best.
+    prefill_ms = sum(min(map(prompt_ms, times)) for times in by_block) / min(settings.pipeline_depth, chunks)
+    whole = [max(room.need_bytes[block] for room in offered.values()) for block in range(len(manifest.blocks))]
     need = sum(whole)
     nodes = 0
     for able in sorted((room.free_bytes + need - sum(room.need_bytes) for room in offered.values()), reverse=True):
@@ -230,7 +244,7 @@ def latency_bound_ms(
     if manifest.kind is not ModelKind.DECODER:
         return decode_ms + hops_ms
     steps = demand.output_tokens
-    return (prompt_tokens * prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
+    return (prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
 
 
 def _nodes_of(chains: Placement) -> Iterator[NodeId]:

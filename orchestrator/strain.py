@@ -19,6 +19,7 @@ from schemas.deployment import Placement
 
 LEARNED_S = 60.0
 """A node that is slowed is to be left within ten seconds, of which this takes for usual a sixth."""
+ELAPSED_MAX_S = 10.0
 REMEMBERED_S = 300.0
 OWN_MIN = 1.25
 """Less than this is noise, and nothing of a node's own."""
@@ -56,13 +57,14 @@ class Strain:
 UNSTRAINED = Strain()
 
 
-def learned(before: Strain, slowdowns: Mapping[NodeId, float | None], chains: Placement, now: datetime) -> Strain:
-    """What the nodes that serve `chains` show now; those without a slowdown show nothing."""
+def learned(before: Strain, slowdowns: Mapping[NodeId, float], chains: Placement, now: datetime) -> Strain:
+    """What the nodes show now that are at work for `chains`; the others are not in `slowdowns`."""
     elapsed_s = 0.0 if before.at is None else (now - before.at).total_seconds()
-    weight = 1 - exp(-max(elapsed_s, 0.0) / LEARNED_S)
+    # After a pause the first look is one look, and not all that the pause could have shown.
+    weight = 1 - exp(-min(max(elapsed_s, 0.0), ELAPSED_MAX_S) / LEARNED_S)
     sources = _sources(chains)
     nodes = dict.fromkeys(NodeId(stage.node) for chain in chains for stage in chain)
-    shown = {node: slowdown for node in nodes if (slowdown := slowdowns.get(node)) is not None}
+    shown = {node: slowdowns[node] for node in nodes if node in slowdowns}
     if not shown:
         return before
     source = _between(before.source, [slowdown for node, slowdown in shown.items() if node in sources], weight)

@@ -58,8 +58,9 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     unfit |= {node: f"node {node} cannot run it ({why})" for node, why in rollout.current_faults.items()}
     unfit |= {NodeId(node): f"node {node} is lost" for node in current.nodes if node in snapshot.absent}
     unfit |= {node: f"node {node} is to be drained" for node in drained_of(snapshot, current)}
-    slowdowns = {name: node.capacity.slowdown for name, node in snapshot.nodes.items()}
-    strain = learned(before.strain if before is not None else UNSTRAINED, slowdowns, current.chains, now)
+    strain = learned(
+        before.strain if before is not None else UNSTRAINED, _at_work(snapshot, current), current.chains, now
+    )
     found = slate(
         snapshot,
         deployment,
@@ -77,6 +78,21 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     seen = replace(found.observation, burn=None if fared is None else fared.burn)
     state, decision = policy(state, seen, now)
     return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, strain, starved)
+
+
+def _at_work(snapshot: Snapshot, current: Plan) -> dict[NodeId, float]:
+    """How slow the nodes are on which sequences of the plan run now."""
+    found = {}
+    for node in map(NodeId, current.nodes):
+        capacity = snapshot.nodes[node].capacity
+        works = any(
+            stage.sequences
+            for stage in capacity.stages
+            if (stage.deployment, stage.epoch) == (current.deployment, current.epoch)
+        )
+        if works and capacity.slowdown is not None:
+            found[node] = capacity.slowdown
+    return found
 
 
 def subject(snapshot: Snapshot, name: DeploymentName) -> tuple[Deployment, Manifest, Plan]:

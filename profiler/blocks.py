@@ -124,13 +124,13 @@ def block_times(running: Running, loaded: Loaded) -> tuple[BlockTime, ...]:
     return tuple(found.get(key, time) for key, time in loaded.items())
 
 
-def slowdown(running: Running, loaded: Loaded, now_s: float) -> float | None:
-    """How many times longer than at load time a step takes now, over all stages of which a call ended in the last
-    `WINDOW_S`; None if there was none."""
+def slowdown(running: Running, loaded: Loaded) -> float | None:
+    """How many times longer than at load time a step takes by `block_times`; None where no stage has run, and the
+    times are those of load time."""
     took, usual = 0.0, 0.0
     for key, times in running.items():
         blocks = _blocks(key, loaded)
-        if blocks and times.recent and now_s - times.recent[-1].ended_s <= WINDOW_S:
+        if blocks and times.recent:
             took += sum(block.decode_ms for block in _shared_out(times, blocks))
             usual += sum(block.decode_ms for block in blocks)
     return took / usual if took > 0 and usual > 0 else None

@@ -99,16 +99,17 @@ def forecast(
     """
     routes = [_route(chain) for chain in placement]
     shares = speed_shares(placement, capacities, manifest, digest) if len(routes) > 1 else (1.0,)
-    felt = _felt(placement, shares, capacities)
 
-    def predicted(number: int, seen: Mapping[NodeId, Capacity], loads: Mapping[NodeId, float] | None) -> Estimate:
+    def predicted(
+        number: int, seen: Mapping[NodeId, Capacity], parts: Sequence[float], loads: Mapping[NodeId, float] | None
+    ) -> Estimate:
         return predict(
             routes[number],
             seen,
             manifest,
             digest,
             prompt_tokens,
-            demand=_share_of(demand, felt[number]),
+            demand=_share_of(demand, parts[number]),
             settings=settings,
             weights=weights,
             trusted=trusted,
@@ -116,12 +117,12 @@ def forecast(
             loads=loads,
         )
 
-    found = [predicted(number, steady or capacities, None) for number in range(len(routes))]
-    loads = _loads(found)
-    if demand.requests_per_s and len(routes) > 1:
-        found = [predicted(number, steady or capacities, loads) for number in range(len(routes))]
+    found = [predicted(number, steady or capacities, shares, None) for number in range(len(routes))]
+    loads, felt = _loads(found), _felt(found, shares, capacities)
+    if len(routes) > 1:
+        found = [predicted(number, steady or capacities, felt, loads) for number in range(len(routes))]
     if steady is not None:
-        found = [_queueing(predicted(number, capacities, None), calm) for number, calm in enumerate(found)]
+        found = [_queueing(predicted(number, capacities, felt, loads), calm) for number, calm in enumerate(found)]
     return Forecast(
         tuple(found),
         shares,
@@ -171,18 +172,30 @@ def _route(chain: Chain) -> Route:
     return Route(index=0, source=chain[0].node, stages=chain, max_sequences=1)
 
 
-def _felt(placement: Placement, shares: tuple[float, ...], capacities: Mapping[NodeId, Capacity]) -> tuple[float, ...]:
-    """The share of the requests that hold each route up: its own, and those of routes on the same processors, where a
-    route more is no processor more."""
-    nodes = [dict.fromkeys(NodeId(stage.node) for stage in chain) for chain in placement]
+def _felt(
+    estimates: Sequence[Estimate], shares: Sequence[float], capacities: Mapping[NodeId, Capacity]
+) -> tuple[float, ...]:
+    """The share of the requests that hold each route up: its own, and of another route's as much as that one does on
+    the same nodes or processors, where a route more is no processor more."""
 
-    def together(one: int, other: int) -> bool:
-        return one == other or any(
-            a != b and share_processors(capacities[a], capacities[b]) for a in nodes[one] for b in nodes[other]
+    def overlap(one: Estimate, other: Estimate) -> float:
+        shared_ms = sum(
+            theirs.busy_ms
+            for theirs in other.nodes
+            if any(share_processors(capacities[mine.node], capacities[theirs.node]) for mine in one.nodes)
         )
+        return shared_ms / max(sum(theirs.busy_ms for theirs in other.nodes), BUSY_MS_MIN)
 
-    numbers = range(len(placement))
-    return tuple(min(1.0, sum(shares[k] for k in numbers if together(number, k))) for number in numbers)
+    return tuple(
+        min(
+            1.0,
+            sum(
+                part if one is other else part * overlap(one, other)
+                for other, part in zip(estimates, shares, strict=True)
+            ),
+        )
+        for one in estimates
+    )
 
 
 def _share_of(demand: Demand, share: float) -> Demand:

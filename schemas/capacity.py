@@ -227,7 +227,7 @@ class Capacity(Value):
     frame_ms: float | None = Field(default=None, ge=0)
     """What a frame costs this node beside waiting and computing: from thread to thread, and choosing tokens."""
     slowdown: float | None = Field(default=None, gt=0)
-    """How many times longer than at load time the calls of the last seconds took; None while nothing runs. It is the
-    load of the node and of whatever shares its processors, and of no block in particular."""
+    """How many times longer than at load time a step takes by `block_times`; None where nothing has run, and the times
+    are those of load time. It is the load of the node and of whatever shares its processors."""
     finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
     """Requests that this ingress brought to their end in the last seconds."""

@@ -19,7 +19,7 @@ def seconds(count: float) -> datetime:
 
 
 def test_before_anything_served_nobody_bears_anything() -> None:
-    assert learned(UNSTRAINED, {A: None, B: None}, CHAINS, START) == UNSTRAINED
+    assert learned(UNSTRAINED, {}, CHAINS, START) == UNSTRAINED
     assert (UNSTRAINED.on(A, CHAINS), UNSTRAINED.on(C, CHAINS), UNSTRAINED.least) == (1.0, 1.0, 1.0)
 
 
@@ -61,7 +61,7 @@ def test_what_was_slow_is_remembered_at_rest_and_forgiven_in_time() -> None:
 
 
 def test_nodes_that_all_slow_by_serving_move_nothing_and_one_that_slows_besides_is_left() -> None:
-    world = World(4, 0, noise=0.1, strain=3.0)
+    world = World(4, 0, noise=0.1, strain=3.0, sequences=1)
     world.run(120)
     assert world.moves == []
     assert len(manifest().blocks) > 0
