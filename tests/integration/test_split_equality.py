@@ -29,7 +29,10 @@ GREEDY = Sampling(logprobs=5)
 # One token, one below and above each of several chunk boundaries, and a few in between.
 LENGTHS = [1, 2, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 63, 64, 65, 90]
 
-DECODERS = ["llama-fp32", "llama-int4", "qwen2-fp32", "qwen2-int4", "qwen3-fp32", "qwen3-int4", "dynamo-fp32"]
+DECODERS = [
+    *("llama-fp32", "llama-int4", "qwen2-fp32", "qwen2-int4", "qwen3-fp32", "qwen3-int4"),
+    pytest.param("dynamo-fp32", marks=pytest.mark.slow),  # torch takes half a minute to export it
+]
 
 
 @pytest.fixture(scope="module")
