@@ -26,6 +26,7 @@ from agent.ingress import Ingress
 from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
 from agent.memory import Device
+from agent.neighbours import Neighbours
 from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
@@ -44,7 +45,7 @@ from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, HostedStage, LostPeer, Provider
+from schemas.capacity import Capacity, HostedStage, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -55,11 +56,6 @@ SWITCH_INTERVAL_S = 0.0002
 """The compute thread comes back from ONNX Runtime and wants the interpreter: by default the event loop may keep it
 for 5 ms, which is half a token."""
 RETRY_S = 1.0
-PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
-SILENT_S = 3 * HEARTBEAT_SPARE_S
-"""A process that said nothing for three heartbeats is over, whatever else is known of it."""
-BOOTS_KEPT = 32
-"""Processes of a peer that are remembered as over."""
 CORRUPT = "a file was corrupt and was not used"
 AUDITED = {
     ReceiptStatus.READY: AuditKind.PLAN_READY,
@@ -101,7 +97,6 @@ class Agent:
         self._provider = provider
         self._state = core.State(config.node)
         self._boot = secrets.token_hex(8)
-        self._started_at = time.monotonic()
         self._loop = asyncio.get_running_loop()
         self._compute = ComputeThread(self._loop)
         self._files = BlobServer(client, store)
@@ -110,19 +105,19 @@ class Agent:
         self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress, self._block_times.note)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
+        self._neighbours = Neighbours(
+            config.node,
+            self._boot,
+            time.monotonic,
+            self._bus.probe,
+            self._stages.ingress_lost,
+            lambda node: self._peers.warm((node,)),
+        )
         self._fetcher = Fetcher(client, store, self._files, self._corrupt)
         self._loader = Loader(config.node, store, self._fetcher, device, config.thread_count, self._memory_free)
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
-        self._boots: dict[NodeId, dict[str, int]] = {}
-        """Each peer's processes, the present one last, and the last heartbeat of each."""
-        self._lost: dict[NodeId, str] = {}
-        """Peers that are gone, and the process of each that is."""
-        self._declared_lost: dict[NodeId, str] = {}
-        """Peers that the orchestrator held for lost and that were not heard since, and the process of each."""
-        self._heard_at: dict[NodeId, float] = {}
-        self._suspected: dict[NodeId, asyncio.Task[None]] = {}
 
     async def run(self) -> None:
         """Serve until cancelled."""
@@ -130,7 +125,14 @@ class Agent:
         self._audit = AuditTrail(js, self._identity)
         node = self._identity.name
         self._ingress = Ingress(
-            node, self._boot, self._client, self._audit, self._stages.send, self._emptied, time.monotonic, self._is_over
+            node,
+            self._boot,
+            self._client,
+            self._audit,
+            self._stages.send,
+            self._emptied,
+            time.monotonic,
+            self._neighbours.is_over,
         )
         self._js = js
         host, port = await self._links.start(self._config.listen)
@@ -150,7 +152,7 @@ class Agent:
             slowdown=lambda: self._block_times.slowdown,
             links=self._peers.estimates,
             on_disk=self._fetcher.on_disk,
-            lost_peers=lambda: tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items()),
+            lost_peers=lambda: self._neighbours.lost,
             stalled=lambda: self._ingress.stalled,
             service=lambda: self._ingress.service,
             frame_ms=lambda: self._stages.frame_ms,
@@ -232,7 +234,7 @@ class Agent:
             case core.Load(plan):
                 self._loading[plan.deployment, plan.epoch] = asyncio.create_task(self._load(plan))
             case core.Follow(event):
-                self._declared_lost |= {node: self._present_boot(node) or "" for node in event.lost}
+                self._neighbours.declared(event.lost)
                 for node in event.lost:
                     self._stages.ingress_lost(node)
                 await self._ingress.follow(event)
@@ -341,29 +343,9 @@ class Agent:
         except ResplitError as error:
             log.warning("dropped a capacity report: %s", error.message)
             return
-        if signer == capacity.node != self._identity.name:
-            self._heard(capacity)
-
-    def _heard(self, capacity: Capacity) -> None:
-        """Believe a peer's heartbeat unless it was overtaken: anybody may replay an old one."""
-        boots = self._boots.setdefault(capacity.node, {})
-        is_known, is_last = capacity.boot in boots, next(reversed(boots), None) == capacity.boot
-        if is_known and not (is_last and capacity.sequence > boots[capacity.boot]):
-            return
-        if boots and not is_known:
-            self._stages.ingress_lost(capacity.node)
-            if len(boots) >= BOOTS_KEPT:
-                del boots[next(iter(boots))]
-        boots[capacity.boot] = capacity.sequence
-        self._heard_at[capacity.node] = time.monotonic()
-        self._lost.pop(capacity.node, None)
-        self._declared_lost.pop(capacity.node, None)
-        self._peers.learn(capacity)
-        self._ingress.heard(capacity)
-        for lost in capacity.lost_peers:
-            # It may have driven sequences here, or left requests, though no plan of this node has it any more.
-            if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
-                self._look_for(lost.node)
+        if signer == capacity.node != self._identity.name and self._neighbours.heard(capacity):
+            self._peers.learn(capacity)
+            self._ingress.heard(capacity)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(
@@ -375,47 +357,14 @@ class Agent:
     def _suspect(self, node: NodeId) -> None:
         """A link with a peer ended, whoever had opened it: find out whether its process did."""
         if any(node in plan.nodes for plan in self._plans()):
-            self._look_for(node)
-
-    def _look_for(self, node: NodeId) -> None:
-        if node in self._suspected or node == self._identity.name:
-            return
-        self._suspected[node] = self._loop.create_task(self._find_out(node))
-
-    async def _find_out(self, node: NodeId) -> None:
-        try:
-            for pause_s in PROBE_PAUSES_S:  # the broker may take a moment to notice what a link shows at once
-                await asyncio.sleep(pause_s)
-                if node in self._lost:
-                    return
-                with contextlib.suppress(NatsError):
-                    await self._bus.probe(node)
-            self._peers.warm((node,))
-        finally:
-            del self._suspected[node]
+            self._neighbours.look_for(node)
 
     def _unreachable(self, node: NodeId) -> None:
-        boot = self._present_boot(node)
-        if boot is not None and self._lost.get(node) != boot:
-            self._lost[node] = boot
+        if self._neighbours.lose(node):
             self._publisher.changed()
         self._stages.peer_lost(node)
         self._stages.ingress_lost(node)
         self._ingress.node_lost(node)
-
-    def _is_over(self, node: NodeId, boot: str) -> bool:
-        """Whether a process has ended: there is a later one, it was found gone, or nobody has ever heard of it."""
-        if node == self._identity.name:
-            return boot != self._boot
-        present = self._present_boot(node)
-        silent_s = time.monotonic() - self._heard_at.get(node, self._started_at)
-        if present not in (None, boot) or silent_s > SILENT_S:
-            return True
-        return boot in (self._lost.get(node), self._declared_lost.get(node))
-
-    def _present_boot(self, node: NodeId) -> str | None:
-        """The process of a peer that was heard last."""
-        return next(reversed(self._boots.get(node, {})), None)
 
     def _to_ingress(self, frame: ToIngress) -> None:
         self._ingress.take(frame)

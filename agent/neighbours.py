@@ -1,0 +1,121 @@
+"""Which processes of its peers a node hears, and which of them are over.
+
+A node that restarted is not the node it was: what its earlier process drove or held is lost. A link that ends says at
+once that something did; whether the process ended is the broker's word, which it gives for a subject that nobody
+listens to any more.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Awaitable, Callable, Iterable
+
+from nats.errors import Error as NatsError
+
+from schemas.base import NodeId
+from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LostPeer
+
+PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""The broker may take a moment to notice what a link shows at once."""
+SILENT_S = 3 * HEARTBEAT_SPARE_S
+"""A process that said nothing for three heartbeats is over, whatever else is known of it."""
+BOOTS_KEPT = 32
+"""Processes of a peer that are remembered as over."""
+
+
+class Neighbours:
+    """The peers of one process of a node, as it hears them. On the event loop."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        boot: str,
+        now: Callable[[], float],
+        probe: Callable[[NodeId], Awaitable[None]],
+        on_replaced: Callable[[NodeId], None],
+        on_alive: Callable[[NodeId], None],
+    ) -> None:
+        """`probe` asks the broker for a peer; its answer, if nobody listens there, comes to `lose`. `on_replaced`: a
+        peer's earlier process is over; `on_alive`: one that was looked for is there all the same."""
+        self._node = node
+        self._boot = boot
+        self._now = now
+        self._probe = probe
+        self._on_replaced = on_replaced
+        self._on_alive = on_alive
+        self._started_at = now()
+        self._boots: dict[NodeId, dict[str, int]] = {}
+        """Each peer's processes, the present one last, and the last heartbeat of each."""
+        self._heard_at: dict[NodeId, float] = {}
+        self._lost: dict[NodeId, str] = {}
+        """Peers that are gone, and the process of each that is."""
+        self._declared_lost: dict[NodeId, str] = {}
+        """Peers that the orchestrator held for lost and that were not heard since, and the process of each."""
+        self._suspected: dict[NodeId, asyncio.Task[None]] = {}
+
+    @property
+    def lost(self) -> tuple[LostPeer, ...]:
+        """Peers found gone that are not back."""
+        return tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items())
+
+    def heard(self, capacity: Capacity) -> bool:
+        """Take in a peer's heartbeat; False if it was overtaken: anybody may replay an old one."""
+        boots = self._boots.setdefault(capacity.node, {})
+        is_known, is_last = capacity.boot in boots, next(reversed(boots), None) == capacity.boot
+        if is_known and not (is_last and capacity.sequence > boots[capacity.boot]):
+            return False
+        if boots and not is_known:
+            self._on_replaced(capacity.node)
+            if len(boots) >= BOOTS_KEPT:
+                del boots[next(iter(boots))]
+        boots[capacity.boot] = capacity.sequence
+        self._heard_at[capacity.node] = self._now()
+        self._lost.pop(capacity.node, None)
+        self._declared_lost.pop(capacity.node, None)
+        for lost in capacity.lost_peers:
+            # It may have driven sequences here, or left requests, though no plan of this node has it any more.
+            if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
+                self.look_for(lost.node)
+        return True
+
+    def declared(self, nodes: Iterable[NodeId]) -> None:
+        """The orchestrator holds these for lost."""
+        self._declared_lost |= {node: self._present_boot(node) or "" for node in nodes}
+
+    def look_for(self, node: NodeId) -> None:
+        """Find out whether a peer's process ended."""
+        if node not in self._suspected and node != self._node:
+            self._suspected[node] = asyncio.get_running_loop().create_task(self._find_out(node))
+
+    def lose(self, node: NodeId) -> bool:
+        """Nobody listens at a peer any more; True if that is news."""
+        boot = self._present_boot(node)
+        if boot is None or self._lost.get(node) == boot:
+            return False
+        self._lost[node] = boot
+        return True
+
+    def is_over(self, node: NodeId, boot: str) -> bool:
+        """Whether a process has ended: there is a later one, it was found gone, or nobody has ever heard of it."""
+        if node == self._node:
+            return boot != self._boot
+        present = self._present_boot(node)
+        silent_s = self._now() - self._heard_at.get(node, self._started_at)
+        if present not in (None, boot) or silent_s > SILENT_S:
+            return True
+        return boot in (self._lost.get(node), self._declared_lost.get(node))
+
+    async def _find_out(self, node: NodeId) -> None:
+        try:
+            for pause_s in PROBE_PAUSES_S:
+                await asyncio.sleep(pause_s)
+                if node in self._lost:
+                    return
+                with contextlib.suppress(NatsError):
+                    await self._probe(node)
+            self._on_alive(node)
+        finally:
+            del self._suspected[node]
+
+    def _present_boot(self, node: NodeId) -> str | None:
+        """The process of a peer that was heard last."""
+        return next(reversed(self._boots.get(node, {})), None)
