@@ -2,7 +2,7 @@
 
 import pytest
 
-from orchestrator.habits import REQUESTS, Habit, learned
+from orchestrator.habits import REQUESTS, TOKENS_MAX, Habit, learned
 from schemas.capacity import Capacity, Service
 from tests.trigger_world import CHAT, World
 
@@ -35,3 +35,7 @@ def test_a_process_that_is_new_counts_from_nothing() -> None:
 
 def test_an_answer_from_a_kept_beginning_still_has_something_to_compute() -> None:
     assert learned({}, None, beat(3, 0, 30))[CHAT] == Habit(1, 10)
+
+
+def test_a_count_that_cannot_be_is_not_the_habit() -> None:
+    assert learned({}, None, beat(1, 1 << 40, 1 << 40))[CHAT] == Habit(TOKENS_MAX, TOKENS_MAX)
