@@ -1,9 +1,12 @@
 """What agents are to have on their disks ahead of need, and how seldom they are told."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
+from orchestrator.decision import Origin
 from orchestrator.fold import CapacityReceived, DeploymentRemoved, DeploymentWritten, NodeWished, fold
 from orchestrator.staging import AGAIN, HISTORY_MAX, KEPT, History, advice_for, due, permitted, remembered, to_stage
+from profiler.objective import Objective
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import StoredBlocks
 from schemas.deployment import NodeWish
@@ -125,3 +128,14 @@ def test_a_node_that_is_distrusted_is_told_no_sensitive_block_any_more_whatever_
         snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=False)), START)
     assert advice_for(N0, permitted(snapshot, history))[0].blocks == set(range(1, 7))
     assert advice_for(N1, permitted(snapshot, history)) == ()
+
+
+def test_a_route_more_that_waits_to_repay_the_move_is_advised_like_a_re_split() -> None:
+    world = weighed()
+    outlook = world.snapshot.outlooks[CHAT]
+    runner = next(one for one in outlook.decision.runners_up if one.option.nodes - set(world.plan.nodes))
+    for origin, wanted in ((Origin.ROUTE_ADDED, True), (Origin.ROUTE_GIVEN_BACK, False)):
+        better = replace(runner, option=replace(runner.option, origin=origin, objective=Objective(0.0, 0.0, 0.0)))
+        alone = replace(outlook, failovers={}, decision=replace(outlook.decision, runners_up=(better,)))
+        snapshot = replace(world.snapshot, outlooks={CHAT: alone})
+        assert bool(to_stage(snapshot, {})[CHAT]) is wanted
