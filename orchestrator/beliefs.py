@@ -12,7 +12,7 @@ from statistics import median
 from profiler.cost import DEFAULT_RTT_MS, roofline
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, LinkEstimate
-from schemas.manifest import Manifest
+from schemas.manifest import Block, Manifest
 
 SMOOTHING_S = 3.0
 """Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
@@ -30,6 +30,8 @@ TERMS = ("decode_ms", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_p
 """What of a block's time grows with the time itself, beside what a further sequence adds."""
 
 Times = Mapping[tuple[Digest, int], BlockTime]
+Kind = tuple[str, int, int]
+"""What a block is, the bytes of its weights, and what a token takes of it."""
 
 
 def smoothed(before: Times, capacity: Capacity, elapsed_s: float, over_s: float = SMOOTHING_S) -> Times:
@@ -52,7 +54,11 @@ def _near(calm: BlockTime, now: BlockTime) -> BlockTime:
     def held(value: float, about: float) -> float:
         return min(max(value, about / STEADY_SPAN), about * STEADY_SPAN)
 
-    return calm.model_copy(update={name: held(getattr(calm, name), getattr(now, name)) for name in TERMS})
+    slope = calm.decode_ms_per_row
+    if slope is not None and now.decode_ms_per_row is not None:
+        slope = held(slope, now.decode_ms_per_row)
+    terms = {name: held(getattr(calm, name), getattr(now, name)) for name in TERMS}
+    return calm.model_copy(update={**terms, "decode_ms_per_row": slope})
 
 
 def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:
@@ -82,10 +88,11 @@ def believed(
         known = times.get(name, {})
         own = _ratio(capacity, known, manifest, digest)
         # A node that is slow on the blocks it runs is slow on the others too.
+        alike = _by_kind(known, manifest, digest)
         factor = own if own is not None else optimism * GUESS_PRUDENCE
         blocks = tuple(
             known.get((digest, block))
-            or _like_another(known, manifest, digest, block)
+            or _like_another(alike, manifest, block)
             or _sloped(_scaled(roofline(capacity, manifest, digest, block), factor), share)
             for block in range(len(manifest.blocks))
         )
@@ -93,19 +100,25 @@ def believed(
     return _with_guessed_links(_with_guessed_frames(found))
 
 
-def _like_another(known: Times, manifest: Manifest, digest: Digest, block: int) -> BlockTime | None:
+def _by_kind(known: Times, manifest: Manifest, digest: Digest) -> Mapping[Kind, BlockTime]:
+    """The first block of each kind that a node ran."""
+    found: dict[Kind, BlockTime] = {}
+    for what in manifest.blocks if known else ():
+        time = known.get((digest, what.index))
+        if time is not None:
+            found.setdefault(_kind(what), time)
+    return found
+
+
+def _like_another(alike: Mapping[Kind, BlockTime], manifest: Manifest, block: int) -> BlockTime | None:
     """The time of a block that is of the same kind and that this node ran: layers of a model differ by their weights'
     values alone. Its own roofline knows neither kernels nor caches."""
-    what = manifest.blocks[block]
-    for other in manifest.blocks:
-        alike = (other.role, other.weight_bytes, other.flops_per_token) == (
-            what.role,
-            what.weight_bytes,
-            what.flops_per_token,
-        )
-        if alike and (time := known.get((digest, other.index))) is not None:
-            return time.model_copy(update={"block": block})
-    return None
+    time = alike.get(_kind(manifest.blocks[block])) if alike else None
+    return None if time is None else time.model_copy(update={"block": block})
+
+
+def _kind(block: Block) -> Kind:
+    return (block.role, block.weight_bytes, block.flops_per_token)
 
 
 def _slope_share(times: Mapping[NodeId, Times], digest: Digest) -> float | None:

@@ -20,6 +20,7 @@ from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
 from orchestrator.strain import UNSTRAINED, Strain
+from orchestrator.trust import exposed
 from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
 from profiler.forecast import forecast
 from profiler.objective import Demand, Weights
@@ -77,7 +78,7 @@ class _Search:
 
     def private(self, chain: Chain) -> bool:
         """Whether no untrusted node holds a sensitive block of it."""
-        return all(stage.node in self.trusted or not self.sensitive.intersection(stage.blocks) for stage in chain)
+        return not any(exposed(self.sensitive, stage.blocks, stage.node in self.trusted) for stage in chain)
 
 
 def slate(

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from orchestrator.beliefs import slower
 from orchestrator.rooms import Room
 from orchestrator.solvers.problem import Floats, Integers, Mask, Problem, Solution, site_hops
 from orchestrator.solvers.solve import solve
@@ -15,7 +16,7 @@ from profiler.cost import block_time, boundary_bytes, hop_ms
 from profiler.forecast import forecast
 from profiler.objective import Weights
 from schemas.base import NodeId
-from schemas.capacity import Capacity
+from schemas.capacity import MS_MAX, Capacity
 from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -73,17 +74,10 @@ def beside(
         uses, held = sum(map(bool, own)), frozenset[int]().union(*own)
         room = rooms[name]
         times = tuple(
-            time.model_copy(
-                update={
-                    "decode_ms": (1 + uses) * time.decode_ms,
-                    "prefill_ms_per_token": (1 + uses) * time.prefill_ms_per_token,
-                }
-            )
-            for block in range(len(manifest.blocks))
-            for time in (block_time(room.capacity, manifest, deployment.model, block),)
+            block_time(room.capacity, manifest, deployment.model, block) for block in range(len(manifest.blocks))
         )
         found[name] = Room(
-            room.capacity.model_copy(update={"block_times": times}),
+            slower(room.capacity.model_copy(update={"block_times": times}), 1 + uses),
             max(0, room.free_bytes - sum(room.need_bytes[block] for block in held)),
             tuple(0 if block in held else size for block, size in enumerate(room.need_bytes)),
             room.trusted,
@@ -149,7 +143,7 @@ def _problem(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, 
     sizes = [boundary_bytes(manifest, block) for block in range(count)]
     hops, boundary = site_hops(latency * 1e6, byte_ms * 1e6, sizes)
     return Problem(
-        np.rint(np.array(times) * 1e6).astype(np.int64),
+        np.rint(np.minimum(times, MS_MAX) * 1e6).astype(np.int64),
         np.array([room.need_bytes for room in rooms.values()], np.int64),
         np.array([room.free_bytes for room in rooms.values()], np.int64),
         hops,

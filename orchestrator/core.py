@@ -19,6 +19,7 @@ from orchestrator.decide import (
     Need,
     Replan,
     decide,
+    drained_of,
     reclassed,
     serves,
     standing,
@@ -30,7 +31,7 @@ from orchestrator.log import PlanLog
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, check_routes, make_plan
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
-from orchestrator.rooms import rooms
+from orchestrator.rooms import believed_rooms
 from orchestrator.scales import Scales, audited
 from orchestrator.trigger import DEFAULT_POLICY, Policy
 from orchestrator.view import estimate
@@ -287,12 +288,13 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
         raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
     rollout = snapshot.rollout(deployment.name)
     same = None if rollout.current is None else reclassed(rollout.current, deployment)
-    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None:
+    stays = same is not None and not drained_of(snapshot, same) and set(same.nodes) <= snapshot.present.keys()
+    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
         # Another class of service moves nothing.
         update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
         before = forecast(same.chains, snapshot.present, manifest, same.model)
         return Proposal(same.model_copy(update=update), before)
-    found = rooms(snapshot, deployment, manifest)
+    found = believed_rooms(snapshot, deployment, manifest)
     avoid, current = rollout.shunned(now), rollout.current
     kept = tuple(
         chain

@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout, may_propose
+from orchestrator.trust import exposed
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.plan import Plan
@@ -97,7 +98,7 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
             return DropCandidate(name, f"to be drained: {', '.join(leaving)}")
         return None
     need = what_is_needed(snapshot, deployment, rollout)
-    if need is None or not may_propose(rollout, need.hard):
+    if need is None or not may_propose(rollout, need.hard) or _awaits(snapshot, deployment, rollout, need):
         return None
     if rollout.retry_at is not None and now < rollout.retry_at:
         return None
@@ -126,6 +127,18 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
     return None
 
 
+def _awaits(snapshot: Snapshot, deployment: Deployment, rollout: Rollout, need: Need) -> bool:
+    """Whether only the class is new and some node of the plan was not heard yet: after a cold start each soon is, or it
+    is lost, and until then nobody knows that anything has to move."""
+    current = rollout.current
+    return (
+        need.cause is Cause.WISH_CHANGED
+        and current is not None
+        and reclassed(current, deployment) is not None
+        and not set(current.nodes) <= snapshot.present.keys()
+    )
+
+
 def serves(need: Need | None) -> bool:
     """Whether the plan serves well enough to be weighed against others."""
     return need is None or need.cause is Cause.MISSING_ROUTE
@@ -145,16 +158,18 @@ def standing(snapshot: Snapshot, deployment: Deployment, rollout: Rollout) -> Pl
         for chain in current.chains
         if (deployment.stages is None or len(chain) == deployment.stages)
         and all(stage.node in usable for stage in chain)
-        and all(snapshot.trusts(stage.node) or not secret.intersection(stage.blocks) for stage in chain)
+        and not any(exposed(secret, stage.blocks, snapshot.trusts(stage.node)) for stage in chain)
     )
 
 
 def exposed_by(snapshot: Snapshot, deployment: Deployment, plan: Plan) -> str | None:
-    """Which sensitive block a plan puts on which node that is not trusted (I6); None where it puts none."""
+    """Which sensitive block a plan puts on which node that is not trusted (I6); None where it puts none.
+
+    A plan in force was allowed when it was made: after a cold start a node that was not heard yet says nothing new."""
     secret = deployment.sensitive_of(plan.block_count)
     for node in plan.nodes if secret else ():
-        blocks = sorted(secret.intersection(plan.blocks_on(node)))
-        if blocks and not snapshot.trusts(NodeId(node)):
+        blocks = exposed(secret, plan.blocks_on(node), not snapshot.distrusts(NodeId(node)))
+        if blocks:
             return f"block {blocks[0]} is sensitive and node {node}, which holds it, is not trusted"
     return None
 

@@ -19,13 +19,19 @@ BISECTIONS = 10
 def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: Manifest, habit: Habit) -> Live:
     """The sequences of a plan that run now, from the heartbeats."""
     running: dict[int, int] = {}
+    silent: set[int] = set()
     for node in current.nodes:
         stages = snapshot.nodes[NodeId(node)].capacity.stages
-        here = sum(one.sequences for one in stages if one.deployment == name and one.epoch == current.epoch)
+        here = [one.sequences for one in stages if one.deployment == name and one.epoch == current.epoch]
         for block in current.blocks_on(node):
-            running[block] = running.get(block, 0) + here
-    # Every sequence runs each block once; heartbeats are not of one moment, so blocks may differ.
-    count = min(max(running.values(), default=0), current.settings.max_sequences)
+            running[block] = running.get(block, 0) + sum(here)
+        if not here:
+            silent.update(current.blocks_on(node))
+    # Every sequence runs each block once, and a node counts each of its own once whichever blocks it runs of it: on a
+    # node that serves two routes a block also counts those that run it elsewhere. None counts fewer than there are but
+    # one whose node has not reported this epoch yet.
+    told = [count for block, count in running.items() if block not in silent]
+    count = min(min(told, default=0), current.settings.max_sequences)
     if not count or manifest.kind is not ModelKind.DECODER:
         return Live()
     # On average a sequence is half way.

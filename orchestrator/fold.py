@@ -97,6 +97,10 @@ class Snapshot:
         said = self.trust.get(node)
         return node in self.nodes and self.nodes[node].capacity.tier == "edge" if said is None else said
 
+    def distrusts(self, node: NodeId) -> bool:
+        """Whether a node is known not to be trusted. Of one that was never heard only the operator knows."""
+        return self.trust.get(node) is False if node not in self.nodes else not self.trusts(node)
+
     def wish(self, node: NodeId) -> NodeWish:
         """What operators want of a node."""
         return NodeWish(node=node, drained=node in self.drained, trusted=self.trust.get(node))
@@ -271,6 +275,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     judged_before = known.judged if known is not None and known.capacity.boot == capacity.boot else -1
     fresh = tuple(one for one in capacity.finished if one.number > judged_before)
     judged_until = max((one.number for one in fresh), default=judged_before)
+    fresh = tuple(one for one in fresh if one.deployment in snapshot.deployments)
     nodes = {**snapshot.nodes, name: Node(capacity, now, past_boots, times, steady, judged_until)}
     errors = _judged(snapshot, fresh, now)
     # A process that closed its links and of which the broker says that it does not listen has ended. A later process
@@ -281,7 +286,10 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if peer.node != name and peer.node in nodes and nodes[peer.node].capacity.boot == peer.boot
     }
     before = None if known is None else known.capacity
-    burns = burn.heard(snapshot.burns, before, capacity, now)
+    # Nothing is kept of a deployment that nobody asked for, or that was removed while its last requests ran.
+    service = tuple(one for one in capacity.service if one.deployment in snapshot.deployments)
+    counted = capacity.model_copy(update={"service": service})
+    burns = burn.heard(snapshot.burns, before, counted, now)
     views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
     absent = (snapshot.absent - {name}) | gone
     return replace(
@@ -290,7 +298,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         absent=absent,
         rollouts=rollouts,
         burns=burns,
-        habits=learned(snapshot.habits, before, capacity),
+        habits=learned(snapshot.habits, before, counted),
         views=views,
         errors=errors,
     )

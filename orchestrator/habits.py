@@ -11,6 +11,8 @@ from schemas.capacity import Capacity, Service
 
 REQUESTS = 32
 """The habit is that of so many requests, the latest ones."""
+TOKENS_MAX = 1 << 20
+"""Of a prompt or an answer: more than any model reads. A node that counts wrongly must not become the habit."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,8 @@ def learned(
         count = one.answered - last.answered
         if count > 0:
             mean = Habit(
-                max(1.0, (one.prompt_tokens - last.prompt_tokens) / count),
-                max(1.0, (one.output_tokens - last.output_tokens) / count),
+                _mean(one.prompt_tokens - last.prompt_tokens, count),
+                _mean(one.output_tokens - last.output_tokens, count),
             )
             old = found.get(one.deployment, mean)
             weight = 1 - exp(-count / REQUESTS)
@@ -43,3 +45,7 @@ def learned(
                 old.output_tokens + weight * (mean.output_tokens - old.output_tokens),
             )
     return found
+
+
+def _mean(tokens: int, count: int) -> float:
+    return min(max(1.0, tokens / count), TOKENS_MAX)

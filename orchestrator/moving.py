@@ -17,7 +17,7 @@ from schemas.deployment import Chain, Placement
 from schemas.manifest import Manifest
 
 DISK_BYTES_PER_S = 500e6
-"""A SATA disk's."""
+"""A SATA disk's: where a node has not read its own in earnest yet."""
 BUILD_BYTES_PER_S = 1e9
 """ONNX Runtime copies and repacks weights about as fast as one core copies memory."""
 BUILD_S_PER_BLOCK = 0.05
@@ -184,7 +184,7 @@ def _node_move(
         blocks=len(new),
         fetch_bytes=missing,
         fetch_s=missing / max(rates, default=DEFAULT_LINK_BYTES_PER_S),
-        read_s=size / DISK_BYTES_PER_S,
+        read_s=size / (capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S),
         build_s=size / BUILD_BYTES_PER_S + BUILD_S_PER_BLOCK * len(new),
     )
 

@@ -54,10 +54,10 @@ def judged(
     for one in fresh:
         plan = next((p for p in plans.get(one.deployment, ()) if p.epoch == one.epoch), None)
         manifest = manifests.get(plan.model) if plan is not None else None
-        admitted = now - timedelta(milliseconds=one.started_ms)
-        view = next((view for view in reversed(views) if view.at <= admitted), views[0] if views else None)
-        if plan is None or manifest is None or view is None or one.route >= len(plan.routes):
+        if plan is None or manifest is None or not views or one.route >= len(plan.routes):
             continue
+        admitted = now - timedelta(milliseconds=one.started_ms)
+        view = next((view for view in reversed(views) if view.at <= admitted), views[0])
         if not all(NodeId(node) in view.capacities for node in plan.routes[one.route].nodes):
             continue
         estimate = predicted(plan, one, manifest, view)

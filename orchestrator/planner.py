@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.chain import beside, best_chain
 from orchestrator.rooms import Room
+from orchestrator.trust import exposed
 from profiler.forecast import Forecast, forecast, shared_out, speed_shares
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, Placement
@@ -173,10 +174,10 @@ def _check_placed(deployment: Deployment, chains: Placement, manifest: Manifest,
             known = ", ".join(rooms) or "none"
             message = f"node {stage.node!r} is not here; the nodes present are: {known}"
             raise ResplitError(ErrorCode.INFEASIBLE, message, field)
-        exposed = sorted(secret.intersection(stage.blocks))
-        if exposed and not rooms[stage.node].trusted:
+        shown = exposed(secret, stage.blocks, rooms[stage.node].trusted)
+        if shown:
             message = (
-                f"block {exposed[0]} is sensitive and node {stage.node!r} is not trusted; place it elsewhere, or "
+                f"block {shown[0]} is sensitive and node {stage.node!r} is not trusted; place it elsewhere, or "
                 f"run `resplit trust {stage.node}` if you trust it"
             )
             raise ResplitError(ErrorCode.INFEASIBLE, message, field)

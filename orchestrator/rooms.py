@@ -7,8 +7,9 @@ and settings shares its weights and its caches; one of other settings shares the
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from orchestrator.beliefs import believed, optimism_of
 from orchestrator.fold import Snapshot
 from profiler.cost import kv_memory_bytes, weight_memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
@@ -33,16 +34,30 @@ class Room:
 def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
     """Every node that is present and not drained, by name, ascending."""
     found = {}
+    weights = [weight_memory_bytes(block) for block in manifest.blocks]
+    caches = [kv_memory_bytes(block, deployment.settings) for block in manifest.blocks]
     for name, capacity in snapshot.offered.items():
         free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
         loaded, cached = _held(snapshot, name, deployment)
         need = tuple(
-            (0 if block.index in loaded else weight_memory_bytes(block))
-            + (0 if block.index in cached else kv_memory_bytes(block, deployment.settings))
-            for block in manifest.blocks
+            (0 if block in loaded else weight) + (0 if block in cached else cache)
+            for block, (weight, cache) in enumerate(zip(weights, caches, strict=True))
         )
         found[name] = Room(capacity, free, need, snapshot.trusts(name))
     return found
+
+
+def believed_rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
+    """The same with a time for every block (`beliefs`): what was measured here and what a roofline promises there are
+    not held against each other."""
+    heard = {name: node.capacity for name, node in snapshot.nodes.items()}
+    times = {name: node.times for name, node in snapshot.nodes.items()}
+    outlook = snapshot.outlooks.get(deployment.name)
+    before = None if outlook is None else outlook.optimism
+    optimism = optimism_of(snapshot.present, times, manifest, deployment.model, before)
+    seen = believed(heard, times, manifest, deployment.model, optimism)
+    found = rooms(snapshot, deployment, manifest)
+    return {name: replace(room, capacity=seen[name]) for name, room in found.items()}
 
 
 def _held(snapshot: Snapshot, node: NodeId, deployment: Deployment) -> tuple[frozenset[int], frozenset[int]]:

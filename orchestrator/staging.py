@@ -17,6 +17,7 @@ from bus.keys import Identity
 from orchestrator.decision import Origin
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
+from orchestrator.trust import exposed
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, StoredBlocks
@@ -30,6 +31,9 @@ HISTORY_MAX = 64
 AGAIN = timedelta(seconds=60)
 """What was advised and is not on the disk after this long is advised once more."""
 
+STAGED_OTHERWISE = (Origin.CURRENT, Origin.FAILOVER, Origin.ROUTE_GIVEN_BACK)
+"""Plans whose blocks are loaded already, or are advised for the sake of the failover."""
+
 Advice = tuple[StoredBlocks, ...]
 Plans = Mapping[DeploymentName, Mapping[NodeId, StoredBlocks]]
 History = tuple[tuple[Plans, datetime], ...]
@@ -39,7 +43,7 @@ History = tuple[tuple[Plans, datetime], ...]
 def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
     """By deployment and node, the blocks that a failover or a better re-split would put there.
 
-    A re-split counts while it costs less than the plan in force and waits only to repay the move: its blocks on the
+    Another plan counts while it costs less than the one in force and waits only to repay the move: its blocks on the
     disk are what makes it cheap. Until a new plan was weighed, what `before` says of its deployment stands.
     """
     found: dict[DeploymentName, Mapping[NodeId, StoredBlocks]] = {}
@@ -63,11 +67,35 @@ def remembered(history: History, plans: Plans, now: datetime) -> History:
     return (*kept[-(HISTORY_MAX - 1) :], (plans, now))
 
 
+def permitted(snapshot: Snapshot, history: History) -> History:
+    """The same without what a node must not have: a sensitive block where it is not trusted, now and not when the plan
+    was weighed (I6)."""
+    return tuple(
+        ({name: _permitted(snapshot, name, by_node) for name, by_node in plans.items()}, at) for plans, at in history
+    )
+
+
+def _permitted(
+    snapshot: Snapshot, name: DeploymentName, by_node: Mapping[NodeId, StoredBlocks]
+) -> Mapping[NodeId, StoredBlocks]:
+    deployment = snapshot.deployments.get(name)
+    if deployment is None or deployment.sensitive is None:
+        return by_node
+    found = {}
+    for node, stored in by_node.items():
+        manifest = snapshot.manifests.get(stored.model)
+        # How many blocks a model has says its manifest; without it any of them may be its last.
+        secret = stored.blocks if manifest is None else deployment.sensitive_of(len(manifest.blocks))
+        hidden = exposed(secret, stored.blocks, snapshot.trusts(node))
+        found[node] = StoredBlocks.of(stored.model, stored.blocks.difference(hidden)) if hidden else stored
+    return found
+
+
 def advice_for(node: NodeId, history: History) -> Advice:
     """What one node is to have, over all deployments; blocks of one model together."""
     wanted: dict[Digest, frozenset[int]] = {}
     found = [by_node[node] for plans, _ in history for by_node in plans.values() if node in by_node]
-    for stored in found:
+    for stored in (stored for stored in found if stored.ranges):
         wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
     return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
 
@@ -78,7 +106,7 @@ def _stages_that_may_come(outlook: Outlook) -> list[Stage]:
     better = [
         one.option
         for one in decision.runners_up
-        if one.option.origin in (Origin.RESPLIT, Origin.REASSIGNED) and one.option.phi < decision.current.phi
+        if one.option.origin not in STAGED_OTHERWISE and one.option.phi < decision.current.phi
     ]
     return failovers + [stage for option in better[:1] for chain in option.chains for stage in chain]
 
@@ -113,7 +141,8 @@ class Adviser:
         """Tell whoever is to have something else than it was told last."""
         self._plans = to_stage(snapshot, self._plans)
         self._history = remembered(self._history, self._plans, self._now())
-        wanted = {node: advice_for(node, self._history) for node in snapshot.offered}
+        history = permitted(snapshot, self._history)
+        wanted = {node: advice_for(node, history) for node in snapshot.offered}
         for node, advice in due(snapshot.present, wanted, self._said, self._now()).items():
             staging = Staging(
                 node=node, term=snapshot.term, number=next(self._numbers), issued_at=self._now(), blocks=advice

@@ -7,7 +7,8 @@ from orchestrator.decide import standing, what_is_needed
 from orchestrator.fold import NodeWished, RolloutAdvanced, Snapshot, fold
 from orchestrator.planner import Proposal, check_routes, make_plan, place
 from orchestrator.rollout import Candidate
-from orchestrator.rooms import rooms
+from orchestrator.rooms import believed_rooms
+from orchestrator.trust import exposed
 from profiler.forecast import forecast
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
@@ -30,7 +31,7 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
             if stage.node in snapshot.drained:
                 message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` or name another node"
                 raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
-    found = rooms(snapshot, deployment, manifest)
+    found = believed_rooms(snapshot, deployment, manifest)
     kept = standing(snapshot, deployment, rollout)
     routes = len(current.routes) if current is not None else 1
     proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept, routes=routes)
@@ -81,13 +82,13 @@ def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str,
 
 def exposed_on(snapshot: Snapshot, node: NodeId) -> tuple[DeploymentName, ...]:
     """The deployments whose sensitive blocks are on `node` although it is not trusted, by name, ascending."""
+    trusted = not snapshot.distrusts(node)
     return tuple(
         name
         for name in users(snapshot, node)
         if name in snapshot.deployments
-        and not snapshot.trusts(node)
         and any(
-            snapshot.deployments[name].sensitive_of(plan.block_count) & set(plan.blocks_on(node))
+            exposed(snapshot.deployments[name].sensitive_of(plan.block_count), plan.blocks_on(node), trusted)
             for plan in snapshot.rollouts[name].plans
         )
     )

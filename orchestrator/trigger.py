@@ -175,8 +175,9 @@ def _decide(
 ) -> tuple[TriggerState, Decision]:
     """The steps that every policy shares; `horizon_s` None leaves out the certificate that looks ahead."""
     elapsed_s = 0.0 if state.at is None else (now - state.at).total_seconds()
+    # The budget is paid back by time alone, whether anybody looked or not.
+    debt = max(0.0, state.debt_bytes - BUDGET_BYTES_PER_S * max(elapsed_s, 0.0))
     elapsed_s = min(max(elapsed_s, 0.0), ELAPSED_MAX_S)
-    debt = max(0.0, state.debt_bytes - BUDGET_BYTES_PER_S * elapsed_s)
     scale = 1 + debt / BUDGET_SCALE_BYTES
     after = replace(state, at=now, here=seen.current.key, debt_bytes=debt)
     hard = _hard_reason(seen)

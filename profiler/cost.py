@@ -25,7 +25,7 @@ from profiler.objective import (
 )
 from profiler.waiting import StageWork, chunks_of, groups_in_flight, resources, waits
 from schemas.base import Digest, NodeId
-from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
+from schemas.capacity import MS_MAX, REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
 from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import DTYPE_BYTES, Block, Manifest, ModelKind, TensorSpec
@@ -135,11 +135,6 @@ class Estimate:
         for hop in self.hops:
             links[hop.source, hop.target] = links.get((hop.source, hop.target), 0.0) + hop.busy_ms
         return max(*(node.busy_ms for node in self.nodes), *links.values())
-
-    @property
-    def steps_per_s_max(self) -> float:
-        """Throughput of steps, each of one batch, while the busiest node or link never rests."""
-        return 1e3 / self.bottleneck_ms if self.bottleneck_ms > 0 else float("inf")
 
     @property
     def energy_mj(self) -> float | None:
@@ -390,8 +385,9 @@ def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: in
 def roofline(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:
     """What the node's calibration promises for a block that it never ran."""
     what = manifest.blocks[block]
-    compute_ms = 1e3 * what.flops_per_token / capacity.provider.flops_per_s
-    stream_ms = 1e3 * _streamed_bytes(what) / capacity.provider.bytes_per_s
+    # A node may say of itself that it is as slow as it likes: half of what any time can be leaves room for the rest.
+    compute_ms = min(1e3 * what.flops_per_token / capacity.provider.flops_per_s, MS_MAX / 2)
+    stream_ms = min(1e3 * _streamed_bytes(what) / capacity.provider.bytes_per_s, MS_MAX / 2)
     chunk = DEFAULT_CHUNK_TOKENS
     return BlockTime(
         model=digest,

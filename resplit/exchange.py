@@ -21,8 +21,10 @@ NO_RESPONDERS = "503"
 ASK_AGAIN_S = 3.0
 """A streamed request that nobody has accepted by then is asked once more, under its id: the ingress that got it may
 hang, and the next one to get it need not."""
-ASK_AGAIN_MAX = 4
-"""A hung ingress keeps its share of requests until the server drops its connection; several in turn may go there."""
+ASK_AGAIN_MAX = 16
+"""A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
+REFUSALS = frozenset({"overloaded", "deadline_unattainable", "unknown_deployment"})
+"""What an ingress says of a request that it did not take. Of one that was asked again another may have taken it."""
 
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
@@ -69,6 +71,8 @@ class Replies:
         self._ask = ask
         self._asked = 1
         self._heard = False
+        self._is_taken = False
+        """Some ingress has accepted it."""
         self._connection = connection
         self._request_id = request_id
         self._content_type = content_type
@@ -91,9 +95,12 @@ class Replies:
             reply = await self._next()
             error = read(lambda plain: read_error(plain, self._request_id), reply, self._request_id)
             if error is None:
+                self._is_taken = True
                 return reply
             if self._asked > 1 and (error.code, error.field) == ("invalid_request", "request_id"):
                 continue  # an ingress got it twice, and answers the first
+            if self._asked > 1 and self._is_taken and error.code in REFUSALS:
+                continue  # one that hung refuses what another has taken meanwhile
             self.is_over = True
             raise error
 
@@ -118,8 +125,9 @@ class Replies:
                 async with asyncio.timeout(ASK_AGAIN_S):
                     return await self._first()
             except TimeoutError:
-                self._asked += 1
-                await self._ask()
+                if self._connection.is_connected:  # else it would be sent as often once the server is back
+                    self._asked += 1
+                    await self._ask()
         return await self._first()
 
     async def _first(self) -> Msg:

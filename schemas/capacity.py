@@ -22,6 +22,14 @@ LOST_AFTER_S = 5.0
 
 REFERENCE_CONTEXT_TOKENS = 128
 """The cache behind which a step is timed when a block is loaded; other contexts differ by a measured rate."""
+MS_MAX = 1e9
+"""Eleven days: nothing that is timed here takes as long. A figure without an upper bound, signed or not, would end
+whoever computes with it in an overflow."""
+BYTES_MAX = 1 << 56
+TOKENS_MAX = 1 << 31
+"""Of one request."""
+COUNT_MAX = 1 << 40
+"""Of what a process counted since it began."""
 FINISHED_MAX = 16
 """Finished requests in a heartbeat, the latest ones: a sample where more end in a second."""
 
@@ -43,17 +51,17 @@ class BlockTime(Value):
 
     model: Sha256
     block: int = Field(ge=0)
-    decode_ms: float = Field(ge=0)
+    decode_ms: float = Field(ge=0, le=MS_MAX)
     """One step of one sequence behind `REFERENCE_CONTEXT_TOKENS` (for a tensor model: one call of batch 1)."""
-    prefill_ms_per_token: float = Field(ge=0)
+    prefill_ms_per_token: float = Field(ge=0, le=MS_MAX)
     """Of a chunk of a prompt, beside `prefill_ms`."""
-    prefill_ms: float = Field(default=0.0, ge=0)
+    prefill_ms: float = Field(default=0.0, ge=0, le=MS_MAX)
     """Of a chunk, however short it is."""
-    decode_ms_per_row: float | None = Field(default=None, ge=0)
+    decode_ms_per_row: float | None = Field(default=None, ge=0, le=MS_MAX)
     """What each sequence beyond `rows_min` adds to a step; None while nobody measured it."""
-    rows_min: int = Field(default=1, ge=1)
+    rows_min: int = Field(default=1, ge=1, le=TOKENS_MAX)
     """Sequences up to which a step costs the same, as a lone one runs in company (decision 0005)."""
-    decode_ms_per_context_token: float = Field(default=0.0, ge=0)
+    decode_ms_per_context_token: float = Field(default=0.0, ge=0, le=MS_MAX)
     """What each token of a sequence's cache beyond `REFERENCE_CONTEXT_TOKENS` adds to a step: attention reads it."""
 
 
@@ -65,9 +73,9 @@ class LinkEstimate(Value):
     """
 
     peer: NodeName
-    rtt_ms: float = Field(ge=0)
+    rtt_ms: float = Field(ge=0, le=MS_MAX)
     """Median round trip, over the road that `direct` names."""
-    jitter_ms: float | None = Field(default=None, ge=0)
+    jitter_ms: float | None = Field(default=None, ge=0, le=MS_MAX)
     """Mean difference between successive round trips."""
     goodput_bytes_per_s: float | None = Field(default=None, gt=0)
     """Payload delivered per second in transfers long enough to tell; None before there was one."""
@@ -96,14 +104,14 @@ class Service(Value):
     """What became of requests of one deployment at this ingress since its process began."""
 
     deployment: DeploymentId
-    answered: int = Field(default=0, ge=0)
+    answered: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Ended in text; what they were is in the next two."""
-    prompt_tokens: int = Field(default=0, ge=0)
+    prompt_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Of their prompts: those that were computed, not kept of an earlier turn."""
-    output_tokens: int = Field(default=0, ge=0)
-    met: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    met: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Ended in output, and met every target of the deployment's class."""
-    missed: int = Field(default=0, ge=0)
+    missed: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Missed a target, ended in an error that is not the client's, or could not meet the deployment's deadline."""
 
 
@@ -115,19 +123,19 @@ class FinishedRequest(Value):
     deployment: DeploymentId
     epoch: int = Field(ge=1)
     route: int = Field(ge=0)
-    prompt_tokens: int = Field(ge=1)
+    prompt_tokens: int = Field(ge=1, le=TOKENS_MAX)
     """Those that were computed: not what was kept of an earlier turn."""
-    cached_tokens: int = Field(default=0, ge=0)
-    output_tokens: int = Field(ge=1)
-    ahead_tokens: int = Field(default=0, ge=0)
+    cached_tokens: int = Field(default=0, ge=0, le=TOKENS_MAX)
+    output_tokens: int = Field(ge=1, le=TOKENS_MAX)
+    ahead_tokens: int = Field(default=0, ge=0, le=TOKENS_MAX)
     """Of other prompts that were not computed yet when this one was admitted."""
-    batch: float = Field(ge=1)
+    batch: float = Field(ge=1, le=TOKENS_MAX)
     """Sequences that shared its steps on average, itself included."""
-    started_ms: float = Field(ge=0)
+    started_ms: float = Field(ge=0, le=MS_MAX)
     """How long before it ended it was admitted: predictions of that time are what it is held against."""
-    ttft_ms: float = Field(gt=0)
+    ttft_ms: float = Field(gt=0, le=MS_MAX)
     """From its admission to its first token; what it waited for a free slot is not in it."""
-    tpot_ms: float | None = Field(default=None, gt=0)
+    tpot_ms: float | None = Field(default=None, gt=0, le=MS_MAX)
     """None for an answer of one token."""
 
 
@@ -139,7 +147,7 @@ class HostedStage(Value):
     model: Sha256
     blocks: tuple[int, ...]
     state: Literal["loading", "ready", "serving", "draining"]
-    sequences: int = Field(ge=0)
+    sequences: int = Field(ge=0, le=COUNT_MAX)
 
 
 class StoredBlocks(Value):
@@ -185,10 +193,10 @@ class Capacity(Value):
     price_per_hour: float = Field(default=0.0, ge=0)
     """What keeping the node in a plan costs, in whatever currency all nodes are priced in."""
     threads: int = Field(ge=1)
-    memory_total_bytes: int = Field(ge=0)
-    memory_free_bytes: int = Field(ge=0)
+    memory_total_bytes: int = Field(ge=0, le=BYTES_MAX)
+    memory_free_bytes: int = Field(ge=0, le=BYTES_MAX)
     """What new blocks and caches may take: free memory of the provider's device, less the reserve."""
-    disk_free_bytes: int = Field(ge=0)
+    disk_free_bytes: int = Field(ge=0, le=BYTES_MAX)
     load: float = Field(ge=0)
     """Share of the node's cores that is busy, 0 to 1."""
     pressure: float | None = Field(default=None, ge=0)
@@ -224,7 +232,7 @@ class Capacity(Value):
     """The same for processes under one kernel; None if unknown."""
     cores: tuple[int, ...] = Field(default=(), max_length=4096)
     """The processors of that machine that this process may run on."""
-    frame_ms: float | None = Field(default=None, ge=0)
+    frame_ms: float | None = Field(default=None, ge=0, le=MS_MAX)
     """What a frame costs this node beside waiting and computing: from thread to thread, and choosing tokens."""
     slowdown: float | None = Field(default=None, gt=0)
     """How many times longer than at load time a step takes by `block_times`; None where nothing has run, and the times

@@ -24,12 +24,20 @@ from orchestrator.fold import CapacityReceived, Report
 from orchestrator.inbox import Inbox, Rejections
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
-from schemas.base import Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, LinkEstimate, Provider
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import (
+    BlockTime,
+    Capacity,
+    FinishedRequest,
+    LinkEstimate,
+    Provider,
+    Service,
+)
 from schemas.codec import encode
 from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, open_envelope, pae
 from schemas.errors import ErrorCode, ResplitError
 
+CHAT = DeploymentName("chat")
 A, B, STRANGER = NodeId("a"), NodeId("b"), NodeId("stranger")
 MEASURED = (
     "load", "pressure", "memory_pressure", "io_pressure", "gpu_load", "temperature_c", "power_w", "energy_j",
@@ -59,6 +67,21 @@ FULL = Capacity(
     disk_read_bytes_per_s=2e9,
     block_times=(BlockTime(model=Digest("1" * 64), block=0, decode_ms=1.0, prefill_ms_per_token=0.1),),
     links=(LinkEstimate(peer=B, rtt_ms=0.5, jitter_ms=0.1, goodput_bytes_per_s=1e8, direct=True),),
+    service=(Service(deployment=CHAT, answered=3, prompt_tokens=30, output_tokens=60, met=3, missed=0),),
+    finished=(
+        FinishedRequest(
+            number=1,
+            deployment=CHAT,
+            epoch=1,
+            route=0,
+            prompt_tokens=10,
+            output_tokens=20,
+            batch=1.0,
+            started_ms=500.0,
+            ttft_ms=90.0,
+            tpot_ms=20.0,
+        ),
+    ),
 )
 """A report with a figure in every field."""
 
@@ -87,6 +110,14 @@ NESTED = (
     "provider.flops_per_s", "provider.bytes_per_s",
 )  # fmt: skip
 IMPOSSIBLE = [(path, number) for path in (*MEASURED, *NESTED) for number in NONSENSE]
+COUNTED = (
+    *(f"service.0.{name}" for name in ("answered", "prompt_tokens", "output_tokens", "met", "missed")),
+    *(f"finished.0.{name}" for name in ("prompt_tokens", "cached_tokens", "output_tokens", "ahead_tokens")),
+    *(f"finished.0.{name}" for name in ("batch", "started_ms", "ttft_ms", "tpot_ms")),
+    "memory_free_bytes", "block_times.0.decode_ms", "links.0.rtt_ms",
+)  # fmt: skip
+IMPOSSIBLE += [(path, number) for path in COUNTED for number in ("1" + 400 * "0", "1e30")]
+"""What dates and floats overflow with, and what no plan survives."""
 IMPOSSIBLE += [("gpu_load", "1.5"), ("memory_pressure", "101"), ("links.0.goodput_bytes_per_s", "0")]
 
 

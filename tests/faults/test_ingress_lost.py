@@ -11,7 +11,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
-from agent.shell import SILENT_S
+from agent.neighbours import SILENT_S
 from resplit import control
 from resplit.client import Client
 from schemas.audit import AuditKind

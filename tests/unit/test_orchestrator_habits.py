@@ -2,7 +2,8 @@
 
 import pytest
 
-from orchestrator.habits import REQUESTS, Habit, learned
+from orchestrator.fold import CapacityReceived, DeploymentRemoved, fold
+from orchestrator.habits import REQUESTS, TOKENS_MAX, Habit, learned
 from schemas.capacity import Capacity, Service
 from tests.trigger_world import CHAT, World
 
@@ -35,3 +36,18 @@ def test_a_process_that_is_new_counts_from_nothing() -> None:
 
 def test_an_answer_from_a_kept_beginning_still_has_something_to_compute() -> None:
     assert learned({}, None, beat(3, 0, 30))[CHAT] == Habit(1, 10)
+
+
+def test_a_count_that_cannot_be_is_not_the_habit() -> None:
+    assert learned({}, None, beat(1, 1 << 40, 1 << 40))[CHAT] == Habit(TOKENS_MAX, TOKENS_MAX)
+
+
+def test_the_last_requests_of_a_deployment_that_was_removed_bring_nothing_back() -> None:
+    world = World(2, 0, noise=0)
+    before = fold(world.snapshot, CapacityReceived(beat(4, 40, 800).model_copy(update={"sequence": 98})), world.now)
+    assert CHAT in before.habits
+    removed = fold(before, DeploymentRemoved(CHAT), world.now)
+    last = Service(deployment=CHAT, answered=9, prompt_tokens=90, output_tokens=900, met=9)
+    later = beat(9, 90, 900).model_copy(update={"service": (last,), "sequence": 99})
+    after = fold(removed, CapacityReceived(later), world.now)
+    assert (after.habits, after.burns) == ({}, {})

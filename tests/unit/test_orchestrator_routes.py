@@ -7,15 +7,17 @@ import pytest
 from orchestrator.candidates import slate
 from orchestrator.chain import beside
 from orchestrator.core import propose
-from orchestrator.decide import Cause, DropCandidate, Need, Replan, conforms, decide
+from orchestrator.decide import Cause, DropCandidate, Need, Replan, conforms, decide, exposed_by, reclassed
 from orchestrator.decision import Action, Origin, placement_text
+from orchestrator.demand import running
 from orchestrator.explaining import dry_run
 from orchestrator.fold import DeploymentWritten, NodeWished, RolloutAdvanced, fold
+from orchestrator.habits import Habit
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost
 from orchestrator.operators import placed
 from orchestrator.planner import check_shape, make_plan
 from orchestrator.rollout import Propose, step
-from orchestrator.rooms import rooms
+from orchestrator.rooms import believed_rooms, rooms
 from orchestrator.trial import check_distrust, exposed_on, trial
 from orchestrator.trigger import DEFAULT_POLICY
 from orchestrator.view import status
@@ -23,12 +25,14 @@ from orchestrator.weighing import weigh, weighable
 from profiler.forecast import forecast, shared_out
 from profiler.objective import Demand
 from schemas.base import NodeId
+from schemas.capacity import BlockTime
 from schemas.deployment import Deployment, NodeWish, Placement, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from tests.trigger_world import BLOCK_BYTES, CHAT, MODEL, SETTINGS, START, World, manifest
 
 N0, N1, N2, N3 = (NodeId(f"n{i}") for i in range(4))
 RIVAL = NodeId("n9")
+OTHER_CLASS = {"ttft_ms": 500.0, "priority": 1}
 
 
 def wish(**fields: object) -> Deployment:
@@ -340,3 +344,76 @@ def test_no_candidate_and_no_failover_shows_what_is_sensitive() -> None:
     assert any(option.origin is Origin.RESPLIT for option in everything) or len(everything) > 1
     for chains in (*outlook.failovers.values(), *(option.chains for option in everything)):
         assert {stage.node for c in chains for stage in c if {0, 7} & set(stage.blocks)} <= {N0, N1}
+
+
+def test_a_node_that_was_not_heard_yet_is_no_reason_to_move_unless_the_operator_distrusts_it() -> None:
+    world = quiet(3, wish=wish(sensitive="ends"))
+    node = NodeId(world.plan.nodes[0])
+    cold = replace(world.snapshot, nodes={})
+    assert exposed_by(cold, world.wish, world.plan) is None
+    assert decide(cold, world.now) == ()
+    distrusted = fold(cold, NodeWished(NodeWish(node=node, trusted=False)), world.now)
+    assert exposed_by(distrusted, world.wish, world.plan) is not None
+
+
+def test_a_new_class_waits_for_nodes_that_a_new_leader_has_not_heard_yet() -> None:
+    world = quiet(3)
+    other = wish(slo=OTHER_CLASS)
+    assert reclassed(world.plan, other) is not None
+    snapshot = fold(world.snapshot, DeploymentWritten(other), world.now)
+    cold = replace(snapshot, nodes={n: x for n, x in snapshot.nodes.items() if n not in world.plan.nodes})
+    assert decide(cold, world.now) == ()
+    [asked] = decide(snapshot, world.now)
+    assert isinstance(asked, Replan)
+    assert asked.need.cause is Cause.WISH_CHANGED
+    assert propose(snapshot, other, asked.need, world.now).plan.chains == world.plan.chains
+    assert propose(cold, other, asked.need, world.now).plan.slo == other.slo
+
+
+def test_a_new_class_while_a_node_drains_comes_with_the_plan_that_leaves_it() -> None:
+    world = quiet(3)
+    other, node = wish(slo=OTHER_CLASS), NodeId(world.plan.nodes[0])
+    snapshot = fold(world.snapshot, NodeWished(NodeWish(node=node, drained=True)), world.now)
+    snapshot = fold(snapshot, DeploymentWritten(other), world.now)
+    [asked] = decide(snapshot, world.now)
+    assert isinstance(asked, Replan)
+    plan = propose(snapshot, other, asked.need, world.now).plan
+    assert (node in plan.nodes, plan.slo) == (False, other.slo)
+    taken = step(snapshot.rollout(CHAT), Propose(plan), world.now)
+    assert taken is not None
+    assert decide(fold(snapshot, RolloutAdvanced(taken[0]), world.now), world.now) == ()
+
+
+def test_sequences_on_a_node_that_serves_two_routes_are_counted_once() -> None:
+    world = quiet(2)
+    deployment = wish(placement=(chain((N0, 0, 7)), chain((N0, 0, 3), (N1, 4, 7))))
+    free = rooms(world.snapshot, deployment, manifest())
+    world.adopt(make_plan(deployment, manifest(), free, 2, None, "a test").plan)
+    world.sequences = 16
+    world.hear()
+    assert world.running_on(N0) == 16 > world.running_on(N1) > 0
+    live = running(world.snapshot, CHAT, world.plan, manifest(), Habit())
+    assert live.sequences == 16
+
+
+def test_what_was_measured_here_is_not_held_against_what_a_roofline_promises_there() -> None:
+    world = quiet(2)
+    ran = world.snapshot.nodes[N0]
+    slowed = {key: time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for key, time in ran.times.items()}
+    idle = world.snapshot.nodes[N1]
+    idle = replace(idle, times={}, capacity=idle.capacity.model_copy(update={"block_times": ()}))
+    snapshot = replace(world.snapshot, nodes={N0: replace(ran, times=slowed), N1: idle})
+    seen = believed_rooms(snapshot, world.wish, manifest())
+    assert seen.keys() == rooms(snapshot, world.wish, manifest()).keys()
+    assert seen[N1].capacity.block_times[0].decode_ms > seen[N0].capacity.block_times[0].decode_ms
+
+
+def test_a_node_beside_another_route_is_slower_in_every_term() -> None:
+    world = quiet(2)
+    terms = dict.fromkeys(("decode_ms", "prefill_ms", "prefill_ms_per_token", "decode_ms_per_row"), 1.0)
+    time = BlockTime(model=MODEL, block=0, decode_ms_per_context_token=1.0, **terms)
+    free = rooms(world.snapshot, world.wish, manifest())
+    times = tuple(time.model_copy(update={"block": block}) for block in range(8))
+    free[N0] = replace(free[N0], capacity=free[N0].capacity.model_copy(update={"block_times": times}))
+    shared = beside(free, (chain((N0, 0, 7)),), world.wish, manifest())[N0].capacity.block_times[0]
+    assert list(shared.model_dump(exclude={"model", "block", "rows_min"}).values()) == [2.0] * 5

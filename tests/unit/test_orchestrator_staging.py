@@ -1,11 +1,15 @@
 """What agents are to have on their disks ahead of need, and how seldom they are told."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.fold import CapacityReceived, DeploymentRemoved, fold
-from orchestrator.staging import AGAIN, HISTORY_MAX, KEPT, History, advice_for, due, remembered, to_stage
+from orchestrator.decision import Origin
+from orchestrator.fold import CapacityReceived, DeploymentRemoved, DeploymentWritten, NodeWished, fold
+from orchestrator.staging import AGAIN, HISTORY_MAX, KEPT, History, advice_for, due, permitted, remembered, to_stage
+from profiler.objective import Objective
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import StoredBlocks
+from schemas.deployment import NodeWish
 from tests.trigger_world import CHAT, MODEL, START, World
 
 N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
@@ -112,3 +116,26 @@ def test_an_agent_says_which_blocks_it_has() -> None:
     world = weighed()
     heard = fold(world.snapshot, CapacityReceived(world.heartbeat(N2)), START)
     assert heard.nodes[N2].capacity.on_disk == (StoredBlocks(model=MODEL, ranges=((0, 7),)),)
+
+
+def test_a_node_that_is_distrusted_is_told_no_sensitive_block_any_more_whatever_was_wanted_before() -> None:
+    world = weighed()
+    wish = world.wish.model_copy(update={"sensitive": "ends"})
+    snapshot = fold(world.snapshot, DeploymentWritten(wish), START)
+    history = remembered((), {CHAT: {N0: StoredBlocks.of(MODEL, range(8)), N1: StoredBlocks.of(MODEL, (0,))}}, START)
+    assert permitted(snapshot, history) == history
+    for node in (N0, N1):
+        snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=False)), START)
+    assert advice_for(N0, permitted(snapshot, history))[0].blocks == set(range(1, 7))
+    assert advice_for(N1, permitted(snapshot, history)) == ()
+
+
+def test_a_route_more_that_waits_to_repay_the_move_is_advised_like_a_re_split() -> None:
+    world = weighed()
+    outlook = world.snapshot.outlooks[CHAT]
+    runner = next(one for one in outlook.decision.runners_up if one.option.nodes - set(world.plan.nodes))
+    for origin, wanted in ((Origin.ROUTE_ADDED, True), (Origin.ROUTE_GIVEN_BACK, False)):
+        better = replace(runner, option=replace(runner.option, origin=origin, objective=Objective(0.0, 0.0, 0.0)))
+        alone = replace(outlook, failovers={}, decision=replace(outlook.decision, runners_up=(better,)))
+        snapshot = replace(world.snapshot, outlooks={CHAT: alone})
+        assert bool(to_stage(snapshot, {})[CHAT]) is wanted

@@ -17,7 +17,7 @@ from orchestrator.planner import make_plan
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.scales import audited
-from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
+from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
 from profiler.cost import roofline
 from profiler.objective import Demand
@@ -219,6 +219,8 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     slow = {name: one.model_copy(update={"links": (link,)}) for name, one in bare.items()}
     assert move_cost(before, after, slow, manifest(), MODEL, Live(), Prices()).nodes[0].fetch_s == pytest.approx(20)
     assert move_cost(before, before, nodes, manifest(), MODEL, Live(), Prices()).total == Prices().fixed
+    read = {name: one.model_copy(update={"disk_read_bytes_per_s": 1e6}) for name, one in nodes.items()}
+    assert move_cost(before, after, read, manifest(), MODEL, Live(), Prices()).nodes[0].read_s == pytest.approx(20)
 
 
 def test_live_sequences_cross_the_cheapest_way() -> None:
@@ -363,3 +365,14 @@ def test_what_is_explained_is_the_last_decision_and_a_dry_run_changes_nothing() 
     with pytest.raises(ResplitError) as unknown:
         dry_run(world.snapshot, DeploymentName("nobody"), DEFAULT_POLICY, START)
     assert unknown.value.code is ErrorCode.UNKNOWN_DEPLOYMENT
+
+
+def test_the_budget_is_paid_back_by_time_that_nobody_looked_in() -> None:
+    world = quiet()
+    world.look()
+    outlook = world.snapshot.outlooks[CHAT]
+    owing = replace(outlook, state=replace(outlook.state, debt_bytes=120.0 * BUDGET_BYTES_PER_S))
+    world.snapshot = fold(world.snapshot, Weighed(owing), world.now)
+    world.now += timedelta(seconds=100)
+    world.look()
+    assert world.snapshot.outlooks[CHAT].state.debt_bytes == pytest.approx(20 * BUDGET_BYTES_PER_S)

@@ -8,13 +8,13 @@ import pytest
 
 from agent.finished import TOLD_S, Finished
 from agent.usage import Meter
-from orchestrator.beliefs import believed, smoothed
-from orchestrator.fold import CapacityReceived, Snapshot, fold
+from orchestrator.beliefs import STEADY_SPAN, believed, smoothed, steadied
+from orchestrator.fold import CapacityReceived, DeploymentRemoved, Snapshot, fold
 from orchestrator.outcomes import VIEWS
 from orchestrator.rollout import Rollout
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import FINISHED_MAX, BlockTime, Capacity, FinishedRequest
-from schemas.deployment import Settings, Stage
+from schemas.deployment import Deployment, Settings, Stage
 from schemas.plan import Plan, Route
 from tests.unit.test_profiler_cost import MODEL, capacity, decoder
 
@@ -44,7 +44,10 @@ class Orchestrator:
 
     def __init__(self) -> None:
         rollout = replace(Rollout(NAME, 1), current=PLAN)
-        self.snapshot = Snapshot(term=1, manifests={MODEL: decoder()}, rollouts={NAME: rollout})
+        wish = Deployment(name=NAME, model=MODEL)
+        self.snapshot = Snapshot(
+            term=1, deployments={NAME: wish}, manifests={MODEL: decoder()}, rollouts={NAME: rollout}
+        )
         self.beats = 0
 
     def hears(
@@ -165,3 +168,21 @@ def test_every_term_of_a_block_time_is_smoothed() -> None:
     [after] = smoothed(before, said(2.0), 3.0).values()
     found = after.model_dump(exclude={"model", "block", "rows_min"})
     assert list(found.values()) == pytest.approx([2 - 1 / e] * len(found))
+
+
+def test_what_a_further_sequence_adds_is_never_far_behind_either() -> None:
+    def said(slope: float) -> Capacity:
+        time = BlockTime(model=MODEL, block=0, decode_ms=5, prefill_ms_per_token=1, decode_ms_per_row=slope)
+        return capacity("a", block_times=(time,))
+
+    before = smoothed({}, said(1.0), 0)
+    [calm] = steadied(before, said(4.0), 1.0, smoothed({}, said(4.0), 0)).values()
+    assert calm.decode_ms_per_row == pytest.approx(4 / STEADY_SPAN)
+
+
+def test_of_a_deployment_that_was_removed_nothing_is_kept() -> None:
+    one = Orchestrator()
+    one.hears()
+    one.snapshot = fold(one.snapshot, DeploymentRemoved(NAME), START)
+    one.hears(met(0))
+    assert one.requests == 0
