@@ -72,7 +72,10 @@ class Scene:
 
 
 @pytest_asyncio.fixture
-async def scene(nats_url: str, tmp_path: Path, zoo_store: Store) -> AsyncIterator[Scene]:
+async def scene(
+    nats_url: str, tmp_path: Path, zoo_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Scene]:
+    monkeypatch.setattr(staging, "RETRY_S", 1.0)  # a busy machine may answer a request too late
     model = zoo_store.resolve("llama")
     create_keys(tmp_path / "keys", [N0])
     mine = Store(tmp_path / "mine")
