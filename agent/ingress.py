@@ -237,22 +237,22 @@ class Ingress:
     async def adopt(self, served: Served, requests: Sequence[LiveRequest], taken: set[RequestId]) -> None:
         """Answer for requests that an ingress which is gone had accepted, but for those `taken`, and add to these.
 
-        Raises what the journal raises; those that it did take run then, and are `taken`.
+        Raises the first of what the journal raises; those that it did take run then, and are `taken`.
         """
         new = [one for one in requests if one.request.request_id not in self._in_flight.keys() | taken]
         new.sort(key=lambda one: not one.tokens)  # those that were running first, then those that waited
-        life = served.life
+        life, failed = served.life, list[BaseException]()
         for some in _portions(new):
             adopted = await asyncio.gather(*(self._adopt(served, one) for one in some), return_exceptions=True)
-            failed = [found for found in adopted if isinstance(found, BaseException)]
+            failed += [found for found in adopted if isinstance(found, BaseException)]
             both = zip(some, adopted, strict=True)
             taken.update(one.request.request_id for one, found in both if not isinstance(found, BaseException))
             jobs = [found for found in adopted if found is not None and not isinstance(found, BaseException)]
             served.resume([(job, said) for job, said in jobs if self._desk.holds(job)])
-            if failed:
-                raise failed[0]
             if served.life != life:
                 raise SupersededError(life, None)
+        if failed:
+            raise failed[0]
 
     async def _adopt(self, served: Served, live: LiveRequest) -> tuple[Job, list[Token]] | None:
         """One of them, and its tokens; None if it has ended here."""

@@ -13,13 +13,17 @@ import numpy as np
 import pytest
 import pytest_asyncio
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 from agent.ingress import Ingress
+from agent.pace import CALLS_MIN
+from agent.run import RouteRun, sequence_numbers
+from agent.runs import predicted
 from agent.served import INTERRUPTED_MAX_S, Served
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.journal import WAITING_BYTES_MAX
-from bus.keys import ORCHESTRATOR, create_keys, load_identity
+from bus.keys import create_keys, load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.succession import fence, lives
@@ -51,7 +55,7 @@ MANIFEST = Manifest(
 
 
 @dataclass
-class Served1:
+class OneIngress:
     """An ingress on n0 whose one route, with two slots, is a stage on n1."""
 
     client: Client
@@ -66,9 +70,8 @@ class Served1:
         route = plan.routes[0].model_copy(update={"source": N0})
         self.plan = plan.model_copy(update={"routes": (route,)})
         audit = AuditTrail(self.client.jetstream(), load_identity(self.keys, N0))
-        nobody = LifeId("nobody")
         self.ingress = Ingress(
-            N0, "boot", self.client, audit, self.send, lambda *_: None, lambda: self.at, lambda *_: nobody == ""
+            N0, "boot", self.client, audit, self.send, lambda *_: None, lambda: self.at, lambda *_: False
         )
         await self.ingress.serve(self.plan, MANIFEST, None)
         await self.client.subscribe("inbox.*", cb=self.heard)
@@ -77,9 +80,8 @@ class Served1:
         if isinstance(frame, Activation):
             self.sent.append(frame)
 
-    async def heard(self, msg: object) -> None:
-        subject, data = msg.subject, msg.data  # type: ignore[attr-defined]
-        self.replies.setdefault(subject.rpartition(".")[2], []).append(json.loads(data))
+    async def heard(self, msg: Msg) -> None:
+        self.replies.setdefault(msg.subject.rpartition(".")[2], []).append(json.loads(msg.data))
 
     @property
     def served(self) -> Served:
@@ -92,7 +94,7 @@ class Served1:
     def answer(self, frame: Activation) -> None:
         """The stage on n1 answers a call."""
         done = tuple((item.sequence, item.step) for item in frame.items)
-        self.ingress.take(Result("d", 1, 0, "n0", (), done, {"x": np.ones(1, np.float32)}, ()))
+        self.ingress.take(Result("d", 1, 0, (), done, {"x": np.ones(1, np.float32)}, "n0", ()))
 
     async def until_said(self, name: str) -> None:
         async with asyncio.timeout(SOON_S):
@@ -116,11 +118,11 @@ def owed(name: str, padding: int = 0) -> LiveRequest:
 
 
 @pytest_asyncio.fixture
-async def one(nats_url: str, tmp_path: Path) -> AsyncIterator[Served1]:
-    create_keys(tmp_path / "keys", [N0, N1, ORCHESTRATOR])
+async def one(nats_url: str, tmp_path: Path) -> AsyncIterator[OneIngress]:
+    create_keys(tmp_path / "keys", [N0, N1])
     client = await connect(nats_url, "taking-over")
     await ensure_streams(client)
-    made = Served1(client, tmp_path / "keys")
+    made = OneIngress(client, tmp_path / "keys")
     await made.start()
     running = asyncio.create_task(made.ingress.run())
     yield made
@@ -129,14 +131,16 @@ async def one(nats_url: str, tmp_path: Path) -> AsyncIterator[Served1]:
     await client.close()
 
 
-async def test_more_than_the_journal_lets_wait_is_taken_over_whole(one: Served1) -> None:
+async def test_more_than_the_journal_lets_wait_is_taken_over_whole(one: OneIngress) -> None:
     size = 900_000
     many = [owed(f"r{i}", size) for i in range(WAITING_BYTES_MAX // size + 3)]
     await one.adopt(*many)
     assert len(one.served.queue) + len(one.served.jobs) == len(many)
 
 
-async def test_what_the_journal_refuses_keeps_nobody_else_waiting_and_nothing_is_answered_twice(one: Served1) -> None:
+async def test_what_the_journal_refuses_keeps_nobody_else_waiting_and_nothing_is_answered_twice(
+    one: OneIngress,
+) -> None:
     requests = [owed("r1"), owed("large", 2 << 20), owed("r2")]
     with pytest.raises(ResplitError) as refused:
         await one.adopt(*requests)
@@ -153,7 +157,7 @@ async def test_what_the_journal_refuses_keeps_nobody_else_waiting_and_nothing_is
     assert {name: len(said) for name, said in one.replies.items()} == {"r1": 1, "r2": 1}
 
 
-async def test_nothing_is_left_of_what_another_ingress_answers_for(one: Served1) -> None:
+async def test_nothing_is_left_of_what_another_ingress_answers_for(one: OneIngress) -> None:
     await one.adopt(owed("r1"), owed("r2"), owed("r3"))
     served = one.served
     life = served.life
@@ -168,7 +172,7 @@ async def test_nothing_is_left_of_what_another_ingress_answers_for(one: Served1)
 
 
 async def test_a_deadline_that_passes_while_the_journal_stands_still_is_the_one_final_answer(
-    one: Served1, nats_server: NatsServer
+    one: OneIngress, nats_server: NatsServer
 ) -> None:
     await one.adopt(owed("r1"))
     [(job, _)] = one.served.jobs.values()
@@ -186,7 +190,7 @@ async def test_a_deadline_that_passes_while_the_journal_stands_still_is_the_one_
     assert len(one.replies["r1"]) == 1
 
 
-async def test_a_node_that_is_lost_as_its_answer_comes_costs_nobody_anything(one: Served1) -> None:
+async def test_a_node_that_is_lost_as_its_answer_comes_costs_nobody_anything(one: OneIngress) -> None:
     await one.adopt(owed("r1"), owed("r2"))
     one.answer(one.sent[0])
     one.ingress.node_lost(N1)  # before the answer was looked at
@@ -202,7 +206,7 @@ async def test_a_node_that_is_lost_as_its_answer_comes_costs_nobody_anything(one
     assert {name: len(said) for name, said in one.replies.items()} == {"r1": 1, "r2": 1}
 
 
-async def test_waiting_for_a_slot_ends_nothing_and_waiting_for_a_node_ends_in_time(one: Served1) -> None:
+async def test_waiting_for_a_slot_ends_nothing_and_waiting_for_a_node_ends_in_time(one: OneIngress) -> None:
     await one.adopt(owed("r1"), owed("r2"), owed("r3"))
     for _ in range(2):
         one.at += INTERRUPTED_MAX_S
@@ -216,3 +220,14 @@ async def test_waiting_for_a_slot_ends_nothing_and_waiting_for_a_node_ends_in_ti
     assert not one.served.desk.in_flight
     await one.until_said("r3")
     assert "node_lost" in json.dumps(one.replies["r3"]).lower()
+
+
+async def test_a_route_that_was_not_measured_is_thought_as_fast_as_the_fastest_and_no_faster(one: OneIngress) -> None:
+    await one.adopt(owed("r1"))
+    [(job, measured)] = one.served.jobs.values()
+    unmeasured = RouteRun(one.plan, measured.route, N0, sequence_numbers(), one.send)
+    for _ in range(CALLS_MIN):
+        measured.driver.pace.call.add(1, 0.5, one.at)
+    found = predicted(unmeasured, job, (), (), one.at, [measured, unmeasured])
+    assert found is not None
+    assert found.e2e_ms == pytest.approx(500)
