@@ -34,10 +34,10 @@ def test_a_route_on_which_a_call_is_overdue_is_stalled_until_one_is_answered() -
     plan = plan_of(1, STAGES, SETTINGS, 4)
     run = RouteRun(plan, plan.routes[0], NodeId("n0"), itertools.count(1), lambda *_: None)
     calls = [run.call({}, 0.0), run.call({}, 0.0)]
-    run.check(TENSOR_PATIENCE_S)
-    assert not run.driver.stalled
-    run.check(TENSOR_PATIENCE_S + 1)
-    assert run.driver.stalled
+    seen = []
+    for now in (TENSOR_PATIENCE_S, TENSOR_PATIENCE_S + 1):
+        run.check(now)
+        seen.append(run.driver.stalled)
     assert calls[0] is not None
     run.take(Result("d", 1, 0, (), ((calls[0], 0),), {}, "n0", ()), TENSOR_PATIENCE_S + 2)
-    assert not run.driver.stalled
+    assert [*seen, run.driver.stalled] == [False, True, False]
