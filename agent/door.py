@@ -17,6 +17,7 @@ from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
 from bus.audit import AuditTrail
+from bus.journal import SupersededError
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, RequestId
 from schemas.errors import ErrorCode, ResplitError
@@ -146,10 +147,12 @@ class Door:
         try:
             job.handle = await journal.accept(kept)
         except ResplitError as error:
-            if served.desk.holds(job):  # else it has ended, and that is being said
+            if served.desk.holds(job):
                 served.desk.drop(job)
                 served.attainment.refused(served.promised, job.slo, error.code)
-                self.refuse(served, reply, job.request_id, error)
+            elif not isinstance(error, SupersededError):
+                return  # it has ended, and that is said once the journal answers; one that gave up never does
+            self.refuse(served, reply, job.request_id, error)
             return
         finally:
             served.accepting.discard(job)
