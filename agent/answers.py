@@ -42,7 +42,7 @@ class Answers:
         decoding = run.driver.decoding
         for step in run.take(result, now):
             job, _ = self._served.jobs[step.sequence]
-            job.meter.add(result.times, step.elapsed_s)
+            job.meter.add(run.route, result.times, step.elapsed_s)
             if step.token is not None and step.token.index > 0:
                 job.meter.beside(decoding)
             finish = None
@@ -110,11 +110,14 @@ class Answers:
         except ResplitError as error:
             for _, job, _ in kept:
                 self._served.end(job, error)
+        except Exception as error:  # what the journal did not take would never be said, and nobody would know
+            for _, job, _ in kept:
+                self.broke(job, error)
 
     def _tell(self, result: Result, kept: list[tuple[Answered, Job, FinishReason | None]], now: float) -> None:
         """Say what a result means to the clients that still want to know."""
         for step, job, finish in kept:
-            if self._served.desk.in_flight.get(job.request_id, (None, None))[1] is not job:
+            if not self._served.desk.holds(job):
                 continue  # it ended in the meantime
             try:
                 self._tell_step(result, step, job, finish, now)
@@ -158,6 +161,8 @@ class Answers:
             self._served.journal.confirm(lambda: self._ended_in_output(job, answer, usage, total_ms=usage.total_ms))
 
     def _ended_in_output(self, job: Job, reply: BaseModel, usage: Usage, **fields: str | int | float | None) -> None:
+        if not self._served.desk.holds(job):
+            return  # it ended in an error while the journal took its time
         self._served.desk.say(job.reply, reply, None)
         self._served.attainment.ended(self._served.promised, job.slo, usage)
         if job.handle is not None:
@@ -166,6 +171,7 @@ class Answers:
             s for s, (held, _) in self._served.jobs.items() if held is job and s not in self._served.crossings
         ]:
             _, run = self._served.jobs.pop(sequence)
+            self._served.crossings.forget(sequence)
             run.finish(sequence, self._served.desk.now())
         self._served.forget(job)
         self._served.desk.audit.record(

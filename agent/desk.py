@@ -31,3 +31,12 @@ class Desk:
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
     finished: Finished = field(default_factory=Finished)
     """What those that ended in text met."""
+
+    def holds(self, job: Job) -> bool:
+        """Whether it has not ended; another request may have its id since."""
+        return self.in_flight.get(job.request_id, (None, None))[1] is job
+
+    def drop(self, job: Job) -> None:
+        """It has ended."""
+        if self.holds(job):
+            del self.in_flight[job.request_id]

@@ -17,11 +17,12 @@ from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
 from bus.audit import AuditTrail
+from bus.journal import SupersededError
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, RequestId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import AcceptedRequest
-from schemas.request import MAX_REQUEST_BYTES, AcceptedReply
+from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply
 from schemas.slo import Slo
 
 OVERTAKING_S = 1.0
@@ -72,9 +73,7 @@ class Door:
         while len(self._cancelled_early) > OVERTAKING_MAX:
             self._cancelled_early.popitem(last=False)
 
-    async def refuse(
-        self, served: Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError
-    ) -> None:
+    def refuse(self, served: Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError) -> None:
         """Say the one reply of a request that is not taken."""
         self._audit.record(
             AuditKind.REQUEST_REFUSED,
@@ -84,7 +83,7 @@ class Door:
             code=error.code.value,
             field=error.field,
         )
-        await reply.refuse(error, request_id)
+        self._outbox.put(reply, ErrorReply(request_id=request_id, error=error.body), None)
 
     async def _take_request(self, msg: Msg) -> None:
         reply = self.replier.to(msg)
@@ -111,12 +110,12 @@ class Door:
         except ResplitError as error:
             if served is not None and own is not None:
                 served.attainment.refused(served.promised, own, error.code)
-            await self.refuse(served, reply, request_id, error)
+            self.refuse(served, reply, request_id, error)
             return
         except Exception:  # a defect of ours, and still every request gets an answer
             log.exception("a request could not be read")
             fault = ResplitError(ErrorCode.INTERNAL, "the request could not be read; the agent's log has the cause")
-            await self.refuse(served, reply, request_id, fault)
+            self.refuse(served, reply, request_id, fault)
             return
         self._in_flight[request_id] = (served, job)
         served.accepting.add(job)
@@ -144,16 +143,24 @@ class Door:
         seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
         reply = job.reply
         kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
+        journal = served.journal  # of this life; another may have begun once it answers
         try:
-            job.handle = await served.journal.accept(kept)
+            job.handle = await journal.accept(kept)
         except ResplitError as error:
-            self._in_flight.pop(job.request_id, None)
-            await self.refuse(served, reply, job.request_id, error)
+            if served.desk.holds(job):
+                served.desk.drop(job)
+                served.attainment.refused(served.promised, job.slo, error.code)
+            elif not isinstance(error, SupersededError):
+                return  # it has ended, and that is said once the journal answers; one that gave up never does
+            self.refuse(served, reply, job.request_id, error)
             return
         finally:
             served.accepting.discard(job)
-        if self._in_flight.get(job.request_id, (None, None))[1] is not job:
-            served.journal.end([job.handle], ErrorCode.CANCELLED.value)  # it was cancelled meanwhile
+        if not served.desk.holds(job):
+            journal.end([job.handle], ErrorCode.CANCELLED.value)  # it ended meanwhile
+            return
+        if journal is not served.journal:
+            served.desk.drop(job)  # whoever took over from that life answers for it
             return
         served.queue.add(job)
         if isinstance(job, Generation) and job.request.stream:

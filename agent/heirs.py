@@ -13,7 +13,7 @@ from nats.aio.client import Client
 from agent.served import Served
 from bus.journal import SupersededError
 from bus.succession import Life, fence, lives, release
-from schemas.base import LifeId, NodeId
+from schemas.base import LifeId, NodeId, RequestId
 from schemas.errors import ResplitError
 from schemas.journal import LiveRequest
 
@@ -41,7 +41,7 @@ class Adopts(Protocol):
 
     @property
     def served(self) -> tuple[Served, ...]: ...
-    async def adopt(self, served: Served, requests: Sequence[LiveRequest], /) -> None: ...
+    async def adopt(self, served: Served, requests: Sequence[LiveRequest], taken: set[RequestId], /) -> None: ...
 
 
 class Heirs:
@@ -52,6 +52,9 @@ class Heirs:
         self._is_over = is_over
         self._ingress = ingress
         self._news = asyncio.Event()
+        self._taken: dict[tuple[LifeId, LifeId], set[RequestId]] = {}
+        """By our life and the dead one: what was taken over of one that could not be taken over whole. It may have
+        ended by the time that the rest is tried again."""
 
     def look(self) -> None:
         """Something began or ended: see whether there is anything to take over."""
@@ -104,8 +107,10 @@ class Heirs:
             return
         if owed.requests:
             log.warning("taking over from %s: %s, %d requests", life.life, served.name, len(owed.requests))
-        await self._ingress.adopt(served, owed.requests)
+        lives_of = (served.life, life.life)
+        await self._ingress.adopt(served, owed.requests, self._taken.setdefault(lives_of, set()))
         await release(self._client, owed)
+        self._taken.pop(lives_of, None)
 
 
 def _is_done(life: Life) -> bool:

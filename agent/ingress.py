@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import itertools
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 
 from nats.aio.client import Client
@@ -24,7 +24,7 @@ from agent.run import sequence_numbers
 from agent.served import Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
-from bus.journal import Journal
+from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
 from models.text import Text
 from schemas import subjects
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
@@ -39,6 +39,10 @@ CHECK_EVERY_S = 0.25
 HUNG_S = 2.0
 """Without a check for so long, this process hung."""
 STOP_S = 1.0
+ADOPTED_BYTES = WAITING_BYTES_MAX // 4
+"""Taken over at once: more than the journal lets wait would be refused, however often it is tried."""
+TOKEN_BYTES = 256
+"""In the journal at most, or nearly: with twenty alternatives."""
 
 log = logging.getLogger(__name__)
 
@@ -230,15 +234,28 @@ class Ingress:
         self._journals.pop(life)
         served.life, served.journal = self._begin_life(name)
 
-    async def adopt(self, served: Served, requests: Sequence[LiveRequest]) -> None:
-        """Answer for requests that an ingress which is gone had accepted; raises what the journal raises."""
-        new = [one for one in requests if one.request.request_id not in self._in_flight]
+    async def adopt(self, served: Served, requests: Sequence[LiveRequest], taken: set[RequestId]) -> None:
+        """Answer for requests that an ingress which is gone had accepted, but for those `taken`, and add to these.
+
+        Raises the first of what the journal raises; those that it did take run then, and are `taken`.
+        """
+        new = [one for one in requests if one.request.request_id not in self._in_flight.keys() | taken]
         new.sort(key=lambda one: not one.tokens)  # those that were running first, then those that waited
-        adopted = await asyncio.gather(*(self._adopt(served, one) for one in new))
-        served.resume([found for found in adopted if found is not None])
+        life, failed = served.life, list[BaseException]()
+        for some in _portions(new):
+            adopted = await asyncio.gather(*(self._adopt(served, one) for one in some), return_exceptions=True)
+            failed += [found for found in adopted if isinstance(found, BaseException)]
+            both = zip(some, adopted, strict=True)
+            taken.update(one.request.request_id for one, found in both if not isinstance(found, BaseException))
+            jobs = [found for found in adopted if found is not None and not isinstance(found, BaseException)]
+            served.resume([(job, said) for job, said in jobs if self._desk.holds(job)])
+            if served.life != life:
+                raise SupersededError(life, None)
+        if failed:
+            raise failed[0]
 
     async def _adopt(self, served: Served, live: LiveRequest) -> tuple[Job, list[Token]] | None:
-        """One of them, and its tokens; None if it ended in an error here."""
+        """One of them, and its tokens; None if it has ended here."""
         kept = live.request
         reply = self._door.replier.at(kept.inbox, kept.content_type)
         arrived = self._now() - kept.age_ms / 1e3
@@ -254,16 +271,20 @@ class Ingress:
             text = served.text
             job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
-            await self._door.refuse(served, reply, kept.request_id, error)
+            self._door.refuse(served, reply, kept.request_id, error)
             return None
         if isinstance(job, Generation):
             job.max_tokens = kept.max_tokens or job.max_tokens
         self._in_flight[kept.request_id] = (served, job)
+        journal = served.journal  # of this life; another may have begun once it answers
         try:
-            job.handle = await served.journal.accept(kept, live.tokens, live.likely)
+            job.handle = await journal.accept(kept, live.tokens, live.likely)
         except BaseException:
-            self._in_flight.pop(kept.request_id, None)
+            self._desk.drop(job)
             raise
+        if not self._desk.holds(job):
+            journal.end([job.handle], ErrorCode.CANCELLED.value)  # it ended meanwhile
+            return None
         likely = live.likely or ((None, ()),) * len(live.tokens)
         return job, [Token(0, 0, i, t, *more) for i, (t, more) in enumerate(zip(live.tokens, likely, strict=True))]
 
@@ -303,3 +324,18 @@ class Ingress:
             if served.leave_at is not None and now >= served.leave_at and served.withdrawing is None:
                 served.withdrawing = asyncio.create_task(self._leave(served))
             served.check(now)
+
+
+def _portions(requests: Sequence[LiveRequest]) -> Iterator[list[LiveRequest]]:
+    """In order, each at most `ADOPTED_BYTES` in the journal unless it is one request."""
+    some: list[LiveRequest] = []
+    size = 0
+    for one in requests:
+        adds = len(one.request.data) + TOKEN_BYTES * len(one.tokens)
+        if some and size + adds > ADOPTED_BYTES:
+            yield some
+            some, size = [], 0
+        some.append(one)
+        size += adds
+    if some:
+        yield some

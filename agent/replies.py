@@ -74,7 +74,3 @@ class ReplyTo:
             data = encode_as(ErrorReply(request_id=named, error=too_large.body), self._answered_in)
         await self._client.publish(self.inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
         return len(data)
-
-    async def refuse(self, error: ResplitError, request: RequestId | None) -> None:
-        """The one final reply of a request that does not end in output."""
-        await self.send(ErrorReply(request_id=request, error=error.body), None)

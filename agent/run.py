@@ -203,10 +203,6 @@ class RouteRun:
         self._send_first(frame)
         return sequence
 
-    def call_of(self, sequence: SequenceId) -> dict[str, Array]:
-        """The tensors of a call that is in flight."""
-        return self._calls[sequence].frame.tensors
-
     def pump(self, now: float) -> None:
         """Send every frame that may leave now."""
         for frame in self.driver.frames(now):
@@ -219,6 +215,7 @@ class RouteRun:
             if (call := self._calls.pop(sequence, None)) is not None:
                 self._typical_s = max(now - call.sent, 0.9 * self._typical_s)
                 self.driver.pace.call.add(1, now - call.sent, now)
+                self.driver.stalled = False
                 fresh.append(Answered(sequence, now - call.sent, None))
         return fresh
 
@@ -256,6 +253,7 @@ class RouteRun:
             # Calls queue behind each other, so each may wait for all of them.
             patience_s = max(TENSOR_PATIENCE_S, TENSOR_QUEUE_FACTOR * self._typical_s * len(self._calls))
             if now - call.sent > patience_s * call.attempts:
+                self.driver.stalled = True
                 if call.attempts >= TENSOR_ATTEMPTS:
                     lost = (*lost, sequence)
                 else:

@@ -86,6 +86,9 @@ def predicted(
     `others`, so that it is tried."""
     pace = run.driver.pace
     if isinstance(job, TensorJob):
+        if not pace.call.is_known(now):
+            known = [other.driver.pace for other in others if other.driver.pace.call.is_known(now)]
+            pace = min(known, key=lambda one: one.call.seconds(1), default=pace)
         calls = sum(len(other.waiting) for other in ahead if isinstance(other, TensorJob))
         return forecast_calls(pace, run.route.max_sequences, calls + run.active, len(job.waiting), now)
     if not pace.generates(now):

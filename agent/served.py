@@ -71,6 +71,8 @@ class Served:
     leave_at: float | None = None
     """When this node stops listening, as no plan here succeeds the one that drains."""
     withdrawing: asyncio.Task[None] | None = None
+    stranded: dict[Job, float] = field(default_factory=dict)
+    """Requests that nothing here can run, and since when."""
 
     def __post_init__(self) -> None:
         self.crossings = Crossings(self.desk.send)
@@ -143,6 +145,8 @@ class Served:
                         run.closed_until = self.desk.now() + FULL_S
                         for other in self.runs.values():  # epochs share their slots
                             other.close_again()
+                        for job in {self.jobs[sequence][0] for sequence in named}:
+                            job.meter.bounced()
                     if _known(code) in RECOVERABLE:
                         self.recover(named, message, counts=_known(code) is ErrorCode.STEP_LOST)
                     else:
@@ -199,8 +203,8 @@ class Served:
         if (plan.epoch, route.index) in self.runs:
             return
         run = RouteRun(plan, route, self.desk.node, numbers, self.desk.send)
-        for before in self.runs.values():
-            run.learn_from(before)
+        if self.runs.newest is not None:
+            run.learn_from(self.runs.newest)
         self.runs[plan.epoch, route.index] = run
 
     def recover(self, sequences: list[SequenceId], why: str, *, counts: bool = False) -> None:
@@ -208,15 +212,18 @@ class Served:
         now = self.desk.now()
         if sequences:
             log.info("recomputing what ran: %s, %d sequences: %s", self.name, len(sequences), why)
+        interrupted: dict[Job, None] = {}
         for sequence in sequences:
-            job, run = self.jobs[sequence]
+            job, run = self.jobs.pop(sequence)
             if isinstance(job, TensorJob):
-                job.restart(sequence, run.call_of(sequence))
-            job.interrupted_at = job.interrupted_at or now
-            job.recoveries += counts
+                job.restart(sequence)
+            if job.has_begun:
+                job.interrupted_at = job.interrupted_at or now
             self.crossings.forget(sequence)
-            del self.jobs[sequence]
             run.end([sequence], broken=True)
+            interrupted[job] = None
+        for job in interrupted:  # once each, however many of its calls came to nothing
+            job.recoveries += counts
             if job.recoveries > RECOVERIES_MAX:
                 self.end(job, ResplitError(ErrorCode.STAGE_FAILED, f"recomputed {RECOVERIES_MAX} times in vain: {why}"))
             else:
@@ -227,15 +234,28 @@ class Served:
         for run in list(self.runs.values()):
             if lost := run.check(now):
                 run.closed_until = now + STALLED_S
-                self.recover([s for s in lost if s in self.jobs], "a stage does not answer any more")
+                found = [(s, isinstance(self.jobs[s][0], TensorJob)) for s in lost if s in self.jobs]
+                why = "a stage does not answer any more"
+                self.recover([s for s, is_call in found if not is_call], why)
+                # A call that is never answered may be what hangs the stages it comes to.
+                self.recover([s for s, is_call in found if is_call], why, counts=True)
         if lost_in_crossing := self.crossings.check(now):
             self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
-        for job in [job for job in self.queue if job.interrupted_at is not None]:
-            assert job.interrupted_at is not None
-            if now - job.interrupted_at >= INTERRUPTED_MAX_S:
-                message = f"what ran this request is gone, and for {INTERRUPTED_MAX_S:g} s nothing took its place"
-                self.end(job, ResplitError(ErrorCode.NODE_LOST, message))
+        self._end_stranded(now)
         self.admit()
+
+    def _end_stranded(self, now: float) -> None:
+        """What nothing could run for too long ends; a request that waits for a slot, however long, is not stranded."""
+        again = [job for job, _ in self.jobs.values() if job.interrupted_at is not None]
+        here = [job for job in dict.fromkeys((*self.queue, *again)) if self._is_stranded(job)]
+        self.stranded = {job: self.stranded.get(job, now) for job in here}
+        for job in [job for job in self.queue if now - self.stranded.get(job, now) >= INTERRUPTED_MAX_S]:
+            message = f"what could run this request is gone, and for {INTERRUPTED_MAX_S:g} s nothing took its place"
+            self.end(job, ResplitError(ErrorCode.NODE_LOST, message))
+
+    def _is_stranded(self, job: Job) -> bool:
+        """Whether nothing can run it; to what was interrupted, a route that does not answer is none."""
+        return all(job.interrupted_at is not None and run.driver.stalled for run in self.runs.able(job))
 
     def fail(self, sequences: list[SequenceId], code: ErrorCode, message: str) -> None:
         """End the requests of these sequences in a typed error."""
@@ -253,15 +273,19 @@ class Served:
 
     def superseded(self) -> None:
         """Another ingress answers for all these requests: not a word more about them."""
-        for job in {id(job): job for job in (*self.queue, *(job for job, _ in self.jobs.values()))}.values():
-            self.forget(job, broken=True)
+        mine = [job for served, job in self.desk.in_flight.values() if served is self]
+        for job in mine:
+            if job not in self.accepting:  # what was not accepted yet is refused as the journal gives up on it
+                self.forget(job, broken=True)
 
     def resume(self, jobs: Sequence[tuple[Job, Sequence[Token]]]) -> None:
         """Take over requests that another ingress had accepted and that this one's journal has."""
         for job, said in jobs:
-            job.interrupted_at = self.desk.now()
-            if not (isinstance(job, Generation) and said and self.answers.again(job, said)):
-                self.queue.add(job)
+            if isinstance(job, Generation) and said and self.answers.again(job, said):
+                continue
+            if job.has_begun:
+                job.interrupted_at = self.desk.now()
+            self.queue.add(job)
         self.admit()
 
     def report_empty(self, epoch: int) -> None:
@@ -364,7 +388,7 @@ class Served:
                 self.crossings.forget(sequence)
         for run, sequences in by_run.items():
             run.end(sequences, broken=broken)
-        self.desk.in_flight.pop(job.request_id, None)
+        self.desk.drop(job)
 
     def _settle(self) -> None:
         """Close the plans that drain once nothing that waits needs them, and say when they are empty."""

@@ -97,11 +97,6 @@ class StageHost:
         """Equal for frames that one call may serve: same engine, same stage number."""
         return (id(self), id(self._engines.get((frame.epoch, frame.route, frame.stage))), frame.stage)
 
-    @property
-    def is_idle(self) -> bool:
-        """Whether no epoch is served here any more."""
-        return not self._engines
-
     def sequences(self, epoch: int) -> int:
         """How many sequences of an epoch have a slot."""
         return sum(record.epoch == epoch for record in list(self._records.values()))

@@ -90,7 +90,7 @@ class Stages:
             return
         await self._compute.call(lambda: host.remove(plan.epoch))
         if not any(other.family == plan.family for other in self._plans.values()):
-            del self._hosts[plan.family]
+            self._hosts.pop(plan.family, None)  # two plans of a family may be removed at once
 
     def sequences(self, plan: Plan) -> int:
         """Sequences of a plan that hold a slot."""

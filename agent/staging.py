@@ -94,6 +94,8 @@ class Stager:
         """Term and number of the last advice."""
         self._wanted: tuple[StoredBlocks, ...] = ()
         self._news = asyncio.Event()
+        self._cramped: set[Digest] = set()
+        """Models of which there was no room for more when it was last tried: that is said once."""
 
     async def listen(self, client: Client) -> None:
         """Hear advice from now on."""
@@ -153,7 +155,12 @@ class Stager:
             if self._news.is_set():
                 break
         self._changed()
-        if brought or not whole:
+        was_cramped = stored.model in self._cramped
+        if whole:
+            self._cramped.discard(stored.model)
+        else:
+            self._cramped.add(stored.model)
+        if brought or (not whole and not was_cramped):
             self._audit.record(
                 AuditKind.BLOCKS_STAGED,
                 "blocks that a plan may need are on the disk" if whole else "the disk has no room for more blocks",
@@ -169,7 +176,7 @@ class Stager:
         size = sum(ref.size_bytes for ref in refs)
         short = size - self._room()
         if short > 0:
-            swept = self._store.make_room(short, self._needed())
+            swept = await asyncio.to_thread(self._store.make_room, short, self._needed())
             if swept:
                 await self._files.forget(swept)
                 self._audit.record(

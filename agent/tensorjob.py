@@ -36,7 +36,8 @@ class TensorJob:
     """Calls to make, each with its place among the answers."""
     prompt_tokens: int = 0
     outputs: tuple[str, ...] = ()
-    _place: dict[SequenceId, int] = field(default_factory=dict)
+    _calls: dict[SequenceId, tuple[int, dict[str, Array]]] = field(default_factory=dict)
+    """Those that were made and are not answered, as they waited: any may have to be made again."""
     _vectors: dict[int, tuple[float, ...]] = field(default_factory=dict)
     interrupted_at: float | None = None
     """Since when a call of it waits to be made again, as what ran it is gone."""
@@ -53,12 +54,12 @@ class TensorJob:
 
     def started(self, sequence: SequenceId) -> None:
         """The first waiting call is on its way as `sequence`."""
-        self._place[sequence], _ = self.waiting.popleft()
+        self._calls[sequence] = self.waiting.popleft()
         self.interrupted_at = None
 
-    def restart(self, sequence: SequenceId, tensors: dict[str, Array]) -> None:
+    def restart(self, sequence: SequenceId) -> None:
         """A call came to nothing: it waits again, before the others, and keeps its place among the answers."""
-        self.waiting.appendleft((self._place.pop(sequence), tensors))
+        self.waiting.appendleft(self._calls.pop(sequence))
 
     def take(self, sequence: SequenceId, tensors: dict[str, Array], now: float) -> TensorReply | EmbeddingReply | None:
         """The answer to one call; the reply once every call is answered."""
@@ -71,8 +72,9 @@ class TensorJob:
                 usage=self.meter.usage(0, 0, now),
             )
         vector = pool(tensors[self.manifest.outputs[0].name], self.manifest)
-        self._vectors[self._place.pop(sequence)] = tuple(vector.tolist())
-        if self.waiting or self._place:
+        place, _ = self._calls.pop(sequence)
+        self._vectors[place] = tuple(vector.tolist())
+        if self.waiting or self._calls:
             return None
         data = tuple(EmbeddingItem(index=i, embedding=v) for i, v in sorted(self._vectors.items()))
         usage = self.meter.usage(self.prompt_tokens, 0, now)

@@ -36,6 +36,8 @@ class Meter:
     """Of other prompts that were not computed yet when it began."""
     steady: bool = True
     """Whether it ran over one route of one plan, and was begun once."""
+    has_run: bool = False
+    """Whether a frame of it came back."""
     _steps: int = 0
     _rows: int = 0
     _stages: dict[Stage, _Spent] = field(default_factory=dict)
@@ -52,12 +54,19 @@ class Meter:
         """It was; what is not exact once makes all that follows only equivalent."""
         self.recovered = "identical" if exactly and self.recovered != "equivalent" else "equivalent"
 
-    def add(self, times: Iterable[StageTime], elapsed_s: float) -> None:
-        """Count one frame: its times at each stage it passed, and how long it was away in all."""
-        assert self.route is not None, "a request that was admitted has a route"
+    def bounced(self) -> None:
+        """It found no slot after all: if nothing of it ran, it has not begun."""
+        if not self.has_run:
+            self.started = self.route = None
+            self._stages.clear()
+
+    def add(self, route: Route, times: Iterable[StageTime], elapsed_s: float) -> None:
+        """Count one frame that came back over `route`, not always the last begun: its times at each stage it passed,
+        and how long it was away in all."""
+        self.has_run = True
         self._away_us += round(1e6 * elapsed_s)
         for time in times:
-            spent = self._stages.setdefault(self.route.stages[time.stage], _Spent())
+            spent = self._stages.setdefault(route.stages[time.stage], _Spent())
             spent.compute_us += time.compute_us
             spent.queue_us += time.queue_us
             spent.calls += 1

@@ -29,8 +29,10 @@ STREAMS = (
     subjects.STREAM_PLANS,
     subjects.STREAM_RECEIPTS,
     subjects.STREAM_AUDIT,
+    subjects.STREAM_JOURNAL,
     f"KV_{subjects.BUCKET_DEPLOYMENTS}",
     f"KV_{subjects.BUCKET_NODES}",
+    f"KV_{subjects.BUCKET_LEADER}",
 )
 
 

@@ -153,7 +153,7 @@ class ReceiptStatus(StrEnum):
     APPLIED = "applied"
     """The plan is this node's current one."""
     DRAINED = "drained"
-    """This ingress has no sequence left on the plan."""
+    """This node has no request left that runs over the plan."""
     RETIRED = "retired"
     """Nothing of the plan is loaded on this node any more."""
 

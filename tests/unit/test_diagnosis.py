@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from resplit.diagnosis import Facts, KeyFile, Storage, diagnose
-from resplit.examine import key_files
+from resplit.examine import STREAMS, key_files
+from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, LinkEstimate, Provider
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
@@ -196,3 +197,10 @@ def test_the_key_files_of_a_machine_are_those_of_its_nodes(tmp_path: Path) -> No
     assert missing == ["b.key", "b.tls.key", "b.tls.pem"]
     gone = key_files(tmp_path / "nowhere", None)
     assert [file.mode for file in gone] == [None, None]
+
+
+def test_a_doctor_looks_for_everything_that_jetstream_is_to_keep() -> None:
+    names = vars(subjects).items()
+    streams = {name for key, name in names if key.startswith("STREAM_")}
+    buckets = {f"KV_{name}" for key, name in names if key.startswith("BUCKET_")}
+    assert set(STREAMS) == streams | buckets
