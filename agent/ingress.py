@@ -25,6 +25,7 @@ from agent.served import Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
 from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
+from bus.stopping import stoppable
 from models.text import Text
 from schemas import subjects
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
@@ -188,7 +189,7 @@ class Ingress:
         async with asyncio.TaskGroup() as group:
             group.create_task(self._outbox.run())
             group.create_task(self._check_forever())
-            group.create_task(self.heirs.run())
+            group.create_task(stoppable(self.heirs.run()))
 
     async def stop(self) -> None:
         """Take no more requests, and leave those in flight to whoever serves the deployment next."""
