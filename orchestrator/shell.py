@@ -137,7 +137,7 @@ async def _streams(client: Client) -> tuple[JetStreamContext, Desired, KeyValue]
     while True:
         try:
             js = await ensure_streams(client)
-            desired = Desired(await deployments_bucket(js), await nodes_bucket(js))
+            desired = Desired(js, await deployments_bucket(js), await nodes_bucket(js))
             return js, desired, await leader_bucket(js, LEASE_S)
         except (NatsError, TimeoutError, OSError) as error:
             if not said:

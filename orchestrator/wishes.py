@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from nats.errors import Error as NatsError
-from nats.js.errors import KeyNotFoundError, NoKeysError
+from nats.js import JetStreamContext
+from nats.js.errors import KeyNotFoundError
 from nats.js.kv import KeyValue
 from pydantic import BaseModel
 
@@ -31,6 +32,7 @@ log = logging.getLogger(__name__)
 class Desired:
     """The buckets that hold it."""
 
+    js: JetStreamContext
     deployments: KeyValue
     nodes: KeyValue
 
@@ -55,18 +57,18 @@ class Wishes:
 
 async def stored(desired: Desired, rejections: Rejections) -> Wishes:
     """Everything that is stored; what cannot be read is audited and passed over."""
-    deployments = await _stored(desired.deployments, Deployment, "a stored deployment", rejections)
-    nodes = await _stored(desired.nodes, NodeWish, "a stored wish for a node", rejections)
+    deployments = await _stored(desired.js, desired.deployments, Deployment, "a stored deployment", rejections)
+    nodes = await _stored(desired.js, desired.nodes, NodeWish, "a stored wish for a node", rejections)
     return Wishes({deployment.name: deployment for deployment in deployments}, tuple(nodes))
 
 
-async def _stored(bucket: KeyValue, kind: type[V], what: str, rejections: Rejections) -> list[V]:
-    try:
-        keys = await bucket.keys()
-    except NoKeysError:
-        return []
+async def _stored(js: JetStreamContext, bucket: KeyValue, kind: type[V], what: str, rejections: Rejections) -> list[V]:
+    # Not `bucket.keys()`: on a busy machine its watcher may say that it is through before the first key has come, and
+    # everything that is deployed would look removed.
+    status = await bucket.status()
+    info = await js.stream_info(f"KV_{status.bucket}", subjects_filter=f"$KV.{status.bucket}.>")
     found = []
-    for key in sorted(keys):
+    for key in sorted(subject.split(".", 2)[2] for subject in info.state.subjects or {}):
         try:
             entry = await bucket.get(key)
             found.append(decode(kind, entry.value or b"", what))
