@@ -89,7 +89,6 @@ def forecast(
     settings: Settings | None = None,
     weights: Weights | None = None,
     trusted: frozenset[NodeId] | None = None,
-    power_w: Mapping[NodeId, float] | None = None,
     steady: Mapping[NodeId, Capacity] | None = None,
 ) -> Forecast:
     """What sequences on `placement` meet under `demand`, which is that of the whole deployment.
@@ -113,7 +112,6 @@ def forecast(
             settings=settings,
             weights=weights,
             trusted=trusted,
-            power_w=power_w,
             loads=loads,
         )
 
