@@ -14,7 +14,7 @@ from itertools import groupby
 from agent.driver import REPLAY_TOKENS_MAX
 from agent.run import RouteRun
 from agent.ways import Position
-from profiler.cost import DEFAULT_LINK_BYTES_PER_S
+from profiler.network import DEFAULT_LINK_BYTES_PER_S
 from schemas.base import NodeId
 from schemas.frame import Adopt, Adopted, Frame, Move, SequenceId
 from schemas.manifest import Manifest

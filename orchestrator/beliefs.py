@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from math import exp
 from statistics import median
 
-from profiler.cost import DEFAULT_RTT_MS, roofline
+from profiler.compute import roofline
+from profiler.network import DEFAULT_RTT_MS
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, LinkEstimate
 from schemas.manifest import Block, Manifest

@@ -21,8 +21,9 @@ from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
 from orchestrator.strain import UNSTRAINED, Strain
 from orchestrator.trust import exposed
-from profiler.cost import DEFAULT_RTT_MS, PROMPT_TOKENS
+from profiler.cost import PROMPT_TOKENS
 from profiler.forecast import forecast
+from profiler.network import DEFAULT_RTT_MS
 from profiler.objective import Demand, Weights
 from profiler.waiting import chunks_of
 from schemas.base import NodeId

@@ -12,8 +12,9 @@ from orchestrator.beliefs import slower
 from orchestrator.rooms import Room
 from orchestrator.solvers.problem import Floats, Integers, Mask, Problem, Solution, site_hops
 from orchestrator.solvers.solve import solve
-from profiler.cost import block_time, boundary_bytes, hop_ms
+from profiler.compute import block_time
 from profiler.forecast import forecast
+from profiler.network import boundary_bytes, hop_ms
 from profiler.objective import Weights
 from schemas.base import NodeId
 from schemas.capacity import MS_MAX, Capacity

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from profiler.cost import DEFAULT_LINK_BYTES_PER_S
+from profiler.network import DEFAULT_LINK_BYTES_PER_S
 from schemas.base import Digest, NodeId
 from schemas.capacity import Capacity
 from schemas.deployment import Chain, Placement

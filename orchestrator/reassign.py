@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.rooms import Room
-from profiler.cost import block_time, boundary_bytes, hop_ms
+from profiler.compute import block_time
+from profiler.network import boundary_bytes, hop_ms
 from schemas.base import Digest, NodeId
 from schemas.deployment import Stage
 from schemas.manifest import Manifest

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from orchestrator.beliefs import believed, optimism_of
 from orchestrator.fold import Snapshot
-from profiler.cost import kv_memory_bytes, weight_memory_bytes
+from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity
 from schemas.deployment import Deployment

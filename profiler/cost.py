@@ -1,17 +1,16 @@
 """PURE: what a route would cost, term by term (mathematics.md A1). Times in milliseconds.
 
-A block's time is the one its node measured; before there is one, a roofline over the node's calibration. A decode step
-grows with the sequences that share it and with the tokens behind them, a chunk with its length; the head runs for
-the last chunk alone. The network is a fixed latency per hop plus the bytes over the link's rate. How sequences hold
-each other up is in `profiler.waiting`, and what the terms add up to, Phi, in `profiler.objective`.
+The terms themselves are in `profiler.compute`, `profiler.network` and `profiler.memory`, how sequences hold each other
+up in `profiler.waiting`, and what it all adds up to, Phi, in `profiler.objective`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from math import ceil, prod
 
-from profiler.kv import kv_tokens
+from profiler.compute import block_time, measured_time, prompt_ms, step_ms
+from profiler.memory import memory_bytes
+from profiler.network import TOKEN_BYTES, boundary_bytes, hop_ms
 from profiler.objective import (
     Demand,
     NodeTerm,
@@ -25,29 +24,12 @@ from profiler.objective import (
 )
 from profiler.waiting import StageWork, chunks_of, groups_in_flight, resources, waits
 from schemas.base import Digest, NodeId
-from schemas.capacity import MS_MAX, REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
-from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, Capacity
+from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
-from schemas.manifest import DTYPE_BYTES, Block, Manifest, ModelKind, TensorSpec
+from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Route
 
-OVERHEAD_MS = 0.02
-"""Per block and call: entering ONNX Runtime and binding its buffers (data-plane-facts.md: 0-8 % of a step)."""
-DEFAULT_RTT_MS = 0.5
-"""Between two nodes that have not measured each other: a local network."""
-DEFAULT_LINK_BYTES_PER_S = 1e9 / 8
-"""Gigabit Ethernet, until links are measured for their rate too."""
-EDGE_FAULT_MS = 50.0
-"""Added to a hop between two nodes that reach each other over the bus only, on top of what that road takes. Frames
-that pass the broker share it with everybody's heartbeats and plans, so such an edge is for want of another: the price
-is above any local network's round trip, so that a way around is taken, and finite, so that the model is served where
-there is none."""
-TOKEN_BYTES = 8
-"""What returns from the head to the ingress: one token id."""
-RESIDENT_PER_WEIGHT_BYTE = 1.1
-"""ONNX Runtime repacks matrices for its kernels and lets go of the originals: measured 1.01 for fp32, and some air."""
-SESSION_BYTES = 2 << 20
-"""A session's graph, plan and work buffers, per block."""
 PROMPT_TOKENS = 128
 """The prompt for which a time to first token is quoted when nobody says another."""
 ALONE = Demand()
@@ -209,10 +191,10 @@ def predict(
                 stage.first,
                 stage.last,
                 prefill_ms=sum(
-                    _prompt_ms(time, manifest.blocks[time.block], prompt_tokens, chunks, last) for time in times
+                    prompt_ms(time, manifest.blocks[time.block], prompt_tokens, chunks, last) for time in times
                 ),
                 decode_ms=step_ms(times, rows, context),
-                measured=all(_measured(capacity, digest, block) is not None for block in stage.blocks),
+                measured=all(measured_time(capacity, digest, block) is not None for block in stage.blocks),
                 frame_ms=capacity.frame_ms or 0.0,
                 chunks=chunks,
             )
@@ -298,24 +280,6 @@ def _waiting(
     return waiting, found.overlap_ms
 
 
-def _prompt_ms(time: BlockTime, block: Block, tokens: int, chunks: int, last: int) -> float:
-    """A whole prompt through one block. A head of its own runs for the one token that is wanted (`agent.engine`)."""
-    if block.role == "head":
-        return time.prefill_ms + last * time.prefill_ms_per_token
-    return chunks * time.prefill_ms + tokens * time.prefill_ms_per_token
-
-
-def step_ms(times: Sequence[BlockTime], rows: float, context_tokens: float = REFERENCE_CONTEXT_TOKENS) -> float:
-    """One decode step of `rows` sequences through blocks of one stage, each behind so many tokens."""
-    rows = max(rows, 1.0, *(time.rows_min for time in times))  # a lone sequence runs in company
-    total = 0.0
-    for time in times:
-        more = rows - time.rows_min
-        attention = time.decode_ms_per_context_token * rows * (context_tokens - REFERENCE_CONTEXT_TOKENS)
-        total += max(0.0, time.decode_ms + (time.decode_ms_per_row or 0.0) * more + attention)
-    return total
-
-
 def _drawn_w(capacities: Mapping[NodeId, Capacity]) -> dict[NodeId, float]:
     return {name: capacity.power_w for name, capacity in capacities.items() if capacity.power_w is not None}
 
@@ -372,107 +336,3 @@ def _hops(
     last = route.stages[-1]
     hops.append(hop(last.node, route.source, boundary_bytes(manifest, last.last), returns=True))
     return tuple(hops)
-
-
-def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:
-    """tP and tD of one block on one node: measured, else `max(FLOP/F, bytes/BW) + overhead` (mathematics.md A1)."""
-    measured = _measured(capacity, digest, block)
-    if measured is not None:
-        return measured
-    return roofline(capacity, manifest, digest, block)
-
-
-def roofline(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:
-    """What the node's calibration promises for a block that it never ran."""
-    what = manifest.blocks[block]
-    # A node may say of itself that it is as slow as it likes: half of what any time can be leaves room for the rest.
-    compute_ms = min(1e3 * what.flops_per_token / capacity.provider.flops_per_s, MS_MAX / 2)
-    stream_ms = min(1e3 * _streamed_bytes(what) / capacity.provider.bytes_per_s, MS_MAX / 2)
-    chunk = DEFAULT_CHUNK_TOKENS
-    return BlockTime(
-        model=digest,
-        block=block,
-        decode_ms=max(compute_ms, stream_ms) + OVERHEAD_MS,
-        decode_ms_per_row=compute_ms,
-        prefill_ms_per_token=max(compute_ms, stream_ms / chunk) + OVERHEAD_MS / chunk,
-    )
-
-
-def hop_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId, size: float) -> float:
-    """net(n, n', z) of mathematics.md A1: half the round trip plus the bytes over the rate; 0 on one node. Over an
-    edge whose link is down `EDGE_FAULT_MS` more."""
-    if source == target:
-        return 0.0
-    fault_ms = EDGE_FAULT_MS if is_edge_fault(capacities, source, target) else 0.0
-    sending_ms = 1e3 * size / link_bytes_per_s(capacities, source, target)
-    return fault_ms + rtt_ms(capacities, source, target) / 2 + sending_ms
-
-
-def is_edge_fault(capacities: Mapping[NodeId, Capacity], a: NodeId, b: NodeId) -> bool:
-    """Whether one of the two says that it reaches the other over the bus, and not over its link."""
-    return any(
-        link.peer == there and not link.up
-        for here, there in ((a, b), (b, a))
-        for link in (capacities[here].links if here in capacities else ())
-    )
-
-
-def link_bytes_per_s(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
-    """What the sender measured towards the receiver, else the other way, else Gigabit Ethernet."""
-    for here, there in ((source, target), (target, source)):
-        for link in capacities[here].links if here in capacities else ():
-            if link.peer == there and link.goodput_bytes_per_s is not None:
-                return link.goodput_bytes_per_s
-    return DEFAULT_LINK_BYTES_PER_S
-
-
-def rtt_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
-    """The slower of what the two nodes measured towards each other, over whichever road, a local network's if neither
-    did."""
-    found = [
-        link.rtt_ms
-        for here, there in ((source, target), (target, source))
-        for link in (capacities[here].links if here in capacities else ())
-        if link.peer == there
-    ]
-    return max(found, default=DEFAULT_RTT_MS)
-
-
-def boundary_bytes(manifest: Manifest, block: int) -> int:
-    """a_b: what one token (or one item of a batch) makes cross the boundary after `block`."""
-    output = manifest.blocks[block].output
-    if output is not None:
-        return _item_bytes(output)
-    if manifest.text is not None and manifest.text.pooling is None:
-        return TOKEN_BYTES
-    return sum(_item_bytes(tensor) for tensor in manifest.outputs)
-
-
-def weight_memory_bytes(block: Block) -> int:
-    """What a node must have free to load a block, before any cache."""
-    return ceil(block.weight_bytes * RESIDENT_PER_WEIGHT_BYTE) + SESSION_BYTES
-
-
-def kv_memory_bytes(block: Block, settings: Settings) -> int:
-    """What a block's cache takes for all slots of a deployment (`profiler.kv`)."""
-    return block.kv_bytes_per_token * kv_tokens(settings)
-
-
-def memory_bytes(block: Block, settings: Settings) -> int:
-    """What a node must have free to host a block of a deployment: W_b + kappa_b * T_max (mathematics.md A1)."""
-    return weight_memory_bytes(block) + kv_memory_bytes(block, settings)
-
-
-def _measured(capacity: Capacity, digest: Digest, block: int) -> BlockTime | None:
-    times = (time for time in capacity.block_times if time.model == digest and time.block == block)
-    return next(times, None)
-
-
-def _streamed_bytes(block: Block) -> int:
-    # A block without multiplications is a table that is looked up: it reads a row, not the table.
-    return block.weight_bytes if block.flops_per_token else 0
-
-
-def _item_bytes(tensor: TensorSpec) -> int:
-    fixed = prod(size for size in tensor.shape if isinstance(size, int) and size > 0)
-    return fixed * DTYPE_BYTES[tensor.dtype]

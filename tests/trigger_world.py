@@ -21,7 +21,8 @@ from orchestrator.rollout import Proceed, Propose, Withdraw, note, step
 from orchestrator.rooms import rooms
 from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
 from orchestrator.weighing import chosen_plan, weigh
-from profiler.cost import memory_bytes, predict
+from profiler.cost import predict
+from profiler.memory import memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, StoredBlocks
 from schemas.deployment import Deployment, Settings

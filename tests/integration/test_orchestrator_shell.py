@@ -25,7 +25,7 @@ from models.store import Store
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Propose, Rollout, step
 from orchestrator.shell import OrchestratorConfig, run
-from profiler.cost import memory_bytes
+from profiler.memory import memory_bytes
 from resplit.control import users
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind

@@ -23,7 +23,7 @@ from orchestrator.operators import desired
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from orchestrator.rooms import rooms
 from orchestrator.view import status
-from profiler.cost import memory_bytes
+from profiler.memory import memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, HostedStage, LinkEstimate, Provider
 from schemas.control import DeployRequest

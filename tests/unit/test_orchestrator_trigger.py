@@ -19,7 +19,7 @@ from orchestrator.rooms import rooms
 from orchestrator.scales import audited
 from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
-from profiler.cost import roofline
+from profiler.compute import roofline
 from profiler.objective import Demand
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import BlockTime, LinkEstimate

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from profiler import cost
+from profiler import compute, cost, memory, network
 from profiler.kv import ALIGNMENT_TOKENS, kv_tokens, length_classes
 from profiler.objective import Demand, Weights, imbalance, queue_wait_ms
 from schemas.base import Digest, NodeId
@@ -108,15 +108,15 @@ def capacity(node: str, **fields: object) -> Capacity:
 def test_a_block_that_was_measured_is_not_guessed() -> None:
     measured = BlockTime(model=MODEL, block=1, decode_ms=7, prefill_ms_per_token=3)
     node = capacity("a", block_times=(measured,))
-    assert cost.block_time(node, decoder(), MODEL, 1) == measured
+    assert compute.block_time(node, decoder(), MODEL, 1) == measured
     # Decoding streams 10 MB at 10 GB/s: 1 ms. Prefill is bound by 5 MFLOP at 100 GFLOP/s: 0.05 ms a token.
-    guessed = cost.block_time(capacity("b"), decoder(), MODEL, 1)
-    assert guessed.decode_ms == pytest.approx(1 + cost.OVERHEAD_MS)
-    assert guessed.prefill_ms_per_token == pytest.approx(0.05 + cost.OVERHEAD_MS / 128)
+    guessed = compute.block_time(capacity("b"), decoder(), MODEL, 1)
+    assert guessed.decode_ms == pytest.approx(1 + compute.OVERHEAD_MS)
+    assert guessed.prefill_ms_per_token == pytest.approx(0.05 + compute.OVERHEAD_MS / 128)
 
 
 def test_an_embedding_reads_a_row_not_its_table() -> None:
-    assert cost.block_time(capacity("a"), decoder(), MODEL, 0).decode_ms == pytest.approx(cost.OVERHEAD_MS)
+    assert compute.block_time(capacity("a"), decoder(), MODEL, 0).decode_ms == pytest.approx(compute.OVERHEAD_MS)
 
 
 def test_an_estimate_is_the_sum_of_its_terms() -> None:
@@ -126,13 +126,13 @@ def test_an_estimate_is_the_sum_of_its_terms() -> None:
     route = Route(index=0, source=NodeId("a"), stages=stages, max_sequences=1)
     found = cost.predict(route, nodes, decoder(), MODEL, prompt_tokens=100)
     assert [(h.source, h.target) for h in found.hops] == [("a", "b"), ("b", "a")]
-    assert found.hops[0].decode_ms == pytest.approx(5 + 1e3 * 1024 / cost.DEFAULT_LINK_BYTES_PER_S)
-    assert found.hops[0].prefill_ms == pytest.approx(5 + 1e5 * 1024 / cost.DEFAULT_LINK_BYTES_PER_S)
+    assert found.hops[0].decode_ms == pytest.approx(5 + 1e3 * 1024 / network.DEFAULT_LINK_BYTES_PER_S)
+    assert found.hops[0].prefill_ms == pytest.approx(5 + 1e5 * 1024 / network.DEFAULT_LINK_BYTES_PER_S)
     assert found.hops[1].decode_ms == pytest.approx(5, rel=1e-3)
-    assert found.stages[0].decode_ms == pytest.approx(1 + 2 * cost.OVERHEAD_MS)
-    assert found.stages[1].decode_ms == pytest.approx(2 + cost.OVERHEAD_MS)
+    assert found.stages[0].decode_ms == pytest.approx(1 + 2 * compute.OVERHEAD_MS)
+    assert found.stages[1].decode_ms == pytest.approx(2 + compute.OVERHEAD_MS)
     assert found.bottleneck_ms == found.stages[1].decode_ms
-    assert found.tpot_ms == pytest.approx(3 + 3 * cost.OVERHEAD_MS + 10, rel=1e-2)
+    assert found.tpot_ms == pytest.approx(3 + 3 * compute.OVERHEAD_MS + 10, rel=1e-2)
     assert found.terms["compute_ms"] + found.terms["network_ms"] == pytest.approx(found.terms["tpot_ms"], abs=2e-3)
     assert not found.stages[0].measured
 
@@ -140,9 +140,11 @@ def test_an_estimate_is_the_sum_of_its_terms() -> None:
 def test_memory_counts_weights_and_every_slot_of_the_cache() -> None:
     block = decoder().blocks[1]
     settings = Settings(context_tokens=2048, max_sequences=32)
-    assert cost.kv_memory_bytes(block, settings) == 2 * 2 * 16 * 2 * (128 * 32 + 512 * 8 + 2048 * 2)
-    assert cost.memory_bytes(block, settings) == cost.weight_memory_bytes(block) + cost.kv_memory_bytes(block, settings)
-    assert cost.weight_memory_bytes(block) > 10**7
+    assert memory.kv_memory_bytes(block, settings) == 2 * 2 * 16 * 2 * (128 * 32 + 512 * 8 + 2048 * 2)
+    assert memory.memory_bytes(block, settings) == memory.weight_memory_bytes(block) + memory.kv_memory_bytes(
+        block, settings
+    )
+    assert memory.weight_memory_bytes(block) > 10**7
 
 
 A, B = NodeId("a"), NodeId("b")
@@ -163,9 +165,9 @@ def two_stages(*links: LinkEstimate) -> tuple[Route, dict[NodeId, Capacity]]:
 def test_a_link_that_was_measured_is_not_guessed() -> None:
     slow = LinkEstimate(peer=B, rtt_ms=0, direct=True, goodput_bytes_per_s=1e6)
     _, nodes = two_stages(slow)
-    assert cost.hop_ms(nodes, A, B, 1000) == pytest.approx(1.0)
-    assert cost.hop_ms(nodes, B, A, 1000) == pytest.approx(1.0)  # nobody measured the way back
-    assert cost.hop_ms(two_stages()[1], A, B, 1000) == pytest.approx(0.25 + 1e6 / cost.DEFAULT_LINK_BYTES_PER_S)
+    assert network.hop_ms(nodes, A, B, 1000) == pytest.approx(1.0)
+    assert network.hop_ms(nodes, B, A, 1000) == pytest.approx(1.0)  # nobody measured the way back
+    assert network.hop_ms(two_stages()[1], A, B, 1000) == pytest.approx(0.25 + 1e6 / network.DEFAULT_LINK_BYTES_PER_S)
 
 
 def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
@@ -173,13 +175,13 @@ def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
     _, over_the_bus = two_stages(bus)
     route, faulty = two_stages(bus.model_copy(update={"up": False}))
     for way in ((A, B), (B, A)):  # one of the two says so: that is enough
-        assert cost.hop_ms(faulty, *way, 0) == cost.hop_ms(over_the_bus, *way, 0) + cost.EDGE_FAULT_MS
-        assert cost.rtt_ms(faulty, *way) == 4
+        assert network.hop_ms(faulty, *way, 0) == network.hop_ms(over_the_bus, *way, 0) + network.EDGE_FAULT_MS
+        assert network.rtt_ms(faulty, *way) == 4
     slower = (
         cost.predict(route, faulty, decoder(), MODEL).tpot_ms
         - cost.predict(route, over_the_bus, decoder(), MODEL).tpot_ms
     )
-    assert slower == pytest.approx(2 * cost.EDGE_FAULT_MS)
+    assert slower == pytest.approx(2 * network.EDGE_FAULT_MS)
 
 
 def test_throughput_is_bound_by_the_busiest_node_or_link() -> None:
@@ -220,7 +222,7 @@ def test_memory_and_energy_are_known_where_they_are_given() -> None:
     assert plain.energy_mj is None
     settings = Settings()
     found = cost.predict(route, nodes, decoder(), MODEL, settings=settings, power_w={A: 30, B: 15})
-    assert found.nodes[0].memory_bytes == sum(cost.memory_bytes(block, settings) for block in decoder().blocks[:2])
+    assert found.nodes[0].memory_bytes == sum(memory.memory_bytes(block, settings) for block in decoder().blocks[:2])
     assert found.energy_mj == pytest.approx(30 * 20 + 15 * 10)
     assert cost.predict(route, nodes, decoder(), MODEL, power_w={A: 30}).energy_mj is None
     # Where nobody says otherwise, it is what the nodes say that they draw.
