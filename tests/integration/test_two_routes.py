@@ -113,9 +113,7 @@ async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other_and_its_r
 async def test_when_a_route_breaks_its_sequences_go_on_over_the_other_and_no_plan_is_made(twin: Serving) -> None:
     # More than would rather wait for the faster route, however slow the other one was last.
     streams = [Streaming(twin.client, max_tokens=160) for _ in range(16)]
-    async with asyncio.timeout(ENDS_S):
-        while sum(bool(stream.tokens) for stream in streams) < 8:
-            await asyncio.sleep(0.01)
+    await asyncio.gather(*(stream.began(ENDS_S) for stream in streams[:8]))
     await twin.cluster.kill(N2)
     epochs, nodes = set(), set()
     for stream in streams:
