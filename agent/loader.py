@@ -1,6 +1,7 @@
 """From a plan to engines: fetch by hash, verify, open sessions, warm, time. What two plans share is loaded once."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 
 import onnxruntime as ort
 
+from agent.alone import alone_on_machine
 from agent.engine import Engine, Segment
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from agent.memory import Device, release_memory
@@ -161,14 +163,17 @@ class Loader:
         blocks = manifest.blocks[first : last + 1]
         # Blocks with caches are a session each, so that a cut can move without a block being loaded twice or
         # stopping; a model without them has nothing in flight that outlives a call, and runs faster in one.
-        groups = [[block] for block in blocks] if manifest.kind is ModelKind.DECODER else [list(blocks)]
+        decoder = manifest.kind is ModelKind.DECODER
+        groups = [[block] for block in blocks] if decoder else [list(blocks)]
+        measuring = decoder and not {_kind(block) for block in blocks} <= self._kinds.get(model, {}).keys()
         segments: list[Segment] = []
         try:
-            for group in groups:
-                segments.append(Segment(tuple(group), await self._session(model, group)))
-            engine = Engine(manifest, segments, self._device)
-            if manifest.kind is ModelKind.DECODER:
-                await self._measure(model, engine)
+            async with alone_on_machine() if measuring else contextlib.nullcontext():
+                for group in groups:
+                    segments.append(Segment(tuple(group), await self._session(model, group)))
+                engine = Engine(manifest, segments, self._device)
+                if decoder:
+                    await self._measure(model, engine)
         except BaseException:
             for segment in segments:
                 self._close((model, segment.blocks[0].index, segment.blocks[-1].index))
