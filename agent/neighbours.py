@@ -18,6 +18,8 @@ PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The broker may take a moment to notice what a link shows at once."""
 SILENT_S = 3 * HEARTBEAT_SPARE_S
 """A process that said nothing for three heartbeats is over, whatever else is known of it."""
+IN_FLIGHT_S = 0.5
+"""A heartbeat that comes this soon after the end of who sent it says nothing: it was on its way."""
 BOOTS_KEPT = 32
 """Processes of a peer that are remembered as over."""
 
@@ -48,8 +50,10 @@ class Neighbours:
         self._heard_at: dict[NodeId, float] = {}
         self._lost: dict[NodeId, str] = {}
         """Peers that are gone, and the process of each that is."""
-        self._declared_lost: dict[NodeId, str] = {}
-        """Peers that the orchestrator held for lost and that were not heard since, and the process of each."""
+        self._declared_lost: dict[NodeId, str | None] = {}
+        """Peers that the orchestrator held for lost and that were not heard since, and the process of each; None where
+        this node had heard none yet, and it was whichever there was."""
+        self._lost_at: dict[NodeId, float] = {}
         self._suspected: dict[NodeId, asyncio.Task[None]] = {}
 
     @property
@@ -69,8 +73,12 @@ class Neighbours:
                 del boots[next(iter(boots))]
         boots[capacity.boot] = capacity.sequence
         self._heard_at[capacity.node] = self._now()
-        self._lost.pop(capacity.node, None)
-        self._declared_lost.pop(capacity.node, None)
+        lost_at = self._lost_at.get(capacity.node)
+        if lost_at is None or self._now() - lost_at >= IN_FLIGHT_S:
+            self._lost.pop(capacity.node, None)
+            self._declared_lost.pop(capacity.node, None)
+        elif self._declared_lost.get(capacity.node, "") is None:
+            self._declared_lost[capacity.node] = capacity.boot
         for lost in capacity.lost_peers:
             # It may have driven sequences here, or left requests, though no plan of this node has it any more.
             if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
@@ -79,7 +87,9 @@ class Neighbours:
 
     def declared(self, nodes: Iterable[NodeId]) -> None:
         """The orchestrator holds these for lost."""
-        self._declared_lost |= {node: self._present_boot(node) or "" for node in nodes}
+        for node in nodes:
+            self._declared_lost[node] = self._present_boot(node)
+            self._lost_at[node] = self._now()
 
     def look_for(self, node: NodeId) -> None:
         """Find out whether a peer's process ended."""
@@ -92,6 +102,7 @@ class Neighbours:
         if boot is None or self._lost.get(node) == boot:
             return False
         self._lost[node] = boot
+        self._lost_at[node] = self._now()
         return True
 
     def is_over(self, node: NodeId, boot: str) -> bool:
@@ -102,7 +113,8 @@ class Neighbours:
         silent_s = self._now() - self._heard_at.get(node, self._started_at)
         if present not in (None, boot) or silent_s > SILENT_S:
             return True
-        return boot in (self._lost.get(node), self._declared_lost.get(node))
+        declared = self._declared_lost.get(node, "")
+        return declared is None or boot in (self._lost.get(node), declared)
 
     async def _find_out(self, node: NodeId) -> None:
         try:

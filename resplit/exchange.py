@@ -18,9 +18,10 @@ MSGPACK = "application/msgpack"
 CONTENT_TYPE = "Content-Type"
 NO_RESPONDERS = "503"
 
-ASK_AGAIN_S = 3.0
-"""A streamed request that nobody has accepted by then is asked once more, under its id: the ingress that got it may
-hang, and the next one to get it need not."""
+ASK_AGAIN_S = (0.75, 1.5, 3.0)
+"""A streamed request that nobody has accepted by then is asked once more, under its id, and then again after the next
+of these, the last one over and over: the ingress that got it may be gone or hang, and the next one to get it need not.
+To accept takes milliseconds, as a rule: the request is stored, whoever waits for whatever."""
 ASK_AGAIN_MAX = 16
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
 REFUSALS = frozenset({"overloaded", "deadline_unattainable", "unknown_deployment"})
@@ -122,7 +123,7 @@ class Replies:
     async def _message(self) -> Msg:
         while self._ask is not None and not self._heard and self._asked <= ASK_AGAIN_MAX:
             try:
-                async with asyncio.timeout(ASK_AGAIN_S):
+                async with asyncio.timeout(ASK_AGAIN_S[min(self._asked, len(ASK_AGAIN_S)) - 1]):
                     return await self._first()
             except TimeoutError:
                 if self._connection.is_connected:  # else it would be sent as often once the server is back

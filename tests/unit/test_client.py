@@ -172,7 +172,7 @@ async def test_silence_is_a_timeout_and_cancels(server_url: str, peer: Nats) -> 
 async def test_what_nobody_accepts_is_asked_again_and_answered_once(
     server_url: str, peer: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exchange, "ASK_AGAIN_S", 0.1)
+    monkeypatch.setattr(exchange, "ASK_AGAIN_S", (0.1,))
     seen: list[dict[str, Any]] = []
 
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
