@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from orchestrator.decision import Decision
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy
@@ -13,8 +12,6 @@ from orchestrator.weighing import weigh, weighable
 from schemas.base import DeploymentName
 
 PERIOD = timedelta(seconds=PLANNING_PERIOD_S)
-RUNNERS_UP_AUDITED = 6
-"""The others can be had from the orchestrator while the decision is its last; an audit event stays small."""
 
 log = logging.getLogger(__name__)
 
@@ -57,22 +54,3 @@ class Scales:
         """Weigh no more."""
         if self._task is not None:
             self._task.cancel()
-
-
-def audited(decision: Decision) -> dict[str, str | int | float | bool | None]:
-    """What an audit event says of a decision; short texts, since a field holds 500 characters."""
-    others = {
-        f"not_{position}": f"{one.option.key} ({one.option.origin}, Phi {one.option.phi:.3f}): {one.why_not}"
-        for position, one in enumerate(decision.runners_up[:RUNNERS_UP_AUDITED])
-    }
-    return {
-        "action": decision.action.value,
-        "reason": decision.sentence,
-        "chosen": decision.chosen.key,
-        "certified": decision.certified,
-        "bound": round(decision.bound, 4),
-        **{f"{name}_before": value for name, value in decision.current.objective.terms.items()},
-        **{f"{name}_after": value for name, value in decision.chosen.objective.terms.items()},
-        **(decision.move.terms if decision.move is not None else {}),
-        **others,
-    }
