@@ -23,7 +23,7 @@ from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 PREPARE_TIMEOUT = timedelta(seconds=600)
 """Nodes may have to fetch gigabytes before they are READY; a node that dies meanwhile is noticed much sooner."""
 DRAIN_TIMEOUT = timedelta(seconds=300)
-"""A long answer at a few tokens a second; what is not finished then is ended with a typed error by its ingress."""
+"""A long answer at a few tokens a second; what is not finished then is computed anew on the plan in force."""
 RETRY_FIRST = timedelta(seconds=1)
 RETRY_LAST = timedelta(seconds=60)
 """Waits between attempts double from the first to the last: a node that keeps refusing is asked once a minute."""
