@@ -16,26 +16,40 @@ PERIOD = timedelta(seconds=PLANNING_PERIOD_S)
 log = logging.getLogger(__name__)
 
 
+class Turns:
+    """Whose turn it is to be weighed."""
+
+    def __init__(self) -> None:
+        self._begun: dict[DeploymentName, datetime] = {}
+
+    def next(self, snapshot: Snapshot, now: datetime) -> DeploymentName | None:
+        """The deployment that has waited longest, if one is due, whose turn is then over."""
+        names = weighable(snapshot, now)
+        self._begun = {name: at for name, at in self._begun.items() if name in snapshot.deployments}
+        due = [name for name in names if name not in self._begun or now - self._begun[name] >= PERIOD]
+        if not due:
+            return None
+        name = min(due, key=lambda one: (one in self._begun, self._begun.get(one, now), one))
+        self._begun[name] = now
+        return name
+
+
 class Scales:
     """Solving may take seconds, and heartbeats must be heard meanwhile: what is weighed is a frozen snapshot."""
 
     def __init__(self, policy: Policy, on_done: Callable[[], object]) -> None:
         self._policy = policy
         self._on_done = on_done
-        self._begun: dict[DeploymentName, datetime] = {}
+        self._turns = Turns()
         self._task: asyncio.Task[Outlook] | None = None
 
     def put(self, snapshot: Snapshot, now: datetime) -> None:
         """Begin with the deployment that has waited longest, if one is due and nothing is being weighed."""
         if self._task is not None:
             return
-        names = weighable(snapshot, now)
-        self._begun = {name: at for name, at in self._begun.items() if name in snapshot.deployments}
-        due = [name for name in names if name not in self._begun or now - self._begun[name] >= PERIOD]
-        if not due:
+        name = self._turns.next(snapshot, now)
+        if name is None:
             return
-        name = min(due, key=lambda one: (one in self._begun, self._begun.get(one, now), one))
-        self._begun[name] = now
         self._task = asyncio.create_task(asyncio.to_thread(weigh, snapshot, name, self._policy, now))
         self._task.add_done_callback(lambda _: self._on_done())
 

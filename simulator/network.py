@@ -1,0 +1,81 @@
+"""The roads between machines: how long a message is on its way, one behind the other on each pair's link."""
+
+import math
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from schemas.base import NodeId
+from simulator.kernel import Kernel
+from simulator.machine import Machine
+from simulator.scenario import LinkSpec, NetworkSpec
+from simulator.truth import Truth
+
+FRAME_BYTES = 300
+"""Around what a frame carries."""
+DRAWS = 4096
+"""Jitter is drawn this often at once; drawing one at a time would be most of the work."""
+
+
+class Network:
+    """Links as the scenario has them, as good as the truth makes them at the time."""
+
+    def __init__(
+        self, spec: NetworkSpec, truth: Truth, machines: Mapping[NodeId, Machine], kernel: Kernel, rng: np.random.Generator
+    ) -> None:
+        self._spec = spec
+        self._truth = truth
+        self._machines = machines
+        self._kernel = kernel
+        self._rng = rng
+        self._jitters: list[float] = []
+        self._free_at: dict[tuple[NodeId, NodeId], float] = {}
+        self.cut: set[NodeId] = set()
+        """Machines that nothing reaches."""
+        self.sent_bytes = 0.0
+
+    def spec_of(self, a: Machine, b: Machine) -> LinkSpec:
+        if a.site == b.site:
+            return self._spec.within
+        return self._spec.cloud if "cloud" in (a.spec.tier, b.spec.tier) else self._spec.between
+
+    def rtt_s(self, a: Machine, b: Machine) -> float:
+        return self.spec_of(a, b).rtt_ms / 1e3
+
+    def bytes_per_s(self, a: Machine, b: Machine) -> float:
+        """What the link truly gives now."""
+        return self.spec_of(a, b).mbit_per_s * 1e6 / 8 / self._truth.path_factor(a.name, b.name, self._kernel.now)
+
+    def reaches(self, a: NodeId, b: NodeId) -> bool:
+        return a == b or not (a in self.cut or b in self.cut)
+
+    def send(self, source: NodeId, target: NodeId, size: float, call: Callable[[], None]) -> None:
+        """Do `call` on `target` once so many bytes are there; never, if it dies, or nothing reaches it."""
+        a, b = self._machines[source], self._machines[target]
+        if source == target:
+            a.later(0.0, call)
+            return
+        if not self.reaches(source, target):
+            return
+        now, life = self._kernel.now, b.life
+        link = self.spec_of(a, b)
+        sending_s = (size + FRAME_BYTES) / self.bytes_per_s(a, b)
+        begin = max(now, self._free_at.get((source, target), 0.0))
+        self._free_at[source, target] = begin + sending_s
+        self.sent_bytes += size
+        arrives = begin + sending_s + link.rtt_ms / 2e3 * self._jitter(link.jitter)
+
+        def arrive() -> None:
+            if self.reaches(source, target):
+                b.reach(call, life)
+
+        # What is sent later never overtakes: a link is a stream.
+        self._free_at[source, target] = max(self._free_at[source, target], arrives - link.rtt_ms / 2e3)
+        self._kernel.at(arrives, arrive)
+
+    def _jitter(self, spread: float) -> float:
+        if spread == 0:
+            return 1.0
+        if not self._jitters:
+            self._jitters = self._rng.standard_normal(DRAWS).tolist()
+        return math.exp(spread * self._jitters.pop())

@@ -1,0 +1,539 @@
+"""A world: machines, links, a bus, agents, a leader and clients, put together from a scenario and a seed, and run.
+
+The same (scenario, policy, seed) gives the same run, event for event, on any machine: all that is random comes from
+named streams of the seed, and nothing reads a clock of this machine but to say how long the run took.
+"""
+
+import time
+from collections.abc import Callable
+from datetime import datetime, timedelta
+from functools import cache
+from typing import Any
+
+from orchestrator.fold import (
+    CapacityReceived,
+    DeploymentWritten,
+    ManifestKnown,
+    NodeWished,
+    ReceiptReceived,
+    Report,
+    Snapshot,
+    fold,
+)
+from orchestrator.lease import LEASE_S
+from orchestrator.staging import Advice
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Capacity, LinkEstimate, Provider
+from schemas.deployment import Deployment, NodeWish
+from schemas.frame import Frame
+from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt
+from simulator.agent import SimAgent, provider_of
+from simulator.client import SimClient
+from simulator.draws import Draws
+from simulator.journal import Stream
+from simulator.kernel import EPOCH, Kernel
+from simulator.machine import Machine
+from simulator.model import manifest_of, model_digest
+from simulator.network import Network
+from simulator.orchestrator import Leader, successor
+from simulator.policies import Contender
+from simulator.records import Arrival, Epoch, NodeUse, Outcome, RunResult, Sample
+from simulator.scenario import NodeSpec, RequestClass, Scenario
+from simulator.trail import Told, Trail
+from simulator.truth import Change, timeline
+from simulator.workload import arrivals, trace_hash
+
+DEPLOYMENT = DeploymentName("model")
+CATCH_UP_S = 30.0
+"""As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
+RESTART_S = 1.5
+"""From the end of what killed a process to the first thing that it does."""
+LEADER_AT_S = 0.5
+REORDERED = 10.0
+"""How many times as long a message takes that is overtaken."""
+CLOSED_S = 0.004
+"""Until the other end of a link knows that the process at this end is gone."""
+
+
+class World:
+    """Everything that there is in one run."""
+
+    def __init__(self, scenario: Scenario, contender: Contender, seed: int, trace: Any = None) -> None:
+        self.scenario = scenario
+        self.kernel = Kernel()
+        self.draws = Draws(seed)
+        self.journal: Stream = {}
+        self.trail = Trail(lambda: self.kernel.now, hear=self._told)
+        self._contender = contender
+        self._seed = seed
+        self._truth = timeline(scenario, self.draws)
+        self._arrivals = arrivals(scenario, self.draws, trace)
+        self._classes = {one.name: one for one in scenario.workload.classes}
+        self.machines: dict[NodeId, Machine] = {}
+        for site in scenario.sites:
+            spec = scenario.kinds[site.node]
+            for node in site.members:
+                self.machines[node] = Machine(node, site.name, spec, self.kernel)
+        self.network = Network(
+            scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network")
+        )
+        self.agents: dict[NodeId, SimAgent] = {}
+        self._bus_rng = self.draws.stream("bus")
+        self._skew = self._skews()
+        self._ears: dict[NodeId, None] = {}
+        """Who takes requests, in the order in which they began."""
+        self._log: dict[DeploymentName, PlanEvent] = {}
+        self._epochs_seen: dict[DeploymentName, int] = {}
+        self.clients: list[SimClient] = []
+        self.leader: Leader | None = None
+        self._stored = self._wishes()
+        self._uses = {node: NodeUse(node) for node in self.machines}
+        self._used_at = dict.fromkeys(self.machines, 0.0)
+        self.epochs: list[Epoch] = []
+        self._open: tuple[Plan, float, str] | None = None
+        self._cause = "first_plan"
+        self._samples: list[Sample] = []
+        self._busy_before = 0.0
+        self.violations: list[str] = []
+        self.aborts = 0
+        self._moved = 0.0
+        self._planner_s = 0.0
+
+    def run(self) -> RunResult:
+        """All of it, from the first process to the last answer."""
+        began = time.perf_counter()
+        kernel, scenario = self.kernel, self.scenario
+        starting = self.draws.stream("starting")
+        for machine in self.machines.values():
+            kernel.at(float(starting.uniform(0, 0.3)), lambda machine=machine: self._start(machine))  # type: ignore[misc]
+        kernel.at(LEADER_AT_S, lambda: self._lead(self._stored))
+        for change in self._truth.changes:
+            kernel.at(change.at_s, lambda change=change: self._change(change))  # type: ignore[misc]
+        for fault in self._truth.late:
+            kernel.at(fault.at_s, lambda fault=fault: self._late(fault))  # type: ignore[misc]
+        until = scenario.duration_s + scenario.drain_s
+        for arrival in self._arrivals:
+            client = SimClient(Outcome(arrival), self._class(arrival), kernel, self._publish, until)
+            self.clients.append(client)
+            kernel.at(arrival.at_s, client.ask)
+        kernel.every(1.0, self._sample, 1.0)
+        kernel.every(CATCH_UP_S, self._catch_up)
+        kernel.run(until)
+        return self._result(time.perf_counter() - began)
+
+    # Processes.
+
+    def _start(self, machine: Machine) -> None:
+        if machine.alive:
+            return
+        machine.start()
+        boot = f"{machine.name}-b{machine.life}"
+        self._used_at[machine.name] = self.kernel.now
+        self.agents[machine.name] = agent = SimAgent(machine, boot, self)
+        for event in self._log.values():
+            agent.hear(event)
+
+    def _kill(self, machine: Machine) -> None:
+        if not machine.alive:
+            return
+        near = self.agents[machine.name].neighbourhood()
+        self._account(machine)
+        machine.kill()
+        self._ears.pop(machine.name, None)
+        for peer in sorted(near):
+            other = self.agents.get(peer)
+            if other is not None and self.network.reaches(peer, machine.name):
+                self.machines[peer].later(CLOSED_S, lambda other=other: other.link_ended(machine.name))  # type: ignore[misc]
+
+    def _change(self, change: Change) -> None:
+        if change.what == "orchestrator":
+            if change.begins:
+                self._kill_leader()
+            return
+        for node in self._meant(change.what):
+            machine, now = self.machines[node], self.kernel.now
+            match change.kind:
+                case "kill" if change.begins:
+                    self._kill(machine)
+                case "kill":
+                    self.kernel.after(RESTART_S, lambda machine=machine: self._revive(machine))  # type: ignore[misc]
+                case "hang":
+                    machine.hang() if self._truth.hangs(node, now) else machine.go_on()
+                case "slow" | "throttle":
+                    machine.factor = self._truth.node_factor(node, now)
+                    machine.throttled = self._truth.throttled(node, now)
+                case "lie":
+                    machine.lie = self._truth.lies(node, now)
+                case "cut":
+                    (self.network.cut.add if change.begins else self.network.cut.discard)(node)
+
+    def _revive(self, machine: Machine) -> None:
+        if self._truth.alive(machine.name, self.kernel.now):
+            self._start(machine)
+
+    def _late(self, fault: Any) -> None:
+        """A fault whose victim is found in the plan in force."""
+        event = self._log.get(DEPLOYMENT)
+        if event is None or event.current is None or fault.where.in_plan is None:
+            return
+        stages = event.current.routes[0].stages
+        node = NodeId(stages[min(fault.where.in_plan, len(stages) - 1)].node)
+        machine = self.machines[node]
+        lasts_s = fault.lasts_s
+        match fault.kind:
+            case "kill":
+                self._kill(machine)
+                undo: Callable[[], None] = lambda: self._revive(machine)  # noqa: E731
+            case "hang":
+                machine.hang()
+                undo = machine.go_on
+            case "slow" | "throttle":
+                machine.factor *= fault.factor
+                undo = lambda: setattr(machine, "factor", machine.factor / fault.factor)  # noqa: E731
+            case _:
+                self.network.cut.add(node)
+                undo = lambda: self.network.cut.discard(node)  # noqa: E731
+        if lasts_s is not None:
+            self.kernel.after(lasts_s, undo)
+
+    def _meant(self, what: str) -> list[NodeId]:
+        if what in self.machines:
+            return [NodeId(what)]
+        return [node for node, machine in self.machines.items() if machine.site == what]
+
+    # The leader.
+
+    def _wishes(self) -> Snapshot:
+        """What is stored before anything runs."""
+        scenario, served = self.scenario, self.scenario.served
+        model = manifest_of(scenario.model)
+        wish = Deployment(
+            name=DEPLOYMENT,
+            model=model_digest(scenario.model),
+            settings=served.settings,
+            stages=served.stages,
+            routes=served.routes,
+            slo=served.slo,
+            sensitive=served.sensitive,
+        )
+        wish = self._contender.wish(wish, scenario)
+        snapshot = fold(Snapshot(term=1), ManifestKnown(wish.model, model), EPOCH)
+        snapshot = fold(snapshot, DeploymentWritten(wish), EPOCH)
+        for site in scenario.sites:
+            trusted = site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted
+            for node in site.members:
+                snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=trusted)), EPOCH)
+        return snapshot
+
+    def _lead(self, snapshot: Snapshot) -> None:
+        advise = self._advise if self._contender.stages_ahead else None
+        policy = self._contender.policy()
+        self.leader = Leader(
+            self.kernel, policy, snapshot, self.trail, self._append, advise, lambda: self.kernel.date
+        )
+
+    def _kill_leader(self) -> None:
+        leader = self.leader
+        if leader is None:
+            return
+        leader.stop()
+        self._planner_s += leader.spent_s
+        self.leader = None
+        before = leader.mind.snapshot
+        self.kernel.after(
+            LEASE_S, lambda: self._lead(successor(before, self._log, self._epochs_seen, self.kernel.date))
+        )
+
+    def _report(self, report: Report) -> None:
+        if self.leader is not None:
+            self.leader.report(report)
+
+    def _append(self, event: PlanEvent) -> None:
+        """The log of plans: stored once, delivered as the bus likes."""
+        self._log[event.deployment] = event
+        newest = max([plan.epoch for plan in event.plans], default=0)
+        self._epochs_seen[event.deployment] = max(self._epochs_seen.get(event.deployment, 0), newest)
+        if event.phase is PlanPhase.COMMIT and event.current is not None:
+            self._in_force(event.current)
+        if event.phase is PlanPhase.ABORT:
+            self.aborts += 1
+        concerned = {NodeId(node) for plan in event.plans for node in plan.nodes}
+        for node, agent in self.agents.items():
+            if node in concerned or agent.knows(event.deployment):
+                self._deliver(node, lambda agent=agent: agent.hear(event), stored=True)  # type: ignore[misc]
+
+    def _catch_up(self) -> None:
+        for agent in list(self.agents.values()):
+            for event in self._log.values():
+                if self._reachable(agent.machine.name):
+                    agent.machine.reach(lambda agent=agent, event=event: agent.hear(event))  # type: ignore[misc]
+
+    def _advise(self, node: NodeId, advice: Advice) -> None:
+        """Blocks that a node fetches ahead of need, at its leisure."""
+        machine = self.machines[node]
+        blocks = {block for stored in advice for block in stored.blocks} - machine.disk
+        if not blocks:
+            return
+        manifest = manifest_of(self.scenario.model)
+        size = sum(manifest.blocks[block].weight_bytes for block in blocks)
+        # It rests as long as each piece takes.
+        machine.later(2 * self.fetch_s(machine, size), lambda: machine.disk.update(blocks))
+        self._moved += size
+
+    # The bus.
+
+    def _deliver(self, node: NodeId, call: Callable[[], None], *, stored: bool = False) -> None:
+        """One message to one process, as the bus of the scenario treats it; what is `stored` is only heard late."""
+        bus, machine = self.scenario.bus, self.machines[node]
+        life, rng = machine.life, self._bus_rng
+        if not self._reachable(node) or (bus.drop and rng.random() < bus.drop):
+            return  # what is stored is read again later
+        copies = 2 if bus.duplicate and rng.random() < bus.duplicate else 1
+        for _ in range(copies):
+            self.kernel.after(self._delay_s(), lambda: machine.reach(call, life))
+
+    def _delay_s(self) -> float:
+        bus, rng = self.scenario.bus, self._bus_rng
+        delay = bus.delay_ms / 1e3
+        return delay * REORDERED if bus.reorder and rng.random() < bus.reorder else delay
+
+    def _reachable(self, node: NodeId) -> bool:
+        return node not in self.network.cut
+
+    def heartbeat(self, capacity: Capacity) -> None:
+        bus, rng = self.scenario.bus, self._bus_rng
+        node = NodeId(capacity.node)
+        if not self._reachable(node):
+            return
+        if not (bus.drop and rng.random() < bus.drop):
+            delay = self._delay_s() + self.scenario.telemetry.delay_s
+            self.kernel.after(delay, lambda: self._report(CapacityReceived(capacity)))
+        for other in self._ears:
+            if other != node:
+                self._deliver(other, lambda other=other: self._peer(other, capacity))  # type: ignore[misc]
+
+    def _peer(self, node: NodeId, capacity: Capacity) -> None:
+        self.agents[node].capacity_arrived(capacity)
+
+    def receipt(self, receipt: Receipt) -> None:
+        """Receipts are stored: they come, late or twice."""
+        bus, rng = self.scenario.bus, self._bus_rng
+        machine, life = self.machines[NodeId(receipt.node)], self.machines[NodeId(receipt.node)].life
+        if not self._reachable(machine.name):
+            if machine.alive:
+                self.kernel.after(1.0, lambda: self.receipt(receipt) if machine.life == life else None)
+            return
+        late = 1.0 if bus.drop and rng.random() < bus.drop else 0.0
+        for _ in range(2 if bus.duplicate and rng.random() < bus.duplicate else 1):
+            self.kernel.after(late + self._delay_s(), lambda: self._report(ReceiptReceived(receipt)))
+
+    def frame(self, source: NodeId, target: NodeId, frame: Frame, size: float) -> None:
+        def arrive() -> None:
+            self.agents[target].arrived(frame)
+
+        self.network.send(source, target, size, arrive)
+
+    def listens(self, node: NodeId, whether: bool) -> None:
+        if whether:
+            self._ears[node] = None
+        else:
+            self._ears.pop(node, None)
+
+    # Clients.
+
+    def _class(self, arrival: Arrival) -> RequestClass:
+        return self._classes[arrival.name]
+
+    def _publish(self, client: SimClient) -> bool:
+        """Give a request to one of those who listen, whichever the server picks; False if nobody does."""
+        ears = [node for node in self._ears if self._reachable(node)]
+        if not ears:
+            return False
+        node = ears[int(self._bus_rng.integers(len(ears)))]
+        machine, agent = self.machines[node], self.agents[node]
+        delay = self._way_s(client, machine) + self.scenario.bus.delay_ms / 1e3
+        life = machine.life
+        self.kernel.after(
+            delay,
+            lambda: machine.reach(
+                lambda: agent.ingress.requested(DEPLOYMENT, client.request, client.request_id, client), life
+            ),
+        )
+        return True
+
+    def say(self, machine: Machine, client: Any, what: Any) -> None:
+        assert isinstance(client, SimClient)
+        if self._reachable(machine.name):
+            self.kernel.after(self._way_s(client, machine), lambda: client.take(what))
+
+    def _way_s(self, client: SimClient, machine: Machine) -> float:
+        site, network = client.outcome.arrival.site, self.scenario.network
+        link = network.within if site == machine.site else network.cloud if machine.spec.tier == "cloud" else network.between
+        return link.rtt_ms / 2e3
+
+    # What processes ask of the world.
+
+    def is_alive(self, node: NodeId) -> bool:
+        return self.machines[node].alive
+
+    def peers(self, machine: Machine) -> tuple[NodeId, ...]:
+        return _sample_of(tuple(self.machines), machine.name)
+
+    def estimate(self, machine: Machine, peer: NodeId, noise: float) -> LinkEstimate | None:
+        other = self.machines[peer]
+        if not other.alive or other.hangs or not self.network.reaches(machine.name, peer):
+            return None
+        return LinkEstimate(
+            peer=peer,
+            rtt_ms=self.network.rtt_s(machine, other) * 1e3 * noise,
+            goodput_bytes_per_s=self.network.bytes_per_s(machine, other) / noise,
+            direct=True,
+        )
+
+    def fetch_s(self, machine: Machine, size: float) -> float:
+        """To bring files from the registry, which stands where the first site is."""
+        if not size:
+            return 0.0
+        registry = next(iter(self.machines.values()))
+        link = self.network.spec_of(registry, machine)
+        factor = 1.0 if registry is machine else self._truth.path_factor(registry.name, machine.name, self.kernel.now)
+        return link.rtt_ms / 1e3 + size * 8 / (link.mbit_per_s * 1e6) * factor
+
+    def provider(self, spec: NodeSpec) -> Provider:
+        return _provider(spec.flops_per_s, spec.bytes_per_s)
+
+    def date_at(self, machine: Machine) -> datetime:
+        return self.kernel.date + timedelta(seconds=self._skew[machine.name])
+
+    def _skews(self) -> dict[NodeId, float]:
+        spread = self.scenario.bus.clock_skew_s
+        rng = self.draws.stream("clocks")
+        return {node: float(rng.normal(0, spread)) if spread else 0.0 for node in self.machines}
+
+    # Books.
+
+    def moved(self, size: float) -> None:
+        self._moved += size
+
+    def busy(self, machine: Machine, spent_s: float) -> None:
+        self._uses[machine.name].busy_s += spent_s
+
+    def memory(self, machine: Machine, used: int) -> None:
+        use = self._uses[machine.name]
+        share = used / machine.spec.memory_bytes if machine.spec.memory_bytes else 0.0
+        use.memory_peak = max(use.memory_peak, share)
+        if share > 1.0:
+            self.violations.append(f"{self.kernel.now:.3f} s: {machine.name} holds {share:.0%} of its memory")
+
+    def loads(self, machine: Machine, plan: Plan) -> None:
+        """I6: no sensitive block is even prepared where it is not trusted."""
+        if self.leader is None:
+            return
+        snapshot = self.leader.mind.snapshot
+        secret = snapshot.deployments[DEPLOYMENT].sensitive_of(plan.block_count)
+        if secret.intersection(plan.blocks_on(machine.name)) and snapshot.distrusts(machine.name):
+            self.violations.append(f"{self.kernel.now:.3f} s: {machine.name} was given a sensitive block")
+
+    def _account(self, machine: Machine) -> None:
+        use, since = self._uses[machine.name], self._used_at[machine.name]
+        use.alive_s += max(0.0, self.kernel.now - since)
+        self._used_at[machine.name] = self.kernel.now
+
+    def _told(self, told: Told) -> None:
+        if told.kind is AuditKind.PLAN_PREPARED and told.fields.get("cause") is not None:
+            self._cause = str(told.fields["cause"])
+
+    def _in_force(self, plan: Plan) -> None:
+        self._close_epoch()
+        self._open = (plan, self.kernel.now, self._cause)
+
+    def _close_epoch(self) -> None:
+        if self._open is None:
+            return
+        plan, since, cause = self._open
+        now = self.kernel.now
+        self.epochs.append(Epoch(plan.epoch, since, now, plan.chains, cause, plan.reason))
+        for node in plan.nodes:
+            self._uses[NodeId(node)].hosting_s += now - since
+        self._open = None
+
+    def _sample(self) -> None:
+        event = self._log.get(DEPLOYMENT)
+        nodes = event.current.nodes if event is not None and event.current is not None else ()
+        busy = sum(self._uses[NodeId(node)].busy_s for node in nodes)
+        served = [s for agent in self.agents.values() if agent.machine.alive for s in agent.ingress.served.values()]
+        self._samples.append(
+            Sample(
+                self.kernel.now,
+                sum(len(one.jobs) for one in served),
+                sum(len(one.queue) for one in served),
+                max(0.0, busy - self._busy_before) / len(nodes) if nodes else 0.0,
+            )
+        )
+        self._busy_before = busy
+
+    def _result(self, wall_s: float) -> RunResult:
+        self._close_epoch()
+        for machine in self.machines.values():
+            if machine.alive:
+                self._account(machine)
+        outcomes = [client.outcome for client in self.clients]
+        good = sum(o.tokens + o.arrival.prompt_tokens for o in outcomes if self._is_good(o))
+        every = sum(o.tokens + o.arrival.prompt_tokens for o in outcomes if o.first_s is not None)
+        for use in self._uses.values():
+            spec = self.machines[use.node].spec
+            use.good_s = use.busy_s * good / every if every else 0.0
+            use.energy_j = spec.idle_w * use.hosting_s + (spec.busy_w - spec.idle_w) * use.busy_s
+        for client in self.clients:
+            if client.conflicts:
+                self.violations.append(f"{client.request_id}: {client.conflicts} replies that contradict others")
+        if self.leader is not None:
+            self._planner_s += self.leader.spent_s
+        scenario = self.scenario
+        return RunResult(
+            scenario=scenario.name,
+            policy=self._contender.name,
+            seed=self._seed,
+            trace_hash=trace_hash(self._arrivals),
+            begin_s=scenario.warmup_s,
+            end_s=scenario.duration_s,
+            timeout_s=scenario.timeout_s,
+            outcomes=outcomes,
+            epochs=self.epochs,
+            spells=list(self._truth.spells),
+            nodes=list(self._uses.values()),
+            samples=self._samples,
+            moved_bytes=self._moved,
+            aborts=self.aborts,
+            planner_s=self._planner_s,
+            violations=self.violations,
+            events=self.kernel.events,
+            wall_s=wall_s,
+        )
+
+    def _is_good(self, outcome: Outcome) -> bool:
+        if outcome.last_s is None or outcome.first_s is None:
+            return False
+        slo, begin = self._class(outcome.arrival).slo, outcome.arrival.at_s
+        tpot_s = (outcome.last_s - outcome.first_s) / max(1, outcome.tokens - 1)
+        held = (
+            (outcome.first_s - begin, slo.ttft_ms),
+            (tpot_s, slo.tpot_ms),
+            (outcome.last_s - begin, slo.deadline_ms),
+        )
+        return all(target is None or took <= target / 1e3 for took, target in held)
+
+
+@cache
+def _provider(flops_per_s: float, bytes_per_s: float) -> Provider:
+    return provider_of(flops_per_s, bytes_per_s)
+
+
+@cache
+def _sample_of(nodes: tuple[NodeId, ...], own: NodeId, most: int = 64) -> tuple[NodeId, ...]:
+    """Whom a node looks at: everybody, or of very many some, its own place's first."""
+    others = [node for node in nodes if node != own]
+    step = max(1, len(others) // most)
+    return tuple(others[::step][:most])
+
