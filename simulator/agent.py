@@ -125,7 +125,7 @@ class SimAgent:
         self._links: tuple[LinkEstimate, ...] = ()
         self._links_at = -1e9
         self._pending = False
-        self._beat()
+        machine.later(float(self._rng.uniform(0, 0.05)), self._say)
 
     # Plans.
 
@@ -324,18 +324,16 @@ class SimAgent:
             self._pending = True
             self.machine.later(0.002, self._say)
 
-    def _beat(self) -> None:
-        def beat() -> None:
-            period = HEARTBEAT_IN_PLAN_S if self._plans() else HEARTBEAT_SPARE_S
-            if self._kernel.now - self._said_at >= period - 1e-6:
+    def _say(self) -> None:
+        """A heartbeat, and the next one a while after the last, whatever that was said for."""
+        self._pending = False
+        said = self._heartbeats + 1
+
+        def again() -> None:
+            if self._heartbeats == said:
                 self._say()
 
-        self.machine.every(
-            lambda: HEARTBEAT_IN_PLAN_S if self._plans() else HEARTBEAT_SPARE_S, beat, float(self._rng.uniform(0, 0.2))
-        )
-
-    def _say(self) -> None:
-        self._pending = False
+        self.machine.later(HEARTBEAT_IN_PLAN_S if self._plans() else HEARTBEAT_SPARE_S, again)
         elapsed_s = max(1e-3, self._kernel.now - max(self._said_at, 0.0))
         busy, self._busy_s, self._said_at = min(1.0, self._busy_s / elapsed_s), 0.0, self._kernel.now
         spec, around = self.machine.spec, self._around

@@ -70,6 +70,7 @@ class SimClient:
             if self._asked > 1 and (error.field == "request_id" or self._heard):
                 return
             self._heard = True
+            self.why = error.message
             self._end(str(error.code))
             return
         self._heard = True

@@ -83,6 +83,9 @@ class World:
         self._skew = self._skews()
         self._ears: dict[NodeId, None] = {}
         """Who takes requests, in the order in which they began."""
+        self._hearers: dict[NodeId, None] = {}
+        self._said: dict[NodeId, Capacity] = {}
+        """The last heartbeat of each."""
         self._log: dict[DeploymentName, PlanEvent] = {}
         self._epochs_seen: dict[DeploymentName, int] = {}
         self.clients: list[SimClient] = []
@@ -128,11 +131,13 @@ class World:
         if machine.alive:
             return
         machine.start()
-        boot = f"{machine.name}-b{machine.life}"
+        boot = f"{machine.life:08x}"  # no dash: lives are named after it
         self._used_at[machine.name] = self.kernel.now
         self.agents[machine.name] = agent = SimAgent(machine, boot, self)
         for event in self._log.values():
             agent.hear(event)
+        if agent.neighbourhood():
+            self._listen_to_peers(machine.name)
 
     def _kill(self, machine: Machine) -> None:
         if not machine.alive:
@@ -141,6 +146,7 @@ class World:
         self._account(machine)
         machine.kill()
         self._ears.pop(machine.name, None)
+        self._hearers.pop(machine.name, None)
         for peer in sorted(near):
             other = self.agents.get(peer)
             if other is not None and self.network.reaches(peer, machine.name):
@@ -259,6 +265,8 @@ class World:
         if event.phase is PlanPhase.ABORT:
             self.aborts += 1
         concerned = {NodeId(node) for plan in event.plans for node in plan.nodes}
+        for node in sorted(concerned):
+            self._listen_to_peers(node)
         for node, agent in self.agents.items():
             if node in concerned or agent.knows(event.deployment):
                 self._deliver(node, lambda agent=agent: agent.hear(event), stored=True)  # type: ignore[misc]
@@ -309,7 +317,8 @@ class World:
         if not (bus.drop and rng.random() < bus.drop):
             delay = self._delay_s() + self.scenario.telemetry.delay_s
             self.kernel.after(delay, lambda: self._report(CapacityReceived(capacity)))
-        for other in self._ears:
+        self._said[node] = capacity
+        for other in self._hearers:
             if other != node:
                 self._deliver(other, lambda other=other: self._peer(other, capacity))  # type: ignore[misc]
 
@@ -335,10 +344,21 @@ class World:
         self.network.send(source, target, size, arrive)
 
     def listens(self, node: NodeId, whether: bool) -> None:
-        if whether:
-            self._ears[node] = None
-        else:
+        if not whether:
             self._ears.pop(node, None)
+        else:
+            self._ears[node] = None
+            self._listen_to_peers(node)
+
+    def _listen_to_peers(self, node: NodeId) -> None:
+        """Every agent hears all heartbeats. Only where a plan is does it matter, so that others are told once they are
+        in one."""
+        if node in self._hearers or not self.machines[node].alive:
+            return
+        self._hearers[node] = None
+        for other, capacity in self._said.items():
+            if other != node:
+                self.agents[node].capacity_arrived(capacity)
 
     # Clients.
 
