@@ -90,7 +90,7 @@ def _found(deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, 
     if not offered:
         return None
     even = deployment.stages is not None
-    problem = _problem(deployment, manifest, offered)
+    problem = problem_of(deployment, manifest, offered)
     heads = _heads(problem, deployment, offered)
     found = solve(problem, "throughput" if even else "latency", deployment.stages, heads=heads)
     if found.pieces is None:
@@ -133,7 +133,7 @@ def _praise(found: Solution, even: bool) -> str:
     return f"the {best}" if found.proven else f"within {found.gap:.1%} of the {best}"
 
 
-def _problem(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
+def problem_of(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
     capacities = {name: room.capacity for name, room in rooms.items()}
     count = len(manifest.blocks)
     times = [

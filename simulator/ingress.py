@@ -5,24 +5,27 @@ crossings, its queue, its answers.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, cast
 
 from agent.attainment import Attainment
+from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
 from agent.heirs import life_name, process_of
 from agent.intake import Job
+from agent.run import RouteRun
 from agent.served import Served
 from agent.urgency import urgency
 from agent.usage import Meter
+from agent.ways import Position
 from bus.audit import AuditTrail
 from bus.journal import Journal
 from models.text import Text
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
 from schemas.capacity import FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Adopted, Failure, Frame, Result, Token
+from schemas.frame import Adopted, Failure, Frame, Result, SequenceId, Token
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent
 from schemas.request import TextRequest
@@ -53,6 +56,15 @@ class Silent:
 SILENT = cast(Text, Silent())
 
 
+class Anew(Crossings):
+    """As if links were too slow to copy anything."""
+
+    def position(
+        self, sequence: SequenceId, old: RouteRun, new: RouteRun, manifest: Manifest, to_come: int
+    ) -> Position:
+        return replace(super().position(sequence, old, new, manifest, to_come), bytes_per_s=1.0)
+
+
 class SimIngress:
     """The deployments that are served at one process, and whose requests it answers."""
 
@@ -69,8 +81,12 @@ class SimIngress:
         say: Callable[[Any, Any], None],
         numbers: Any,
         listens: Callable[[NodeId, bool], None],
+        *,
+        hands_over: bool,
     ) -> None:
-        """`say(client, reply)`; `listens(node, whether)`: it is one of those that requests are given to."""
+        """`say(client, reply)`; `listens(node, whether)`: it is one of those that requests are given to. Where it does
+        not hand over, what moves is computed anew."""
+        self._hands_over = hands_over
         self._machine = machine
         self._boot = boot
         self._stream = stream
@@ -231,6 +247,8 @@ class SimIngress:
     def _open(self, name: DeploymentName, manifest: Manifest) -> Served:
         attainment = self._attainments.setdefault(name, Attainment())
         served = Served(name, manifest, SILENT, self._desk, *self._begin_life(name), attainment)
+        if not self._hands_over:
+            served.crossings = Anew(self._desk.send)
         self.served[name] = served
         return served
 

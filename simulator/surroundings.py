@@ -23,6 +23,7 @@ class Surroundings(Protocol):
     draws: Draws
     journal: Stream
     trail: Trail
+    hands_over: bool
 
     def heartbeat(self, capacity: Capacity, /) -> None: ...
     def receipt(self, receipt: Receipt, /) -> None: ...

@@ -25,7 +25,7 @@ from orchestrator.staging import Advice
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity, LinkEstimate, Provider
-from schemas.deployment import Deployment, NodeWish
+from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.frame import Frame
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt
 from simulator.agent import SimAgent, provider_of
@@ -37,7 +37,7 @@ from simulator.machine import Machine
 from simulator.model import manifest_of, model_digest
 from simulator.network import Network
 from simulator.orchestrator import Leader, successor
-from simulator.policies import Contender
+from simulator.policies import Contender, placed
 from simulator.records import Arrival, Epoch, NodeUse, Outcome, RunResult, Sample
 from simulator.scenario import NodeSpec, RequestClass, Scenario
 from simulator.trail import Told, Trail
@@ -50,6 +50,8 @@ CATCH_UP_S = 30.0
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
 LEADER_AT_S = 0.5
+PLACED_AT_S = 2.0
+"""A static contender is placed once every node has reported."""
 REORDERED = 10.0
 """How many times as long a message takes that is overtaken."""
 CLOSED_S = 0.004
@@ -65,6 +67,7 @@ class World:
         self.draws = Draws(seed)
         self.journal: Stream = {}
         self.trail = Trail(lambda: self.kernel.now, hear=self._told)
+        self.hands_over = contender.hands_over
         self._contender = contender
         self._seed = seed
         self._truth = timeline(scenario, self.draws)
@@ -90,6 +93,8 @@ class World:
         self._epochs_seen: dict[DeploymentName, int] = {}
         self.clients: list[SimClient] = []
         self.leader: Leader | None = None
+        self._wish = self._desired()
+        self._locked = False
         self._stored = self._wishes()
         self._uses = {node: NodeUse(node) for node in self.machines}
         self._used_at = dict.fromkeys(self.machines, 0.0)
@@ -111,6 +116,8 @@ class World:
         for machine in self.machines.values():
             kernel.at(float(starting.uniform(0, 0.3)), lambda machine=machine: self._start(machine))  # type: ignore[misc]
         kernel.at(LEADER_AT_S, lambda: self._lead(self._stored))
+        if self._contender.static not in (None, "optimum"):
+            kernel.at(PLACED_AT_S, self._place)
         for change in self._truth.changes:
             kernel.at(change.at_s, lambda change=change: self._change(change))  # type: ignore[misc]
         for fault in self._truth.late:
@@ -210,22 +217,25 @@ class World:
 
     # The leader.
 
-    def _wishes(self) -> Snapshot:
-        """What is stored before anything runs."""
+    def _desired(self) -> Deployment:
         scenario, served = self.scenario, self.scenario.served
-        model = manifest_of(scenario.model)
-        wish = Deployment(
+        return Deployment(
             name=DEPLOYMENT,
             model=model_digest(scenario.model),
             settings=served.settings,
             stages=served.stages,
-            routes=served.routes,
+            routes=1 if self._contender.static is not None else served.routes,
             slo=served.slo,
             sensitive=served.sensitive,
         )
-        wish = self._contender.wish(wish, scenario)
-        snapshot = fold(Snapshot(term=1), ManifestKnown(wish.model, model), EPOCH)
-        snapshot = fold(snapshot, DeploymentWritten(wish), EPOCH)
+
+    def _wishes(self) -> Snapshot:
+        """What is stored before anything runs; a static contender's deployment is only once it is placed."""
+        scenario = self.scenario
+        model = manifest_of(scenario.model)
+        snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, model), EPOCH)
+        if self._contender.static in (None, "optimum"):
+            snapshot = fold(snapshot, DeploymentWritten(self._wish), EPOCH)
         for site in scenario.sites:
             trusted = site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted
             for node in site.members:
@@ -234,10 +244,24 @@ class World:
 
     def _lead(self, snapshot: Snapshot) -> None:
         advise = self._advise if self._contender.stages_ahead else None
-        policy = self._contender.policy()
+        policy = self._contender.policy
         self.leader = Leader(
             self.kernel, policy, snapshot, self.trail, self._append, advise, lambda: self.kernel.date
         )
+
+    def _place(self) -> None:
+        """Lock a static contender's plan, as an operator would; where its rule finds none, nothing is served."""
+        if self.leader is None or self._contender.static is None:
+            return
+        snapshot = self.leader.mind.snapshot
+        chain = placed(self._contender.static, snapshot, self._wish, self._seed)
+        if chain is not None:
+            self._lock(chain)
+
+    def _lock(self, placement: Chain | Placement) -> None:
+        deployment = self._wish.model_copy(update={"placement": placement, "stages": None, "routes": None})
+        self._stored = fold(self._stored, DeploymentWritten(deployment), self.kernel.date)
+        self._report(DeploymentWritten(deployment))
 
     def _kill_leader(self) -> None:
         leader = self.leader
@@ -262,6 +286,9 @@ class World:
         self._epochs_seen[event.deployment] = max(self._epochs_seen.get(event.deployment, 0), newest)
         if event.phase is PlanPhase.COMMIT and event.current is not None:
             self._in_force(event.current)
+            if self._contender.static == "optimum" and not self._locked:
+                self._locked, placement = True, event.current.chains
+                self.kernel.after(0.0, lambda: self._lock(placement))
         if event.phase is PlanPhase.ABORT:
             self.aborts += 1
         concerned = {NodeId(node) for plan in event.plans for node in plan.nodes}
