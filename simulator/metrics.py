@@ -75,6 +75,11 @@ class Metrics(Value):
     incidents_per_hour: float
     """Of downtime, over all classes."""
     incidents_per_fault: float | None
+    down_s_per_hour: float
+    """Likewise over all classes: an outage is one incident however long it is, and requests that fail here and there
+    are many."""
+    down_s_max: float | None
+    """The longest incident."""
     mttr_s: float | None
     violations: int
     """Invariants broken, those of privacy among them: must be 0."""
@@ -141,6 +146,7 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
     )
     hours = (result.end_s - result.begin_s) / HOUR_S
     found = [incident for each in down.values() for incident in each]
+    repairs = [incident.repair_s for incident in found]
     faults = sum(result.begin_s <= spell.begin_s <= result.end_s for spell in result.spells)
     done = sum(row.completed for row in rows)
     arrived = len(result.outcomes)
@@ -164,7 +170,9 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
         memory_peak=max((node.memory_peak for node in hosts), default=None),
         incidents_per_hour=len(found) / hours,
         incidents_per_fault=len(found) / faults if faults else None,
-        mttr_s=sum(incident.repair_s for incident in found) / len(found) if found else None,
+        down_s_per_hour=sum(repairs) / hours,
+        down_s_max=max(repairs, default=None),
+        mttr_s=sum(repairs) / len(repairs) if repairs else None,
         violations=len(result.violations),
         exposed=sum(outcome.exposed for outcome in result.outcomes) / arrived if arrived else None,
         redistributes_per_hour=kinds[Action.REDISTRIBUTE] / hours,

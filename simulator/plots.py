@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from schemas.errors import ErrorCode, ResplitError
 from simulator.metrics import actions
-from simulator.records import Epoch
+from simulator.records import Epoch, Spell
 from simulator.results import Timeline
 from simulator.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
 WIDTH = 9.0
@@ -51,6 +52,7 @@ def timeline(shown: Timeline) -> bytes:
         upper.plot(times, [float("nan") if value is None else value for value in values], color=colour, label=name)
     if any(point.p50_ms for point in shown.bins):
         upper.set_yscale("log")
+        _plain(upper)
     upper.set_ylabel("latency (ms)")
     width = (shown.end_s - shown.begin_s) / max(1, len(shown.bins))
     middle.bar(times, [point.arrived for point in shown.bins], width, align="edge", color=GREY, label="arrived")
@@ -61,7 +63,7 @@ def timeline(shown: Timeline) -> bytes:
     lower.set_ylim(0, 105)
     lower.set_ylabel("nodes\nbusy (%)")
     lower.set_xlabel("time (s)")
-    _shade(shown, (upper, middle, lower))
+    _shade(shown, (upper, middle, lower), shown.spells)
     _number(upper, shown.epochs, shown.begin_s, shown.end_s)
     lower.set_xlim(shown.begin_s, shown.end_s)
     upper.legend(loc="lower right", fontsize=8, ncols=4)
@@ -71,7 +73,7 @@ def timeline(shown: Timeline) -> bytes:
 
 
 def bars(title: str, values: Mapping[str, Interval | None], marked: Sequence[str] = ()) -> bytes:
-    """A metric of every policy, in the order given, with 95 % intervals; the policies of `marked` in colour."""
+    """A metric of every policy, in the order given, with 95 % intervals; the policies of `marked` in colours."""
     figure = _figure(1.1 + 0.3 * max(3, len(values)))
     axes = figure.subplots()
     for row, (name, found) in enumerate(values.items()):
@@ -80,7 +82,7 @@ def bars(title: str, values: Mapping[str, Interval | None], marked: Sequence[str
             continue
         # A bootstrap's interval holds its mean, so neither length is negative.
         reach = [[found.mean - found.low], [found.high - found.mean]]
-        colour = COLOURS[0] if name in marked else GREY
+        colour = COLOURS[marked.index(name)] if name in marked else GREY
         axes.barh(row, found.mean, color=colour, height=0.65, xerr=reach, capsize=3, error_kw={"linewidth": 1.2})
     axes.set_yticks(range(len(values)), list(values))
     axes.set_ylim(len(values) - 0.4, -0.6)
@@ -91,11 +93,11 @@ def bars(title: str, values: Mapping[str, Interval | None], marked: Sequence[str
 
 def curve(title: str, axis: str, lines: Lines) -> bytes:
     """A metric over the swept value, a line for each policy and its 95 % interval as a band."""
-    figure = _figure(4.4)
+    figure = _figure(max(4.4, 0.8 + 0.2 * len(lines)))
     axes = figure.subplots()
     looks = zip(cycle(COLOURS), (style for style in cycle(STYLES) for _ in COLOURS), cycle("osv^D"), strict=False)
-    for (name, points), (colour, style, marker) in zip(lines.items(), looks, strict=False):
-        points = sorted(points, key=lambda point: point[0])
+    for (name, unsorted), (colour, style, marker) in zip(lines.items(), looks, strict=False):
+        points = sorted(unsorted, key=lambda point: point[0])
         at = [x for x, _ in points]
         axes.plot(
             at, [y.mean for _, y in points], linestyle=style, marker=marker, markersize=4, color=colour, label=name
@@ -133,7 +135,10 @@ def gantt(shown: Timeline) -> bytes:
                 dark = sum(colour[:3]) < 1.6
                 ink = "white" if dark else "black"
                 axes.text((begin + end) / 2, row, label, ha="center", va="center", fontsize=7, color=ink)
-    _shade(shown, (axes,), names=set(nodes))
+    for row, node in enumerate(nodes):
+        spans = _union(shown, [spell for spell in shown.spells if spell.what == node])
+        axes.broken_barh(spans, (row - 0.48, 0.96), facecolor="none", edgecolor=FAULT, hatch="////", lw=0.8, zorder=3)
+    _shade(shown, (axes,), [spell for spell in shown.spells if spell.what not in nodes])
     axes.set_yticks(range(len(nodes)), nodes, fontsize=8)
     axes.set_ylim(len(nodes) - 0.4, -0.6)
     axes.set_xlim(shown.begin_s, shown.end_s)
@@ -160,15 +165,27 @@ def _spans(shown: Timeline) -> dict[str, list[tuple[float, float, int, int]]]:
     return spans
 
 
-def _shade(shown: Timeline, axes: Sequence["Axes"], names: set[str] | None = None) -> None:
-    """Faults, behind everything: over the whole height, so that many at once are darker."""
-    for spell in shown.spells:
-        if names is not None and spell.what in names:
+def _shade(shown: Timeline, axes: Sequence["Axes"], spells: Sequence[Spell]) -> None:
+    """The times in which something was not as it should be, behind everything."""
+    for each in axes:
+        spans = _union(shown, spells)
+        each.broken_barh(spans, (0, 1), transform=each.get_xaxis_transform(), color=FAULT, alpha=0.15, lw=0, zorder=0)
+
+
+def _union(shown: Timeline, spells: Sequence[Spell]) -> list[tuple[float, float]]:
+    """Beginnings and lengths of the times that any of `spells` covers; none too short to be seen."""
+    least = (shown.end_s - shown.begin_s) / 600
+    spans: list[tuple[float, float]] = []
+    for spell in sorted(spells, key=lambda spell: spell.begin_s):
+        begin = max(spell.begin_s, shown.begin_s)
+        end = min(max(spell.end_s, begin + least), shown.end_s)
+        if spell.end_s < shown.begin_s or begin >= end:
             continue
-        begin, end = max(spell.begin_s, shown.begin_s), min(spell.end_s, shown.end_s)
-        if begin < end:
-            for each in axes:
-                each.axvspan(begin, end, color=FAULT, alpha=0.12, linewidth=0, zorder=0)
+        if spans and begin <= spans[-1][0] + spans[-1][1]:
+            spans[-1] = (spans[-1][0], max(spans[-1][1], end - spans[-1][0]))
+        else:
+            spans.append((begin, end - begin))
+    return spans
 
 
 def _number(axes: "Axes", epochs: Sequence[Epoch], begin_s: float, end_s: float) -> None:
@@ -189,16 +206,25 @@ def _number(axes: "Axes", epochs: Sequence[Epoch], begin_s: float, end_s: float)
             )
 
 
+def _plain(axes: "Axes") -> None:
+    """Numbers as people write them, at 1, 2 and 5 of every decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
+
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+
+
 def _colours() -> "Colormap":
-    from matplotlib import colormaps
+    from matplotlib import colormaps  # noqa: PLC0415 (part of the `dev` extra)
 
     return colormaps["viridis"]
 
 
 def _figure(height: float) -> "Figure":
     require()
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    from matplotlib.backends.backend_agg import FigureCanvasAgg  # noqa: PLC0415
+    from matplotlib.figure import Figure  # noqa: PLC0415
 
     # A figure of its own, not pyplot's: nothing is kept, and no display is asked for.
     figure = Figure(figsize=(WIDTH, min(height, 14.0)), dpi=DPI, layout="constrained", facecolor="white")

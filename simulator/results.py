@@ -15,6 +15,8 @@ from simulator.scenario import RequestClass, Scenario
 
 BINS = 240
 """Points in time of a timeline: as many as a plot can show."""
+PER_BIN = 20
+"""Requests that a 95th percentile takes; with fewer, the points are fewer."""
 
 
 class Run(Value):
@@ -115,18 +117,19 @@ def summary(result: RunResult, classes: Sequence[RequestClass], swept: dict[str,
 
 def timeline(result: RunResult) -> Timeline:
     """How a run went, over the time in which requests arrived."""
-    edges = np.linspace(result.begin_s, result.end_s, BINS + 1)
+    count = min(BINS, max(1, len(result.outcomes) // PER_BIN))
+    edges = np.linspace(result.begin_s, result.end_s, count + 1)
     arrived = np.asarray([outcome.arrival.at_s for outcome in result.outcomes])
-    bins = np.clip(np.searchsorted(edges, arrived, "right") - 1, 0, BINS - 1)
+    bins = np.clip(np.searchsorted(edges, arrived, "right") - 1, 0, count - 1)
     done = np.asarray([completed(outcome, result.timeout_s) for outcome in result.outcomes], dtype=bool)
     ms = np.asarray([(outcome.last_s or 0.0) - outcome.arrival.at_s for outcome in result.outcomes]) * 1e3
     points = []
-    for number in range(BINS):
+    for number in range(count):
         here = bins == number
         well = ms[here & done]
         p50, p95 = np.percentile(well, (50, 95)) if well.size else (None, None)
-        count, failed = int(here.sum()), int((here & ~done).sum())
-        points.append(Bin(at_s=float(edges[number]), arrived=count, failed=failed, p50_ms=p50, p95_ms=p95))
+        failed = int((here & ~done).sum())
+        points.append(Bin(at_s=float(edges[number]), arrived=int(here.sum()), failed=failed, p50_ms=p50, p95_ms=p95))
     # A sample of each second of a long run is more than a plot shows, and than a file should hold.
     step = max(1, len(result.samples) // BINS)
     return Timeline(

@@ -66,6 +66,8 @@ COLUMNS = (
     Column("memory_peak_percent", "memory, fullest %", None, percent(lambda m: m.memory_peak)),
     Column("incidents_per_hour", "downtime incidents /h", "lower", lambda m: m.incidents_per_hour),
     Column("incidents_per_fault", "incidents per fault", "lower", lambda m: m.incidents_per_fault),
+    Column("down_s_per_hour", "down s/h", "lower", lambda m: m.down_s_per_hour),
+    Column("down_s_max", "longest incident s", "lower", lambda m: m.down_s_max),
     Column("mttr_s", "MTTR s", "lower", lambda m: m.mttr_s),
     Column("violations", "violations", "lower", lambda m: m.violations),
     Column("exposed_percent", "exposed %", "lower", percent(lambda m: m.exposed)),
@@ -86,21 +88,10 @@ COLUMNS = (
 """All of them; utilisation stands beside latency wherever it is shown."""
 
 BY_KEY = {column.key: column for column in COLUMNS}
-HEADLINE = tuple(
-    BY_KEY[key]
-    for key in (
-        "qos_percent",
-        "qos_worst_percent",
-        "latency_ms_p50",
-        "latency_ms_p95",
-        "goodput_utilisation_percent",
-        "incidents_per_hour",
-        "reconfigurations_per_hour",
-        "energy_j",
-        "phi",
-    )
-)
-"""As many as a terminal shows."""
+SERVED = ("qos_percent", "qos_worst_percent", "latency_ms_p50", "latency_ms_p95", "incidents_per_hour")
+SPENT = ("goodput_utilisation_percent", "reconfigurations_per_hour", "energy_j", "phi")
+HEADLINE = tuple(BY_KEY[key] for key in (*SERVED, *SPENT))
+"""What is looked at first; each half as wide as a terminal."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,14 +183,17 @@ def _cell(cell: Cell) -> str:
 
 
 def shown(found: Interval | None, signed: bool = False) -> str:
-    """`12.3 [11.9, 12.8]`, with as many decimals as its size asks for; `-` for nothing."""
+    """`12.3 [11.9, 12.8]`, with as many decimals as its size asks for; `12.3` where all seeds agree, or there is one;
+    `-` for nothing."""
     if found is None:
         return "-"
     size = max(abs(found.low), abs(found.high), abs(found.mean))
     decimals = 0 if size >= 100 else 1 if size >= 10 else 2 if size >= 1 else 3
     sign = "+" if signed else ""
+    if not size:
+        return "0"
     mean, low, high = (f"{value:{sign},.{decimals}f}" for value in (found.mean, found.low, found.high))
-    return mean if found.count == 1 else f"{mean} [{low}, {high}]"
+    return mean if mean == low == high else f"{mean} [{low}, {high}]"
 
 
 def terminal(table: Grid) -> Table:
