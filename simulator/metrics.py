@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from orchestrator.decision import Action, action_between
 from schemas.base import Value
@@ -21,8 +20,6 @@ MERGED_S = 5.0
 TRANSITION_S = 5.0
 """Around a change of plans, either way."""
 HOUR_S = 3600.0
-
-Floats = NDArray[np.float64]
 
 
 class Quantiles(Value):
@@ -137,9 +134,9 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
             arrived=len(by_class[name]),
             completed=sum(completed(outcome, result.timeout_s) for outcome in by_class[name]),
             met=sum(met(outcome, slo, result.timeout_s) for outcome in by_class[name]),
-            latency_ms=quantiles(latencies_ms(by_class[name], result.timeout_s)),
-            ttft_ms=quantiles(ttfts_ms(by_class[name], result.timeout_s)),
-            tpot_ms=quantiles(tpots_ms(by_class[name], result.timeout_s)),
+            latency_ms=latencies(by_class[name], result.timeout_s),
+            ttft_ms=ttfts(by_class[name], result.timeout_s),
+            tpot_ms=tpots(by_class[name], result.timeout_s),
             incidents=len(down[name]),
         )
         for name, slo in slos.items()
@@ -158,9 +155,9 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
         classes=rows,
         arrived=arrived,
         completed=done,
-        latency_ms=quantiles(latencies_ms(result.outcomes, result.timeout_s)),
-        ttft_ms=quantiles(ttfts_ms(result.outcomes, result.timeout_s)),
-        tpot_ms=quantiles(tpots_ms(result.outcomes, result.timeout_s)),
+        latency_ms=latencies(result.outcomes, result.timeout_s),
+        ttft_ms=ttfts(result.outcomes, result.timeout_s),
+        tpot_ms=tpots(result.outcomes, result.timeout_s),
         qos=sum(row.met for row in rows) / arrived if arrived else None,
         qos_worst=min((row.qos for row in rows if row.qos is not None), default=None),
         utilisation=_share([node.busy_s for node in hosts], hosts),
@@ -184,7 +181,7 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
         planner_s=result.planner_s,
         gap=result.gap,
         phi=result.phi,
-        transition_ms=quantiles(latencies_ms(in_transition(result), result.timeout_s)),
+        transition_ms=latencies(in_transition(result), result.timeout_s),
         energy_j=sum(outcome.energy_j for outcome in result.outcomes) / done if done else None,
     )
 
@@ -200,58 +197,55 @@ def met(outcome: Outcome, slo: Slo, timeout_s: float) -> bool:
     it takes completion alone."""
     if not completed(outcome, timeout_s):
         return False
-    one = [outcome]
     held_to = (
-        (ttfts_ms(one, timeout_s), slo.ttft_ms),
-        (tpots_ms(one, timeout_s), slo.tpot_ms),
-        (latencies_ms(one, timeout_s), slo.deadline_ms),
+        (ttft_ms(outcome, timeout_s), slo.ttft_ms),
+        (tpot_ms(outcome, timeout_s) or 0.0, slo.tpot_ms),
+        (latency_ms(outcome, timeout_s), slo.deadline_ms),
     )
-    return all(target is None or not (ms > target).any() for ms, target in held_to)
+    return all(target is None or ms <= target for ms, target in held_to)
 
 
-def latencies_ms(outcomes: Sequence[Outcome], timeout_s: float) -> Floats:
-    """Latency: "client arrival to last token", of each request. "Rejected, failed or unfinished = the timeout value,
-    never dropped": also what ended later than that, and likewise below."""
-    seconds = [
-        outcome.last_s - outcome.arrival.at_s
-        if outcome.last_s is not None and completed(outcome, timeout_s)
-        else timeout_s
-        for outcome in outcomes
-    ]
-    return np.asarray(seconds, dtype=np.float64) * 1e3
+def latency_ms(outcome: Outcome, timeout_s: float) -> float:
+    """Latency: "client arrival to last token". "Rejected, failed or unfinished = the timeout value, never dropped":
+    also what ended later than that, and likewise below."""
+    if outcome.last_s is None or not completed(outcome, timeout_s):
+        return timeout_s * 1e3
+    return (outcome.last_s - outcome.arrival.at_s) * 1e3
 
 
-def ttfts_ms(outcomes: Sequence[Outcome], timeout_s: float) -> Floats:
-    """From arrival to the first token, of each request; the timeout of all that did not complete, even of those that
-    had begun to answer."""
-    seconds = [
-        (outcome.last_s if outcome.first_s is None else outcome.first_s) - outcome.arrival.at_s
-        if outcome.last_s is not None and completed(outcome, timeout_s)
-        else timeout_s
-        for outcome in outcomes
-    ]
-    return np.asarray(seconds, dtype=np.float64) * 1e3
+def ttft_ms(outcome: Outcome, timeout_s: float) -> float:
+    """From arrival to the first token; the timeout of all that did not complete, even of what had begun to answer."""
+    if outcome.first_s is None or not completed(outcome, timeout_s):
+        return latency_ms(outcome, timeout_s)
+    return (outcome.first_s - outcome.arrival.at_s) * 1e3
 
 
-def tpots_ms(outcomes: Sequence[Outcome], timeout_s: float) -> Floats:
-    """Mean time per token after the first, of each request that has one; the timeout of those that were to have one
-    and did not complete."""
-    seconds = []
-    for outcome in outcomes:
-        if outcome.first_s is None or outcome.last_s is None or not completed(outcome, timeout_s):
-            if outcome.arrival.output_tokens > 1:
-                seconds.append(timeout_s)
-        elif outcome.tokens > 1:
-            seconds.append((outcome.last_s - outcome.first_s) / (outcome.tokens - 1))
-    return np.asarray(seconds, dtype=np.float64) * 1e3
+def tpot_ms(outcome: Outcome, timeout_s: float) -> float | None:
+    """Mean time per token after the first; the timeout of a request that was to have such tokens and did not complete,
+    None of one that has none."""
+    if outcome.first_s is None or outcome.last_s is None or not completed(outcome, timeout_s):
+        return timeout_s * 1e3 if outcome.arrival.output_tokens > 1 else None
+    return (outcome.last_s - outcome.first_s) * 1e3 / (outcome.tokens - 1) if outcome.tokens > 1 else None
 
 
-def quantiles(ms: Floats) -> Quantiles | None:
+def latencies(outcomes: Sequence[Outcome], timeout_s: float) -> Quantiles | None:
+    return quantiles([latency_ms(outcome, timeout_s) for outcome in outcomes])
+
+
+def ttfts(outcomes: Sequence[Outcome], timeout_s: float) -> Quantiles | None:
+    return quantiles([ttft_ms(outcome, timeout_s) for outcome in outcomes])
+
+
+def tpots(outcomes: Sequence[Outcome], timeout_s: float) -> Quantiles | None:
+    return quantiles([ms for outcome in outcomes if (ms := tpot_ms(outcome, timeout_s)) is not None])
+
+
+def quantiles(ms: Sequence[float]) -> Quantiles | None:
     """Mean, "p50/p95/p99", interpolated; None of nothing."""
-    if not ms.size:
+    if not ms:
         return None
     p50, p95, p99 = np.percentile(ms, (50, 95, 99))
-    return Quantiles(mean=float(ms.mean()), p50=float(p50), p95=float(p95), p99=float(p99))
+    return Quantiles(mean=float(np.mean(ms)), p50=float(p50), p95=float(p95), p99=float(p99))
 
 
 def incidents(result: RunResult, outcomes: Sequence[Outcome]) -> tuple[Incident, ...]:
@@ -289,7 +283,7 @@ def in_transition(result: RunResult) -> list[Outcome]:
     """The requests under way at some time within 5 s of a change of plans (one that changes the placement)."""
     changes = np.asarray([e.begin_s for e, action in actions(result.epochs) if action is not Action.KEEP])
     begins = np.asarray([outcome.arrival.at_s for outcome in result.outcomes])
-    ends = begins + latencies_ms(result.outcomes, result.timeout_s) / 1e3
+    ends = begins + np.asarray([latency_ms(outcome, result.timeout_s) for outcome in result.outcomes]) / 1e3
     counts = np.searchsorted(changes, ends + TRANSITION_S, "right") - np.searchsorted(changes, begins - TRANSITION_S)
     return [outcome for outcome, count in zip(result.outcomes, counts, strict=True) if count]
 

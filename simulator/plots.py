@@ -30,6 +30,10 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#0
 STYLES = ("-", "--", ":", "-.")
 GREY = "#8c8c8c"
 FAULT = "#d55e00"
+DARKER_AT = (1, 2, 4, 8)
+"""Faults at once from which on their shade is darker."""
+EVERYWHERE = ("cloud-links", "orchestrator")
+"""What a fault may be about that is no node's and no site's."""
 Lines = Mapping[str, Sequence[tuple[float, Interval]]]
 
 
@@ -136,13 +140,14 @@ def gantt(shown: Timeline) -> bytes:
                 ink = "white" if dark else "black"
                 axes.text((begin + end) / 2, row, label, ha="center", va="center", fontsize=7, color=ink)
     for row, node in enumerate(nodes):
-        spans = _union(shown, [spell for spell in shown.spells if spell.what == node])
+        own = (node, node.rpartition("-")[0])  # a node, and its site
+        spans = active(shown, [spell for spell in shown.spells if spell.what in own])
         axes.broken_barh(spans, (row - 0.48, 0.96), facecolor="none", edgecolor=FAULT, hatch="////", lw=0.8, zorder=3)
-    _shade(shown, (axes,), [spell for spell in shown.spells if spell.what not in nodes])
+    _shade(shown, (axes,), [spell for spell in shown.spells if spell.what in EVERYWHERE])
     axes.set_yticks(range(len(nodes)), nodes, fontsize=8)
     axes.set_ylim(len(nodes) - 0.4, -0.6)
     axes.set_xlim(shown.begin_s, shown.end_s)
-    axes.set_xlabel("time (s); the numbers in the bars are blocks, first to last")
+    axes.set_xlabel("time (s). Numbers: blocks; dark: the first, yellow: the last. Hatched: a fault of the node")
     more = "" if len(used) <= NODES_SHOWN else f"; {NODES_SHOWN} of {len(used)} nodes"
     axes.set_title(f"{shown.policy}, seed {shown.seed}: blocks by node{more}", fontsize=11)
     return _png(figure)
@@ -166,25 +171,32 @@ def _spans(shown: Timeline) -> dict[str, list[tuple[float, float, int, int]]]:
 
 
 def _shade(shown: Timeline, axes: Sequence["Axes"], spells: Sequence[Spell]) -> None:
-    """The times in which something was not as it should be, behind everything."""
-    for each in axes:
-        spans = _union(shown, spells)
-        each.broken_barh(spans, (0, 1), transform=each.get_xaxis_transform(), color=FAULT, alpha=0.15, lw=0, zorder=0)
+    """The times in which something was not as it should be, behind everything: the more at once, the darker."""
+    for least in DARKER_AT:
+        spans = active(shown, spells, least)
+        for each in axes:
+            where = each.get_xaxis_transform()
+            each.broken_barh(spans, (0, 1), transform=where, color=FAULT, alpha=0.13, lw=0, zorder=0)
 
 
-def _union(shown: Timeline, spells: Sequence[Spell]) -> list[tuple[float, float]]:
-    """Beginnings and lengths of the times that any of `spells` covers; none too short to be seen."""
-    least = (shown.end_s - shown.begin_s) / 600
-    spans: list[tuple[float, float]] = []
-    for spell in sorted(spells, key=lambda spell: spell.begin_s):
+def active(shown: Timeline, spells: Sequence[Spell], least: int = 1) -> list[tuple[float, float]]:
+    """Beginnings and lengths of the times in which at least so many of `spells` last; none too short to be seen."""
+    shortest = (shown.end_s - shown.begin_s) / 600
+    steps: list[tuple[float, int]] = []
+    for spell in spells:
         begin = max(spell.begin_s, shown.begin_s)
-        end = min(max(spell.end_s, begin + least), shown.end_s)
-        if spell.end_s < shown.begin_s or begin >= end:
-            continue
-        if spans and begin <= spans[-1][0] + spans[-1][1]:
-            spans[-1] = (spans[-1][0], max(spans[-1][1], end - spans[-1][0]))
-        else:
-            spans.append((begin, end - begin))
+        end = min(max(spell.end_s, begin + shortest), shown.end_s)
+        if spell.end_s >= shown.begin_s and begin < end:
+            steps += [(begin, 1), (end, -1)]
+    spans: list[tuple[float, float]] = []
+    count, since = 0, shown.begin_s
+    # At one time what begins comes before what ends, so that one spell after the other is one span.
+    for at_s, step in sorted(steps, key=lambda each: (each[0], -each[1])):
+        before, count = count, count + step
+        if before < least <= count:
+            since = at_s
+        elif count < least <= before and at_s > since:
+            spans.append((since, at_s - since))
     return spans
 
 

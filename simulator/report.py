@@ -4,7 +4,7 @@ runs as CSV, and all of it as JSON."""
 import base64
 import csv
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,20 +97,31 @@ class Part:
 
 
 def write(folder: Path, found: Results) -> list[Path]:
-    """Write results.json, results.csv, the plots and report.html into `folder`, made if it is not there, in place of
-    those that are. Raises `ResplitError` if matplotlib is missing: what needs no plots is written by then."""
+    """Write results.json, results.csv, tables.csv, the plots and report.html into `folder`, made if it is not there, in
+    place of those that are. Raises `ResplitError` if matplotlib is missing: what needs no plots is written by then."""
     folder.mkdir(parents=True, exist_ok=True)
     save(folder / "results.json", found)
     with (folder / "results.csv").open("w", newline="") as file:
         csv.writer(file).writerows(table.run_rows(found.runs))
+    made = parts(found)
+    with (folder / "tables.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(_stacked(made))
     drawn = pictures(found)
     for picture in drawn:
         (folder / picture.name).write_bytes(picture.png)
-    (folder / "report.html").write_text(html(found, drawn), encoding="utf-8")
-    return [folder / name for name in ("report.html", "results.csv", "results.json", *(each.name for each in drawn))]
+    (folder / "report.html").write_text(html(found, made, drawn), encoding="utf-8")
+    names = ("report.html", "results.csv", "tables.csv", "results.json")
+    return [folder / name for name in (*names, *(each.name for each in drawn))]
 
 
-def html(found: Results, drawn: Sequence[Picture]) -> str:
+def _stacked(made: Sequence[Part]) -> Iterator[list[str]]:
+    """All tables as rows of one file, each under its title and with an empty row below it."""
+    for part in made:
+        for each in (part.seed_rows, *part.tables):
+            yield from ([f"{each.title}, {part.title}" if part.title else each.title], *table.csv_rows(each), [])
+
+
+def html(found: Results, made: Sequence[Part], drawn: Sequence[Picture]) -> str:
     """The report as one page that asks nothing of a network and runs no script."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("simulator", "."),
@@ -121,7 +132,7 @@ def html(found: Results, drawn: Sequence[Picture]) -> str:
     )
     return environment.get_template("report.html.j2").render(
         found=found,
-        parts=parts(found),
+        parts=made,
         pictures=drawn,
         shortcomings=shortcomings(found, SEED),
         worlds=worlds(found),

@@ -25,8 +25,6 @@ def shortcomings(found: Results, seed: int) -> list[str]:
 def _broken(runs: Sequence[Run]) -> list[str]:
     """Invariants that did not hold, and runs that did not end."""
     said = [f"{_name(run)} broke an invariant: {text}" for run in runs for text in run.violations]
-    uncounted = [run for run in runs if run.metrics.violations > len(run.violations)]
-    said += [f"{_name(run)} broke {run.metrics.violations} invariants" for run in uncounted]
     cut = [
         f"{_name(run)} was cut short, and its figures are of what there was" for run in runs if run.finished != "whole"
     ]

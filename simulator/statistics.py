@@ -30,11 +30,6 @@ class Interval(Value):
         """Whether the difference that this is about is more than chance. Never, with fewer than `PAIRS_MIN` seeds."""
         return self.count >= PAIRS_MIN and (self.low > 0 or self.high < 0)
 
-    def times(self, factor: float) -> "Interval":
-        """The same in another unit. `factor` is above 0."""
-        assert factor > 0
-        return Interval(mean=self.mean * factor, low=self.low * factor, high=self.high * factor, count=self.count)
-
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int, draws: int = DRAWS) -> Interval:
     """How much higher `a` is than `b`, whose elements belong to the same seeds in the same order."""

@@ -13,8 +13,8 @@ from tests.synthetic_run import CLASSES, DRONE, GUIDE, TIMEOUT_S, chain, epochs,
 HERE = chain(("a", 0, 5), ("b", 6, 11))
 
 
-def measured(*outcomes: Outcome, **more: object) -> Metrics:
-    return measure(result(outcomes, **more), CLASSES)
+def measured(*outcomes: Outcome, end_s: float = 3600.0, **more: object) -> Metrics:
+    return measure(result(outcomes, end_s, **more), CLASSES)
 
 
 def down(*outcomes: Outcome, end_s: float = 3600.0) -> list[tuple[float, float, float]]:

@@ -14,6 +14,7 @@ from rich.console import Console
 from schemas.errors import ErrorCode, ResplitError
 from simulator import plots, report, table
 from simulator.metrics import Metrics
+from simulator.records import Spell
 from simulator.results import BINS, Results, load, save, summary, timeline
 from simulator.shortcomings import shortcomings
 from simulator.statistics import Interval
@@ -299,7 +300,14 @@ def test_the_page_says_what_was_run_and_what_came_of_it(written: tuple[Path, Res
 def test_beside_the_page_lie_its_plots_every_run_and_all_of_it(written: tuple[Path, Results]) -> None:
     folder, found = written
     names = {path.name for path in folder.iterdir()}
-    assert {"report.html", "results.csv", "results.json", "timeline-1-full.png", "gantt-1-full.png"} <= names
+    assert {
+        "report.html",
+        "results.csv",
+        "tables.csv",
+        "results.json",
+        "timeline-1-full.png",
+        "gantt-1-full.png",
+    } <= names
     assert all((folder / name).read_bytes().startswith(PNG) for name in names if name.endswith(".png"))
     assert load(folder / "results.json") == found
     rows = list(csv.DictReader(StringIO((folder / "results.csv").read_text())))
@@ -315,7 +323,7 @@ def test_a_sweep_is_drawn_as_curves_and_its_points_have_tables_of_their_own() ->
     drawn = report.pictures(found)
     assert [picture.name for picture in drawn] == [f"curve-chi-{key}.png" for key in report.PLOTTED]
     assert [part.title for part in report.parts(found)] == ["chi = 0.1", "chi = 3"]
-    assert "No run was kept to be shown." in report.html(found, drawn)
+    assert "No run was kept to be shown." in report.html(found, report.parts(found), drawn)
 
 
 def test_a_timeline_holds_every_request_once_in_a_bounded_number_of_points() -> None:
@@ -343,3 +351,16 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
         report.write(tmp_path, results(seeds=[10]))
     assert error.value.code is ErrorCode.MISSING_DEPENDENCY
     assert (tmp_path / "results.json").exists()
+
+
+def test_one_fault_after_the_other_is_one_shade_and_two_at_once_are_a_darker_one() -> None:
+    spells = [
+        Spell("a", "kill", 10, 20),
+        Spell("b", "kill", 20, 40),
+        Spell("c", "slow", 30, 50),
+        Spell("d", "cut", 90, 99),
+    ]
+    shown = timeline(result([], end_s=60.0, spells=spells))
+    assert plots.active(shown, spells, 1) == [(10, 40)]
+    assert plots.active(shown, spells, 2) == [(30, 10)]
+    assert plots.active(shown, spells, 3) == []

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from simulator.statistics import PAIRS_MIN, Interval, mean_interval, paired_difference
+from simulator.statistics import PAIRS_MIN, mean_interval, paired_difference
 
 SEEDS = np.random.default_rng(5).normal(100, 20, 30).tolist()
 
@@ -59,7 +59,3 @@ def test_an_interval_never_leaves_out_its_mean() -> None:
     for value in (0.1, 1 / 3, 1e9 + 0.1):
         found = mean_interval([value] * 7, seed=0)
         assert found.low <= found.mean <= found.high
-
-
-def test_an_interval_in_another_unit_is_the_same_interval() -> None:
-    assert Interval(mean=1, low=0.5, high=2, count=9).times(100) == Interval(mean=100, low=50, high=200, count=9)
