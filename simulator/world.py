@@ -49,7 +49,7 @@ CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
-LEADER_AT_S = 0.5
+LEADER_AT_S = 0.0
 PLACED_AT_S = 2.0
 """A static contender is placed once every node has reported."""
 REORDERED = 10.0
