@@ -30,6 +30,9 @@ class Network:
         self._rng = rng
         self._jitters: list[float] = []
         self._free_at: dict[tuple[NodeId, NodeId], float] = {}
+        """When a link is done with what it was given."""
+        self._last_at: dict[tuple[NodeId, NodeId], float] = {}
+        """When the last of that arrives."""
         self.cut: set[NodeId] = set()
         """Machines that nothing reaches."""
         self.sent_bytes = 0.0
@@ -70,7 +73,7 @@ class Network:
                 b.reach(call, life)
 
         # What is sent later never overtakes: a link is a stream.
-        self._free_at[source, target] = max(self._free_at[source, target], arrives - link.rtt_ms / 2e3)
+        arrives = self._last_at[source, target] = max(arrives, self._last_at.get((source, target), 0.0))
         self._kernel.at(arrives, arrive)
 
     def _jitter(self, spread: float) -> float:
