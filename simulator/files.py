@@ -176,7 +176,9 @@ def _explained(errors: Sequence[ErrorDetails], plain: Mapping[str, Any], source:
 
 
 def _no_key(name: str, known: Sequence[str]) -> str:
-    near = get_close_matches(name, known, 1)
+    # A part of a key, or a key and more, is nearer than what happens to share letters with it.
+    alike = [key for key in known if name and (key.startswith(name) or name.startswith(key))]
+    near = get_close_matches(name, alike, 1, cutoff=0.0) or get_close_matches(name, known, 1)
     if near:
         return f"there is no key {name!r}; did you mean {near[0]!r}?"
     return f"there is no key {name!r}; the keys here are {', '.join(known)}" if known else f"there is no key {name!r}"
