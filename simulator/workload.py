@@ -21,8 +21,8 @@ ARRIVALS_MAX = 2_000_000
 """They are drawn before the run and kept; a million takes some hundred megabytes."""
 GRID_POINTS = 50_000
 """Between which the rate counts as constant: 72 ms apart in a run of an hour."""
-BURSTS_MAX = 100_000
-"""Of one run; shorter bursts than these are no bursts."""
+CHANGES_MAX = 100_000
+"""Of the place or the pace of a run: shorter bursts than these are no bursts."""
 
 Floats = NDArray[np.float64]
 
@@ -129,8 +129,8 @@ def _bursts(scenario: Scenario, rng: Generator) -> Iterator[tuple[float, float]]
     share = workload.burst_share
     calm_s = workload.burst_s * (1 - share) / share
     at_s, end_s = scenario.warmup_s, scenario.duration_s
-    if (expected := 2 * (end_s - at_s) / (workload.burst_s + calm_s)) > BURSTS_MAX:
-        message = f"workload.burst_s = {workload.burst_s:g} makes about {expected:.3g} changes; {BURSTS_MAX} at most"
+    if (expected := 2 * (end_s - at_s) / (workload.burst_s + calm_s)) > CHANGES_MAX:
+        message = f"workload.burst_s = {workload.burst_s:g} makes about {expected:.3g} changes; {CHANGES_MAX} at most"
         raise _refused(scenario, message, "workload.burst_s")
     calm = 1 / (1 - share + share * workload.burst_factor)
     burst = bool(rng.random() < share)
@@ -189,6 +189,9 @@ def _way(scenario: Scenario, count: int, rng: Generator) -> Iterator[tuple[float
     vehicle along a corridor."""
     assert scenario.workload.moves_s is not None
     shortest_s, longest_s = scenario.workload.moves_s
+    if (expected := 2 * (scenario.duration_s - scenario.warmup_s) / (shortest_s + longest_s)) > CHANGES_MAX:
+        message = f"workload.moves_s makes about {expected:.3g} moves; {CHANGES_MAX} at most"
+        raise _refused(scenario, message, "workload.moves_s")
     at_s, place, step = scenario.warmup_s, int(rng.integers(count)), 1
     while at_s < scenario.duration_s:
         yield at_s, place
