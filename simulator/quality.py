@@ -9,7 +9,7 @@ from math import exp, sqrt
 from numpy.random import Generator
 
 from schemas.errors import ErrorCode, ResplitError
-from simulator.scenario import LinkSpec
+from simulator.scenario import LinkSpec, Scenario
 
 POINTS_PER_MEMORY = 8
 """The AR(1) is drawn so many times in the time over which it forgets; it changes little in between."""
@@ -71,11 +71,19 @@ class Quality:
         return factor
 
 
-def quality(link: LinkSpec, rng: Generator, horizon_s: float) -> Quality:
-    """What becomes of one link until `horizon_s`, from its stationary state on.
+def refuse_restless(scenario: Scenario, horizon_s: float) -> None:
+    """Raises `ResplitError(INVALID_REQUEST)` if a link would become good and bad more than `POINTS_MAX` times."""
+    network = scenario.network
+    for name, link in (("within", network.within), ("between", network.between), ("cloud", network.cloud)):
+        # A bad spell and the good one before it take bad_s / bad_share together.
+        if (expected := 2 * horizon_s * link.bad_share / link.bad_s) > POINTS_MAX:
+            key = f"network.{name}.bad_s"
+            message = f"{key} = {link.bad_s:g} makes a link change about {expected:.3g} times; {POINTS_MAX} at most"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, f"scenario {scenario.name!r}: {message}", key)
 
-    Raises `ResplitError(INVALID_REQUEST)` if it would be good and bad more than `POINTS_MAX` times.
-    """
+
+def quality(link: LinkSpec, rng: Generator, horizon_s: float) -> Quality:
+    """What becomes of one link until `horizon_s`, from its stationary state on."""
     spells = _gilbert_elliott(link, rng, horizon_s)
     if link.drift == 0:
         return Quality(spells, 1.0, ())
@@ -95,9 +103,6 @@ def _gilbert_elliott(link: LinkSpec, rng: Generator, horizon_s: float) -> Steps:
     if link.bad_share in (0, 1) or link.bad_factor == 1:
         return Steps((), (link.bad_factor if link.bad_share else 1.0,))
     good_s = link.bad_s * (1 - link.bad_share) / link.bad_share
-    if (expected := 2 * horizon_s / (good_s + link.bad_s)) > POINTS_MAX:
-        message = f"bad_s = {link.bad_s:g} makes a link change about {expected:.3g} times; {POINTS_MAX} at most"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, f"network: {message}", "network")
     bad = bool(rng.random() < link.bad_share)
     values, times, at_s = [link.bad_factor if bad else 1.0], [], 0.0
     while (at_s := at_s + rng.exponential(link.bad_s if bad else good_s)) < horizon_s:

@@ -282,6 +282,8 @@ class Scenario(Value):
             if site.name in nodes:
                 raise ValueError(f"sites.{number}.name: {site.name!r} is the name of a node of another site too")
         for number, fault in enumerate(self.faults):
+            if fault.kind == "cut" and fault.where == Where():
+                raise ValueError(f"faults.{number}.where: a cut is between some nodes and the others; name some")
             for name in fault.where.sites:
                 if name not in names:
                     known = ", ".join(sorted(names)[:20])

@@ -71,6 +71,7 @@ def drawn(scenario: Scenario, draws: Draws) -> Drawn:
                 whole = frozenset(name for name, site in by_name.items() if members.issuperset(site.members))
                 links.append(LinkFault(fault.kind, fault.at_s, end_s, fault.factor, members, whole))
     spells += _churn(scenario, draws)
+    spells = [spell for spell in spells if spell.end_s > spell.begin_s]
     spells.sort(key=lambda spell: (spell.begin_s, spell.what, spell.kind, spell.end_s))
     return Drawn(tuple(spells), tuple(links), tuple(late))
 

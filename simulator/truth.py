@@ -10,7 +10,7 @@ from math import inf
 
 from schemas.base import NodeId
 from simulator.draws import Draws
-from simulator.quality import CALM, Quality, Steps, multiplied, quality
+from simulator.quality import CALM, Quality, Steps, multiplied, quality, refuse_restless
 from simulator.records import Spell
 from simulator.scenario import Fault, Scenario
 from simulator.spells import LINK_KINDS, Drawn, LinkFault, drawn
@@ -158,6 +158,7 @@ def timeline(scenario: Scenario, draws: Draws) -> Truth:
 
     Raises `ResplitError(INVALID_REQUEST)` naming the key if churn or links change oftener than is worth drawing.
     """
+    refuse_restless(scenario, scenario.duration_s + scenario.drain_s)
     return Truth(scenario, draws, drawn(scenario, draws))
 
 
