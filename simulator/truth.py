@@ -47,9 +47,9 @@ class Truth:
     whole site is there once for each of its nodes, except to its links."""
 
     def __init__(self, scenario: Scenario, draws: Draws, found: Drawn) -> None:
-        self._scenario, self._draws, self._links = scenario, draws, found.links
+        self._scenario, self._draws, self._faults = scenario, draws, found.links
         self.horizon_s = scenario.duration_s + scenario.drain_s
-        members = {site.name: site.members for site in scenario.sites}
+        members: dict[str, tuple[NodeId, ...]] = {site.name: site.members for site in scenario.sites}
         self.sites: dict[NodeId, str] = {node: name for name, nodes in members.items() for node in nodes}
         """Where each node is."""
         self._cloud = {site.name for site in scenario.sites if scenario.kinds[site.node].tier == "cloud"}
@@ -67,8 +67,8 @@ class Truth:
         self.changes = _changes(single, self.horizon_s)
         self._nodes = _by_node(single)
         self._quality: dict[tuple[str, str], Quality] = {}
-        self._between: dict[tuple[str, str], Steps] = {}
-        """Faults of links, of two sites or of two nodes."""
+        self._links: dict[tuple[str, str], tuple[Quality, Steps]] = {}
+        """Between two sites or two nodes, no node having the name of a site: what varies by itself, and the faults."""
         self._single = {node for fault in found.links for node in fault.nodes if self.sites[node] not in fault.sites}
         """Nodes that have link faults that their sites do not have."""
 
@@ -97,31 +97,34 @@ class Truth:
         It may be a little below 1, for rates vary about their median. What happens to single nodes shows in
         `path_factor` alone. Among the victims of one cut links go on: it is between them and the others.
         """
-        pair = _ordered(site_a, site_b)
-        faults = self._between.get(pair)
-        if faults is None:
-            faults = self._between[pair] = self._faulty(
-                pair, [(fault, pair[0] in fault.sites, pair[1] in fault.sites) for fault in self._links]
-            )
-        return self._varies(pair).at(t) * faults.at(t)
+        varies, faults = self._links.get((site_a, site_b)) or self._link(site_a, site_b)
+        return varies.at(t) * faults.at(t)
 
     def path_factor(self, node_a: NodeId, node_b: NodeId, t: float) -> float:
         """The same between two nodes, what happens to single ones included; 1 from a node to itself."""
         if node_a == node_b:
             return 1.0
-        sites = _ordered(self.sites[node_a], self.sites[node_b])
-        if node_a not in self._single and node_b not in self._single:
-            return self.link_factor(*sites, t)
-        faults = self._between.get(pair := _ordered(node_a, node_b))
-        if faults is None:
-            faults = self._between[pair] = self._faulty(
-                sites, [(fault, node_a in fault.nodes, node_b in fault.nodes) for fault in self._links]
-            )
-        return self._varies(sites).at(t) * faults.at(t)
+        varies, faults = self._links.get((node_a, node_b)) or self._path(node_a, node_b)
+        return varies.at(t) * faults.at(t)
 
-    def _faulty(self, sites: tuple[str, str], links: Iterable[tuple[LinkFault, bool, bool]]) -> Steps:
+    def _link(self, a: str, b: str) -> tuple[Quality, Steps]:
+        hits = [(fault, a in fault.sites, b in fault.sites) for fault in self._faults]
+        self._links[a, b] = found = self._varies(a, b), self._faulty(a, b, hits)
+        return found
+
+    def _path(self, a: NodeId, b: NodeId) -> tuple[Quality, Steps]:
+        sites = self.sites[a], self.sites[b]
+        if self._single.isdisjoint((a, b)):
+            found = self._links.get(sites) or self._link(*sites)
+        else:
+            hits = [(fault, a in fault.nodes, b in fault.nodes) for fault in self._faults]
+            found = self._varies(*sites), self._faulty(*sites, hits)
+        self._links[a, b] = found
+        return found
+
+    def _faulty(self, site_a: str, site_b: str, links: Iterable[tuple[LinkFault, bool, bool]]) -> Steps:
         """The faults of one link, each with whether its two ends are among the victims."""
-        to_cloud = (sites[0] in self._cloud) != (sites[1] in self._cloud)
+        to_cloud = (site_a in self._cloud) != (site_b in self._cloud)
         spans = []
         for fault, a, b in links:
             match fault.kind:
@@ -135,7 +138,8 @@ class Truth:
                 spans.append((fault.begin_s, fault.end_s, inf if fault.kind == "cut" else fault.factor))
         return multiplied(spans)
 
-    def _varies(self, sites: tuple[str, str]) -> Quality:
+    def _varies(self, site_a: str, site_b: str) -> Quality:
+        sites = (site_a, site_b) if site_a <= site_b else (site_b, site_a)
         found = self._quality.get(sites)
         if found is None:
             network = self._scenario.network
@@ -160,10 +164,6 @@ def timeline(scenario: Scenario, draws: Draws) -> Truth:
     """
     refuse_restless(scenario, scenario.duration_s + scenario.drain_s)
     return Truth(scenario, draws, drawn(scenario, draws))
-
-
-def _ordered(a: str, b: str) -> tuple[str, str]:
-    return (a, b) if a <= b else (b, a)
 
 
 def _changes(spells: Sequence[Spell], horizon_s: float) -> tuple[Change, ...]:
