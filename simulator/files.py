@@ -5,6 +5,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from difflib import get_close_matches
 from itertools import product
+from math import inf, prod
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Union, get_args, get_origin
@@ -79,19 +80,14 @@ def at_chi(scenario: Scenario, chi: float, t_mig_s: float = T_MIG_S, detection_s
     chi = time between environment changes / (T_mig + detection delay) (mathematics.md, part D). A node is slow for
     half as long as it was not.
     """
-    if not 0 < chi < float("inf"):
-        raise _refused(f"scenario {scenario.name!r}: chi is {chi}; it is a finite number above 0", CHI)
-    every_s = chi * (t_mig_s + detection_s)
-    return with_value(with_value(scenario, "churn.slow_every_s", every_s), "churn.slow_s", every_s / 2)
+    return _at_chi(scenario, chi, t_mig_s + detection_s, f"scenario {scenario.name!r}")
 
 
 def swept(scenario: Scenario) -> list[tuple[dict[str, float], Scenario]]:
     """Every combination of the values of `scenario.sweep`, each with the scenario that it makes; without a sweep the
     scenario alone. `chi` stands for `at_chi`, every other key is one of the file."""
     keys = list(scenario.sweep)
-    total = 1
-    for values in scenario.sweep.values():
-        total *= len(values)
+    total = prod(len(values) for values in scenario.sweep.values())
     if total > VARIANTS_MAX:
         raise _refused(f"scenario {scenario.name!r}: sweep: {total} combinations; {VARIANTS_MAX} at most", "sweep")
     found = []
@@ -104,7 +100,16 @@ def swept(scenario: Scenario) -> list[tuple[dict[str, float], Scenario]]:
 
 
 def _varied(scenario: Scenario, key: str, value: float, source: str) -> Scenario:
-    return at_chi(scenario, value) if key == CHI else _with_value(scenario, key, value, source)
+    if key == CHI:
+        return _at_chi(scenario, value, T_MIG_S + DETECTION_S, source)
+    return _with_value(scenario, key, value, source)
+
+
+def _at_chi(scenario: Scenario, chi: float, reaction_s: float, source: str) -> Scenario:
+    if not 0 < chi < inf:
+        raise _refused(f"{source}: {CHI}: it is a finite number above 0 (got {chi})", CHI)
+    slower = _with_value(scenario, "churn.slow_every_s", chi * reaction_s, source)
+    return _with_value(slower, "churn.slow_s", chi * reaction_s / 2, source)
 
 
 def _with_value(scenario: Scenario, key: str, value: object, source: str) -> Scenario:
@@ -149,8 +154,15 @@ def _strict(plain: object) -> Any:
     return plain
 
 
-RANKS = {"extra_forbidden": 0, "missing": 2, "too_short": 3}
-"""A misspelt key is also a missing one, and an array with a wrong entry also too short: the cause is named."""
+RANKS = {"extra_forbidden": 0, "tuple_type": 2, "missing": 3, "too_short": 4}
+"""A misspelt key is also a missing one, and an array with a wrong entry also too short: the cause is named. Where a
+word may stand for an array, the words are."""
+TOML_TYPES = {
+    "tuple_type": "an array is needed here",
+    "dict_type": "a table is needed here",
+    "model_type": "a table is needed here",
+    "missing": "a value is needed here",
+}
 
 
 def _explained(errors: Sequence[ErrorDetails], plain: Mapping[str, Any], source: str) -> ResplitError:
@@ -160,8 +172,8 @@ def _explained(errors: Sequence[ErrorDetails], plain: Mapping[str, Any], source:
     value = first["input"]
     if first["type"] == "extra_forbidden":
         what = f"{_no_key(path[-1], _keys_at(path[:-1], plain))} (got {_shown(value)})"
-    elif first["type"] == "missing":
-        what = "a value is needed here"
+    elif first["type"] in TOML_TYPES:
+        what = TOML_TYPES[first["type"]] + ("" if first["type"] == "missing" else f" (got {_shown(value)})")
     elif isinstance(value, Mapping):
         # A check of a whole table says itself which key of it is at fault.
         told = first["msg"].removeprefix("Value error, ")

@@ -154,11 +154,11 @@ class Workload(Value):
     @model_validator(mode="after")
     def _fits_the_process(self) -> Self:
         if (self.process == "trace") != (self.trace is not None):
-            raise ValueError('a trace goes with process = "trace", and with no other')
+            raise ValueError('trace: a file goes with process = "trace", and with no other')
         if self.process != "trace" and self.rate_per_s is None:
-            raise ValueError(f"process = {self.process!r} needs rate_per_s")
+            raise ValueError(f"rate_per_s: process = {self.process!r} needs it")
         if self.moves_s is not None and not 0 < self.moves_s[0] <= self.moves_s[1]:
-            raise ValueError("moves_s is a shortest and a longest time, above 0")
+            raise ValueError(f"moves_s: {list(self.moves_s)} is not a shortest and a longest time, above 0")
         return self
 
 
