@@ -284,6 +284,8 @@ class Scenario(Value):
         for number, fault in enumerate(self.faults):
             if fault.kind == "cut" and fault.where == Where():
                 raise ValueError(f"faults.{number}.where: a cut is between some nodes and the others; name some")
+            if fault.where.by_site and (fault.where.share is None or fault.where.nodes):
+                raise ValueError(f"faults.{number}.where.by_site: it draws sites, so it takes a share and no nodes")
             for name in fault.where.sites:
                 if name not in names:
                     known = ", ".join(sorted(names)[:20])

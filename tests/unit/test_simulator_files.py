@@ -2,10 +2,12 @@
 
 import re
 import tomllib
+from math import ceil, inf
 from pathlib import Path
 
 import pytest
 
+from profiler.kv import kv_tokens
 from schemas.base import Value
 from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
@@ -61,6 +63,27 @@ def test_no_node_holds_a_whole_model_and_all_of_them_hold_it_twice(name: str) ->
     assert sum(site.nodes * kind.memory_bytes for site, kind in edge) > 2 * whole
 
 
+@pytest.mark.parametrize("name", sorted(NAMED))
+def test_every_class_meets_its_targets_alone_on_the_fastest_nodes_between_two_sites(name: str) -> None:
+    scenario = read_scenario(shipped()[name])
+    model, settings, link = scenario.model, scenario.served.settings, scenario.network.between
+    kind = max((k for k in scenario.kinds.values() if k.tier == "edge"), key=lambda k: k.flops_per_s)
+    room = 1.1 * model.layer_bytes + kv_tokens(settings) * model.layer_kv_bytes
+    stages = ceil(model.blocks / (kind.memory_bytes // room))
+    step_s = (model.layers * model.layer_bytes + model.ends_bytes) / kind.bytes_per_s
+    token_s = model.layers * model.layer_flops / kind.flops_per_s
+    sent_s = model.hidden * model.element_bytes * 8 / (link.mbit_per_s * 1e6)
+    for one in scenario.workload.classes:
+        # Each chunk of a prompt pays the latency of every hop; the last stage answers the first.
+        chunks = ceil(one.prompt_tokens / settings.chunk_tokens)
+        hops_s = (stages - 1) * (one.prompt_tokens * sent_s + chunks * link.rtt_ms / 2e3) + link.rtt_ms / 2e3
+        ttft_ms = 1e3 * (one.prompt_tokens * token_s + model.head_flops / kind.flops_per_s + hops_s)
+        tpot_ms = 1e3 * (step_s + (stages - 1) * sent_s) + stages * link.rtt_ms / 2
+        assert ttft_ms < 0.75 * (one.slo.ttft_ms or inf)
+        assert tpot_ms < 0.75 * (one.slo.tpot_ms or inf)
+        assert ttft_ms + (one.output_tokens - 1) * tpot_ms < 0.75 * (one.slo.deadline_ms or inf)
+
+
 def test_the_cities_are_as_the_specification_says() -> None:
     city, plant, road = (read_scenario(shipped()[name]) for name in ("smart-city", "industry", "v2i"))
     assert [site.nodes for site in city.sites] == [5] * 8 + [1]
@@ -107,6 +130,8 @@ def test_the_example_for_operators_shows_every_key() -> None:
         ('name = "right"', 'name = "left-1"', "sites.1.name", ["'left-1'"]),
         ('"left-0"', '"left-7"', "faults.0.where.nodes", ["'left-7'"]),
         ('kind = "kill"', 'kind = "kil"', "faults.0.kind", ["'kil'"]),
+        ('["left-0"]', '["left-0"], by_site = true', "faults.0.where.by_site", ["a share"]),
+        ('kind = "kill"', 'kind = "cut"\nat_s = 1.0\n[[faults]]\nkind = "kill"', "faults.0.where", ["name some"]),
         ("warmup_s = 5.0", "warmup_s = 25.0", "warmup_s", ["25"]),
         ("context_tokens = 256", "context_tokens = 1024", "served.settings.context_tokens", ["1024", "512"]),
         ("prompt_tokens = 64", "prompt_tokens = 250", "workload.classes.0.prompt_tokens", ["250", "256"]),

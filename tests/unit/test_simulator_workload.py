@@ -208,6 +208,7 @@ def test_streams_of_one_seed_are_independent_of_each_other_and_of_the_order_aske
     ("workload", "words"),
     [
         ({"rate_per_s": 1e6}, r"workload\.rate_per_s = 1e\+06 makes about 9e\+08 requests"),
+        ({"ramps": ({"at_s": 0.0, "stay_s": 900.0, "factor": 1e4},) * 90}, r"makes about inf requests"),
         ({"process": "mmpp", "burst_s": 1e-5}, r"workload\.burst_s = 1e-05"),
         ({"moves_s": (1e-5, 2e-5)}, r"workload\.moves_s"),
         ({"process": "trace", "trace": "t.csv"}, r"workload\.trace: the rows of 't\.csv' are needed"),
