@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import DeploymentId, NodeName, Value
+from schemas.base import DeploymentId, NodeId, NodeName, Value
 from schemas.capacity import Tier
 from schemas.deployment import Sensitive, Settings
 from schemas.slo import Slo
@@ -16,6 +16,10 @@ from schemas.slo import Slo
 Seconds = Annotated[float, Field(ge=0, le=30 * 24 * 3600)]
 Share = Annotated[float, Field(ge=0, le=1)]
 SiteName = NodeName
+
+NODES_MAX = 100_000
+"""Of one scenario, twenty times as many as the largest one that is shipped needs to be."""
+NAME_LENGTH_MAX = 63
 
 
 class ModelSpec(Value):
@@ -71,6 +75,11 @@ class SiteSpec(Value):
     """Where it differs from what the kind says."""
     clients: bool = True
     """Whether requests arrive here."""
+
+    @property
+    def members(self) -> tuple[NodeId, ...]:
+        """The names of its machines."""
+        return tuple(NodeId(f"{self.name}-{number}") for number in range(self.nodes))
 
 
 class LinkSpec(Value):
@@ -145,11 +154,11 @@ class Workload(Value):
     @model_validator(mode="after")
     def _fits_the_process(self) -> Self:
         if (self.process == "trace") != (self.trace is not None):
-            raise ValueError('a trace goes with process = "trace", and with no other')
+            raise ValueError('trace: a file goes with process = "trace", and with no other')
         if self.process != "trace" and self.rate_per_s is None:
-            raise ValueError(f"process = {self.process!r} needs rate_per_s")
+            raise ValueError(f"rate_per_s: process = {self.process!r} needs it")
         if self.moves_s is not None and not 0 < self.moves_s[0] <= self.moves_s[1]:
-            raise ValueError("moves_s is a shortest and a longest time, above 0")
+            raise ValueError(f"moves_s: {list(self.moves_s)} is not a shortest and a longest time, above 0")
         return self
 
 
@@ -191,7 +200,7 @@ class Churn(Value):
     slow_every_s: float | None = Field(default=None, gt=0)
     """Mean time between two spells in which a node is slower (a Markov chain over {1, 2, 5})."""
     slow_s: float = Field(default=60.0, gt=0)
-    slow_factors: tuple[float, ...] = (2.0, 5.0)
+    slow_factors: tuple[Annotated[float, Field(ge=1, le=1e4)], ...] = Field(default=(2.0, 5.0), min_length=1)
     after_s: Seconds = 0.0
     until_s: Seconds | None = None
 
@@ -249,27 +258,64 @@ class Scenario(Value):
     churn: Churn = Churn()
     telemetry: Telemetry = Telemetry()
     bus: BusSpec = BusSpec()
-    sweep: dict[str, tuple[float, ...]] = Field(default={}, max_length=4)
-    """Values to try, one after the other, of a key of this file written with dots."""
+    sweep: dict[str, Annotated[tuple[float, ...], Field(min_length=1, max_length=100)]] = Field(
+        default={}, max_length=4
+    )
+    """Values to try, one after the other, of a key of this file written with dots, or of `chi` (`simulator.files`)."""
 
     @model_validator(mode="after")
     def _names_are_known(self) -> Self:
         names = [site.name for site in self.sites]
-        if len(set(names)) != len(names):
-            raise ValueError("two sites of one name")
-        for site in self.sites:
+        for number, site in enumerate(self.sites):
             if site.node not in self.kinds:
-                raise ValueError(
-                    f"site {site.name!r}: there is no kind {site.node!r}; the kinds are {sorted(self.kinds)}"
-                )
-        nodes = {f"{site.name}-{i}" for site in self.sites for i in range(site.nodes)}
+                known = ", ".join(sorted(self.kinds))
+                raise ValueError(f"sites.{number}.node: there is no kind {site.node!r}; the kinds are {known}")
+            if site.name in names[:number]:
+                raise ValueError(f"sites.{number}.name: {site.name!r} is the name of another site too")
+            if len(site.name) + len(f"-{site.nodes - 1}") > NAME_LENGTH_MAX:
+                raise ValueError(f"sites.{number}.name: {site.name!r} is too long to name its nodes after")
+        total = sum(site.nodes for site in self.sites)
+        if total > NODES_MAX:
+            raise ValueError(f"sites: these are {total} nodes; a scenario has {NODES_MAX} at most")
+        nodes = {node for site in self.sites for node in site.members}
+        for number, site in enumerate(self.sites):
+            if site.name in nodes:
+                raise ValueError(f"sites.{number}.name: {site.name!r} is the name of a node of another site too")
         for number, fault in enumerate(self.faults):
+            if fault.kind == "cut" and fault.where == Where():
+                raise ValueError(f"faults.{number}.where: a cut is between some nodes and the others; name some")
+            if fault.where.by_site and (fault.where.share is None or fault.where.nodes):
+                raise ValueError(f"faults.{number}.where.by_site: it draws sites, so it takes a share and no nodes")
             for name in fault.where.sites:
                 if name not in names:
-                    raise ValueError(f"faults.{number}: there is no site {name!r}; the sites are {sorted(names)}")
+                    known = ", ".join(sorted(names)[:20])
+                    raise ValueError(f"faults.{number}.where.sites: there is no site {name!r}; there are {known}")
             for node in fault.where.nodes:
                 if node not in nodes:
-                    raise ValueError(f"faults.{number}: there is no node {node!r}; nodes are named SITE-0 and so on")
+                    raise ValueError(
+                        f"faults.{number}.where.nodes: there is no node {node!r}; nodes are named SITE-0 and so on"
+                    )
+        return self
+
+    @model_validator(mode="after")
+    def _something_arrives_and_fits(self) -> Self:
         if not any(site.clients for site in self.sites):
-            raise ValueError("requests arrive nowhere: give some site clients = true")
+            raise ValueError("sites: requests arrive nowhere; give some site clients = true")
+        if self.warmup_s >= self.duration_s:
+            raise ValueError(
+                f"warmup_s: requests arrive from warmup_s = {self.warmup_s:g} to duration_s = {self.duration_s:g}, "
+                "which is never"
+            )
+        context = self.served.settings.context_tokens
+        if context > self.model.context_tokens:
+            raise ValueError(
+                f"served.settings.context_tokens: {context} are more than the {self.model.context_tokens} "
+                "of model.context_tokens"
+            )
+        for number, kind in enumerate(self.workload.classes):
+            if self.workload.trace is None and kind.prompt_tokens + kind.output_tokens > context:
+                raise ValueError(
+                    f"workload.classes.{number}.prompt_tokens: {kind.prompt_tokens} and {kind.output_tokens} of output "
+                    f"are more than served.settings.context_tokens = {context}"
+                )
         return self
