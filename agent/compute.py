@@ -164,4 +164,3 @@ def _engine_key(waiting: _Waiting) -> Hashable:
 
 def _all_in(frame: Activation, sequences: frozenset[SequenceId]) -> bool:
     return all(item.sequence in sequences for item in frame.items)
-

@@ -16,10 +16,10 @@ from agent.neighbours import Neighbours
 from agent.run import sequence_numbers
 from agent.stage import StageHost
 from agent.stages import Stages
-from bus.keys import NodeId
+
 from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
-from schemas.base import DeploymentName, Digest
+from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
@@ -98,10 +98,10 @@ class SimAgent:
         self._clock = Clockwork(lambda: self._kernel.now, lambda: machine.factor)
         self._compute = SimCompute(machine, self._clock, self._computed)
         self._times = BlockTimes(machine.name, lambda: self._kernel.now)
-        self._stages = Stages(
-            machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us
+        self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
+        self.neighbours = SimNeighbours(
+            machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost
         )
-        self.neighbours = SimNeighbours(machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost)
         self.ingress = SimIngress(
             machine,
             boot,
@@ -223,10 +223,20 @@ class SimAgent:
         self._measured.setdefault((model, block), _times(true, factor))
 
     def _open_blocks(self, model: Digest) -> set[int]:
-        return {b for plan in self._plans() for b in plan.blocks_on(self.machine.name) if (plan.deployment, plan.epoch) in self._loaded and plan.model == model}
+        return {
+            b
+            for plan in self._plans()
+            for b in plan.blocks_on(self.machine.name)
+            if (plan.deployment, plan.epoch) in self._loaded and plan.model == model
+        }
 
     def _blocks_of(self, key: tuple[DeploymentName, int], family: Digest) -> set[int]:
-        return {b for p in self._plans() if (p.deployment, p.epoch) == key and p.family == family for b in p.blocks_on(self.machine.name)}
+        return {
+            b
+            for p in self._plans()
+            if (p.deployment, p.epoch) == key and p.family == family
+            for b in p.blocks_on(self.machine.name)
+        }
 
     def _memory_used(self) -> int:
         manifest = manifest_of(self._around.scenario.model)

@@ -5,7 +5,8 @@ from typing import Any
 
 from schemas.base import RequestId
 from schemas.errors import ResplitError
-from schemas.request import CompletionReply, ErrorReply, TextRequest, TokenReply
+from schemas.request import ErrorReply, TextRequest, TokenReply
+from simulator.engine import token_at
 from simulator.kernel import Kernel
 from simulator.records import Outcome
 from simulator.scenario import RequestClass
@@ -40,7 +41,7 @@ class SimClient:
         """How many ingresses said that they had accepted it."""
         self.over = False
         self.conflicts = 0
-        """Tokens that came twice with different values, and replies behind the last."""
+        """Wrong tokens, tokens out of order, and ends behind the first."""
         self._kernel = kernel
         self._publish = publish
         self._until = until
@@ -78,12 +79,12 @@ class SimClient:
             self._token(what.index, what.token_id)
             if what.finish_reason is not None:
                 self._finished()
-        elif isinstance(what, CompletionReply):
-            raise AssertionError("a streamed request is answered token by token")
 
     def _token(self, index: int, token: int) -> None:
+        expected = token_at(self.outcome.arrival.prompt_tokens - 1 + index)
+        if token != expected or index > len(self._seen):
+            self.conflicts += 1  # a wrong token, or one that comes before another
         if index in self._seen:
-            self.conflicts += self._seen[index] != token
             return
         now = self._kernel.now
         self._seen[index] = token

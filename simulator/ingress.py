@@ -256,9 +256,7 @@ class SimIngress:
         life = life_name(self._machine.name, self._boot, self._lives)
         self._lives += 1
         self._own.add(life)
-        journal = SimJournal(
-            self._stream, Life(life, name), self._machine, lambda: self._superseded(name, life)
-        )
+        journal = SimJournal(self._stream, Life(life, name), self._machine, lambda: self._superseded(name, life))
         return life, cast(Journal, journal)
 
     def _superseded(self, name: DeploymentName, life: LifeId) -> None:
@@ -286,7 +284,9 @@ class SimIngress:
     def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
         others = by is not None and by != served.life
-        if by != served.life and (not served.runs.current or (others and not self._is_over(*process_of(cast(LifeId, by))))):
+        if by != served.life and (
+            not served.runs.current or (others and not self._is_over(*process_of(cast(LifeId, by))))
+        ):
             return
         if by == served.life and (served.life, life.name) in self._taken:
             return
@@ -366,4 +366,3 @@ class SimIngress:
             for (epoch, index), run in served.runs.items()
             if run.driver.stalled
         )
-

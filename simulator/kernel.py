@@ -16,18 +16,18 @@ class Kernel:
         self.now = 0.0
         """Seconds since the beginning."""
         self.events = 0
-        self._due: list[tuple[float, int, Callable[[], None]]] = []
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
         self._count = itertools.count()
 
     @property
     def date(self) -> datetime:
         return EPOCH + timedelta(seconds=self.now)
 
-    def at(self, when: float, call: Callable[[], None]) -> None:
+    def at(self, when: float, call: Callable[[], object]) -> None:
         """Call it then; at once, if that has passed."""
         heapq.heappush(self._due, (max(when, self.now), next(self._count), call))
 
-    def after(self, delay_s: float, call: Callable[[], None]) -> None:
+    def after(self, delay_s: float, call: Callable[[], object]) -> None:
         self.at(self.now + delay_s, call)
 
     def every(self, period_s: float, call: Callable[[], object], first_s: float | None = None) -> None:

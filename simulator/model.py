@@ -38,7 +38,7 @@ def manifest_of(spec: ModelSpec) -> Manifest:
         flops = {"embedding": 0, "layer": spec.layer_flops, "head": spec.head_flops}[role]
         return Block(
             index=index,
-            role=role,  # type: ignore[arg-type]  # one of its literals
+            role=role,
             graph=_ref(f"{spec.name} graph {index}", GRAPH_BYTES),
             weights=(_ref(f"{spec.name} weights {index}", size),) if size else (),
             input=edge if index else None,

@@ -13,6 +13,8 @@ from simulator.truth import Truth
 
 FRAME_BYTES = 300
 """Around what a frame carries."""
+USER_TIMEOUT_S = 2.0
+"""For so long a link sends again what is not acknowledged (`agent.links`); then it is given up, and what it holds."""
 DRAWS = 4096
 """Jitter is drawn this often at once; drawing one at a time would be most of the work."""
 
@@ -21,7 +23,12 @@ class Network:
     """Links as the scenario has them, as good as the truth makes them at the time."""
 
     def __init__(
-        self, spec: NetworkSpec, truth: Truth, machines: Mapping[NodeId, Machine], kernel: Kernel, rng: np.random.Generator
+        self,
+        spec: NetworkSpec,
+        truth: Truth,
+        machines: Mapping[NodeId, Machine],
+        kernel: Kernel,
+        rng: np.random.Generator,
     ) -> None:
         self._spec = spec
         self._truth = truth
@@ -31,6 +38,8 @@ class Network:
         self._jitters: list[float] = []
         self._free_at: dict[tuple[NodeId, NodeId], float] = {}
         """When a link is done with what it was given."""
+        self._held: list[tuple[float, NodeId, NodeId, Callable[[], object]]] = []
+        """What was on its way when nothing could pass, since when, in order."""
         self._last_at: dict[tuple[NodeId, NodeId], float] = {}
         """When the last of that arrives."""
         self.cut: set[NodeId] = set()
@@ -58,9 +67,10 @@ class Network:
         if source == target:
             a.later(0.0, call)
             return
-        if not self.reaches(source, target):
-            return
         now, life = self._kernel.now, b.life
+        if not self.reaches(source, target):
+            self._held.append((now, source, target, lambda: b.reach(call, life)))
+            return
         link = self.spec_of(a, b)
         sending_s = (size + FRAME_BYTES) / self.bytes_per_s(a, b)
         begin = max(now, self._free_at.get((source, target), 0.0))
@@ -71,10 +81,26 @@ class Network:
         def arrive() -> None:
             if self.reaches(source, target):
                 b.reach(call, life)
+            else:
+                self._held.append((now, source, target, lambda: b.reach(call, life)))
 
         # What is sent later never overtakes: a link is a stream.
         arrives = self._last_at[source, target] = max(arrives, self._last_at.get((source, target), 0.0))
         self._kernel.at(arrives, arrive)
+
+    def cut_off(self, node: NodeId) -> None:
+        """Nothing reaches it from now on."""
+        self.cut.add(node)
+
+    def mended(self, node: NodeId) -> None:
+        """It is reached again: what links still hold arrives, in order; what is older they have given up."""
+        self.cut.discard(node)
+        held, self._held = self._held, []
+        for sent, source, target, call in held:
+            if not self.reaches(source, target):
+                self._held.append((sent, source, target, call))
+            elif self._kernel.now - sent <= USER_TIMEOUT_S:
+                self._kernel.after(0.0, call)
 
     def _jitter(self, spread: float) -> float:
         if spread == 0:

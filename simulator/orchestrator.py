@@ -28,8 +28,6 @@ APPEND_S = 0.002
 ADVISE_S = 1.0
 
 
-
-
 class Leader:
     """One process that leads, from when it took office to its end."""
 
@@ -189,5 +187,3 @@ def successor(
         rollouts=rollouts,
         watched={NodeId(node): now for rollout in rollouts.values() for node in rollout.nodes},
     )
-
-

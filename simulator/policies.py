@@ -24,6 +24,9 @@ from schemas.errors import ErrorCode, ResplitError
 Static = Literal["optimum", "even", "greedy", "random", "round-robin", "edgeshard", "source", "cloud"]
 
 
+DEFAULT_RULE: Policy = WorkFunction()
+
+
 class Never:
     """Moves for a hard trigger alone: a node that is lost."""
 
@@ -51,7 +54,7 @@ class Filtered:
 
     keeps: Callable[[Observation, int], bool] = lambda seen, number: True
     prices: Callable[[MoveCost], MoveCost] = lambda cost: cost
-    rule: Policy = WorkFunction()
+    rule: Policy = DEFAULT_RULE
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
         options = tuple(
@@ -77,7 +80,7 @@ class Contender:
 
     name: str
     title: str
-    policy: Policy = WorkFunction()
+    policy: Policy = DEFAULT_RULE
     static: Static | None = None
     stages_ahead: bool = True
     hands_over: bool = True

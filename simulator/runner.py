@@ -91,4 +91,3 @@ def _jobs(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> 
             for policy in policies:
                 shows = seed == seeds[0] and varied is points[0][1]
                 yield Job(next(numbers), varied, policy, seed, tuple(sorted(values.items())), shows)
-

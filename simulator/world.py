@@ -27,7 +27,7 @@ from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity, LinkEstimate, Provider
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.frame import Frame
-from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt
+from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from simulator.agent import SimAgent, provider_of
 from simulator.client import SimClient
 from simulator.draws import Draws
@@ -45,6 +45,8 @@ from simulator.truth import Change, timeline
 from simulator.workload import arrivals, trace_hash
 
 DEPLOYMENT = DeploymentName("model")
+PLANS_MAX = 4
+"""One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
@@ -54,6 +56,7 @@ PLACED_AT_S = 2.0
 """A static contender is placed once every node has reported."""
 REORDERED = 10.0
 """How many times as long a message takes that is overtaken."""
+SLOWEST = 20.0
 CLOSED_S = 0.004
 """Until the other end of a link knows that the process at this end is gone."""
 
@@ -72,15 +75,13 @@ class World:
         self._seed = seed
         self._truth = timeline(scenario, self.draws)
         self._arrivals = arrivals(scenario, self.draws, trace)
-        self._classes = {one.name: one for one in scenario.workload.classes}
+        self._classes: dict[str, RequestClass] = {one.name: one for one in scenario.workload.classes}
         self.machines: dict[NodeId, Machine] = {}
         for site in scenario.sites:
             spec = scenario.kinds[site.node]
             for node in site.members:
                 self.machines[node] = Machine(node, site.name, spec, self.kernel)
-        self.network = Network(
-            scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network")
-        )
+        self.network = Network(scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network"))
         self.agents: dict[NodeId, SimAgent] = {}
         self._bus_rng = self.draws.stream("bus")
         self._skew = self._skews()
@@ -91,7 +92,10 @@ class World:
         """The last heartbeat of each."""
         self._log: dict[DeploymentName, PlanEvent] = {}
         self._epochs_seen: dict[DeploymentName, int] = {}
+        self._ready: dict[str, set[str]] = {}
+        """By plan, the nodes that have said READY."""
         self.clients: list[SimClient] = []
+        self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
         self.leader: Leader | None = None
         self._wish = self._desired()
         self._locked = False
@@ -179,7 +183,7 @@ class World:
                 case "lie":
                     machine.lie = self._truth.lies(node, now)
                 case "cut":
-                    (self.network.cut.add if change.begins else self.network.cut.discard)(node)
+                    self._cut(node) if change.begins else self._mend(node)
 
     def _revive(self, machine: Machine) -> None:
         if self._truth.alive(machine.name, self.kernel.now):
@@ -205,10 +209,20 @@ class World:
                 machine.factor *= fault.factor
                 undo = lambda: setattr(machine, "factor", machine.factor / fault.factor)  # noqa: E731
             case _:
-                self.network.cut.add(node)
-                undo = lambda: self.network.cut.discard(node)  # noqa: E731
+                self._cut(node)
+                undo = lambda: self._mend(node)  # noqa: E731
         if lasts_s is not None:
             self.kernel.after(lasts_s, undo)
+
+    def _cut(self, node: NodeId) -> None:
+        self.network.cut_off(node)
+
+    def _mend(self, node: NodeId) -> None:
+        self.network.mended(node)
+        held, self._unsaid = self._unsaid, []
+        for machine, life, client, what in held:
+            if machine.alive and machine.life == life:
+                self.say(machine, client, what)
 
     def _meant(self, what: str) -> list[NodeId]:
         if what in self.machines:
@@ -245,9 +259,7 @@ class World:
     def _lead(self, snapshot: Snapshot) -> None:
         advise = self._advise if self._contender.stages_ahead else None
         policy = self._contender.policy
-        self.leader = Leader(
-            self.kernel, policy, snapshot, self.trail, self._append, advise, lambda: self.kernel.date
-        )
+        self.leader = Leader(self.kernel, policy, snapshot, self.trail, self._append, advise, lambda: self.kernel.date)
 
     def _place(self) -> None:
         """Lock a static contender's plan, as an operator would; where its rule finds none, nothing is served."""
@@ -281,6 +293,7 @@ class World:
 
     def _append(self, event: PlanEvent) -> None:
         """The log of plans: stored once, delivered as the bus likes."""
+        self._check_event(event)
         self._log[event.deployment] = event
         newest = max([plan.epoch for plan in event.plans], default=0)
         self._epochs_seen[event.deployment] = max(self._epochs_seen.get(event.deployment, 0), newest)
@@ -297,6 +310,25 @@ class World:
         for node, agent in self.agents.items():
             if node in concerned or agent.knows(event.deployment):
                 self._deliver(node, lambda agent=agent: agent.hear(event), stored=True)  # type: ignore[misc]
+
+    def _check_event(self, event: PlanEvent) -> None:
+        """I1, I2 and I4: epochs never come back, nothing is in force that its nodes were not ready for, and no more
+        than three plans are alive at once."""
+        before = self._log.get(event.deployment)
+        at = f"{self.kernel.now:.3f} s: term {event.term}, revision {event.revision}"
+        if before is not None and (event.term, event.revision) <= (before.term, before.revision):
+            self.violations.append(f"{at}: comes behind term {before.term}, revision {before.revision}")
+        if len(event.plans) > PLANS_MAX:
+            self.violations.append(f"{at}: {len(event.plans)} plans are alive")
+        seen = self._epochs_seen.get(event.deployment, 0)
+        known = set() if before is None else {plan.epoch for plan in before.plans}
+        for plan in event.plans:
+            if plan.epoch <= seen and plan.epoch not in known:
+                self.violations.append(f"{at}: epoch {plan.epoch} has come back")
+        if event.phase is PlanPhase.COMMIT and event.current is not None:
+            unready = set(event.current.nodes) - self._ready.get(event.current.digest, set())
+            if unready:
+                self.violations.append(f"{at}: in force while {', '.join(sorted(unready))} had not said READY")
 
     def _catch_up(self) -> None:
         for agent in list(self.agents.values()):
@@ -355,6 +387,8 @@ class World:
     def receipt(self, receipt: Receipt) -> None:
         """Receipts are stored: they come, late or twice."""
         bus, rng = self.scenario.bus, self._bus_rng
+        if receipt.status is ReceiptStatus.READY:
+            self._ready.setdefault(receipt.plan, set()).add(receipt.node)
         machine, life = self.machines[NodeId(receipt.node)], self.machines[NodeId(receipt.node)].life
         if not self._reachable(machine.name):
             if machine.alive:
@@ -413,10 +447,18 @@ class World:
         assert isinstance(client, SimClient)
         if self._reachable(machine.name):
             self.kernel.after(self._way_s(client, machine), lambda: client.take(what))
+        else:
+            self._unsaid.append((machine, machine.life, client, what))  # its connection keeps it until it is back
 
     def _way_s(self, client: SimClient, machine: Machine) -> float:
         site, network = client.outcome.arrival.site, self.scenario.network
-        link = network.within if site == machine.site else network.cloud if machine.spec.tier == "cloud" else network.between
+        link = (
+            network.within
+            if site == machine.site
+            else network.cloud
+            if machine.spec.tier == "cloud"
+            else network.between
+        )
         return link.rtt_ms / 2e3
 
     # What processes ask of the world.
@@ -445,6 +487,7 @@ class World:
         registry = next(iter(self.machines.values()))
         link = self.network.spec_of(registry, machine)
         factor = 1.0 if registry is machine else self._truth.path_factor(registry.name, machine.name, self.kernel.now)
+        factor = min(factor, SLOWEST)  # a link that is cut is tried until it is back
         return link.rtt_ms / 1e3 + size * 8 / (link.mbit_per_s * 1e6) * factor
 
     def provider(self, spec: NodeSpec) -> Provider:
@@ -583,4 +626,3 @@ def _sample_of(nodes: tuple[NodeId, ...], own: NodeId, most: int = 64) -> tuple[
     others = [node for node in nodes if node != own]
     step = max(1, len(others) // most)
     return tuple(others[::step][:most])
-
