@@ -16,9 +16,9 @@ from agent.neighbours import Neighbours
 from agent.run import sequence_numbers
 from agent.stage import StageHost
 from agent.stages import Stages
-
 from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
+from profiler.network import TOKEN_BYTES, boundary_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
@@ -36,11 +36,8 @@ from schemas.plan import Plan, PlanEvent, Receipt
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
 from simulator.machine import Machine
-from simulator.model import manifest_of, model_digest, true_time
 from simulator.surroundings import Surroundings
 
-FRAME_S = 0.0002
-"""What a frame costs beside its computation: between threads, and to encode."""
 NOTICE_S = 0.012
 """From the end of a process until its neighbours have asked the broker and know."""
 LOAD_BLOCK_S = 0.02
@@ -52,7 +49,8 @@ T = TypeVar("T")
 class SimCompute:
     """The compute thread: one call after the other, each as long as its engine says."""
 
-    def __init__(self, machine: Machine, clock: Clockwork, note_busy: Callable[[float], None]) -> None:
+    def __init__(self, machine: Machine, clock: Clockwork, frame_s: float, note_busy: Callable[[float], None]) -> None:
+        self._frame_s = frame_s
         self._machine = machine
         self._clock = clock
         self._note_busy = note_busy
@@ -70,7 +68,7 @@ class SimCompute:
                 done(result)
                 self._next()
 
-            self._machine.later(spent_s + (FRAME_S if spent_s else 0.0), over)
+            self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
 
         self._waiting.append(task)
         self._next()
@@ -96,7 +94,7 @@ class SimAgent:
         self._rng = around.draws.stream(f"agent {machine.name} {boot}")
         self._state = core.State(machine.name)
         self._clock = Clockwork(lambda: self._kernel.now, lambda: machine.factor)
-        self._compute = SimCompute(machine, self._clock, self._computed)
+        self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._computed)
         self._times = BlockTimes(machine.name, lambda: self._kernel.now)
         self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
         self.neighbours = SimNeighbours(
@@ -120,6 +118,7 @@ class SimAgent:
         self._measured: dict[tuple[Digest, int], BlockTime] = {}
         """Of blocks of models that are loaded: what the probe found."""
         self._kinds: dict[tuple[Digest, str], float] = {}
+        self._boundary = boundary_bytes(around.physics.manifest, 0)
         self._heartbeats = 0
         self._said_at = -1.0
         self._busy_s = 0.0
@@ -154,7 +153,7 @@ class SimAgent:
                     self._stages.ingress_lost(node)
                 self.ingress.follow(event)
             case core.Serve(plan):
-                self.ingress.serve(plan, manifest_of(self._around.scenario.model))
+                self.ingress.serve(plan, self._around.physics.manifest)
             case core.Drain(plan):
                 self.ingress.drain(plan)
             case core.Free(plan):
@@ -168,7 +167,7 @@ class SimAgent:
     def _load(self, plan: Plan) -> None:
         """Bring what is not on the disk, open what is not open, then install it."""
         blocks = plan.blocks_on(self.machine.name)
-        manifest = manifest_of(self._around.scenario.model)
+        manifest = self._around.physics.manifest
         self._around.loads(self.machine, plan)
         open_already = self._open_blocks(plan.model)
         needed = sum(weight_memory_bytes(manifest.blocks[b]) for b in blocks if b not in open_already)
@@ -206,9 +205,8 @@ class SimAgent:
         self.machine.later(fetch_s + load_s + 0.001, done)
 
     def _engine(self, blocks: range) -> SimEngine:
-        model, spec = self._around.scenario.model, self.machine.spec
-        manifest = manifest_of(model)
-        times = [true_time(model, spec, block) for block in blocks]
+        manifest = self._around.physics.manifest
+        times = [self._true_time(block) for block in blocks]
         return SimEngine(manifest.blocks[blocks[0] : blocks[-1] + 1], times, len(manifest.blocks) - 1, self._clock)
 
     def _open_host(self, plan: Plan) -> StageHost:
@@ -217,10 +215,12 @@ class SimAgent:
 
     def _measure(self, model: Digest, block: int) -> None:
         """What the probe finds when a block is loaded: once for blocks of a kind, as fast as the machine is then."""
-        role = manifest_of(self._around.scenario.model).blocks[block].role
+        role = self._around.physics.manifest.blocks[block].role
         factor = self._kinds.setdefault((model, role), self.machine.factor * self._noise() / self.machine.lie)
-        true = true_time(self._around.scenario.model, self.machine.spec, block)
-        self._measured.setdefault((model, block), _times(true, factor))
+        self._measured.setdefault((model, block), _times(self._true_time(block), factor))
+
+    def _true_time(self, block: int) -> BlockTime:
+        return self._around.physics.time_of(self.machine.name, self.machine.spec, block)
 
     def _open_blocks(self, model: Digest) -> set[int]:
         return {
@@ -239,7 +239,7 @@ class SimAgent:
         }
 
     def _memory_used(self) -> int:
-        manifest = manifest_of(self._around.scenario.model)
+        manifest = self._around.physics.manifest
         weights: set[tuple[Digest, int]] = set()
         caches: dict[tuple[Digest, int], int] = {}
         for plan in self._plans():
@@ -284,8 +284,7 @@ class SimAgent:
         match frame:
             case Activation():
                 tokens = sum(item.count for item in frame.items)
-                model = self._around.scenario.model
-                return tokens * (8.0 if frame.stage == 0 else model.hidden * model.element_bytes)
+                return float(tokens * (TOKEN_BYTES if frame.stage == 0 else self._boundary))
             case Cache():
                 return float(sum(array.nbytes for array in frame.tensors.values()))
             case _:
@@ -375,7 +374,7 @@ class SimAgent:
                     epoch=held.plan.epoch,
                     model=held.plan.model,
                     blocks=held.plan.blocks_on(self.machine.name),
-                    state=names.get(held.phase, "draining"),  # type: ignore[arg-type]  # one of its literals
+                    state=names.get(held.phase, "draining"),
                     sequences=self._stages.sequences(held.plan),
                 )
                 for deployment in self._state.deployments.values()
@@ -387,7 +386,7 @@ class SimAgent:
             lost_peers=self.neighbours.lost,
             stalled=self.ingress.stalled,
             service=self.ingress.service,
-            on_disk=(StoredBlocks.of(model_digest(around.scenario.model), self.machine.disk),),
+            on_disk=(StoredBlocks.of(around.physics.digest, self.machine.disk),),
             machine=self.machine.name,
             cores=(0,),
             frame_ms=self._stages.frame_ms,

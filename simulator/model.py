@@ -1,15 +1,35 @@
 """PURE: the model of a scenario as the manifest that the code in production reads, and the truth about its blocks."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
 
 from profiler.compute import OVERHEAD_MS
-from schemas.base import Digest
+from schemas.base import Digest, NodeId
 from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from simulator.scenario import ModelSpec, NodeSpec
 
 GRAPH_BYTES = 1
+FRAME_S = 0.0002
+"""What a frame costs a node beside its computation: between threads, and to encode."""
+
+
+@dataclass(frozen=True)
+class Physics:
+    """The model, and what is true of running it, whatever anybody measures."""
+
+    manifest: Manifest
+    digest: Digest
+    time_of: Callable[[NodeId, NodeSpec, int], BlockTime]
+    """What a block takes on an undisturbed machine."""
+    frame_s: float = FRAME_S
+
+
+def physics_of(spec: ModelSpec) -> Physics:
+    """By the scenario's own figures."""
+    return Physics(manifest_of(spec), model_digest(spec), lambda _, node, block: true_time(spec, node, block))
 
 
 def _ref(name: str, size: int) -> BlobRef:

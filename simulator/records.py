@@ -4,6 +4,7 @@ Times are seconds of virtual time since the beginning of the run.
 """
 
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Literal
 
 from schemas.base import NodeId
@@ -131,3 +132,11 @@ class RunResult:
     events: int = 0
     wall_s: float = 0.0
     finished: Literal["whole", "cut short"] = "whole"
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal for two runs in which the same happened to everybody at the same time."""
+        fates = [(o.arrival.number, o.first_s, o.last_s, o.tokens, o.error) for o in self.outcomes]
+        plans = [(one.epoch, one.begin_s, one.cause, one.reason) for one in self.epochs]
+        busy = [(use.node, use.busy_s) for use in self.nodes]
+        return sha256(repr((self.trace_hash, self.events, fates, plans, busy)).encode()).hexdigest()

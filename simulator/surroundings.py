@@ -11,6 +11,7 @@ from simulator.draws import Draws
 from simulator.journal import Stream
 from simulator.kernel import Kernel
 from simulator.machine import Machine
+from simulator.model import Physics
 from simulator.scenario import NodeSpec, Scenario
 from simulator.trail import Trail
 
@@ -19,6 +20,7 @@ class Surroundings(Protocol):
     """The bus, the links, the stored streams, and who keeps the books."""
 
     scenario: Scenario
+    physics: Physics
     kernel: Kernel
     draws: Draws
     journal: Stream

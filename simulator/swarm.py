@@ -145,7 +145,7 @@ def _faults(rng: np.random.Generator, until_s: float) -> Iterator[Fault]:
         if kind == "leader":
             yield Fault(kind="leader", at_s=at_s)
         else:
-            yield Fault(kind=kind, at_s=at_s, lasts_s=lasts_s, factor=factor, where=victim)  # type: ignore[arg-type]
+            yield Fault(kind=kind, at_s=at_s, lasts_s=lasts_s, factor=factor, where=victim)
 
 
 def tried(scenario: Scenario, seed: int, story: bool = False) -> Finding:

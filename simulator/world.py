@@ -5,7 +5,7 @@ named streams of the seed, and nothing reads a clock of this machine but to say 
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -34,12 +34,13 @@ from simulator.draws import Draws
 from simulator.journal import Stream
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
-from simulator.model import manifest_of, model_digest
+from simulator.model import Physics, physics_of
 from simulator.network import Network
 from simulator.orchestrator import Leader, successor
 from simulator.policies import Contender, placed
 from simulator.records import Arrival, Epoch, NodeUse, Outcome, RunResult, Sample
 from simulator.scenario import NodeSpec, RequestClass, Scenario
+from simulator.traces import TraceRow
 from simulator.trail import Told, Trail
 from simulator.truth import Change, timeline
 from simulator.workload import arrivals, trace_hash
@@ -64,8 +65,19 @@ CLOSED_S = 0.004
 class World:
     """Everything that there is in one run."""
 
-    def __init__(self, scenario: Scenario, contender: Contender, seed: int, trace: Any = None) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        contender: Contender,
+        seed: int,
+        trace: Sequence[TraceRow] | None = None,
+        *,
+        physics: Physics | None = None,
+        placement: Chain | None = None,
+    ) -> None:
+        """`physics` other than the scenario's own are those of machines that were measured; `placement` is locked."""
         self.scenario = scenario
+        self.physics = physics or physics_of(scenario.model)
         self.kernel = Kernel()
         self.draws = Draws(seed)
         self.journal: Stream = {}
@@ -97,7 +109,7 @@ class World:
         self.clients: list[SimClient] = []
         self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
         self.leader: Leader | None = None
-        self._wish = self._desired()
+        self._wish = self._desired(placement)
         self._locked = False
         self._stored = self._wishes()
         self._uses = {node: NodeUse(node) for node in self.machines}
@@ -231,27 +243,26 @@ class World:
 
     # The leader.
 
-    def _desired(self) -> Deployment:
+    def _desired(self, placement: Chain | None) -> Deployment:
         scenario, served = self.scenario, self.scenario.served
         return Deployment(
             name=DEPLOYMENT,
-            model=model_digest(scenario.model),
+            model=self.physics.digest,
+            placement=placement,
             settings=served.settings,
-            stages=served.stages,
-            routes=1 if self._contender.static is not None else served.routes,
+            stages=served.stages if placement is None else None,
+            routes=1 if self._contender.static is not None and placement is None else served.routes,
             slo=served.slo,
             sensitive=served.sensitive,
         )
 
     def _wishes(self) -> Snapshot:
         """What is stored before anything runs; a static contender's deployment is only once it is placed."""
-        scenario = self.scenario
-        model = manifest_of(scenario.model)
-        snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, model), EPOCH)
+        snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, self.physics.manifest), EPOCH)
         if self._contender.static in (None, "optimum"):
             snapshot = fold(snapshot, DeploymentWritten(self._wish), EPOCH)
-        for site in scenario.sites:
-            trusted = site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted
+        for site in self.scenario.sites:
+            trusted = site.trusted if site.trusted is not None else self.scenario.kinds[site.node].trusted
             for node in site.members:
                 snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=trusted)), EPOCH)
         return snapshot
@@ -342,7 +353,7 @@ class World:
         blocks = {block for stored in advice for block in stored.blocks} - machine.disk
         if not blocks:
             return
-        manifest = manifest_of(self.scenario.model)
+        manifest = self.physics.manifest
         size = sum(manifest.blocks[block].weight_bytes for block in blocks)
         # It rests as long as each piece takes.
         machine.later(2 * self.fetch_s(machine, size), lambda: machine.disk.update(blocks))
