@@ -42,6 +42,10 @@ class SimClient:
         self.over = False
         self.conflicts = 0
         """Wrong tokens, tokens out of order, and ends behind the first."""
+        self.nodes: frozenset[str] = frozenset()
+        """That computed it, as its bill says."""
+        self.why = ""
+        """The message of the error it ended in."""
         self._kernel = kernel
         self._publish = publish
         self._until = until
@@ -78,7 +82,7 @@ class SimClient:
         if isinstance(what, TokenReply):
             self._token(what.index, what.token_id)
             if what.finish_reason is not None:
-                self._finished()
+                self._finished(what)
 
     def _token(self, index: int, token: int) -> None:
         expected = token_at(self.outcome.arrival.prompt_tokens - 1 + index)
@@ -96,10 +100,13 @@ class SimClient:
             outcome.gap_s = max(outcome.gap_s, now - self._last_s)
         self._last_s = now
 
-    def _finished(self) -> None:
+    def _finished(self, last: TokenReply) -> None:
         if self.over:
             return
         self.over = True
+        if last.usage is not None:
+            self.nodes = frozenset(stage.node for stage in last.usage.stages)
+            self.outcome.recovered = int(last.usage.recovered is not None)
         if self.outcome.tokens == self.outcome.arrival.output_tokens and self.outcome.error is None:
             self.outcome.last_s = self._kernel.now
 

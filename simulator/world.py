@@ -4,57 +4,42 @@ The same (scenario, policy, seed) gives the same run, event for event, on any ma
 named streams of the seed, and nothing reads a clock of this machine but to say how long the run took.
 """
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from orchestrator.fold import (
-    CapacityReceived,
-    DeploymentWritten,
-    ManifestKnown,
-    NodeWished,
-    ReceiptReceived,
-    Report,
-    Snapshot,
-    fold,
-)
-from orchestrator.lease import LEASE_S
+from orchestrator.fold import CapacityReceived, ReceiptReceived
 from orchestrator.staging import Advice
-from schemas.audit import AuditKind
-from schemas.base import DeploymentName, NodeId
+from schemas.base import NodeId
 from schemas.capacity import Capacity, LinkEstimate, Provider
-from schemas.deployment import Chain, Deployment, NodeWish, Placement
+from schemas.deployment import Chain
 from schemas.frame import Frame
-from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from schemas.plan import Plan, PlanEvent, Receipt
 from simulator.agent import SimAgent, provider_of
+from simulator.books import Books
 from simulator.client import SimClient
 from simulator.draws import Draws
 from simulator.journal import Stream
-from simulator.kernel import EPOCH, Kernel
+from simulator.kernel import Kernel
 from simulator.machine import Machine
 from simulator.model import Physics, physics_of
 from simulator.network import Network
-from simulator.orchestrator import Leader, successor
-from simulator.policies import Contender, placed
-from simulator.records import Arrival, Epoch, NodeUse, Outcome, RunResult, Sample
+from simulator.office import DEPLOYMENT, Office
+from simulator.policies import Contender
+from simulator.records import Arrival, Outcome, RunResult
 from simulator.scenario import NodeSpec, RequestClass, Scenario
 from simulator.traces import TraceRow
-from simulator.trail import Told, Trail
+from simulator.trail import Trail
 from simulator.truth import Change, timeline
-from simulator.workload import arrivals, trace_hash
+from simulator.workload import arrivals
 
-DEPLOYMENT = DeploymentName("model")
-PLANS_MAX = 4
-"""One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
-LEADER_AT_S = 0.0
-PLACED_AT_S = 2.0
-"""A static contender is placed once every node has reported."""
 REORDERED = 10.0
 """How many times as long a message takes that is overtaken."""
 SLOWEST = 20.0
@@ -81,7 +66,6 @@ class World:
         self.kernel = Kernel()
         self.draws = Draws(seed)
         self.journal: Stream = {}
-        self.trail = Trail(lambda: self.kernel.now, hear=self._told)
         self.hands_over = contender.hands_over
         self._contender = contender
         self._seed = seed
@@ -93,6 +77,8 @@ class World:
             spec = scenario.kinds[site.node]
             for node in site.members:
                 self.machines[node] = Machine(node, site.name, spec, self.kernel)
+        self._books = Books(self.kernel, self.machines)
+        self.trail = Trail(lambda: self.kernel.now, hear=self._books.told)
         self.network = Network(scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network"))
         self.agents: dict[NodeId, SimAgent] = {}
         self._bus_rng = self.draws.stream("bus")
@@ -102,38 +88,49 @@ class World:
         self._hearers: dict[NodeId, None] = {}
         self._said: dict[NodeId, Capacity] = {}
         """The last heartbeat of each."""
-        self._log: dict[DeploymentName, PlanEvent] = {}
-        self._epochs_seen: dict[DeploymentName, int] = {}
-        self._ready: dict[str, set[str]] = {}
-        """By plan, the nodes that have said READY."""
         self.clients: list[SimClient] = []
         self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
-        self.leader: Leader | None = None
-        self._wish = self._desired(placement)
-        self._locked = False
-        self._stored = self._wishes()
-        self._uses = {node: NodeUse(node) for node in self.machines}
-        self._used_at = dict.fromkeys(self.machines, 0.0)
-        self.epochs: list[Epoch] = []
-        self._open: tuple[Plan, float, str] | None = None
-        self._cause = "first_plan"
-        self._samples: list[Sample] = []
-        self._busy_before = 0.0
-        self.violations: list[str] = []
-        self.aborts = 0
-        self._moved = 0.0
-        self._planner_s = 0.0
+        self._office = Office(
+            scenario,
+            self.physics,
+            contender,
+            seed,
+            placement,
+            self.kernel,
+            self.trail,
+            self._books,
+            self._deliver_event,
+            self._advise,
+        )
 
     def run(self) -> RunResult:
         """All of it, from the first process to the last answer."""
         began = time.perf_counter()
+        said = logging.root.manager.disable
+        logging.disable(logging.WARNING)  # what agents warn of is what a scenario is about
+        try:
+            self._run()
+        finally:
+            logging.disable(said)
+        self._office.close()
+        wall_s = time.perf_counter() - began
+        return self._books.result(
+            self.scenario,
+            self._contender.name,
+            self._seed,
+            self._truth,
+            self._arrivals,
+            self.clients,
+            self._office.untrusted,
+            wall_s,
+        )
+
+    def _run(self) -> None:
         kernel, scenario = self.kernel, self.scenario
         starting = self.draws.stream("starting")
         for machine in self.machines.values():
             kernel.at(float(starting.uniform(0, 0.3)), lambda machine=machine: self._start(machine))  # type: ignore[misc]
-        kernel.at(LEADER_AT_S, lambda: self._lead(self._stored))
-        if self._contender.static not in (None, "optimum"):
-            kernel.at(PLACED_AT_S, self._place)
+        self._office.open()
         for change in self._truth.changes:
             kernel.at(change.at_s, lambda change=change: self._change(change))  # type: ignore[misc]
         for fault in self._truth.late:
@@ -146,7 +143,6 @@ class World:
         kernel.every(1.0, self._sample, 1.0)
         kernel.every(CATCH_UP_S, self._catch_up)
         kernel.run(until)
-        return self._result(time.perf_counter() - began)
 
     # Processes.
 
@@ -155,9 +151,9 @@ class World:
             return
         machine.start()
         boot = f"{machine.life:08x}"  # no dash: lives are named after it
-        self._used_at[machine.name] = self.kernel.now
+        self._books.started(machine.name)
         self.agents[machine.name] = agent = SimAgent(machine, boot, self)
-        for event in self._log.values():
+        for event in self._office.log.values():
             agent.hear(event)
         if agent.neighbourhood():
             self._listen_to_peers(machine.name)
@@ -166,7 +162,7 @@ class World:
         if not machine.alive:
             return
         near = self.agents[machine.name].neighbourhood()
-        self._account(machine)
+        self._books.ended(machine.name)
         machine.kill()
         self._ears.pop(machine.name, None)
         self._hearers.pop(machine.name, None)
@@ -178,7 +174,7 @@ class World:
     def _change(self, change: Change) -> None:
         if change.what == "orchestrator":
             if change.begins:
-                self._kill_leader()
+                self._office.kill()
             return
         for node in self._meant(change.what):
             machine, now = self.machines[node], self.kernel.now
@@ -203,7 +199,7 @@ class World:
 
     def _late(self, fault: Any) -> None:
         """A fault whose victim is found in the plan in force."""
-        event = self._log.get(DEPLOYMENT)
+        event = self._office.log.get(DEPLOYMENT)
         if event is None or event.current is None or fault.where.in_plan is None:
             return
         stages = event.current.routes[0].stages
@@ -241,109 +237,20 @@ class World:
             return [NodeId(what)]
         return [node for node, machine in self.machines.items() if machine.site == what]
 
-    # The leader.
+    # The bus.
 
-    def _desired(self, placement: Chain | None) -> Deployment:
-        scenario, served = self.scenario, self.scenario.served
-        return Deployment(
-            name=DEPLOYMENT,
-            model=self.physics.digest,
-            placement=placement,
-            settings=served.settings,
-            stages=served.stages if placement is None else None,
-            routes=1 if self._contender.static is not None and placement is None else served.routes,
-            slo=served.slo,
-            sensitive=served.sensitive,
-        )
-
-    def _wishes(self) -> Snapshot:
-        """What is stored before anything runs; a static contender's deployment is only once it is placed."""
-        snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, self.physics.manifest), EPOCH)
-        if self._contender.static in (None, "optimum"):
-            snapshot = fold(snapshot, DeploymentWritten(self._wish), EPOCH)
-        for site in self.scenario.sites:
-            trusted = site.trusted if site.trusted is not None else self.scenario.kinds[site.node].trusted
-            for node in site.members:
-                snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=trusted)), EPOCH)
-        return snapshot
-
-    def _lead(self, snapshot: Snapshot) -> None:
-        advise = self._advise if self._contender.stages_ahead else None
-        policy = self._contender.policy
-        self.leader = Leader(self.kernel, policy, snapshot, self.trail, self._append, advise, lambda: self.kernel.date)
-
-    def _place(self) -> None:
-        """Lock a static contender's plan, as an operator would; where its rule finds none, nothing is served."""
-        if self.leader is None or self._contender.static is None:
-            return
-        snapshot = self.leader.mind.snapshot
-        chain = placed(self._contender.static, snapshot, self._wish, self._seed)
-        if chain is not None:
-            self._lock(chain)
-
-    def _lock(self, placement: Chain | Placement) -> None:
-        deployment = self._wish.model_copy(update={"placement": placement, "stages": None, "routes": None})
-        self._stored = fold(self._stored, DeploymentWritten(deployment), self.kernel.date)
-        self._report(DeploymentWritten(deployment))
-
-    def _kill_leader(self) -> None:
-        leader = self.leader
-        if leader is None:
-            return
-        leader.stop()
-        self._planner_s += leader.spent_s
-        self.leader = None
-        before = leader.mind.snapshot
-        self.kernel.after(
-            LEASE_S, lambda: self._lead(successor(before, self._log, self._epochs_seen, self.kernel.date))
-        )
-
-    def _report(self, report: Report) -> None:
-        if self.leader is not None:
-            self.leader.report(report)
-
-    def _append(self, event: PlanEvent) -> None:
-        """The log of plans: stored once, delivered as the bus likes."""
-        self._check_event(event)
-        self._log[event.deployment] = event
-        newest = max([plan.epoch for plan in event.plans], default=0)
-        self._epochs_seen[event.deployment] = max(self._epochs_seen.get(event.deployment, 0), newest)
-        if event.phase is PlanPhase.COMMIT and event.current is not None:
-            self._in_force(event.current)
-            if self._contender.static == "optimum" and not self._locked:
-                self._locked, placement = True, event.current.chains
-                self.kernel.after(0.0, lambda: self._lock(placement))
-        if event.phase is PlanPhase.ABORT:
-            self.aborts += 1
+    def _deliver_event(self, event: PlanEvent) -> None:
+        """An event is in the log of plans: whoever it concerns may hear of it."""
         concerned = {NodeId(node) for plan in event.plans for node in plan.nodes}
         for node in sorted(concerned):
             self._listen_to_peers(node)
         for node, agent in self.agents.items():
             if node in concerned or agent.knows(event.deployment):
-                self._deliver(node, lambda agent=agent: agent.hear(event), stored=True)  # type: ignore[misc]
-
-    def _check_event(self, event: PlanEvent) -> None:
-        """I1, I2 and I4: epochs never come back, nothing is in force that its nodes were not ready for, and no more
-        than three plans are alive at once."""
-        before = self._log.get(event.deployment)
-        at = f"{self.kernel.now:.3f} s: term {event.term}, revision {event.revision}"
-        if before is not None and (event.term, event.revision) <= (before.term, before.revision):
-            self.violations.append(f"{at}: comes behind term {before.term}, revision {before.revision}")
-        if len(event.plans) > PLANS_MAX:
-            self.violations.append(f"{at}: {len(event.plans)} plans are alive")
-        seen = self._epochs_seen.get(event.deployment, 0)
-        known = set() if before is None else {plan.epoch for plan in before.plans}
-        for plan in event.plans:
-            if plan.epoch <= seen and plan.epoch not in known:
-                self.violations.append(f"{at}: epoch {plan.epoch} has come back")
-        if event.phase is PlanPhase.COMMIT and event.current is not None:
-            unready = set(event.current.nodes) - self._ready.get(event.current.digest, set())
-            if unready:
-                self.violations.append(f"{at}: in force while {', '.join(sorted(unready))} had not said READY")
+                self._deliver(node, lambda agent=agent: agent.hear(event))  # type: ignore[misc]
 
     def _catch_up(self) -> None:
         for agent in list(self.agents.values()):
-            for event in self._log.values():
+            for event in self._office.log.values():
                 if self._reachable(agent.machine.name):
                     agent.machine.reach(lambda agent=agent, event=event: agent.hear(event))  # type: ignore[misc]
 
@@ -357,12 +264,10 @@ class World:
         size = sum(manifest.blocks[block].weight_bytes for block in blocks)
         # It rests as long as each piece takes.
         machine.later(2 * self.fetch_s(machine, size), lambda: machine.disk.update(blocks))
-        self._moved += size
+        self._books.moved_bytes += size
 
-    # The bus.
-
-    def _deliver(self, node: NodeId, call: Callable[[], None], *, stored: bool = False) -> None:
-        """One message to one process, as the bus of the scenario treats it; what is `stored` is only heard late."""
+    def _deliver(self, node: NodeId, call: Callable[[], None]) -> None:
+        """One message to one process, as the bus of the scenario treats it."""
         bus, machine = self.scenario.bus, self.machines[node]
         life, rng = machine.life, self._bus_rng
         if not self._reachable(node) or (bus.drop and rng.random() < bus.drop):
@@ -386,7 +291,7 @@ class World:
             return
         if not (bus.drop and rng.random() < bus.drop):
             delay = self._delay_s() + self.scenario.telemetry.delay_s
-            self.kernel.after(delay, lambda: self._report(CapacityReceived(capacity)))
+            self.kernel.after(delay, lambda: self._office.report(CapacityReceived(capacity)))
         self._said[node] = capacity
         for other in self._hearers:
             if other != node:
@@ -398,8 +303,7 @@ class World:
     def receipt(self, receipt: Receipt) -> None:
         """Receipts are stored: they come, late or twice."""
         bus, rng = self.scenario.bus, self._bus_rng
-        if receipt.status is ReceiptStatus.READY:
-            self._ready.setdefault(receipt.plan, set()).add(receipt.node)
+        self._office.ready(receipt)
         machine, life = self.machines[NodeId(receipt.node)], self.machines[NodeId(receipt.node)].life
         if not self._reachable(machine.name):
             if machine.alive:
@@ -407,7 +311,7 @@ class World:
             return
         late = 1.0 if bus.drop and rng.random() < bus.drop else 0.0
         for _ in range(2 if bus.duplicate and rng.random() < bus.duplicate else 1):
-            self.kernel.after(late + self._delay_s(), lambda: self._report(ReceiptReceived(receipt)))
+            self.kernel.after(late + self._delay_s(), lambda: self._office.report(ReceiptReceived(receipt)))
 
     def frame(self, source: NodeId, target: NodeId, frame: Frame, size: float) -> None:
         def arrive() -> None:
@@ -515,115 +419,20 @@ class World:
     # Books.
 
     def moved(self, size: float) -> None:
-        self._moved += size
+        self._books.moved_bytes += size
 
     def busy(self, machine: Machine, spent_s: float) -> None:
-        self._uses[machine.name].busy_s += spent_s
+        self._books.busy(machine.name, spent_s)
 
     def memory(self, machine: Machine, used: int) -> None:
-        use = self._uses[machine.name]
-        share = used / machine.spec.memory_bytes if machine.spec.memory_bytes else 0.0
-        use.memory_peak = max(use.memory_peak, share)
-        if share > 1.0:
-            self.violations.append(f"{self.kernel.now:.3f} s: {machine.name} holds {share:.0%} of its memory")
+        self._books.memory(machine, used)
 
     def loads(self, machine: Machine, plan: Plan) -> None:
-        """I6: no sensitive block is even prepared where it is not trusted."""
-        if self.leader is None:
-            return
-        snapshot = self.leader.mind.snapshot
-        secret = snapshot.deployments[DEPLOYMENT].sensitive_of(plan.block_count)
-        if secret.intersection(plan.blocks_on(machine.name)) and snapshot.distrusts(machine.name):
-            self.violations.append(f"{self.kernel.now:.3f} s: {machine.name} was given a sensitive block")
-
-    def _account(self, machine: Machine) -> None:
-        use, since = self._uses[machine.name], self._used_at[machine.name]
-        use.alive_s += max(0.0, self.kernel.now - since)
-        self._used_at[machine.name] = self.kernel.now
-
-    def _told(self, told: Told) -> None:
-        if told.kind is AuditKind.PLAN_PREPARED and told.fields.get("cause") is not None:
-            self._cause = str(told.fields["cause"])
-
-    def _in_force(self, plan: Plan) -> None:
-        self._close_epoch()
-        self._open = (plan, self.kernel.now, self._cause)
-
-    def _close_epoch(self) -> None:
-        if self._open is None:
-            return
-        plan, since, cause = self._open
-        now = self.kernel.now
-        self.epochs.append(Epoch(plan.epoch, since, now, plan.chains, cause, plan.reason))
-        for node in plan.nodes:
-            self._uses[NodeId(node)].hosting_s += now - since
-        self._open = None
+        self._office.check_load(machine, plan)
 
     def _sample(self) -> None:
-        event = self._log.get(DEPLOYMENT)
-        nodes = event.current.nodes if event is not None and event.current is not None else ()
-        busy = sum(self._uses[NodeId(node)].busy_s for node in nodes)
         served = [s for agent in self.agents.values() if agent.machine.alive for s in agent.ingress.served.values()]
-        self._samples.append(
-            Sample(
-                self.kernel.now,
-                sum(len(one.jobs) for one in served),
-                sum(len(one.queue) for one in served),
-                max(0.0, busy - self._busy_before) / len(nodes) if nodes else 0.0,
-            )
-        )
-        self._busy_before = busy
-
-    def _result(self, wall_s: float) -> RunResult:
-        self._close_epoch()
-        for machine in self.machines.values():
-            if machine.alive:
-                self._account(machine)
-        outcomes = [client.outcome for client in self.clients]
-        good = sum(o.tokens + o.arrival.prompt_tokens for o in outcomes if self._is_good(o))
-        every = sum(o.tokens + o.arrival.prompt_tokens for o in outcomes if o.first_s is not None)
-        for use in self._uses.values():
-            spec = self.machines[use.node].spec
-            use.good_s = use.busy_s * good / every if every else 0.0
-            use.energy_j = spec.idle_w * use.hosting_s + (spec.busy_w - spec.idle_w) * use.busy_s
-        for client in self.clients:
-            if client.conflicts:
-                self.violations.append(f"{client.request_id}: {client.conflicts} replies that contradict others")
-        if self.leader is not None:
-            self._planner_s += self.leader.spent_s
-        scenario = self.scenario
-        return RunResult(
-            scenario=scenario.name,
-            policy=self._contender.name,
-            seed=self._seed,
-            trace_hash=trace_hash(self._arrivals),
-            begin_s=scenario.warmup_s,
-            end_s=scenario.duration_s,
-            timeout_s=scenario.timeout_s,
-            outcomes=outcomes,
-            epochs=self.epochs,
-            spells=list(self._truth.spells),
-            nodes=list(self._uses.values()),
-            samples=self._samples,
-            moved_bytes=self._moved,
-            aborts=self.aborts,
-            planner_s=self._planner_s,
-            violations=self.violations,
-            events=self.kernel.events,
-            wall_s=wall_s,
-        )
-
-    def _is_good(self, outcome: Outcome) -> bool:
-        if outcome.last_s is None or outcome.first_s is None:
-            return False
-        slo, begin = self._class(outcome.arrival).slo, outcome.arrival.at_s
-        tpot_s = (outcome.last_s - outcome.first_s) / max(1, outcome.tokens - 1)
-        held = (
-            (outcome.first_s - begin, slo.ttft_ms),
-            (tpot_s, slo.tpot_ms),
-            (outcome.last_s - begin, slo.deadline_ms),
-        )
-        return all(target is None or took <= target / 1e3 for took, target in held)
+        self._books.sample(sum(len(one.jobs) for one in served), sum(len(one.queue) for one in served))
 
 
 @cache
