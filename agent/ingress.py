@@ -120,6 +120,8 @@ class Ingress:
         served.follow(event.current, event.draining, self._numbers)
         for node in event.lost:
             served.node_lost(node)
+        if event.lost:
+            self.heirs.look()
         if served.runs:
             return
         for job in list(served.queue):

@@ -264,7 +264,11 @@ def _validation(rows: list[Row]) -> list[str]:
         figure = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "total_ms": "whole answer"}[row["figure"]]
         cells = [f"{row['rate_per_s']:g}", str(row["requests"]), figure]
         for label in ("p50", "p95"):
-            cells += [f"{row[f'{label}_real']:.0f}", f"{row[f'{label}_simulated']:.0f}", f"{row[f'{label}_error']:+.0%}"]
+            cells += [
+                f"{row[f'{label}_real']:.0f}",
+                f"{row[f'{label}_simulated']:.0f}",
+                f"{row[f'{label}_error']:+.0%}",
+            ]
         verdicts = [f"{label} {'met' if row[f'{label}_met'] else '**missed**'}" for label in ("p50", "p95")]
         lines.append(f"| {' | '.join(cells)} | {', '.join(verdicts)} |")
     return lines

@@ -140,6 +140,8 @@ class SimIngress:
         served.follow(event.current, event.draining, self._numbers)
         for node in event.lost:
             served.node_lost(node)
+        if event.lost:
+            self.look()
         if served.runs:
             return
         for job in list(served.queue):

@@ -124,9 +124,10 @@ class Office:
             return
         chain = placed(self._contender.static, self._leader.mind.snapshot, self._wish, self._seed)
         if chain is not None:
-            self._lock(chain)
+            self.lock(chain)
 
-    def _lock(self, placement: Chain | Placement) -> None:
+    def lock(self, placement: Chain | Placement) -> None:
+        """An operator wants it run like this."""
         deployment = self._wish.model_copy(update={"placement": placement, "stages": None, "routes": None})
         self._stored = fold(self._stored, DeploymentWritten(deployment), self._kernel.date)
         self.report(DeploymentWritten(deployment))
@@ -143,7 +144,7 @@ class Office:
             self._books.in_force(event.current)
             if self._contender.static == "optimum" and not self._locked:
                 self._locked, placement = True, event.current.chains
-                self._kernel.after(0.0, lambda: self._lock(placement))
+                self._kernel.after(0.0, lambda: self.lock(placement))
         self._deliver(event)
 
     def _check(self, event: PlanEvent) -> None:

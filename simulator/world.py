@@ -103,6 +103,16 @@ class World:
             self._advise,
         )
 
+    @property
+    def plan(self) -> Plan | None:
+        """The one in force."""
+        event = self._office.log.get(DEPLOYMENT)
+        return None if event is None else event.current
+
+    def place(self, placement: Chain) -> None:
+        """An operator locks a placement."""
+        self._office.lock(placement)
+
     def run(self) -> RunResult:
         """All of it, from the first process to the last answer."""
         began = time.perf_counter()

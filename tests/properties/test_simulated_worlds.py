@@ -11,15 +11,18 @@ import pytest
 from orchestrator import rollout
 from orchestrator.rollout import Rollout
 from schemas.base import NodeId
+from schemas.deployment import Stage
 from schemas.plan import PlanEvent
 from simulator.files import read_scenario, shipped
 from simulator.policies import CONTENDERS
 from simulator.records import RunResult
-from simulator.scenario import Scenario
+from simulator.scenario import Fault, Scenario, Where
 from simulator.swarm import drawn, found, smallest
 from simulator.world import World
 
 SMALL = read_scenario(shipped()["small"])
+MOVED_S = 19.8
+"""It takes a third of a second to be in force."""
 FINGERPRINT = (
     "from simulator.files import read_scenario, shipped\n"
     "from simulator.policies import CONTENDERS\n"
@@ -93,3 +96,30 @@ def test_a_defect_in_the_rollout_is_found_and_its_seed_finds_it_again(monkeypatc
     assert again.story
     monkeypatch.undo()
     assert found(seed).holds
+
+
+def test_who_hangs_while_its_plan_drains_for_another_reason_has_a_successor_at_once() -> None:
+    boxes = {"box": SMALL.kinds["box"].model_copy(update={"memory_bytes": 400_000_000})}
+    served = SMALL.served.model_copy(update={"stages": 2, "routes": 1, "slo": None})
+    hang = Fault(kind="hang", at_s=20.0, lasts_s=45.0, where=Where(in_plan=0))
+    scenario = SMALL.model_copy(
+        update={"kinds": boxes, "served": served, "faults": (hang,), "duration_s": 60.0, "timeout_s": 60.0}
+    )
+    world = World(scenario, CONTENDERS["static-restart"], 1)
+
+    def move() -> None:
+        current = world.plan
+        assert current is not None
+        spare = [node for node in world.machines if node not in current.nodes]
+        cut = current.routes[0].stages[0].last
+        stages = (Stage(node=spare[0], first=0, last=cut), Stage(node=spare[1], first=cut + 1, last=9))
+        world.place(stages)
+
+    # In force a moment after the ingress hangs, and before anybody can know.
+    world.kernel.at(MOVED_S, move)
+    result = world.run()
+    assert len(result.epochs) == 2
+    moved_at = result.epochs[1].begin_s
+    assert 20.0 < moved_at < 21.0, "else this is about something else"
+    assert max(outcome.gap_s for outcome in result.outcomes) < 8.0
+    assert not result.violations
