@@ -257,7 +257,8 @@ def _prediction(rows: list[Row]) -> list[str]:
 
 def _validation(rows: list[Row]) -> list[str]:
     lines = [
-        "| requests/s | requests | figure | p50, ms: real | simulated | off | p95, ms: real | simulated | off | target |",
+        "| requests/s | requests | figure | p50, ms: real | simulated | off "
+        "| p95, ms: real | simulated | off | target |",
         "|---:|---:|---|---:|---:|---:|---:|---:|---:|---|",
     ]
     for row in rows:
