@@ -1,11 +1,11 @@
-# Doors: setup, demo, test, test-slow, check, bench, faults. Each makes .venv from constraints.txt when it is missing or stale.
+# Doors: setup, demo, test, test-slow, check, bench, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit handover chat overhead prediction
+BENCHES := split planning journal resplit handover chat overhead prediction validation
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow check bench faults $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test test-slow check bench faults simulate $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -51,6 +51,11 @@ $(BENCHES:%=bench-%): bench-%: .venv/dev
 ## .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
 faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults
+
+## Small worlds in virtual time in which everything goes wrong; `WORLDS=10000` for a night.
+WORLDS ?= 40
+simulate: .venv/dev
+	$(BIN)/python -m simulator.swarm --worlds $(WORLDS)
 
 ## docs/schemas/*.json from the types.
 schemas: .venv/base

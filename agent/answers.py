@@ -3,7 +3,6 @@
 On the event loop, for one deployment at one ingress.
 """
 
-import asyncio
 import logging
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -54,7 +53,7 @@ class Answers:
         # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
         # and replies are made while it computes. A stop string found then costs one step in vain.
         run.pump(now)
-        asyncio.get_running_loop().call_later(TELL_AFTER_S, self._store, result, fresh, now)
+        self._served.desk.later(TELL_AFTER_S, lambda: self._store(result, fresh, now))
 
     def again(self, job: Generation, said: Sequence[Token]) -> bool:
         """Say what the other ingress may have said; True if that was all there is to say."""

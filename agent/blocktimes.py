@@ -2,7 +2,7 @@
 
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from profiler.blocks import CALLS_MAX, Call, Running, block_times, keep, observe, slowdown
 from schemas.base import Digest, NodeId
@@ -13,8 +13,10 @@ from schemas.plan import Plan
 class BlockTimes:
     """Takes note of calls in one thread and sums them up in another."""
 
-    def __init__(self, node: NodeId) -> None:
+    def __init__(self, node: NodeId, now: Callable[[], float] = time.monotonic) -> None:
+        """`now`: the clock of the calls, in seconds."""
         self._node = node
+        self._now = now
         self._calls: deque[Call] = deque(maxlen=CALLS_MAX)
         self._running: Running = {}
         self.slowdown: float | None = None
@@ -35,6 +37,6 @@ class BlockTimes:
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}
-        self._running = keep(observe(self._running, calls, time.monotonic(), loaded), stages)
+        self._running = keep(observe(self._running, calls, self._now(), loaded), stages)
         self.slowdown = slowdown(self._running, loaded)
         return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

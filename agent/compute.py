@@ -8,12 +8,11 @@ import asyncio
 import logging
 import queue
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from statistics import median
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from agent.batching import Work, next_batch
 from agent.stage import Queued, StageHost, StageOutput
@@ -27,6 +26,13 @@ FRAMES = 64
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
+
+
+class Computes(Protocol):
+    """Runs calls one after the other; `ComputeThread`."""
+
+    def submit(self, call: Callable[[], T], done: Callable[[T], None], /) -> None: ...
+    async def call(self, function: Callable[[], T], /) -> T: ...
 
 
 class ComputeThread:
@@ -92,9 +98,12 @@ class _Waiting:
 class StageQueue:
     """Frames that wait for the compute thread, over all deployments."""
 
-    def __init__(self, compute: ComputeThread, deliver: Callable[[list[StageOutput]], None]) -> None:
+    def __init__(
+        self, compute: Computes, deliver: Callable[[list[StageOutput]], None], now_us: Callable[[], int]
+    ) -> None:
         """`deliver` takes what each run produced, on the event loop."""
         self._compute = compute
+        self._now_us = now_us
         self._deliver = deliver
         self._waiting: list[_Waiting] = []
         self._busy = False
@@ -108,7 +117,7 @@ class StageQueue:
 
     def put(self, host: StageHost, frame: Activation) -> None:
         """Queue a frame; it runs when the thread is free and its turn has come."""
-        self._waiting.append(_Waiting(host, frame, _now_us()))
+        self._waiting.append(_Waiting(host, frame, self._now_us()))
         self._pump()
 
     def forget(self, deployment: str, epoch: int, sequences: frozenset[SequenceId]) -> None:
@@ -130,7 +139,7 @@ class StageQueue:
             left = set(chosen)
             self._waiting = [w for i, w in enumerate(self._waiting) if i not in left]
         self._last_kind = batch[0].frame.kind
-        now = _now_us()
+        now = self._now_us()
         queued = [Queued(w.frame, now - w.arrived_us) for w in batch]
         self._busy = True
         host = batch[0].host
@@ -138,7 +147,7 @@ class StageQueue:
 
     def _ran(self, frames: list[StageOutput], submitted_us: int) -> None:
         self._busy = False
-        took_us = _now_us() - submitted_us
+        took_us = self._now_us() - submitted_us
         computed_us = max((f.times[-1].compute_us for f in frames if not isinstance(f, Failure)), default=None)
         if computed_us is not None and self._last_kind == "decode":
             self._besides_us.append(max(0, took_us - computed_us))
@@ -155,7 +164,3 @@ def _engine_key(waiting: _Waiting) -> Hashable:
 
 def _all_in(frame: Activation, sequences: frozenset[SequenceId]) -> bool:
     return all(item.sequence in sequences for item in frame.items)
-
-
-def _now_us() -> int:
-    return time.monotonic_ns() // 1000

@@ -27,6 +27,8 @@ class Desk:
     now: Callable[[], float]
     send: Callable[[NodeId, Frame], None]
     in_flight: dict[RequestId, tuple["Served", Job]]
+    later: Callable[[float, Callable[[], None]], object]
+    """`(seconds, call)`: call it then, on the event loop."""
     on_empty: Callable[[DeploymentName, int], None]
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
     finished: Finished = field(default_factory=Finished)

@@ -175,11 +175,7 @@ class Door:
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
         if deadline_ms is not None and deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        slots_free = served.slots_free
-        waiting = len(served.queue) + len(served.accepting)
-        if waiting >= served.runs.current[0].plan.settings.max_queued + slots_free:
-            message = f"all slots are taken and {waiting} requests wait; try again later"
-            raise ResplitError(ErrorCode.OVERLOADED, message)
+        served.refuse_if_full()
 
     def _client_gone(self, request: RequestId) -> None:
         if self._outbox.is_open:

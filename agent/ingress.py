@@ -77,7 +77,8 @@ class Ingress:
         self._attainments: dict[DeploymentName, Attainment] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._outbox = Outbox(client)
-        self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, on_empty)
+        later = asyncio.get_running_loop().call_later
+        self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty)
         self._numbers = sequence_numbers()
         self._checked_at = now()
         self._door = Door(client, audit, now, self._outbox, self._served, self._in_flight, self._leave)
@@ -119,6 +120,8 @@ class Ingress:
         served.follow(event.current, event.draining, self._numbers)
         for node in event.lost:
             served.node_lost(node)
+        if event.lost:
+            self.heirs.look()
         if served.runs:
             return
         for job in list(served.queue):

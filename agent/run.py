@@ -307,7 +307,8 @@ class RouteRun:
         self._send(self.route.stages[0].node, frame)
 
 
-def sequence_numbers() -> "itertools.count[int]":
-    """Sequence ids no other process, and no earlier life of this one, hands out: a random number in front."""
-    boot = int(np.random.default_rng().integers(1 << 31))
+def sequence_numbers(boot: int | None = None) -> "itertools.count[int]":
+    """Sequence ids no other process, and no earlier life of this one, hands out: a random number in front, below 2^31,
+    which is drawn if it is not given."""
+    boot = int(np.random.default_rng().integers(1 << 31)) if boot is None else boot
     return itertools.count(boot << 32)

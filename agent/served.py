@@ -92,6 +92,13 @@ class Served:
         """The sequences that run over one route."""
         return [sequence for sequence, (_, over) in self.jobs.items() if over is run]
 
+    def refuse_if_full(self) -> None:
+        """Raises OVERLOADED where as many requests wait as may."""
+        waiting = len(self.queue) + len(self.accepting)
+        if waiting >= self.runs.current[0].plan.settings.max_queued + self.slots_free:
+            message = f"all slots are taken and {waiting} requests wait; try again later"
+            raise ResplitError(ErrorCode.OVERLOADED, message)
+
     def appraise(self, job: Job) -> None:
         """Refuse a new request that cannot meet its deadline, with the estimate: raises DEADLINE_UNATTAINABLE.
 

@@ -23,6 +23,7 @@ from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
 from agent.fetching import Fetcher
 from agent.ingress import Ingress
+from agent.kv import KvPool
 from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
 from agent.memory import Device
@@ -30,6 +31,7 @@ from agent.neighbours import Neighbours
 from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.publisher import CapacityPublisher
+from agent.stage import StageHost
 from agent.stages import Stages, ToIngress
 from agent.staging import Stager
 from agent.survey import Survey
@@ -42,6 +44,7 @@ from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
 from profiler.device import DeviceMeter, Reading, device_memory, within_budget
+from profiler.kv import length_classes
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
@@ -102,7 +105,7 @@ class Agent:
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
-        self._stages = Stages(config.node, device, self._compute, self._peers, self._to_ingress, self._block_times.note)
+        self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
         self._neighbours = Neighbours(
@@ -334,6 +337,10 @@ class Agent:
 
     def _emptied(self, deployment: DeploymentName, epoch: int) -> None:
         self._step(core.Emptied(deployment, epoch))
+
+    def _open_host(self, plan: Plan) -> StageHost:
+        pool, invariant = KvPool(self._device, length_classes(plan.settings)), plan.settings.batch_invariant
+        return StageHost(self._config.node, plan.model, pool, self._block_times.note, batch_invariant=invariant)
 
     # Peers.
 

@@ -6,20 +6,16 @@ own. It also holds the plans, to tell who comes next. On the event loop.
 """
 
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
-from typing import assert_never
+from typing import Protocol, assert_never
 
-from agent.compute import ComputeThread, StageQueue
+from agent.compute import Computes, StageQueue
 from agent.handover import Handover, Outgoing
-from agent.kv import KvPool
 from agent.loader import LoadedPlan
-from agent.memory import Device
-from agent.peers import Peers
 from agent.stage import StageHost, StageOutput
-from profiler.blocks import Call
-from profiler.kv import length_classes
 from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import (
@@ -46,26 +42,32 @@ ToIngress = Result | Failure | Adopted
 log = logging.getLogger(__name__)
 
 
+class Roads(Protocol):
+    """The ways to other nodes; `agent.peers.Peers`."""
+
+    def send(self, node: NodeId, frame: Frame, /) -> None: ...
+    def warm(self, nodes: tuple[NodeId, ...], /) -> None: ...
+
+
 class Stages:
     """Every stage this node runs, and the roads between them."""
 
     def __init__(
         self,
         node: NodeId,
-        device: Device,
-        compute: ComputeThread,
-        peers: Peers,
+        compute: Computes,
+        peers: Roads,
         to_ingress: Callable[[ToIngress], None],
-        note_call: Callable[[Call], None],
+        open_host: Callable[[Plan], StageHost],
+        now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
-        """`note_call` hears of every call that ended, on the compute thread."""
+        """`open_host` makes the host of a family of plans, given one of them."""
         self._node = node
-        self._device = device
         self._compute = compute
         self._peers = peers
         self._to_ingress = to_ingress
-        self._note_call = note_call
-        self._queue = StageQueue(compute, self._deliver)
+        self._open_host = open_host
+        self._queue = StageQueue(compute, self._deliver, now_us)
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
         self._plans: dict[tuple[str, int], Plan] = {}
@@ -74,10 +76,7 @@ class Stages:
         """Serve the plan's stages on this node; opens the links that its routes need."""
         host = self._hosts.get(plan.family)
         if host is None:
-            pool = KvPool(self._device, length_classes(plan.settings))
-            invariant = plan.settings.batch_invariant
-            host = StageHost(self._node, plan.model, pool, self._note_call, batch_invariant=invariant)
-            self._hosts[plan.family] = host
+            host = self._hosts[plan.family] = self._open_host(plan)
         self._plans[plan.deployment, plan.epoch] = plan
         await self._compute.call(lambda: host.install(loaded.engines))
         self._peers.warm(tuple(sorted(self._neighbours(plan))))

@@ -32,6 +32,7 @@ def main() -> None:
         ("chat", _chat),
         ("overhead", _overhead),
         ("prediction", _prediction),
+        ("validation", _validation),
     ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
@@ -251,6 +252,26 @@ def _prediction(rows: list[Row]) -> list[str]:
             found = [f"{row[f'{figure}_error_{w}']:.0%} ({row[f'worst_{w}']:.0%})" for w in ("new", "before", "after")]
             verdict = "met" if row[f"{figure}_error_before"] <= row["target"] else "**missed**"
             lines.append(f"| {figure.upper()} | {' | '.join(found)} | before <= {row['target']:.0%}: {verdict} |")
+    return lines
+
+
+def _validation(rows: list[Row]) -> list[str]:
+    lines = [
+        "| requests/s | requests | figure | p50, ms: real | simulated | off "
+        "| p95, ms: real | simulated | off | target |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        figure = {"ttft_ms": "TTFT", "tpot_ms": "TPOT", "total_ms": "whole answer"}[row["figure"]]
+        cells = [f"{row['rate_per_s']:g}", str(row["requests"]), figure]
+        for label in ("p50", "p95"):
+            cells += [
+                f"{row[f'{label}_real']:.0f}",
+                f"{row[f'{label}_simulated']:.0f}",
+                f"{row[f'{label}_error']:+.0%}",
+            ]
+        verdicts = [f"{label} {'met' if row[f'{label}_met'] else '**missed**'}" for label in ("p50", "p95")]
+        lines.append(f"| {' | '.join(cells)} | {', '.join(verdicts)} |")
     return lines
 
 

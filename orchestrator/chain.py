@@ -14,7 +14,7 @@ from orchestrator.solvers.problem import Floats, Integers, Mask, Problem, Soluti
 from orchestrator.solvers.solve import solve
 from profiler.compute import block_time
 from profiler.forecast import forecast
-from profiler.network import boundary_bytes, hop_ms
+from profiler.network import boundary_bytes, hop_ms, links_of
 from profiler.objective import Weights
 from schemas.base import NodeId
 from schemas.capacity import MS_MAX, Capacity
@@ -90,7 +90,7 @@ def _found(deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, 
     if not offered:
         return None
     even = deployment.stages is not None
-    problem = _problem(deployment, manifest, offered)
+    problem = problem_of(deployment, manifest, offered)
     heads = _heads(problem, deployment, offered)
     found = solve(problem, "throughput" if even else "latency", deployment.stages, heads=heads)
     if found.pieces is None:
@@ -133,7 +133,7 @@ def _praise(found: Solution, even: bool) -> str:
     return f"the {best}" if found.proven else f"within {found.gap:.1%} of the {best}"
 
 
-def _problem(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
+def problem_of(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
     capacities = {name: room.capacity for name, room in rooms.items()}
     count = len(manifest.blocks)
     times = [
@@ -180,10 +180,11 @@ def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Integers, Floats, Flo
     shape = (len(number) + 1, len(number) + 1)
     latency = np.full(shape, hop_ms({}, *strangers, 0))
     byte_ms = np.full(shape, hop_ms({}, *strangers, 1)) - latency
+    known = links_of(capacities)
     for here, there in {(a, b) for pair in links for a, b in (pair, pair[::-1])}:
-        fixed = hop_ms(capacities, here, there, 0)
+        fixed = hop_ms(known, here, there, 0)
         latency[number[here], number[there]] = fixed
-        byte_ms[number[here], number[there]] = hop_ms(capacities, here, there, 1) - fixed
+        byte_ms[number[here], number[there]] = hop_ms(known, here, there, 1) - fixed
     return np.array([number.get(name, 0) for name in capacities]), latency, byte_ms
 
 

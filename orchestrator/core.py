@@ -1,63 +1,26 @@
-"""The one place where the snapshot changes: reports in, decisions performed, events logged before they hold."""
+"""The one place where the snapshot changes: reports in, and what `orchestrator.mind` makes of them performed."""
 
 import asyncio
 import contextlib
-import json
-import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bus.audit import AuditTrail
-from orchestrator.decide import (
-    Cause,
-    Decision,
-    DropCandidate,
-    End,
-    Need,
-    Replan,
-    decide,
-    drained_of,
-    reclassed,
-    serves,
-    standing,
-    what_is_needed,
-)
-from orchestrator.decision import Action
-from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Tick, Weighed, fold
+from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.log import PlanLog
-from orchestrator.outlook import Outlook
-from orchestrator.planner import Proposal, check_routes, make_plan
-from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
-from orchestrator.rooms import believed_rooms
-from orchestrator.scales import Scales, audited
+from orchestrator.mind import Append, Mind, Solve, Steps
+from orchestrator.planner import Proposal
+from orchestrator.scales import Scales
 from orchestrator.trigger import DEFAULT_POLICY, Policy
-from orchestrator.view import estimate
-from orchestrator.weighing import chosen_plan, failover_plan
-from profiler.forecast import forecast
-from schemas.audit import AuditKind
-from schemas.base import DeploymentName
-from schemas.deployment import Deployment
-from schemas.errors import ErrorCode, ResplitError
-from schemas.plan import PlanEvent, PlanPhase
+from schemas.errors import ResplitError
 
 TICK_S = 0.25
 """A lost node is noticed this much late at most."""
 WAITING_MAX = 10_000
 """Reports that wait while an event is being logged; beyond it heartbeats are dropped, the next ones say the same."""
-TOLD_EVERY = 32
-"""Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
-
-AUDIT_KINDS = {
-    PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
-    PlanPhase.COMMIT: (AuditKind.PLAN_COMMITTED, "a plan is in force"),
-    PlanPhase.ABORT: (AuditKind.PLAN_ABORTED, "a plan was given up before it was in force"),
-    PlanPhase.RETIRE: (AuditKind.PLAN_RETIRED, "a plan ends"),
-}
-
-log = logging.getLogger(__name__)
 
 
 def steady_clock() -> Callable[[], datetime]:
@@ -67,7 +30,7 @@ def steady_clock() -> Callable[[], datetime]:
 
 
 class Core:
-    """Folds reports one at a time and performs what `decide` and `step` ask for."""
+    """Folds reports one at a time and performs what follows from them."""
 
     def __init__(
         self,
@@ -77,14 +40,18 @@ class Core:
         now: Callable[[], datetime],
         policy: Policy = DEFAULT_POLICY,
     ) -> None:
-        self.snapshot = snapshot
         self.now = now
-        self._plans = plans
         self.audit = audit
+        self._mind = Mind(snapshot, audit, now)
+        self._plans = plans
         self.policy = policy
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
         self._scales = Scales(policy, self._wake.set)
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self._mind.snapshot
 
     def report(self, report: Report) -> None:
         """Take in a report; it is folded before the next decision."""
@@ -107,10 +74,7 @@ class Core:
             self._scales.stop()
 
     async def _run(self) -> None:
-        for name, rollout in self.snapshot.rollouts.items():
-            if rollout.candidate is not None:
-                # Nobody knows who was ready for it (mathematics.md A5, leader crash).
-                await self._take(name, Abandon("the leader changed before the plan was in force"))
+        await self._perform(self._mind.begin())
         while True:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
@@ -118,211 +82,29 @@ class Core:
             self._wake.clear()
             while self._waiting:
                 report, at, done = self._waiting.popleft()
-                self._fold(report, at)
+                self._mind.fold(report, at)
                 if done is not None and not done.done():
                     done.set_result(None)
-            self._fold(Tick(), self.now())
-            await self._settle()
+            self._mind.fold(Tick(), self.now())
+            await self._perform(self._mind.settle(self._scales))
 
-    async def _settle(self) -> None:
-        for decision in decide(self.snapshot, self.now()):
-            await self._perform(decision)
-        outlook = self._scales.take()
-        if outlook is not None:
-            await self._weighed(outlook)
-        self._scales.put(self.snapshot, self.now())
-        for name in sorted(self.snapshot.rollouts):
-            while await self._take(name, Proceed()):
-                pass
-
-    async def _perform(self, decision: Decision) -> None:
-        match decision:
-            case Replan(name, need):
-                await self._replan(self.snapshot.deployments[name], need)
-            case DropCandidate(name, reason):
-                await self._take(name, Abandon(reason))
-            case End(name, reason):
-                await self._take(name, Withdraw(reason))
-            case _:
-                assert_never(decision)
-
-    async def _replan(self, deployment: Deployment, need: Need) -> None:
-        before = estimate(self.snapshot, self.snapshot.rollout(deployment.name).current)
-        try:
-            # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value. What was
-            # ready is only checked, which takes no longer than to wait for a thread while plans are weighed in another.
-            proposal = ready_plan(self.snapshot, deployment, need, self.now())
-            if proposal is None:
-                proposal = await asyncio.to_thread(propose, self.snapshot, deployment, need, self.now())
-        except ResplitError as error:
-            self._give_up(deployment.name, need, error)
-            return
-        terms = {**proposal.estimate.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
-        await self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
-
-    async def _weighed(self, outlook: Outlook) -> None:
-        """Keep what was found, and act on it if it is still about the plan in force."""
-        name, decision = outlook.deployment, outlook.decision
-        deployment, rollout = self.snapshot.deployments.get(name), self.snapshot.rollout(name)
-        if deployment is None or rollout.current is None or rollout.current.digest != outlook.plan:
-            return
-        before = self.snapshot.outlooks.get(name)
-        self._fold(Weighed(outlook), self.now())
-        last = None if before is None else (before.decision.epoch, before.decision.action)
-        if decision.acts or last != (decision.epoch, decision.action):
-            self.audit.record(
-                AuditKind.DECISION,
-                "a plan was weighed",
-                deployment=name,
-                epoch=decision.epoch,
-                request=None,
-                **audited(decision),
-            )
-        hard = decision.action is Action.HARD
-        needed = what_is_needed(self.snapshot, deployment, rollout)
-        if not decision.acts or not serves(needed) or not may_propose(rollout, hard):
-            return
-        if not decision.chosen.nodes <= self.snapshot.offered.keys():
-            return  # a node of it was lost or is to be drained since: it is weighed anew without it
-        need = Need(Cause.PLAN_UNFIT if hard else Cause.BETTER_PLAN, decision.sentence)
-        try:
-            proposal = chosen_plan(self.snapshot, outlook)
-        except ResplitError as error:
-            self._give_up(name, need, error)
-            return
-        before_terms = {f"{term}_before": value for term, value in decision.current.terms.items()}
-        terms = {**decision.chosen.terms, **decision.chosen.objective.terms, **before_terms}
-        await self._take(name, Propose(proposal.plan, hard), need.cause.value, terms)
-
-    def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
-        rollout = self.snapshot.rollout(name)
-        if rollout.last_error != error.body:  # said once, however often it is tried
-            self.audit.record(
-                AuditKind.DEPLOYMENT_INFEASIBLE,
-                "no plan can be made",
-                deployment=name,
-                code=error.code.value,
-                why=error.message,
-                cause=need.cause.value,
-                reason=need.reason,
-            )
-        self._fold(RolloutAdvanced(failed(rollout, error.body, self.now())), self.now())
-
-    async def _take(
-        self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
-    ) -> bool:
-        """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
-        before = self.snapshot.rollout(name)
-        taken = step(before, command, self.now(), self.snapshot.absent)
-        if taken is None:
-            return False
-        after, event = taken
-        await self._plans.append(event)
-        self._fold(RolloutAdvanced(after), self.now())
-        kind, message = AUDIT_KINDS[event.phase]
-        self.audit.record(
-            kind,
-            message,
-            deployment=name,
-            epoch=_epoch(event, before),
-            reason=event.reason,
-            revision=event.revision,
-            placement=_placement(event),
-            cause=cause,
-            terms=json.dumps(terms) if terms else None,
-        )
-        return True
-
-    def _fold(self, report: Report, at: datetime) -> None:
-        before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
-        after = self.snapshot
-        self._tell_errors(before, after)
-        if before.nodes is after.nodes and before.absent == after.absent:
-            return
-        for name in sorted(after.absent - before.absent):
-            self.audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
-        for name, node in after.nodes.items():
-            known = before.nodes.get(name)
-            if known is None or name in before.absent - after.absent or known.capacity.boot != node.capacity.boot:
-                self.audit.record(
-                    AuditKind.NODE_JOINED,
-                    "a node reports",
-                    node=name,
-                    boot=node.capacity.boot,
-                    version=node.capacity.version,
-                    provider=node.capacity.provider.name,
-                    memory_free_bytes=node.capacity.memory_free_bytes,
-                )
-
-    def _tell_errors(self, before: Snapshot, after: Snapshot) -> None:
-        if before.errors is after.errors:
-            return
-        for name, errors in after.errors.items():
-            known = before.errors.get(name)
-            if known is None or errors.requests // TOLD_EVERY > known.requests // TOLD_EVERY:
-                self.audit.record(
-                    AuditKind.PREDICTION_JUDGED,
-                    "what requests met was held against its prediction",
-                    deployment=name,
-                    epoch=None,
-                    request=None,
-                    requests=errors.requests,
-                    said=errors.sentence,
-                    **errors.terms,
-                )
-
-
-def ready_plan(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal | None:
-    """PURE: the plan of the next epoch where one was ready for this need."""
-    return failover_plan(snapshot, deployment, need.reason, now) if need.cause is Cause.NODE_LOST else None
-
-
-def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
-    """PURE: the plan of the next epoch; raises what `make_plan` raises. Where one was ready it is that one."""
-    ready = ready_plan(snapshot, deployment, need, now)
-    if ready is not None:
-        return ready
-    manifest = snapshot.manifests.get(deployment.model)
-    if manifest is None:
-        message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
-        raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
-    rollout = snapshot.rollout(deployment.name)
-    same = None if rollout.current is None else reclassed(rollout.current, deployment)
-    stays = same is not None and not drained_of(snapshot, same) and set(same.nodes) <= snapshot.present.keys()
-    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
-        # Another class of service moves nothing.
-        update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
-        before = forecast(same.chains, snapshot.present, manifest, same.model)
-        return Proposal(same.model_copy(update=update), before)
-    found = believed_rooms(snapshot, deployment, manifest)
-    avoid, current = rollout.shunned(now), rollout.current
-    kept = tuple(
-        chain
-        for chain in standing(snapshot, deployment, rollout)
-        if not avoid.intersection(stage.node for stage in chain)
-    )
-    routes = len(current.routes) if current is not None else 1
-    proposal = make_plan(
-        deployment, manifest, found, rollout.epoch + 1, current, need.reason, avoid, kept=kept, routes=routes
-    )
-    if need.cause is Cause.MISSING_ROUTE and len(proposal.plan.routes) <= routes:
-        check_routes(deployment, proposal.plan)
-    return proposal
-
-
-def _epoch(event: PlanEvent, before: Rollout) -> int | None:
-    """The epoch that an event is about."""
-    if event.candidate is not None:
-        return event.candidate.epoch
-    if event.phase is PlanPhase.COMMIT and event.current is not None:
-        return event.current.epoch
-    gone = {plan.epoch for plan in before.plans} - {plan.epoch for plan in event.plans}
-    return max(gone, default=event.draining[-1].epoch if event.draining else None)
-
-
-def _placement(event: PlanEvent) -> str | None:
-    plan = event.candidate or event.current
-    if plan is None:
-        return None
-    chains = [" ".join(f"{stage.node}[{stage.first}-{stage.last}]" for stage in chain) for chain in plan.chains]
-    return " | ".join(chains)
+    async def _perform(self, steps: Steps) -> None:
+        answer: Proposal | None = None
+        error: ResplitError | None = None
+        while True:
+            try:
+                effect = steps.send(answer) if error is None else steps.throw(error)
+            except StopIteration:
+                return
+            answer = error = None
+            match effect:
+                case Append(event):
+                    await self._plans.append(event)
+                case Solve(make):
+                    try:
+                        # Heartbeats must be heard meanwhile.
+                        answer = await asyncio.to_thread(make)
+                    except ResplitError as refused:
+                        error = refused
+                case _:
+                    assert_never(effect)

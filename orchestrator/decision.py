@@ -70,11 +70,7 @@ class Option:
 
     def action_from(self, current: "Option") -> Action:
         """What going there from `current` would be called."""
-        if self.chains == current.chains:
-            return Action.KEEP
-        if len(self.chains) != len(current.chains):
-            return Action.ROUTES
-        return Action.REDISTRIBUTE if _cuts(self.chains) == _cuts(current.chains) else Action.RESPLIT
+        return action_between(current.chains, self.chains)
 
 
 @dataclass(frozen=True)
@@ -181,6 +177,15 @@ def placement_text(chains: Placement) -> str:
 def chain_text(chain: Chain) -> str:
     """One route as `n0:0-3 > n1:4`."""
     return " > ".join(f"{stage.node}:{_blocks(stage)}" for stage in chain)
+
+
+def action_between(before: Placement, after: Placement) -> Action:
+    """What going from one placement to the other is called."""
+    if before == after:
+        return Action.KEEP
+    if len(before) != len(after):
+        return Action.ROUTES
+    return Action.REDISTRIBUTE if _cuts(before) == _cuts(after) else Action.RESPLIT
 
 
 def _cuts(chains: Placement) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""PURE: decisions in the words of an operator's `explain` and `plan --dry-run`."""
+"""PURE: decisions in the words of an operator's `explain` and `plan --dry-run`, and as the audit trail has them."""
 
 from datetime import datetime
 
@@ -10,6 +10,9 @@ from profiler.error import PredictionError
 from schemas.base import DeploymentName
 from schemas.control import CandidateReport, DecisionReport, ExplainReply, PlanReply
 from schemas.plan import Plan
+
+RUNNERS_UP_AUDITED = 6
+"""The others can be had from the orchestrator while the decision is its last; an audit event stays small."""
 
 
 def explained(snapshot: Snapshot, name: DeploymentName | None, policy: Policy, now: datetime) -> ExplainReply:
@@ -65,6 +68,25 @@ def report(current: Plan, decision: Decision, errors: PredictionError | None = N
         candidates=tuple(map(row, ordered.values())),
         prediction=None if errors is None else errors.sentence,
     )
+
+
+def audited(decision: Decision) -> dict[str, str | int | float | bool | None]:
+    """What an audit event says of a decision; short texts, since a field holds 500 characters."""
+    others = {
+        f"not_{position}": f"{one.option.key} ({one.option.origin}, Phi {one.option.phi:.3f}): {one.why_not}"
+        for position, one in enumerate(decision.runners_up[:RUNNERS_UP_AUDITED])
+    }
+    return {
+        "action": decision.action.value,
+        "reason": decision.sentence,
+        "chosen": decision.chosen.key,
+        "certified": decision.certified,
+        "bound": round(decision.bound, 4),
+        **{f"{name}_before": value for name, value in decision.current.objective.terms.items()},
+        **{f"{name}_after": value for name, value in decision.chosen.objective.terms.items()},
+        **(decision.move.terms if decision.move is not None else {}),
+        **others,
+    }
 
 
 def _has_plan(snapshot: Snapshot, name: DeploymentName) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.rooms import Room
 from profiler.compute import block_time
-from profiler.network import boundary_bytes, hop_ms
+from profiler.network import boundary_bytes, hop_ms, links_of
 from schemas.base import Digest, NodeId
 from schemas.deployment import Stage
 from schemas.manifest import Manifest
@@ -36,7 +36,7 @@ def reassigned(
 ) -> tuple[Stage, ...] | None:
     """The stages on the nodes of `rooms` that take the least time per token, or None if they fit on none. What is
     `sensitive` stays on trusted nodes."""
-    capacities = {name: room.capacity for name, room in rooms.items()}
+    links = links_of({name: room.capacity for name, room in rooms.items()})
     beam = [_Partial((), 0.0)]
     for position, stage in enumerate(stages):
         own = {name: _stage_ms(stage, manifest, digest, room) for name, room in rooms.items()}
@@ -46,7 +46,7 @@ def reassigned(
         grown = []
         for partial in beam:
             for name in _choices(partial, fast, stage.node, shared):
-                hop = hop_ms(capacities, partial.nodes[-1], name, size) if position else 0.0
+                hop = hop_ms(links, partial.nodes[-1], name, size) if position else 0.0
                 spent = partial.spent_ms + hop + own[name] * (1 if name == stage.node else MOVED)
                 grown.append(_Partial((*partial.nodes, name), spent))
         beam = sorted(grown, key=lambda one: (one.spent_ms, one.nodes))[:WIDTH]
@@ -55,7 +55,7 @@ def reassigned(
     back = boundary_bytes(manifest, stages[-1].last)
     best = min(
         beam,
-        key=lambda one: (one.spent_ms + hop_ms(capacities, one.nodes[-1], one.nodes[0], back), one.nodes),
+        key=lambda one: (one.spent_ms + hop_ms(links, one.nodes[-1], one.nodes[0], back), one.nodes),
     )
     return tuple(
         Stage(node=node, first=stage.first, last=stage.last) for node, stage in zip(best.nodes, stages, strict=True)

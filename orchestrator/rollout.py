@@ -258,7 +258,8 @@ def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tupl
             reason = (
                 f"epoch {old.plan.epoch} has drained" if not old.waiting else f"epoch {old.plan.epoch} ends {silent}"
             )
-            return _event(after, PlanPhase.RETIRE, reason, now, absent)
+            # Whoever answers now for the requests of a node that was lost while its plan drained must hear of it.
+            return _event(after, PlanPhase.RETIRE, reason, now, absent, frozenset(map(NodeId, old.plan.nodes)))
     return None
 
 
@@ -330,8 +331,14 @@ def _drained(rollout: Rollout, now: datetime) -> tuple[Draining, ...]:
 
 
 def _event(
-    after: Rollout, phase: PlanPhase, reason: str, now: datetime, absent: frozenset[NodeId]
+    after: Rollout,
+    phase: PlanPhase,
+    reason: str,
+    now: datetime,
+    absent: frozenset[NodeId],
+    ending: frozenset[NodeId] = frozenset(),
 ) -> tuple[Rollout, PlanEvent]:
+    """`ending`: the nodes of a plan that ends with this event."""
     after = replace(after, revision=after.revision + 1)
     event = PlanEvent(
         deployment=after.deployment,
@@ -343,7 +350,7 @@ def _event(
         current=after.current,
         candidate=after.candidate.plan if after.candidate is not None else None,
         draining=tuple(old.plan for old in after.draining),
-        lost=tuple(sorted(absent & after.nodes)),
+        lost=tuple(sorted(absent & (after.nodes | ending))),
     )
     return after, event
 

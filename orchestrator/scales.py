@@ -5,7 +5,6 @@ import logging
 from collections.abc import Callable
 from datetime import datetime, timedelta
 
-from orchestrator.decision import Decision
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy
@@ -13,10 +12,26 @@ from orchestrator.weighing import weigh, weighable
 from schemas.base import DeploymentName
 
 PERIOD = timedelta(seconds=PLANNING_PERIOD_S)
-RUNNERS_UP_AUDITED = 6
-"""The others can be had from the orchestrator while the decision is its last; an audit event stays small."""
 
 log = logging.getLogger(__name__)
+
+
+class Turns:
+    """Whose turn it is to be weighed."""
+
+    def __init__(self) -> None:
+        self._begun: dict[DeploymentName, datetime] = {}
+
+    def next(self, snapshot: Snapshot, now: datetime) -> DeploymentName | None:
+        """The deployment that has waited longest, if one is due, whose turn is then over."""
+        names = weighable(snapshot, now)
+        self._begun = {name: at for name, at in self._begun.items() if name in snapshot.deployments}
+        due = [name for name in names if name not in self._begun or now - self._begun[name] >= PERIOD]
+        if not due:
+            return None
+        name = min(due, key=lambda one: (one in self._begun, self._begun.get(one, now), one))
+        self._begun[name] = now
+        return name
 
 
 class Scales:
@@ -25,20 +40,16 @@ class Scales:
     def __init__(self, policy: Policy, on_done: Callable[[], object]) -> None:
         self._policy = policy
         self._on_done = on_done
-        self._begun: dict[DeploymentName, datetime] = {}
+        self._turns = Turns()
         self._task: asyncio.Task[Outlook] | None = None
 
     def put(self, snapshot: Snapshot, now: datetime) -> None:
         """Begin with the deployment that has waited longest, if one is due and nothing is being weighed."""
         if self._task is not None:
             return
-        names = weighable(snapshot, now)
-        self._begun = {name: at for name, at in self._begun.items() if name in snapshot.deployments}
-        due = [name for name in names if name not in self._begun or now - self._begun[name] >= PERIOD]
-        if not due:
+        name = self._turns.next(snapshot, now)
+        if name is None:
             return
-        name = min(due, key=lambda one: (one in self._begun, self._begun.get(one, now), one))
-        self._begun[name] = now
         self._task = asyncio.create_task(asyncio.to_thread(weigh, snapshot, name, self._policy, now))
         self._task.add_done_callback(lambda _: self._on_done())
 
@@ -57,22 +68,3 @@ class Scales:
         """Weigh no more."""
         if self._task is not None:
             self._task.cancel()
-
-
-def audited(decision: Decision) -> dict[str, str | int | float | bool | None]:
-    """What an audit event says of a decision; short texts, since a field holds 500 characters."""
-    others = {
-        f"not_{position}": f"{one.option.key} ({one.option.origin}, Phi {one.option.phi:.3f}): {one.why_not}"
-        for position, one in enumerate(decision.runners_up[:RUNNERS_UP_AUDITED])
-    }
-    return {
-        "action": decision.action.value,
-        "reason": decision.sentence,
-        "chosen": decision.chosen.key,
-        "certified": decision.certified,
-        "bound": round(decision.bound, 4),
-        **{f"{name}_before": value for name, value in decision.current.objective.terms.items()},
-        **{f"{name}_after": value for name, value in decision.chosen.objective.terms.items()},
-        **(decision.move.terms if decision.move is not None else {}),
-        **others,
-    }

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from profiler.compute import block_time, measured_time, prompt_ms, step_ms
 from profiler.memory import memory_bytes
-from profiler.network import TOKEN_BYTES, boundary_bytes, hop_ms
+from profiler.network import TOKEN_BYTES, boundary_bytes, hop_ms, links_of
 from profiler.objective import (
     Demand,
     NodeTerm,
@@ -321,9 +321,10 @@ def _hops(
     rows: float,
 ) -> tuple[HopTerm, ...]:
     """Every chunk is a message of its own and pays the latency; of the last stage only the last one brings a token."""
+    links = links_of(capacities, map(NodeId, route.nodes))
 
     def hop(source: NodeId, target: NodeId, token_bytes: int, *, returns: bool = False) -> HopTerm:
-        empty_ms, full_ms = (hop_ms(capacities, source, target, size) for size in (0, token_bytes))
+        empty_ms, full_ms = (hop_ms(links, source, target, size) for size in (0, token_bytes))
         per_token_ms = full_ms - empty_ms
         prefill_ms = chunks * empty_ms + per_token_ms * (1 if returns else prompt_tokens)
         return HopTerm(source, target, prefill_ms, empty_ms + rows * per_token_ms, rows * per_token_ms)

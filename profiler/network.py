@@ -3,11 +3,11 @@
 The network is a fixed latency per hop plus the bytes over the link's rate.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from math import prod
 
 from schemas.base import NodeId
-from schemas.capacity import Capacity
+from schemas.capacity import Capacity, LinkEstimate
 from schemas.manifest import DTYPE_BYTES, Manifest, TensorSpec
 
 DEFAULT_RTT_MS = 0.5
@@ -21,46 +21,46 @@ is above any local network's round trip, so that a way around is taken, and fini
 there is none."""
 TOKEN_BYTES = 8
 """What returns from the head to the ingress: one token id."""
+NO_LINKS: Mapping[NodeId, LinkEstimate] = {}
 
 
-def hop_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId, size: float) -> float:
+Links = Mapping[NodeId, Mapping[NodeId, LinkEstimate]]
+"""By the node that measured it, and its peer."""
+
+
+def links_of(capacities: Mapping[NodeId, Capacity], nodes: Iterable[NodeId] | None = None) -> Links:
+    """What these nodes (None: all) measured; to be made once for many questions."""
+    named = capacities if nodes is None else [name for name in nodes if name in capacities]
+    return {name: {NodeId(link.peer): link for link in capacities[name].links} for name in named}
+
+
+def hop_ms(links: Links, source: NodeId, target: NodeId, size: float) -> float:
     """net(n, n', z) of mathematics.md A1: half the round trip plus the bytes over the rate; 0 on one node. Over an
     edge whose link is down `EDGE_FAULT_MS` more."""
     if source == target:
         return 0.0
-    fault_ms = EDGE_FAULT_MS if is_edge_fault(capacities, source, target) else 0.0
-    sending_ms = 1e3 * size / link_bytes_per_s(capacities, source, target)
-    return fault_ms + rtt_ms(capacities, source, target) / 2 + sending_ms
+    there, back = links.get(source, NO_LINKS).get(target), links.get(target, NO_LINKS).get(source)
+    is_faulty = (there is not None and not there.up) or (back is not None and not back.up)
+    sending_ms = 1e3 * size / _bytes_per_s(there, back)
+    return (EDGE_FAULT_MS if is_faulty else 0.0) + _rtt_ms(there, back) / 2 + sending_ms
 
 
-def is_edge_fault(capacities: Mapping[NodeId, Capacity], a: NodeId, b: NodeId) -> bool:
-    """Whether one of the two says that it reaches the other over the bus, and not over its link."""
-    return any(
-        link.peer == there and not link.up
-        for here, there in ((a, b), (b, a))
-        for link in (capacities[here].links if here in capacities else ())
-    )
-
-
-def link_bytes_per_s(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
-    """What the sender measured towards the receiver, else the other way, else Gigabit Ethernet."""
-    for here, there in ((source, target), (target, source)):
-        for link in capacities[here].links if here in capacities else ():
-            if link.peer == there and link.goodput_bytes_per_s is not None:
-                return link.goodput_bytes_per_s
-    return DEFAULT_LINK_BYTES_PER_S
-
-
-def rtt_ms(capacities: Mapping[NodeId, Capacity], source: NodeId, target: NodeId) -> float:
+def rtt_ms(links: Links, source: NodeId, target: NodeId) -> float:
     """The slower of what the two nodes measured towards each other, over whichever road, a local network's if neither
     did."""
-    found = [
-        link.rtt_ms
-        for here, there in ((source, target), (target, source))
-        for link in (capacities[here].links if here in capacities else ())
-        if link.peer == there
-    ]
-    return max(found, default=DEFAULT_RTT_MS)
+    return _rtt_ms(links.get(source, NO_LINKS).get(target), links.get(target, NO_LINKS).get(source))
+
+
+def _rtt_ms(there: LinkEstimate | None, back: LinkEstimate | None) -> float:
+    return max((link.rtt_ms for link in (there, back) if link is not None), default=DEFAULT_RTT_MS)
+
+
+def _bytes_per_s(there: LinkEstimate | None, back: LinkEstimate | None) -> float:
+    """What the sender measured towards the receiver, else the other way, else Gigabit Ethernet."""
+    for link in (there, back):
+        if link is not None and link.goodput_bytes_per_s is not None:
+            return link.goodput_bytes_per_s
+    return DEFAULT_LINK_BYTES_PER_S
 
 
 def boundary_bytes(manifest: Manifest, block: int) -> int:

@@ -4,7 +4,20 @@ import sys
 
 import typer
 
-from resplit.commands import demo, deployments, doctor, events, explain, infer, models, nodes, serve, status, topology
+from resplit.commands import (
+    demo,
+    deployments,
+    doctor,
+    events,
+    explain,
+    infer,
+    models,
+    nodes,
+    serve,
+    simulate,
+    status,
+    topology,
+)
 from resplit.exits import EPILOG, Commands
 
 SERVE, ASK, CARE = "Run", "Use", "Look after"
@@ -36,6 +49,7 @@ app.command(rich_help_panel=CARE)(nodes.trust)
 app.command(rich_help_panel=CARE)(nodes.distrust)
 app.add_typer(topology.app, name="topology", rich_help_panel=CARE)
 app.command(rich_help_panel=ASK)(demo.demo)
+app.command(rich_help_panel=ASK)(simulate.simulate)
 
 
 def main() -> None:

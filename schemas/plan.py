@@ -122,8 +122,9 @@ class PlanEvent(Value):
     candidate: Plan | None = None
     draining: tuple[Plan, ...] = ()
     lost: tuple[NodeName, ...] = ()
-    """Nodes of these plans that are lost: what ran over them is to be computed elsewhere. One that runs its part all
-    the same says so in its heartbeat."""
+    """Nodes of these plans, or of one that ends with this event, that are lost: what ran over them is to be computed
+    elsewhere, and what they had accepted is another's to answer. One that runs its part all the same says so in its
+    heartbeat."""
 
     @model_validator(mode="after")
     def _plans_belong_together(self) -> Self:

@@ -11,9 +11,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from orchestrator.core import propose
 from orchestrator.decide import Replan, decide
 from orchestrator.fold import DeploymentWritten, NodeWished, Weighed, fold
+from orchestrator.mind import propose
 from orchestrator.trigger import PLANNING_PERIOD_S
 from orchestrator.weighing import chosen_plan, weigh, weighable
 from schemas.base import NodeId

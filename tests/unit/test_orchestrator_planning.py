@@ -5,7 +5,6 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.core import propose
 from orchestrator.decide import Cause, DropCandidate, End, Need, Replan, decide
 from orchestrator.fold import (
     BusBack,
@@ -19,6 +18,7 @@ from orchestrator.fold import (
     Tick,
     fold,
 )
+from orchestrator.mind import propose
 from orchestrator.operators import desired
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from orchestrator.rooms import rooms

@@ -45,6 +45,14 @@ def test_a_plan_waits_for_the_ingress_of_an_earlier_one_whose_sequences_crossed_
     assert (ended[1].phase, ended[0].draining) == (PlanPhase.RETIRE, ())
 
 
+def test_the_end_of_a_plan_names_those_of_its_nodes_that_are_lost() -> None:
+    one, other = plan(1, A), plan(2, B)
+    rollout = committed(committed(Rollout(DeploymentName("d"), term=1), one), other)
+    ended = step(rollout, Proceed(), NOW, frozenset({A}))
+    assert ended is not None
+    assert (ended[1].phase, ended[1].lost) == (PlanPhase.RETIRE, (A,))
+
+
 def test_a_node_that_refused_its_part_is_not_waited_for() -> None:
     first, second = plan(1, A, B), plan(2, B, A)
     rollout = said(committed(Rollout(DeploymentName("d"), term=1), first), first, ReceiptStatus.REFUSED, B)

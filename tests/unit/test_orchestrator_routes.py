@@ -6,13 +6,13 @@ import pytest
 
 from orchestrator.candidates import slate
 from orchestrator.chain import beside
-from orchestrator.core import propose
 from orchestrator.decide import Cause, DropCandidate, Need, Replan, conforms, decide, exposed_by, reclassed
 from orchestrator.decision import Action, Origin, placement_text
 from orchestrator.demand import running
 from orchestrator.explaining import dry_run
 from orchestrator.fold import DeploymentWritten, NodeWished, RolloutAdvanced, fold
 from orchestrator.habits import Habit
+from orchestrator.mind import propose
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost
 from orchestrator.operators import placed
 from orchestrator.planner import check_shape, make_plan

@@ -7,16 +7,15 @@ import pytest
 
 from orchestrator.beliefs import GUESS_PRUDENCE, believed, optimism_of, smoothed
 from orchestrator.candidates import latency_bound_ms, slate
-from orchestrator.core import propose
 from orchestrator.decide import Cause, Need, Replan, decide
 from orchestrator.decision import Action, Origin
-from orchestrator.explaining import dry_run, explained
+from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
+from orchestrator.mind import propose
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost
 from orchestrator.planner import make_plan
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
-from orchestrator.scales import audited
 from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
 from profiler.compute import roofline

@@ -165,9 +165,11 @@ def two_stages(*links: LinkEstimate) -> tuple[Route, dict[NodeId, Capacity]]:
 def test_a_link_that_was_measured_is_not_guessed() -> None:
     slow = LinkEstimate(peer=B, rtt_ms=0, direct=True, goodput_bytes_per_s=1e6)
     _, nodes = two_stages(slow)
-    assert network.hop_ms(nodes, A, B, 1000) == pytest.approx(1.0)
-    assert network.hop_ms(nodes, B, A, 1000) == pytest.approx(1.0)  # nobody measured the way back
-    assert network.hop_ms(two_stages()[1], A, B, 1000) == pytest.approx(0.25 + 1e6 / network.DEFAULT_LINK_BYTES_PER_S)
+    assert network.hop_ms(network.links_of(nodes), A, B, 1000) == pytest.approx(1.0)
+    assert network.hop_ms(network.links_of(nodes), B, A, 1000) == pytest.approx(1.0)  # nobody measured the way back
+    assert network.hop_ms(network.links_of(two_stages()[1]), A, B, 1000) == pytest.approx(
+        0.25 + 1e6 / network.DEFAULT_LINK_BYTES_PER_S
+    )
 
 
 def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
@@ -175,8 +177,11 @@ def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
     _, over_the_bus = two_stages(bus)
     route, faulty = two_stages(bus.model_copy(update={"up": False}))
     for way in ((A, B), (B, A)):  # one of the two says so: that is enough
-        assert network.hop_ms(faulty, *way, 0) == network.hop_ms(over_the_bus, *way, 0) + network.EDGE_FAULT_MS
-        assert network.rtt_ms(faulty, *way) == 4
+        assert (
+            network.hop_ms(network.links_of(faulty), *way, 0)
+            == network.hop_ms(network.links_of(over_the_bus), *way, 0) + network.EDGE_FAULT_MS
+        )
+        assert network.rtt_ms(network.links_of(faulty), *way) == 4
     slower = (
         cost.predict(route, faulty, decoder(), MODEL).tpot_ms
         - cost.predict(route, over_the_bus, decoder(), MODEL).tpot_ms

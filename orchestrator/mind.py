@@ -1,0 +1,314 @@
+"""PURE, but for its memory: what a leader does, one step after another, and what each of them waits for.
+
+A step that needs the world is yielded, and goes on once that is done: an event is in the log before it holds here, and
+solving may take seconds. Who drives it performs what is yielded: `orchestrator.core` on the bus, the simulator in its
+own time.
+"""
+
+import json
+from collections.abc import Callable, Generator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol, assert_never
+
+from orchestrator.decide import (
+    Cause,
+    Decision,
+    DropCandidate,
+    End,
+    Need,
+    Replan,
+    decide,
+    drained_of,
+    reclassed,
+    serves,
+    standing,
+    what_is_needed,
+)
+from orchestrator.decision import Action
+from orchestrator.explaining import audited
+from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Weighed, fold
+from orchestrator.outlook import Outlook
+from orchestrator.planner import Proposal, check_routes, make_plan
+from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
+from orchestrator.rooms import believed_rooms
+from orchestrator.view import estimate
+from orchestrator.weighing import chosen_plan, failover_plan
+from profiler.forecast import forecast
+from schemas.audit import AuditKind
+from schemas.base import DeploymentName, RequestId
+from schemas.deployment import Deployment
+from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import PlanEvent, PlanPhase
+
+TOLD_EVERY = 32
+"""Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
+
+AUDIT_KINDS = {
+    PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
+    PlanPhase.COMMIT: (AuditKind.PLAN_COMMITTED, "a plan is in force"),
+    PlanPhase.ABORT: (AuditKind.PLAN_ABORTED, "a plan was given up before it was in force"),
+    PlanPhase.RETIRE: (AuditKind.PLAN_RETIRED, "a plan ends"),
+}
+
+
+@dataclass(frozen=True)
+class Append:
+    """Store this event; the step that it tells of holds once it is stored."""
+
+    event: PlanEvent
+
+
+@dataclass(frozen=True)
+class Solve:
+    """Call this, which takes anything up to seconds and concerns nobody else; send its answer, or throw its error."""
+
+    make: Callable[[], Proposal]
+
+
+Effect = Append | Solve
+Steps = Generator[Effect, Proposal | None, None]
+
+
+class Trail(Protocol):
+    """Where it is written down; `bus.audit.AuditTrail`."""
+
+    def record(
+        self,
+        kind: AuditKind,
+        message: str,
+        *,
+        deployment: DeploymentName | None = None,
+        epoch: int | None = None,
+        request: RequestId | None = None,
+        **fields: str | int | float | bool | None,
+    ) -> None: ...
+
+
+class Weighs(Protocol):
+    """Weighs plans beside everything else; `orchestrator.scales.Scales`."""
+
+    def put(self, snapshot: Snapshot, now: datetime, /) -> None: ...
+    def take(self) -> Outlook | None: ...
+
+
+class Mind:
+    """What a leader knows, and what it does about it."""
+
+    def __init__(self, snapshot: Snapshot, audit: Trail, now: Callable[[], datetime]) -> None:
+        self.snapshot = snapshot
+        self.audit = audit
+        self.now = now
+
+    def begin(self) -> Steps:
+        """Give up what the leader before had begun to prepare: nobody knows who was ready (mathematics.md A5)."""
+        for name, rollout in self.snapshot.rollouts.items():
+            if rollout.candidate is not None:
+                yield from self._take(name, Abandon("the leader changed before the plan was in force"))
+
+    def settle(self, scales: Weighs) -> Steps:
+        """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
+        for decision in decide(self.snapshot, self.now()):
+            yield from self._perform(decision)
+        outlook = scales.take()
+        if outlook is not None:
+            yield from self._weighed(outlook)
+        scales.put(self.snapshot, self.now())
+        for name in sorted(self.snapshot.rollouts):
+            while (yield from self._take(name, Proceed())):
+                pass
+
+    def _perform(self, decision: Decision) -> Steps:
+        match decision:
+            case Replan(name, need):
+                yield from self._replan(self.snapshot.deployments[name], need)
+            case DropCandidate(name, reason):
+                yield from self._take(name, Abandon(reason))
+            case End(name, reason):
+                yield from self._take(name, Withdraw(reason))
+            case _:
+                assert_never(decision)
+
+    def _replan(self, deployment: Deployment, need: Need) -> Steps:
+        before = estimate(self.snapshot, self.snapshot.rollout(deployment.name).current)
+        try:
+            # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value. What was
+            # ready is only checked, which takes no longer than to wait for a thread while plans are weighed in another.
+            proposal = ready_plan(self.snapshot, deployment, need, self.now())
+            if proposal is None:
+                snapshot, now = self.snapshot, self.now()
+                proposal = yield Solve(lambda: propose(snapshot, deployment, need, now))
+                assert proposal is not None, "whoever performs a `Solve` sends its answer, or throws its error"
+        except ResplitError as error:
+            self._give_up(deployment.name, need, error)
+            return
+        terms = {**proposal.estimate.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
+        yield from self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
+
+    def _weighed(self, outlook: Outlook) -> Steps:
+        """Keep what was found, and act on it if it is still about the plan in force."""
+        name, decision = outlook.deployment, outlook.decision
+        deployment, rollout = self.snapshot.deployments.get(name), self.snapshot.rollout(name)
+        if deployment is None or rollout.current is None or rollout.current.digest != outlook.plan:
+            return
+        before = self.snapshot.outlooks.get(name)
+        self.fold(Weighed(outlook), self.now())
+        last = None if before is None else (before.decision.epoch, before.decision.action)
+        if decision.acts or last != (decision.epoch, decision.action):
+            self.audit.record(
+                AuditKind.DECISION,
+                "a plan was weighed",
+                deployment=name,
+                epoch=decision.epoch,
+                request=None,
+                **audited(decision),
+            )
+        hard = decision.action is Action.HARD
+        needed = what_is_needed(self.snapshot, deployment, rollout)
+        if not decision.acts or not serves(needed) or not may_propose(rollout, hard):
+            return
+        if not decision.chosen.nodes <= self.snapshot.offered.keys():
+            return  # a node of it was lost or is to be drained since: it is weighed anew without it
+        need = Need(Cause.PLAN_UNFIT if hard else Cause.BETTER_PLAN, decision.sentence)
+        try:
+            proposal = chosen_plan(self.snapshot, outlook)
+        except ResplitError as error:
+            self._give_up(name, need, error)
+            return
+        before_terms = {f"{term}_before": value for term, value in decision.current.terms.items()}
+        terms = {**decision.chosen.terms, **decision.chosen.objective.terms, **before_terms}
+        yield from self._take(name, Propose(proposal.plan, hard), need.cause.value, terms)
+
+    def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
+        rollout = self.snapshot.rollout(name)
+        if rollout.last_error != error.body:  # said once, however often it is tried
+            self.audit.record(
+                AuditKind.DEPLOYMENT_INFEASIBLE,
+                "no plan can be made",
+                deployment=name,
+                code=error.code.value,
+                why=error.message,
+                cause=need.cause.value,
+                reason=need.reason,
+            )
+        self.fold(RolloutAdvanced(failed(rollout, error.body, self.now())), self.now())
+
+    def _take(
+        self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
+    ) -> Generator[Effect, Proposal | None, bool]:
+        """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
+        before = self.snapshot.rollout(name)
+        taken = step(before, command, self.now(), self.snapshot.absent)
+        if taken is None:
+            return False
+        after, event = taken
+        yield Append(event)
+        self.fold(RolloutAdvanced(after), self.now())
+        kind, message = AUDIT_KINDS[event.phase]
+        self.audit.record(
+            kind,
+            message,
+            deployment=name,
+            epoch=_epoch(event, before),
+            reason=event.reason,
+            revision=event.revision,
+            placement=_placement(event),
+            cause=cause,
+            terms=json.dumps(terms) if terms else None,
+        )
+        return True
+
+    def fold(self, report: Report, at: datetime) -> None:
+        """Take in what was heard at `at`."""
+        before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
+        after = self.snapshot
+        self._tell_errors(before, after)
+        if before.nodes is after.nodes and before.absent == after.absent:
+            return
+        for name in sorted(after.absent - before.absent):
+            self.audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
+        for name, node in after.nodes.items():
+            known = before.nodes.get(name)
+            if known is None or name in before.absent - after.absent or known.capacity.boot != node.capacity.boot:
+                self.audit.record(
+                    AuditKind.NODE_JOINED,
+                    "a node reports",
+                    node=name,
+                    boot=node.capacity.boot,
+                    version=node.capacity.version,
+                    provider=node.capacity.provider.name,
+                    memory_free_bytes=node.capacity.memory_free_bytes,
+                )
+
+    def _tell_errors(self, before: Snapshot, after: Snapshot) -> None:
+        if before.errors is after.errors:
+            return
+        for name, errors in after.errors.items():
+            known = before.errors.get(name)
+            if known is None or errors.requests // TOLD_EVERY > known.requests // TOLD_EVERY:
+                self.audit.record(
+                    AuditKind.PREDICTION_JUDGED,
+                    "what requests met was held against its prediction",
+                    deployment=name,
+                    epoch=None,
+                    request=None,
+                    requests=errors.requests,
+                    said=errors.sentence,
+                    **errors.terms,
+                )
+
+
+def ready_plan(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal | None:
+    """PURE: the plan of the next epoch where one was ready for this need."""
+    return failover_plan(snapshot, deployment, need.reason, now) if need.cause is Cause.NODE_LOST else None
+
+
+def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
+    """PURE: the plan of the next epoch; raises what `make_plan` raises. Where one was ready it is that one."""
+    ready = ready_plan(snapshot, deployment, need, now)
+    if ready is not None:
+        return ready
+    manifest = snapshot.manifests.get(deployment.model)
+    if manifest is None:
+        message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
+        raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
+    rollout = snapshot.rollout(deployment.name)
+    same = None if rollout.current is None else reclassed(rollout.current, deployment)
+    stays = same is not None and not drained_of(snapshot, same) and set(same.nodes) <= snapshot.present.keys()
+    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
+        # Another class of service moves nothing.
+        update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
+        before = forecast(same.chains, snapshot.present, manifest, same.model)
+        return Proposal(same.model_copy(update=update), before)
+    found = believed_rooms(snapshot, deployment, manifest)
+    avoid, current = rollout.shunned(now), rollout.current
+    kept = tuple(
+        chain
+        for chain in standing(snapshot, deployment, rollout)
+        if not avoid.intersection(stage.node for stage in chain)
+    )
+    routes = len(current.routes) if current is not None else 1
+    proposal = make_plan(
+        deployment, manifest, found, rollout.epoch + 1, current, need.reason, avoid, kept=kept, routes=routes
+    )
+    if need.cause is Cause.MISSING_ROUTE and len(proposal.plan.routes) <= routes:
+        check_routes(deployment, proposal.plan)
+    return proposal
+
+
+def _epoch(event: PlanEvent, before: Rollout) -> int | None:
+    """The epoch that an event is about."""
+    if event.candidate is not None:
+        return event.candidate.epoch
+    if event.phase is PlanPhase.COMMIT and event.current is not None:
+        return event.current.epoch
+    gone = {plan.epoch for plan in before.plans} - {plan.epoch for plan in event.plans}
+    return max(gone, default=event.draining[-1].epoch if event.draining else None)
+
+
+def _placement(event: PlanEvent) -> str | None:
+    plan = event.candidate or event.current
+    if plan is None:
+        return None
+    chains = [" ".join(f"{stage.node}[{stage.first}-{stage.last}]" for stage in chain) for chain in plan.chains]
+    return " | ".join(chains)

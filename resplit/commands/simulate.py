@@ -1,0 +1,96 @@
+"""`resplit simulate`: a cluster in virtual time, under whoever decides."""
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from resplit.options import AsJson
+from resplit.output import print_json
+from schemas.errors import ErrorCode, ResplitError
+
+SEEDS_MAX = 10_000
+DEFAULT_POLICIES = "static,full"
+
+
+def simulate(
+    scenario: Annotated[
+        str | None, typer.Argument(help="A file, or the name of a scenario that comes with Resplit; none: list these.")
+    ] = None,
+    seeds: Annotated[str, typer.Option(help="Worlds to draw: 7, 1,2,5 or 10-39.")] = "10-12",
+    policies: Annotated[str, typer.Option(help="Who decides, separated by commas; `all` for every one.")] = (
+        DEFAULT_POLICIES
+    ),
+    report: Annotated[Path | None, typer.Option(help="Folder for the report; default: simulated/SCENARIO.")] = None,
+    jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run SCENARIO in virtual time, with the code that decides in production, and write a report.
+
+    Will this model meet this SLO on these machines, and what if one dies? Copy `my-cluster` and say what you have.
+    """
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    from simulator.files import read_scenario, shipped  # noqa: PLC0415
+    from simulator.plots import require  # noqa: PLC0415
+    from simulator.policies import CONTENDERS, named  # noqa: PLC0415
+    from simulator.report import headline, seed_grid, write  # noqa: PLC0415
+    from simulator.runner import simulate as run  # noqa: PLC0415
+    from simulator.shortcomings import shortcomings  # noqa: PLC0415
+    from simulator.table import terminal  # noqa: PLC0415
+
+    say = Console(stderr=as_json)
+    known = shipped()
+    if scenario is None:
+        for name, path in known.items():
+            say.print(f"[bold]{name}[/]  {read_scenario(path).title}")
+        return
+    path = known.get(scenario, Path(scenario))
+    found = read_scenario(path)
+    names = list(CONTENDERS) if policies == "all" else [named(name.strip()).name for name in policies.split(",")]
+    wanted = seeds_of(seeds)
+    folder = report or Path("simulated") / found.name
+    require()
+    command = shlex.join(["resplit", *sys.argv[1:]])
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(found.name, total=None)
+
+        def done(job: object, one: object) -> None:
+            progress.advance(task)
+
+        from simulator.runner import count  # noqa: PLC0415
+
+        progress.update(task, total=count(found, names, wanted))
+        results = run(found, names, wanted, command, jobs or os.cpu_count() or 1, done)
+    written = write(folder, results)
+    if as_json:
+        print_json(results)
+        return
+    for grid in headline(results, results.runs):
+        say.print(terminal(grid))
+    if {results.reference, results.system} <= set(results.policies) and results.reference != results.system:
+        say.print(terminal(seed_grid(results, results.runs)))
+    for sentence in shortcomings(results, wanted[0]):
+        say.print(f"[yellow]{sentence}[/]")
+    say.print(f"[bold]{written[0]}[/]")
+
+
+def seeds_of(text: str) -> list[int]:
+    """`7`, `1,2,5` or `10-39` as numbers; raises INVALID_REQUEST."""
+    found: list[int] = []
+    try:
+        for part in text.split(","):
+            first, _, last = part.partition("-")
+            span = range(int(first), int(last or first) + 1)
+            if not span or span.start < 0 or len(span) > SEEDS_MAX:
+                raise ValueError(part)
+            found.extend(span)
+    except ValueError as error:
+        message = f"--seeds {text!r}: give numbers from 0 on, as in 7, 1,2,5 or 10-39"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "seeds") from error
+    return list(dict.fromkeys(found))

@@ -1,0 +1,466 @@
+"""One agent process in virtual time: what `agent.shell` does with sockets and threads, around the same decisions.
+
+`agent.step`, `agent.stages`, `agent.stage`, its batches, slots and hand-over, and the ingress' routes are production's.
+"""
+
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from agent import step as core
+from agent.blocktimes import BlockTimes
+from agent.kv import KvPool
+from agent.loader import LoadedPlan
+from agent.neighbours import Neighbours
+from agent.run import sequence_numbers
+from agent.stage import StageHost
+from agent.stages import Stages
+from profiler.kv import length_classes
+from profiler.memory import kv_memory_bytes, weight_memory_bytes
+from profiler.network import TOKEN_BYTES, boundary_bytes
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import (
+    HEARTBEAT_IN_PLAN_S,
+    HEARTBEAT_SPARE_S,
+    BlockTime,
+    Capacity,
+    HostedStage,
+    LinkEstimate,
+    Provider,
+    StoredBlocks,
+)
+from schemas.errors import ErrorCode
+from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
+from schemas.plan import Plan, PlanEvent, Receipt
+from simulator.engine import Clockwork, SimEngine, SimPool
+from simulator.ingress import SimIngress
+from simulator.machine import Machine
+from simulator.surroundings import Surroundings
+
+NOTICE_S = 0.012
+"""From the end of a process until its neighbours have asked the broker and know."""
+LOAD_BLOCK_S = 0.02
+"""To open a session, beside reading the file."""
+
+T = TypeVar("T")
+
+
+class SimCompute:
+    """The compute thread: one call after the other, each as long as its engine says."""
+
+    def __init__(self, machine: Machine, clock: Clockwork, frame_s: float, note_busy: Callable[[float], None]) -> None:
+        self._frame_s = frame_s
+        self._machine = machine
+        self._clock = clock
+        self._note_busy = note_busy
+        self._waiting: list[Callable[[], None]] = []
+        self._busy = False
+
+    def submit(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
+        def task() -> None:
+            result = call()
+            spent_s = self._clock.take()
+            self._note_busy(spent_s)
+
+            def over() -> None:
+                self._busy = False
+                done(result)
+                self._next()
+
+            self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
+
+        self._waiting.append(task)
+        self._next()
+
+    async def call(self, function: Callable[[], T]) -> T:
+        """What takes no time: to install engines and to remove them."""
+        return function()
+
+    def _next(self) -> None:
+        if not self._busy and self._waiting:
+            self._busy = True
+            self._waiting.pop(0)()
+
+
+class SimAgent:
+    """One process of a node, from its start to its end."""
+
+    def __init__(self, machine: Machine, boot: str, around: Surroundings) -> None:
+        self.machine = machine
+        self.boot = boot
+        self._around = around
+        self._kernel = around.kernel
+        self._rng = around.draws.stream(f"agent {machine.name} {boot}")
+        self._state = core.State(machine.name)
+        self._clock = Clockwork(lambda: self._kernel.now, lambda: machine.factor)
+        self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._computed)
+        self._times = BlockTimes(machine.name, lambda: self._kernel.now)
+        self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
+        self.neighbours = SimNeighbours(
+            machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost
+        )
+        self.ingress = SimIngress(
+            machine,
+            boot,
+            around.journal,
+            around.trail,
+            self._stages.send,
+            lambda deployment, epoch: self._step(core.Emptied(deployment, epoch)),
+            lambda: self._kernel.now,
+            self.neighbours.is_over,
+            lambda client, what: around.say(machine, client, what),
+            sequence_numbers(int(self._rng.integers(1 << 31))),
+            around.listens,
+            hands_over=around.hands_over,
+        )
+        self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
+        self._measured: dict[tuple[Digest, int], BlockTime] = {}
+        """Of blocks of models that are loaded: what the probe found."""
+        self._kinds: dict[tuple[Digest, str], float] = {}
+        self._boundary = boundary_bytes(around.physics.manifest, 0)
+        self._heartbeats = 0
+        self._said_at = -1.0
+        self._busy_s = 0.0
+        self._links: tuple[LinkEstimate, ...] = ()
+        self._links_at = -1e9
+        self._pending = False
+        machine.later(float(self._rng.uniform(0, 0.05)), self._say)
+
+    # Plans.
+
+    def hear(self, event: PlanEvent) -> None:
+        """A plan event, live or read again from its stream."""
+        self._step(core.PlanArrived(event))
+
+    def knows(self, deployment: DeploymentName) -> bool:
+        return deployment in self._state.deployments
+
+    def _step(self, event: core.Event) -> None:
+        self._state, instructions = core.step(self._state, event, self._kernel.now)
+        for instruction in instructions:
+            self._act(instruction)
+        if instructions:
+            self._changed()
+
+    def _act(self, instruction: core.Instruction) -> None:
+        match instruction:
+            case core.Load(plan):
+                self._load(plan)
+            case core.Follow(event):
+                self.neighbours.declared(event.lost)
+                for node in event.lost:
+                    self._stages.ingress_lost(node)
+                self.ingress.follow(event)
+            case core.Serve(plan):
+                self.ingress.serve(plan, self._around.physics.manifest)
+            case core.Drain(plan):
+                self.ingress.drain(plan)
+            case core.Free(plan):
+                _run(self._stages.remove(plan))
+                self._loaded.pop((plan.deployment, plan.epoch), None)
+            case core.Answer():
+                self._answer(instruction)
+            case core.Ignore():
+                pass
+
+    def _load(self, plan: Plan) -> None:
+        """Bring what is not on the disk, open what is not open, then install it."""
+        blocks = plan.blocks_on(self.machine.name)
+        manifest = self._around.physics.manifest
+        self._around.loads(self.machine, plan)
+        open_already = self._open_blocks(plan.model)
+        needed = sum(weight_memory_bytes(manifest.blocks[b]) for b in blocks if b not in open_already)
+        cached = {b for key in self._loaded for b in self._blocks_of(key, plan.family)}
+        needed += sum(kv_memory_bytes(manifest.blocks[b], plan.settings) for b in blocks if b not in cached)
+        free = self.machine.spec.memory_bytes - self._memory_used()
+        if needed > free:
+            why = f"{ErrorCode.MODEL_TOO_LARGE.value}: {needed} bytes needed, {free} are free"
+            self.machine.later(0.001, lambda: self._step(core.LoadFailed(plan, why)))
+            return
+        missing = [b for b in blocks if b not in self.machine.disk]
+        sizes = {b: manifest.blocks[b].weight_bytes for b in blocks}
+        fetch_s = self._around.fetch_s(self.machine, sum(sizes[b] for b in missing))
+        fresh = [b for b in blocks if b not in open_already]
+        load_s = sum(sizes[b] / self.machine.spec.disk_bytes_per_s + LOAD_BLOCK_S for b in fresh) * self.machine.factor
+        self._around.moved(sum(sizes[b] for b in missing))
+        self._loaded[plan.deployment, plan.epoch] = cast(LoadedPlan, plan)
+
+        def done() -> None:
+            if (plan.deployment, plan.epoch) not in self._loaded:
+                return  # freed in the meantime
+            self.machine.disk |= set(blocks)
+            for block in blocks:
+                self._measure(plan.model, block)
+            engines = {
+                (plan.epoch, route.index, i): self._engine(stage.blocks)
+                for route in plan.routes
+                for i, stage in enumerate(route.stages)
+                if stage.node == self.machine.name
+            }
+            loaded = LoadedPlan(manifest, cast(dict[tuple[int, int, int], Any], engines), 0)
+            _run(self._stages.install(plan, loaded))
+            self._step(core.Loaded(plan))
+
+        self.machine.later(fetch_s + load_s + 0.001, done)
+
+    def _engine(self, blocks: range) -> SimEngine:
+        manifest = self._around.physics.manifest
+        times = [self._true_time(block) for block in blocks]
+        return SimEngine(manifest.blocks[blocks[0] : blocks[-1] + 1], times, len(manifest.blocks) - 1, self._clock)
+
+    def _open_host(self, plan: Plan) -> StageHost:
+        pool: KvPool = SimPool(length_classes(plan.settings))
+        return StageHost(self.machine.name, plan.model, pool, self._times.note, now_us=self._clock.now_us)
+
+    def _measure(self, model: Digest, block: int) -> None:
+        """What the probe finds when a block is loaded: once for blocks of a kind, as fast as the machine is then."""
+        role = self._around.physics.manifest.blocks[block].role
+        factor = self._kinds.setdefault((model, role), self.machine.factor * self._noise() / self.machine.lie)
+        self._measured.setdefault((model, block), _times(self._true_time(block), factor))
+
+    def _true_time(self, block: int) -> BlockTime:
+        return self._around.physics.time_of(self.machine.name, self.machine.spec, block)
+
+    def _open_blocks(self, model: Digest) -> set[int]:
+        return {
+            b
+            for plan in self._plans()
+            for b in plan.blocks_on(self.machine.name)
+            if (plan.deployment, plan.epoch) in self._loaded and plan.model == model
+        }
+
+    def _blocks_of(self, key: tuple[DeploymentName, int], family: Digest) -> set[int]:
+        return {
+            b
+            for p in self._plans()
+            if (p.deployment, p.epoch) == key and p.family == family
+            for b in p.blocks_on(self.machine.name)
+        }
+
+    def _memory_used(self) -> int:
+        manifest = self._around.physics.manifest
+        weights: set[tuple[Digest, int]] = set()
+        caches: dict[tuple[Digest, int], int] = {}
+        for plan in self._plans():
+            if (plan.deployment, plan.epoch) in self._loaded:
+                for block in plan.blocks_on(self.machine.name):
+                    weights.add((plan.model, block))
+                    caches[plan.family, block] = kv_memory_bytes(manifest.blocks[block], plan.settings)
+        used = sum(weight_memory_bytes(manifest.blocks[block]) for _, block in weights) + sum(caches.values())
+        self._around.memory(self.machine, used)
+        return used
+
+    def _answer(self, answer: core.Answer) -> None:
+        plan = answer.plan
+        self._around.receipt(
+            Receipt(
+                node=self.machine.name,
+                deployment=plan.deployment,
+                epoch=plan.epoch,
+                plan=plan.digest,
+                status=answer.status,
+                error=answer.error,
+                elapsed_ms=round(1e3 * answer.elapsed_s, 3),
+            )
+        )
+
+    # Frames.
+
+    def send(self, node: NodeId, frame: Frame) -> None:
+        """Hand a frame to another node."""
+        self._around.frame(self.machine.name, node, frame, self._size(frame))
+
+    def warm(self, nodes: tuple[NodeId, ...]) -> None:
+        """Links are open."""
+
+    def arrived(self, frame: Frame) -> None:
+        self._stages.route(frame)
+
+    def _to_ingress(self, frame: Result | Failure | Adopted) -> None:
+        self.ingress.take(frame)
+
+    def _size(self, frame: Frame) -> float:
+        match frame:
+            case Activation():
+                tokens = sum(item.count for item in frame.items)
+                return float(tokens * (TOKEN_BYTES if frame.stage == 0 else self._boundary))
+            case Cache():
+                return float(sum(array.nbytes for array in frame.tensors.values()))
+            case _:
+                return 0.0
+
+    def _computed(self, spent_s: float) -> None:
+        self._busy_s += spent_s
+        self._around.busy(self.machine, spent_s)
+
+    # Peers.
+
+    def capacity_arrived(self, capacity: Capacity) -> None:
+        """A peer's heartbeat."""
+        if self.neighbours.heard(capacity):
+            for stage in capacity.stages:
+                if stage.state != "loading":
+                    self.ingress.node_serves(capacity.node, DeploymentName(stage.deployment), stage.epoch)
+
+    def link_ended(self, node: NodeId) -> None:
+        """A peer closed its link: ask the broker whether it is gone."""
+        if any(node in plan.nodes for plan in self._plans()):
+            self._look_for(node)
+
+    def _look_for(self, node: NodeId) -> None:
+        def found() -> None:
+            if not self._around.is_alive(node):
+                self.neighbours.lose(node)
+                self._changed()
+                self._stages.peer_lost(node)
+                self._stages.ingress_lost(node)
+                self.ingress.node_lost(node)
+
+        self.machine.later(NOTICE_S, found)
+
+    def neighbourhood(self) -> set[NodeId]:
+        """Nodes of the plans that this one has a part in."""
+        return {NodeId(n) for plan in self._plans() for n in plan.nodes} - {self.machine.name}
+
+    # What the node reports.
+
+    def _plans(self) -> list[Plan]:
+        return [held.plan for d in self._state.deployments.values() for held in d.hosted.values()]
+
+    def _changed(self) -> None:
+        """Say so at once, however much changes now."""
+        if not self._pending:
+            self._pending = True
+            self.machine.later(0.002, self._say)
+
+    def _say(self) -> None:
+        """A heartbeat, and the next one a while after the last, whatever that was said for."""
+        self._pending = False
+        said = self._heartbeats + 1
+
+        def again() -> None:
+            if self._heartbeats == said:
+                self._say()
+
+        self.machine.later(HEARTBEAT_IN_PLAN_S if self._plans() else HEARTBEAT_SPARE_S, again)
+        elapsed_s = max(1e-3, self._kernel.now - max(self._said_at, 0.0))
+        busy, self._busy_s, self._said_at = min(1.0, self._busy_s / elapsed_s), 0.0, self._kernel.now
+        spec, around = self.machine.spec, self._around
+        factor = self._noise() / self.machine.lie
+        times = tuple(_times(time, factor) for time in self._times.now(self._measured, self._plans()))
+        slowdown = self._times.slowdown
+        names = {core.Phase.LOADING: "loading", core.Phase.READY: "ready", core.Phase.SERVING: "serving"}
+        capacity = Capacity(
+            node=self.machine.name,
+            boot=self.boot,
+            sequence=self._heartbeats,
+            issued_at=around.date_at(self.machine),
+            version="simulated",
+            provider=around.provider(spec),
+            tier=spec.tier,
+            price_per_hour=spec.price_per_hour,
+            threads=1,
+            memory_total_bytes=spec.memory_bytes,
+            memory_free_bytes=max(0, spec.memory_bytes - self._memory_used()),
+            disk_free_bytes=1 << 40,
+            load=busy,
+            throttled=("thermal",) if self.machine.throttled else (),
+            power_w=spec.idle_w + busy * (spec.busy_w - spec.idle_w),
+            disk_read_bytes_per_s=spec.disk_bytes_per_s,
+            stages=tuple(
+                HostedStage(
+                    deployment=held.plan.deployment,
+                    epoch=held.plan.epoch,
+                    model=held.plan.model,
+                    blocks=held.plan.blocks_on(self.machine.name),
+                    state=names.get(held.phase, "draining"),
+                    sequences=self._stages.sequences(held.plan),
+                )
+                for deployment in self._state.deployments.values()
+                for held in deployment.hosted.values()
+                if held.phase is not core.Phase.FAILED
+            ),
+            block_times=times,
+            links=self._estimates(),
+            lost_peers=self.neighbours.lost,
+            stalled=self.ingress.stalled,
+            service=self.ingress.service,
+            on_disk=(StoredBlocks.of(around.physics.digest, self.machine.disk),),
+            machine=self.machine.name,
+            cores=(0,),
+            frame_ms=self._stages.frame_ms,
+            slowdown=None if slowdown is None else slowdown * factor,
+            finished=self.ingress.finished,
+        )
+        self._heartbeats += 1
+        around.heartbeat(capacity)
+
+    def _estimates(self) -> tuple[LinkEstimate, ...]:
+        """Links to neighbours as they are; to the others as they were when they were last looked at."""
+        near = self.neighbourhood()
+        period = 1.0 if near else 600.0
+        if self._kernel.now - self._links_at >= period:
+            self._links_at = self._kernel.now
+            known = {link.peer: link for link in self._links}
+            for peer in near or self._around.peers(self.machine):
+                estimate = self._around.estimate(self.machine, peer, self._noise())
+                if estimate is None:
+                    known.pop(peer, None)
+                else:
+                    known[peer] = estimate
+            self._links = tuple(known.values())
+        return self._links
+
+    def _noise(self) -> float:
+        spread = self._around.scenario.telemetry.noise
+        return float(np.exp(spread * self._rng.standard_normal())) if spread else 1.0
+
+
+class SimNeighbours(Neighbours):
+    """Asks the broker in virtual time."""
+
+    def __init__(
+        self,
+        node: NodeId,
+        boot: str,
+        now: Callable[[], float],
+        look_for: Callable[[NodeId], None],
+        on_replaced: Callable[[NodeId], None],
+    ) -> None:
+        async def probe(_: NodeId) -> None:
+            raise AssertionError("it is asked for in virtual time")
+
+        super().__init__(node, boot, now, probe, on_replaced, lambda _: None)
+        self._ask = look_for
+
+    def look_for(self, node: NodeId) -> None:
+        self._ask(node)
+
+
+def provider_of(flops_per_s: float, bytes_per_s: float) -> Provider:
+    return Provider(name="cpu", device="simulated", flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
+
+
+def _times(time: BlockTime, factor: float) -> BlockTime:
+    if factor == 1.0:
+        return time
+    slope = time.decode_ms_per_row
+    return time.model_copy(
+        update={
+            "decode_ms": time.decode_ms * factor,
+            "decode_ms_per_row": None if slope is None else slope * factor,
+            "decode_ms_per_context_token": time.decode_ms_per_context_token * factor,
+            "prefill_ms": time.prefill_ms * factor,
+            "prefill_ms_per_token": time.prefill_ms_per_token * factor,
+        }
+    )
+
+
+def _run(work: Coroutine[Any, Any, T] | Awaitable[T]) -> None:
+    """Run a coroutine that waits for nothing."""
+    try:
+        cast(Coroutine[Any, Any, T], work).send(None)
+    except StopIteration:
+        return
+    raise AssertionError("it waits for something that takes time here")

@@ -1,0 +1,125 @@
+"""Blocks whose calls take virtual time and compute nothing: they stand where ONNX Runtime's sessions do.
+
+Everything around them is what runs in production: `agent.stage.StageHost`, its hand-over, slots and batches.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from agent.kv import KvPool
+from profiler.compute import step_ms
+from schemas.capacity import BlockTime
+from schemas.frame import SequenceId
+from schemas.manifest import Block
+from schemas.tensor import Array
+
+VOCABULARY = 7
+"""Tokens that a head chooses from."""
+CACHED = np.zeros(1, np.uint8)
+
+
+class Clockwork:
+    """How long a node has been at the call that runs now; its clock is that far ahead of the world's."""
+
+    def __init__(self, now: Callable[[], float], factor: Callable[[], float]) -> None:
+        """`now` in seconds; `factor` says how many times longer than undisturbed a call takes that begins now."""
+        self._now = now
+        self.factor = factor
+        self.spent_s = 0.0
+
+    def now_us(self) -> int:
+        return round(1e6 * (self._now() + self.spent_s))
+
+    def spend(self, ms: float) -> None:
+        self.spent_s += ms * self.factor() / 1e3
+
+    def take(self) -> float:
+        """What was spent since this was last asked, in seconds."""
+        spent, self.spent_s = self.spent_s, 0.0
+        return spent
+
+
+class SimEngine:
+    """Consecutive blocks on one node."""
+
+    in_place = True
+    rows_min = 1
+
+    def __init__(self, blocks: Sequence[Block], times: Sequence[BlockTime], last: int, clock: Clockwork) -> None:
+        """`times` are true ones; `last` is the model's last block."""
+        self.blocks = tuple(blocks)
+        self._times = tuple(times)
+        self._clock = clock
+        self.is_last = blocks[-1].index == last
+        self.ends_in_head = blocks[-1].role == "head" and len(blocks) > 1
+        self._body = self._times[:-1] if self.ends_in_head else self._times
+        self._only_head = blocks[-1].role == "head" and len(blocks) == 1
+
+    def run_rows(
+        self, pool: KvPool, tokens: int, rows: range, positions: Sequence[int], x: Array, *, head: bool
+    ) -> Array | None:
+        """`x`: [B, S, ...]; what a stage would hand on, in shape [B, S, 1], or a row of logits for each token."""
+        count, length = x.shape[:2]
+        if self._only_head and not head:
+            return None
+        times = self._times if head else self._body
+        if length == 1:
+            self._clock.spend(step_ms(times, count, sum(positions) / len(positions)))
+        else:
+            context = sum(time.decode_ms_per_context_token for time in times) * positions[0]
+            self._clock.spend(context + sum(t.prefill_ms + length * t.prefill_ms_per_token for t in times))
+        if not self.is_last:
+            return _hidden(count, length)
+        if not head:
+            return None
+        if length == 1:
+            return _LOGITS[np.remainder(positions, VOCABULARY)][:, None]
+        return _LOGITS[np.remainder(np.arange(positions[0], positions[0] + length), VOCABULARY)][None]
+
+    def run_appending(self, pool: KvPool, sequence: SequenceId, position: int, x: Array, *, head: bool) -> Array | None:
+        raise NotImplementedError("caches are in place here")
+
+    def run_tensors(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        raise NotImplementedError("only decoders are simulated")
+
+    def forget(self, pool: KvPool) -> None:
+        """Nothing was prepared."""
+
+
+class SimPool(KvPool):
+    """Slots as in production; caches that have a size and no content."""
+
+    def __init__(self, classes: tuple[tuple[int, int], ...]) -> None:
+        super().__init__("cpu", classes)
+
+    def add_block(self, block: Block) -> None:
+        self._users[block.index] = self._users.get(block.index, 0) + 1
+        self._shapes[block.index] = (2 if block.kv else 0, block.kv_bytes_per_token)
+
+    def read(self, block: int, sequence: SequenceId, start: int, stop: int) -> list[Array]:
+        if block not in self._users or sequence not in self:
+            raise KeyError(sequence)
+        tensors, size = self._shapes[block]
+        return [np.broadcast_to(CACHED, (1, stop - start, size // 2)) for _ in range(tensors)]
+
+    def write(self, block: int, sequence: SequenceId, start: int, arrays: Sequence[Array]) -> None:
+        if block not in self._users or sequence not in self:
+            raise KeyError(sequence)
+
+    def _fill_hole(self, move: object) -> None:
+        """There is nothing to copy."""
+
+
+@cache
+def _hidden(rows: int, length: int) -> Array:
+    return np.zeros((rows, length, 1), np.float32)
+
+
+def token_at(position: int) -> int:
+    """What the head chooses behind the token at an absolute position: a sequence that lost its place says it wrong."""
+    return position % VOCABULARY
+
+
+_LOGITS = np.eye(VOCABULARY, dtype=np.float32)

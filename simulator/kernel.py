@@ -1,0 +1,50 @@
+"""Virtual time: what happens next, in an order that a seed fixes."""
+
+import heapq
+import itertools
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+"""Virtual time 0 on the calendar."""
+
+
+class Kernel:
+    """Calls what is due, in order of time; what is due at the same time, in the order in which it was asked for."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        """Seconds since the beginning."""
+        self.events = 0
+        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._count = itertools.count()
+
+    @property
+    def date(self) -> datetime:
+        return EPOCH + timedelta(seconds=self.now)
+
+    def at(self, when: float, call: Callable[[], object]) -> None:
+        """Call it then; at once, if that has passed."""
+        heapq.heappush(self._due, (max(when, self.now), next(self._count), call))
+
+    def after(self, delay_s: float, call: Callable[[], object]) -> None:
+        self.at(self.now + delay_s, call)
+
+    def every(self, period_s: float, call: Callable[[], object], first_s: float | None = None) -> None:
+        """Call it again and again, until it says False."""
+
+        def again() -> None:
+            if call() is not False:
+                self.after(period_s, again)
+
+        self.after(period_s if first_s is None else first_s, again)
+
+    def run(self, until: float) -> None:
+        """Everything that is due before `until`."""
+        due = self._due
+        while due and due[0][0] < until:
+            when, _, call = heapq.heappop(due)
+            self.now = when
+            self.events += 1
+            call()
+        self.now = max(self.now, until)

@@ -1,0 +1,93 @@
+"""Many runs at once: every policy on every seed and every point of a sweep, over all cores."""
+
+import itertools
+import platform
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+from pathlib import Path
+
+from simulator.files import swept
+from simulator.policies import CONTENDERS
+from simulator.results import Results, Run, Timeline, summary, timeline
+from simulator.scenario import Scenario
+from simulator.traces import read_trace
+from simulator.world import World
+
+REFERENCE, SYSTEM = "static", "full"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run that is to be done."""
+
+    number: int
+    scenario: Scenario
+    policy: str
+    seed: int
+    swept: tuple[tuple[str, float], ...]
+    shows: bool
+    """Whether its timeline is wanted."""
+
+
+def simulate(
+    scenario: Scenario,
+    policies: Sequence[str],
+    seeds: Sequence[int],
+    command: str,
+    jobs: int,
+    on_done: Callable[[Job, Run], None],
+) -> Results:
+    """Run them all; `on_done` hears of each run as it ends. Raises what the scenario's trace raises."""
+    todo = list(_jobs(scenario, policies, seeds))
+    runs: dict[int, tuple[Run, Timeline | None]] = {}
+    if jobs == 1:
+        for job in todo:
+            runs[job.number] = run_one(job)
+            on_done(job, runs[job.number][0])
+    else:
+        # Not forked: threads of numerical libraries do not survive that.
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(run_one, job): job for job in todo}
+            for future in as_completed(futures):
+                job = futures[future]
+                runs[job.number] = future.result()
+                on_done(job, runs[job.number][0])
+    done = [runs[job.number] for job in todo]
+    return Results(
+        scenario=scenario,
+        command=command,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=platform.processor() or platform.machine(),
+        policies={name: CONTENDERS[name].title for name in policies},
+        reference=REFERENCE if REFERENCE in policies else policies[0],
+        system=SYSTEM if SYSTEM in policies else policies[0],
+        runs=tuple(run for run, _ in done),
+        shown=tuple(line for _, line in done if line is not None),
+    )
+
+
+def count(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> int:
+    """How many runs that makes."""
+    return len(list(_jobs(scenario, policies, seeds)))
+
+
+def run_one(job: Job) -> tuple[Run, Timeline | None]:
+    """One run, in whichever process."""
+    scenario = job.scenario
+    trace = None if scenario.workload.trace is None else read_trace(Path(scenario.workload.trace))
+    result = World(scenario, CONTENDERS[job.policy], job.seed, trace).run()
+    line = timeline(result) if job.shows else None
+    return summary(result, scenario.workload.classes, dict(job.swept)), line
+
+
+def _jobs(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
+    points = swept(scenario) if scenario.sweep else [({}, scenario)]
+    numbers = itertools.count()
+    for values, varied in points:
+        for seed in seeds:
+            for policy in policies:
+                shows = seed == seeds[0] and varied is points[0][1]
+                yield Job(next(numbers), varied, policy, seed, tuple(sorted(values.items())), shows)

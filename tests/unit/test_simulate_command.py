@@ -1,0 +1,66 @@
+"""`resplit simulate`: what it prints, what it writes, and how it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from resplit.cli import app
+from resplit.commands.simulate import seeds_of
+from resplit.exits import Exit
+from schemas.errors import ResplitError
+from simulator.results import load
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, ["simulate", *map(str, arguments)], catch_exceptions=False)
+
+
+def test_without_a_scenario_it_names_those_that_there_are() -> None:
+    told = run()
+    assert told.exit_code == 0
+    assert "smart-city" in told.stdout
+    assert "unperturbed" in told.stdout
+
+
+def test_a_scenario_is_run_and_reported(tmp_path: Path) -> None:
+    told = run("small", "--seeds", "10-11", "--jobs", 1, "--report", tmp_path / "report")
+    assert told.exit_code == 0, told.output
+    assert "QoS" in told.stdout
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "the full system" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    results = load(tmp_path / "report" / "results.json")
+    assert {(one.policy, one.seed) for one in results.runs} == {(p, s) for p in ("static", "full") for s in (10, 11)}
+
+
+def test_what_it_found_can_be_had_as_json(tmp_path: Path) -> None:
+    told = run("small", "--seeds", "3", "--policies", "full", "--jobs", 1, "--report", tmp_path, "--json")
+    assert told.exit_code == 0
+    assert json.loads(told.stdout)["runs"][0]["seed"] == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "seeds"), [("7", [7]), ("1,2,5", [1, 2, 5]), ("10-12", [10, 11, 12]), ("1-3,2,9", [1, 2, 3, 9])]
+)
+def test_seeds_are_numbers_and_ranges(text: str, seeds: list[int]) -> None:
+    assert seeds_of(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["", "x", "3-1", "-1", "0-99999999"])
+def test_seeds_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ResplitError, match="--seeds"):
+        seeds_of(text)
+
+
+def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
+    told = run("small", "--policies", "best")
+    assert told.exit_code == Exit.USAGE
+    assert "always-argmin" in told.output
+
+
+def test_an_unknown_scenario_names_the_nearest(tmp_path: Path) -> None:
+    told = run(tmp_path / "smal.toml")
+    assert told.exit_code == Exit.USAGE
+    assert "small" in told.output
