@@ -134,7 +134,6 @@ class Bench:
             "moved_mb": round(moved / 1e6, 2),
             "moved_over_used": round(moved / used, 3) if used else None,
             **self._memory_grown(old, to, before, began, end),
-            "waits_ms": [[round(1e3 * (at - began)), round(1e3 * wait)] for at, wait in sorted(waits)],
         }
 
     def _memory_grown(self, old: Placement, new: Placement, before: dict[str, int], began: float, end: float) -> Row:
@@ -215,7 +214,7 @@ async def measure_load(
                     row = await bench.change(name, to, streams)
                     if row is not None:
                         rows.append({"kind": kind, **row})
-                        print({k: v for k, v in rows[-1].items() if k != "waits_ms"}, flush=True)
+                        print(rows[-1], flush=True)
                 await running
                 for row in (row for row in rows if "kind" in row):
                     row.setdefault("errors", [stream.error for stream in streams if stream.error is not None])
@@ -234,13 +233,8 @@ async def measure(folder: Path, quick: bool) -> None:
                 folder = Path(temporary) / "c"
                 await measure_load(folder, store, sequences, tokens, 0 if quick else 2, numbers, rows)
     finally:  # also of a run that was interrupted
-        _write(rows)
-
-
-def _write(rows: list[Row]) -> None:
-    timelines = [{"name": row["name"], "waits_ms": row.pop("waits_ms")} for row in rows if "waits_ms" in row]
-    title = f"re-splits under load, {PARAMETERS // 10**6} M parameters, int4"
-    report("resplit", title, rows, load_average=os.getloadavg(), timelines=timelines)
+        title = f"re-splits under load, {PARAMETERS // 10**6} M parameters, int4"
+        report("resplit", title, rows, load_average=os.getloadavg())
 
 
 def main() -> None:
