@@ -73,8 +73,16 @@ class Door:
         while len(self._cancelled_early) > OVERTAKING_MAX:
             self._cancelled_early.popitem(last=False)
 
-    def refuse(self, served: Served | None, reply: ReplyTo, request_id: RequestId | None, error: ResplitError) -> None:
-        """Say the one reply of a request that is not taken."""
+    def refuse(
+        self,
+        served: Served | None,
+        reply: ReplyTo,
+        request_id: RequestId | None,
+        error: ResplitError,
+        *,
+        accepted: bool = False,
+    ) -> None:
+        """Say the one reply of a request that is not taken; `accepted` if it had been, by an ingress that is gone."""
         self._audit.record(
             AuditKind.REQUEST_REFUSED,
             "a request was refused",
@@ -83,7 +91,9 @@ class Door:
             code=error.code.value,
             field=error.field,
         )
-        self._outbox.put(reply, ErrorReply(request_id=request_id, error=error.body), None)
+        self._outbox.put(
+            reply, ErrorReply(request_id=request_id, error=error.body, refused=None if accepted else True), None
+        )
 
     async def _take_request(self, msg: Msg) -> None:
         reply = self.replier.to(msg)

@@ -275,7 +275,7 @@ class Ingress:
             text = served.text
             job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
-            self._door.refuse(served, reply, kept.request_id, error)
+            self._door.refuse(served, reply, kept.request_id, error, accepted=True)
             return None
         if isinstance(job, Generation):
             job.max_tokens = kept.max_tokens or job.max_tokens

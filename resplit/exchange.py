@@ -24,8 +24,6 @@ of these, the last one over and over: the ingress that got it may be gone or han
 To accept takes milliseconds, as a rule: the request is stored, whoever waits for whatever."""
 ASK_AGAIN_MAX = 16
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
-REFUSALS = frozenset({"overloaded", "deadline_unattainable", "unknown_deployment"})
-"""What an ingress says of a request that it did not take. Of one that was asked again another may have taken it."""
 
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
@@ -100,7 +98,7 @@ class Replies:
                 return reply
             if self._asked > 1 and (error.code, error.field) == ("invalid_request", "request_id"):
                 continue  # an ingress got it twice, and answers the first
-            if self._asked > 1 and self._is_taken and error.code in REFUSALS:
+            if self._asked > 1 and self._is_taken and reply.get("refused"):
                 continue  # one that hung refuses what another has taken meanwhile
             self.is_over = True
             raise error

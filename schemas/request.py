@@ -270,3 +270,5 @@ class ErrorReply(Value):
 
     request_id: RequestName | None = None
     error: ErrorBody
+    refused: Literal[True] | None = None
+    """It was not accepted by who says so. Of one that was asked again another ingress may have."""

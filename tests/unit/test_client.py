@@ -193,6 +193,33 @@ async def test_what_nobody_accepts_is_asked_again_and_answered_once(
     assert "seed" in seen[0]
 
 
+@pytest.mark.parametrize("refused", [True, False])
+async def test_what_one_has_accepted_no_other_can_refuse(
+    server_url: str, peer: Nats, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+) -> None:
+    monkeypatch.setattr(exchange, "ASK_AGAIN_S", (0.1,))
+    asked: list[Msg] = []
+
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        asked.append(message)
+        if len(asked) == 1:
+            return  # it hangs
+        await replying([0, 1])(peer, message, body)
+        error = {"code": "node_lost", "message": "another ingress took over", "field": None}
+        late = {"request_id": body["request_id"], "error": error, **({"refused": True} if refused else {})}
+        await peer.publish(asked[0].reply, json.dumps(late).encode())
+        for index in (2, 3):
+            await peer.publish(message.reply, json.dumps(token(body["request_id"], index)).encode())
+
+    await serve(peer, handler)
+    async with Client(server_url) as client:
+        if refused:
+            assert (await client.complete("adder", "1+2=")).token_ids == tuple(IDS)
+        else:
+            with pytest.raises(RequestError, match="another ingress took over"):
+                await client.complete("adder", "1+2=")
+
+
 async def test_an_id_in_flight_is_an_error_where_it_was_asked_once(server_url: str, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         error = {"code": "invalid_request", "message": "in flight already", "field": "request_id"}
