@@ -1,8 +1,8 @@
 """The simulator against real processes on the same small workload: `python -m benchmarks.validation [--quick]`.
 
 Two agents, a core each, run a decoder in two stages while requests of one class arrive at random. Then the same
-arrivals come to a simulated cluster whose machines are as fast as those agents said in their heartbeats, right before
-and right after: what they measured is all that the simulator is told. Compared are the medians and the 95th
+arrivals come to a simulated cluster whose machines are as fast as those agents said in their heartbeats right after the
+run: what they measured is all that the simulator is told. Compared are the medians and the 95th
 percentiles of what clients met.
 """
 
