@@ -72,8 +72,7 @@ class SimClient:
             return
         error = what.error if isinstance(what, ErrorReply) else what.body if isinstance(what, ResplitError) else None
         if error is not None:
-            refused = isinstance(what, ResplitError) or what.refused
-            if self._asked > 1 and refused and (error.field == "request_id" or self.accepted):
+            if self._asked > 1 and (error.field == "request_id" or self._heard):
                 return
             self._heard = True
             self.why = error.message
