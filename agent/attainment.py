@@ -4,8 +4,11 @@ A request is held to the looser of its own class and the deployment's, and to no
 declare: nobody burns the deployment's error budget by asking for the impossible.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 
+from schemas.base import DeploymentName
+from schemas.capacity import Service
 from schemas.errors import ErrorCode
 from schemas.request import Usage
 from schemas.slo import Slo
@@ -55,3 +58,9 @@ class Attainment:
         if code in TIMELY and (deadline_ms is None or (own.deadline_ms or 0.0) < deadline_ms):
             return  # the deadline was the client's
         self.missed += 1
+
+
+def services(attainments: Mapping[DeploymentName, Attainment]) -> tuple[Service, ...]:
+    """What a heartbeat says of every deployment of which any request was counted."""
+    counted = {name: asdict(found) for name, found in sorted(attainments.items())}
+    return tuple(Service(deployment=name, **found) for name, found in counted.items() if any(found.values()))

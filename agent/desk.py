@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from agent.finished import Finished
 from agent.intake import Job
 from agent.replies import ReplyTo
-from bus.audit import AuditTrail
+from bus.audit import Trail
 from schemas.base import DeploymentName, NodeId, RequestId
 from schemas.frame import Frame
 
@@ -23,7 +23,7 @@ class Desk:
 
     node: NodeId
     say: Callable[[ReplyTo, BaseModel, RequestId | None], None]
-    audit: AuditTrail
+    audit: Trail
     now: Callable[[], float]
     send: Callable[[NodeId, Frame], None]
     in_flight: dict[RequestId, tuple["Served", Job]]

@@ -8,12 +8,11 @@ import contextlib
 import itertools
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from agent.attainment import Attainment
+from agent.attainment import Attainment, services
 from agent.desk import Desk
 from agent.door import Door
 from agent.generation import Generation
@@ -169,8 +168,7 @@ class Ingress:
     @property
     def service(self) -> tuple[Service, ...]:
         """What became of requests here, of every deployment of which any was counted."""
-        counted = {name: asdict(found) for name, found in sorted(self._attainments.items())}
-        return tuple(Service(deployment=name, **found) for name, found in counted.items() if any(found.values()))
+        return services(self._attainments)
 
     @property
     def finished(self) -> tuple[FinishedRequest, ...]:
@@ -180,12 +178,7 @@ class Ingress:
     @property
     def stalled(self) -> tuple[RouteName, ...]:
         """Routes on which a step is overdue."""
-        return tuple(
-            RouteName(deployment=name, epoch=epoch, route=index)
-            for name, served in self._served.items()
-            for (epoch, index), run in served.runs.items()
-            if run.driver.stalled
-        )
+        return tuple(name for served in self._served.values() for name in served.stalled)
 
     async def run(self) -> None:
         """Send replies and watch the clock, until cancelled."""

@@ -27,6 +27,7 @@ from bus.journal import Journal
 from models.text import Text
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, LifeId, NodeId
+from schemas.capacity import RouteName
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Result, SequenceId, Token
 from schemas.manifest import Manifest
@@ -87,6 +88,15 @@ class Served:
     def promised(self) -> Slo | None:
         """The deployment's class."""
         return None if self.runs.newest is None else self.runs.newest.plan.slo
+
+    @property
+    def stalled(self) -> tuple[RouteName, ...]:
+        """Routes on which a step is overdue."""
+        return tuple(
+            RouteName(deployment=self.name, epoch=epoch, route=index)
+            for (epoch, index), run in self.runs.items()
+            if run.driver.stalled
+        )
 
     def on(self, run: RouteRun) -> list[SequenceId]:
         """The sequences that run over one route."""

@@ -48,7 +48,7 @@ from profiler.kv import length_classes
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, HostedStage, Provider
+from schemas.capacity import Capacity, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -150,7 +150,7 @@ class Agent:
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
             read=self._read,
-            stages=self._hosted,
+            stages=lambda: core.hosted(self._state, self._stages.sequences),
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             slowdown=lambda: self._block_times.slowdown,
             links=self._peers.estimates,
@@ -379,23 +379,7 @@ class Agent:
     # What the node reports.
 
     def _plans(self) -> list[Plan]:
-        return [held.plan for d in self._state.deployments.values() for held in d.hosted.values()]
-
-    def _hosted(self) -> tuple[HostedStage, ...]:
-        names = {core.Phase.LOADING: "loading", core.Phase.READY: "ready", core.Phase.SERVING: "serving"}
-        return tuple(
-            HostedStage(
-                deployment=held.plan.deployment,
-                epoch=held.plan.epoch,
-                model=held.plan.model,
-                blocks=held.plan.blocks_on(self._identity.name),
-                state=names.get(held.phase, "draining"),
-                sequences=self._stages.sequences(held.plan),
-            )
-            for deployment in self._state.deployments.values()
-            for held in deployment.hosted.values()
-            if held.phase is not core.Phase.FAILED
-        )
+        return core.plans_of(self._state)
 
     def _read(self) -> Reading:
         return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())

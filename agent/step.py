@@ -4,13 +4,14 @@ A `PlanEvent` is the whole state of a deployment, so `step` compares what should
 what is, and says only the difference. Lost and repeated events cost nothing.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from types import MappingProxyType
 from typing import assert_never
 
 from schemas.base import DeploymentName, NodeId
+from schemas.capacity import HostedStage, HostedState
 from schemas.plan import Plan, PlanEvent, ReceiptStatus
 
 
@@ -139,6 +140,32 @@ class Ignore:
 
     event: PlanEvent
     why: str
+
+
+HOSTED: Mapping[Phase, HostedState] = {Phase.LOADING: "loading", Phase.READY: "ready", Phase.SERVING: "serving"}
+"""What a heartbeat calls a phase; the others are `draining`."""
+
+
+def plans_of(state: State) -> list[Plan]:
+    """Every plan that this node has a part in."""
+    return [held.plan for deployment in state.deployments.values() for held in deployment.hosted.values()]
+
+
+def hosted(state: State, sequences: Callable[[Plan], int]) -> tuple[HostedStage, ...]:
+    """What a heartbeat says of those that did not fail, given how many sequences run on each."""
+    return tuple(
+        HostedStage(
+            deployment=held.plan.deployment,
+            epoch=held.plan.epoch,
+            model=held.plan.model,
+            blocks=held.plan.blocks_on(state.node),
+            state=HOSTED.get(held.phase, "draining"),
+            sequences=sequences(held.plan),
+        )
+        for deployment in state.deployments.values()
+        for held in deployment.hosted.values()
+        if held.phase is not Phase.FAILED
+    )
 
 
 Instruction = Follow | Load | Serve | Drain | Free | Answer | Ignore

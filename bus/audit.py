@@ -6,6 +6,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
+from typing import Protocol
 
 from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
@@ -24,6 +25,21 @@ TEXT_MAX = 500
 """Characters of a field that are kept: some of them a stranger wrote."""
 
 log = logging.getLogger(__name__)
+
+
+class Trail(Protocol):
+    """Where what happens is written down, whoever keeps it."""
+
+    def record(
+        self,
+        kind: AuditKind,
+        message: str,
+        *,
+        deployment: DeploymentName | None = None,
+        epoch: int | None = None,
+        request: RequestId | None = None,
+        **fields: str | int | float | bool | None,
+    ) -> None: ...
 
 
 class AuditTrail:

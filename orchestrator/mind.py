@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, assert_never
 
+from bus.audit import Trail
 from orchestrator.decide import (
     Cause,
     Decision,
@@ -36,7 +37,7 @@ from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
 from profiler.forecast import forecast
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, RequestId
+from schemas.base import DeploymentName
 from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import PlanEvent, PlanPhase
@@ -68,21 +69,6 @@ class Solve:
 
 Effect = Append | Solve
 Steps = Generator[Effect, Proposal | None, None]
-
-
-class Trail(Protocol):
-    """Where it is written down; `bus.audit.AuditTrail`."""
-
-    def record(
-        self,
-        kind: AuditKind,
-        message: str,
-        *,
-        deployment: DeploymentName | None = None,
-        epoch: int | None = None,
-        request: RequestId | None = None,
-        **fields: str | int | float | bool | None,
-    ) -> None: ...
 
 
 class Weighs(Protocol):

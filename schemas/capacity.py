@@ -13,6 +13,7 @@ ThrottleReason = Literal["thermal", "power", "hardware"]
 """Why a device runs slower than it could; `hardware` is a slowdown whose cause it does not tell."""
 
 Tier = Literal["edge", "cloud"]
+HostedState = Literal["loading", "ready", "serving", "draining"]
 
 HEARTBEAT_IN_PLAN_S = 1.0
 HEARTBEAT_SPARE_S = 10.0
@@ -146,7 +147,7 @@ class HostedStage(Value):
     epoch: int = Field(ge=1)
     model: Sha256
     blocks: tuple[int, ...]
-    state: Literal["loading", "ready", "serving", "draining"]
+    state: HostedState
     sequences: int = Field(ge=0, le=COUNT_MAX)
 
 

@@ -25,7 +25,6 @@ from schemas.capacity import (
     HEARTBEAT_SPARE_S,
     BlockTime,
     Capacity,
-    HostedStage,
     LinkEstimate,
     Provider,
     StoredBlocks,
@@ -326,7 +325,7 @@ class SimAgent:
     # What the node reports.
 
     def _plans(self) -> list[Plan]:
-        return [held.plan for d in self._state.deployments.values() for held in d.hosted.values()]
+        return core.plans_of(self._state)
 
     def _changed(self) -> None:
         """Say so at once, however much changes now."""
@@ -350,7 +349,6 @@ class SimAgent:
         factor = self._noise() / self.machine.lie
         times = tuple(_times(time, factor) for time in self._times.now(self._measured, self._plans()))
         slowdown = self._times.slowdown
-        names = {core.Phase.LOADING: "loading", core.Phase.READY: "ready", core.Phase.SERVING: "serving"}
         capacity = Capacity(
             node=self.machine.name,
             boot=self.boot,
@@ -368,19 +366,7 @@ class SimAgent:
             throttled=("thermal",) if self.machine.throttled else (),
             power_w=spec.idle_w + busy * (spec.busy_w - spec.idle_w),
             disk_read_bytes_per_s=spec.disk_bytes_per_s,
-            stages=tuple(
-                HostedStage(
-                    deployment=held.plan.deployment,
-                    epoch=held.plan.epoch,
-                    model=held.plan.model,
-                    blocks=held.plan.blocks_on(self.machine.name),
-                    state=names.get(held.phase, "draining"),
-                    sequences=self._stages.sequences(held.plan),
-                )
-                for deployment in self._state.deployments.values()
-                for held in deployment.hosted.values()
-                if held.phase is not core.Phase.FAILED
-            ),
+            stages=core.hosted(self._state, self._stages.sequences),
             block_times=times,
             links=self._estimates(),
             lost_peers=self.neighbours.lost,

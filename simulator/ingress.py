@@ -5,10 +5,10 @@ crossings, its queue, its answers.
 """
 
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import Any, cast
 
-from agent.attainment import Attainment
+from agent.attainment import Attainment, services
 from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
@@ -19,7 +19,6 @@ from agent.served import Served
 from agent.urgency import urgency
 from agent.usage import Meter
 from agent.ways import Position
-from bus.audit import AuditTrail
 from bus.journal import Journal
 from models.text import Text
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
@@ -104,7 +103,7 @@ class SimIngress:
         self._desk = Desk(
             machine.name,
             lambda reply, model, request: say(reply, model),
-            cast(AuditTrail, trail),
+            trail,
             now,
             send,
             self.in_flight,
@@ -353,8 +352,7 @@ class SimIngress:
 
     @property
     def service(self) -> tuple[Service, ...]:
-        counted = {name: asdict(found) for name, found in sorted(self._attainments.items())}
-        return tuple(Service(deployment=name, **found) for name, found in counted.items() if any(found.values()))
+        return services(self._attainments)
 
     @property
     def finished(self) -> tuple[FinishedRequest, ...]:
@@ -362,9 +360,4 @@ class SimIngress:
 
     @property
     def stalled(self) -> tuple[RouteName, ...]:
-        return tuple(
-            RouteName(deployment=name, epoch=epoch, route=index)
-            for name, served in self.served.items()
-            for (epoch, index), run in served.runs.items()
-            if run.driver.stalled
-        )
+        return tuple(name for served in self.served.values() for name in served.stalled)
