@@ -4,6 +4,7 @@ Everything random is said as a distribution here and drawn in `simulator.draws`,
 whatever decides in it. Files are read in `simulator.files`.
 """
 
+from math import ceil
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -176,16 +177,28 @@ class Where(Value):
 
 
 class Fault(Value):
-    """Something that happens at one time, and ends after `lasts_s` (never, if None)."""
+    """Something that happens at one time, or again and again, and ends after `lasts_s` (never, if None)."""
 
     kind: Literal["kill", "hang", "slow", "throttle", "links", "cut", "cloud-links", "lie", "leader"]
     """`slow`: someone else computes there. `throttle`: it says so. `links`: of those nodes, slower. `cut`: of those
     nodes towards all others, gone. `cloud-links`: between edge and cloud, slower. `lie`: reports times `factor` times
     too short. `leader`: the orchestrator is killed."""
     at_s: Seconds
+    every_s: float | None = Field(default=None, ge=1, le=1e6)
+    """The same happens again as long after it began, until requests no longer arrive."""
     lasts_s: Seconds | None = None
     factor: float = Field(default=1.0, gt=0, le=1e6)
     where: Where = Where()
+
+    def until(self, end_s: float) -> tuple["Fault", ...]:
+        """Each time that it happens before `end_s`, for itself; the first time in any case."""
+        if self.every_s is None:
+            return (self,)
+        times = 1 + max(0, ceil((end_s - self.at_s) / self.every_s) - 1)
+        return tuple(
+            self.model_copy(update={"at_s": self.at_s + number * self.every_s, "every_s": None})
+            for number in range(times)
+        )
 
 
 class Churn(Value):

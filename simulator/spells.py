@@ -54,22 +54,22 @@ def drawn(scenario: Scenario, draws: Draws) -> Drawn:
     late: list[Fault] = []
     by_name = {site.name: site for site in scenario.sites}
     for number, fault in enumerate(scenario.faults):
-        end_s = inf if fault.lasts_s is None else fault.at_s + fault.lasts_s
-        if fault.kind == "leader":
-            spells.append(Spell(ORCHESTRATOR, fault.kind, fault.at_s, end_s, fault.factor))
-        elif fault.kind == "cloud-links":
-            spells.append(Spell(CLOUD_LINKS, fault.kind, fault.at_s, end_s, fault.factor))
-            links.append(LinkFault(fault.kind, fault.at_s, end_s, fault.factor, frozenset(), frozenset()))
-        elif fault.where.in_plan is not None:
-            late.append(fault)
-        else:
+        times = fault.until(scenario.duration_s)
+        if fault.kind not in ("leader", "cloud-links") and fault.where.in_plan is not None:
+            late += times
+            continue
+        names = [ORCHESTRATOR if fault.kind == "leader" else CLOUD_LINKS]
+        members, whole = frozenset[NodeId](), frozenset[str]()
+        if fault.kind not in ("leader", "cloud-links"):
             sites, nodes = _victims(scenario, fault, draws.stream(f"fault {number}"))
             names = [*(site.name for site in sites), *nodes]
-            spells += [Spell(name, fault.kind, fault.at_s, end_s, fault.factor) for name in names]
-            if fault.kind in LINK_KINDS:
-                members = frozenset(node for site in sites for node in site.members) | frozenset(nodes)
-                whole = frozenset(name for name, site in by_name.items() if members.issuperset(site.members))
-                links.append(LinkFault(fault.kind, fault.at_s, end_s, fault.factor, members, whole))
+            members = frozenset(node for site in sites for node in site.members) | frozenset(nodes)
+            whole = frozenset(name for name, site in by_name.items() if members.issuperset(site.members))
+        for one in times:
+            end_s = inf if one.lasts_s is None else one.at_s + one.lasts_s
+            spells += [Spell(name, one.kind, one.at_s, end_s, one.factor) for name in names]
+            if one.kind in LINK_KINDS:
+                links.append(LinkFault(one.kind, one.at_s, end_s, one.factor, members, whole))
     spells += _churn(scenario, draws)
     spells = [spell for spell in spells if spell.end_s > spell.begin_s]
     spells.sort(key=lambda spell: (spell.begin_s, spell.what, spell.kind, spell.end_s))

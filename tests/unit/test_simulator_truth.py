@@ -254,3 +254,17 @@ def test_five_thousand_nodes_are_drawn_and_each_change_is_told_in_order() -> Non
 def test_what_changes_too_often_is_refused_by_its_key(said: dict[str, Any], words: str) -> None:
     with pytest.raises(ResplitError, match=words):
         truth(**said)
+
+
+def test_what_happens_again_and_again_meets_the_same_nodes_each_time_until_requests_end() -> None:
+    again = world(
+        {"kind": "slow", "at_s": 400.0, "every_s": 250.0, "lasts_s": 50.0, "factor": 3.0, "where": {"share": 0.4}}
+    )
+    spells = timeline(again, Draws(3)).spells
+    victims = {spell.what for spell in spells if spell.begin_s == 400}
+    assert len(victims) == 2
+    assert [(at_s, {spell.what for spell in spells if spell.begin_s == at_s}) for at_s in (400, 650, 900)] == [
+        (at_s, victims) for at_s in (400, 650, 900)
+    ]
+    assert len(spells) == 6
+    assert {spell.end_s - spell.begin_s for spell in spells} == {50}
