@@ -1,6 +1,6 @@
 """PURE: how long a request will take on a route, from what its ingress measured there.
 
-    TTFT = wait for a slot + the prefill before it + its own;  E2E = TTFT + (tokens - 1) * TPOT
+    TTFT = max(wait for a slot, the prefill before it) + its own;  E2E = TTFT + (tokens - 1) * TPOT
 
 (mathematics.md A1, with what was measured in place of the model.) Before anything was measured there is no forecast,
 and what was measured long ago says nothing: so nothing is refused on a guess, and after a pause one request finds out.

@@ -1,7 +1,8 @@
 """PURE: how a live sequence leaves a plan that drains: handed over, computed anew, or not at all, by predicted cost.
 
     hand-over   hold + slowdown * bytes/rate            copied while it decodes on, then held for the last tokens
-    recompute   chunks * t_prefill + known * t_replay   it stands still meanwhile (`fast`: everything is chunks)
+    recompute   chunks * t_prefill * (1 + beside) + known * t_replay
+                                                        it stands still meanwhile (`fast`: everything is chunks)
     stay        slowdown * tokens_to_come * t_step      it stands still for nothing; the old epoch lives longer
 
 In seconds of a sequence that stands still, as `pause` and `slowdown` of `orchestrator.moving` weigh them

@@ -49,7 +49,7 @@ def demand_of(
 ) -> Demand:
     """How often requests of this habit arrive if `count` sequences run. By Little's law N that take E2E each arrive
     N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with
-    lambda, so bisection finds it. The one that would be there anyway waits for nobody."""
+    lambda, so bisection finds it. N is one less than `count`: the one that would be there anyway waits for nobody."""
     output_tokens, prompt_tokens = round(habit.output_tokens), round(habit.prompt_tokens)
 
     def at(rate: float) -> Demand:

@@ -1,7 +1,8 @@
 """PURE: what it costs to move a deployment from one plan to another, D(c -> c') of mathematics.md A4.
 
     T_mig = max_n [missing_bytes_n / B_n + bytes_n / r_disk_n + build_n] + min(KV transfer, recompute, drain)
-    D     = price*bytes + slowdown*(T_mig while copying) + pause + fixed            (units: Phi x seconds)
+    D     = price*bytes + slowdown*(T_mig without the second term, unless that is drain)
+            + pause*(the second term, unless that is drain) + fixed                 (units: Phi x seconds)
 
 Only blocks that a node does not have loaded count, and of those only what is not on its disk travels.
 """

@@ -74,11 +74,12 @@ class _Rule(Protocol):
 
 @dataclass(frozen=True)
 class WorkFunction:
-    """The work-function algorithm over the candidates, (2K-1)-competitive against the best sequence of them.
+    """The work-function algorithm over the candidates.
 
     w_t(x) = min_y [w_{t-1}(y) + Phi_t(y) + D(y,x)]; a candidate x with w_t(x) = w_{t-1}(x) + Phi_t(x) fires once
     w_t(x) + D(s,x) is no more than staying has cost. One that is new enters with min_y [w(y) + D(y,x)], one that
-    vanished leaves. The guarantee holds with the candidates' Phi raised by the margin.
+    vanished leaves. For K plans that stay, a D that is a metric and no margin it is (2K-1)-competitive against the best
+    sequence of them; with the margin, which is charged from where one is, no ratio is claimed (mathematics.md A4).
     """
 
     margin: float = MARGIN

@@ -1,11 +1,12 @@
 """PURE: the times of blocks as running shows them, from the duration of every call of every stage.
 
-Decode. A call runs several sequences at once, and each adds to it: a step of B sequences takes a + b*(B-1). Per stage
-and number of sequences the undisturbed duration is remembered, what longer contexts add taken off, and how much longer
-the calls of the last seconds took in sum is the stage's slowdown, s_n(t) of mathematics.md A1. The line goes through
-the undisturbed durations; where only one number of sequences was seen, it keeps the slope that was measured when the
-blocks were loaded. Both its terms are multiplied by the slowdown. The sum counts rather than the median, because a
-processor that is taken away stops one call in several, and most of them not at all.
+Decode. A call runs several sequences at once, and each beyond `rows_min` adds to it: a step of B sequences takes a +
+b*max(0, B - rows_min). Per stage and number of sequences the undisturbed duration is remembered, what longer contexts
+add taken off, and how much longer the calls of the last seconds took in sum is the stage's slowdown, s_n(t) of
+mathematics.md A1. The line goes through the undisturbed durations; where only one number of sequences was seen, it
+keeps the slope that was measured when the blocks were loaded. Both its terms are multiplied by the slowdown. The sum
+counts rather than the median, because a processor that is taken away stops one call in several, and most of them not at
+all.
 
 Prefill. A chunk's duration over what it would have taken at load time, the median over the latest chunks' tokens.
 

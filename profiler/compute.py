@@ -13,7 +13,7 @@ from schemas.deployment import DEFAULT_CHUNK_TOKENS
 from schemas.manifest import Block, Manifest
 
 OVERHEAD_MS = 0.02
-"""Per block and call: entering ONNX Runtime and binding its buffers (data-plane-facts.md: 0-8 % of a step)."""
+"""Per block and call: entering ONNX Runtime and binding its buffers, measured as up to 8 % of a step."""
 
 
 def block_time(capacity: Capacity, manifest: Manifest, digest: Digest, block: int) -> BlockTime:

@@ -295,7 +295,7 @@ def _nodes(
     power_w: Mapping[NodeId, float],
     loads: Mapping[NodeId, float],
 ) -> tuple[NodeTerm, ...]:
-    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/batch), and what follows from it."""
+    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/rows), and what follows from it; `rows` share a step."""
     found = []
     for node in dict.fromkeys(stage.node for stage in route.stages):
         own = [stage for stage in stages if stage.node == node]

@@ -39,7 +39,7 @@ class Weights:
     """Of what a further copy of the model takes, the memory and the energy of its nodes. It is more than what another
     plan must save to count as better (`orchestrator.trigger.MARGIN`), so a route without work is given back."""
     overload: float = 5.0
-    """K_o: a node a tenth above `rho_safe` outweighs the worst imbalance."""
+    """K_o: a node a tenth above `rho_safe` weighs as much as the worst imbalance."""
     rho_safe: float = 0.7
     """Where queues begin to grow fast: rho/(1-rho) is 2.3 here and 9 at 0.9."""
 

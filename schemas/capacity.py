@@ -18,7 +18,7 @@ HostedState = Literal["loading", "ready", "serving", "draining"]
 HEARTBEAT_IN_PLAN_S = 1.0
 HEARTBEAT_SPARE_S = 10.0
 LOST_AFTER_S = 5.0
-"""A node in a plan that is silent for this long is lost (`reliability-and-security.md`, section 2)."""
+"""A node in a plan that is silent for this long is lost (docs/reliability.md, promises)."""
 
 
 REFERENCE_CONTEXT_TOKENS = 128

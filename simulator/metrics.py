@@ -81,7 +81,7 @@ class Metrics(Value):
     violations: int
     """Invariants broken, those of privacy among them: must be 0."""
     exposed: float | None
-    """Fraction of requests whose boundary state reached an untrusted node."""
+    """Fraction of requests whose answer names an untrusted node among those that computed it."""
     redistributes_per_hour: float
     """Changes of plans in which stages went to other nodes, and the cuts stayed."""
     resplits_per_hour: float

@@ -2,7 +2,7 @@
 
 I1 a frame of another epoch runs nothing, I3 no block is freed while a sequence needs it, I4 at most three live epochs,
 I7 no node hands out more slots than it has, I8 every token is the uncut model's, I9 every request ends once. I2, I4
-and I5 are held for plans in test_rollout.py; I6 waits for trust tiers. The model is the shipped adder: real sessions
+and I5 are held for plans in test_rollout.py, I6 in test_privacy.py. The model is the shipped adder: real sessions
 and real caches.
 """
 
