@@ -6,7 +6,8 @@ sender's: a node with a wrong clock is as alive as any other.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
 from typing import assert_never
 
 from orchestrator import burn
@@ -31,6 +32,7 @@ ASLEEP = timedelta(seconds=2)
 """Ticks come several times a second. After a longer gap it was this process that slept, not the nodes."""
 
 
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
 BOOTS_KEPT = 32
 """Processes of a node that are remembered as over, so that a heartbeat replayed from one of them revives nothing."""
 
@@ -80,14 +82,17 @@ class Snapshot:
     deaf_since: datetime | None = None
     """Set while this process has no connection to the bus: silence then says nothing about nodes."""
     ticked_at: datetime | None = None
+    quiet_until: datetime = LONG_AGO
+    """No node has been silent for too long before then, so that thousands need not be looked at several times a
+    second. What is heard until then only puts it off."""
 
-    @property
-    def present(self) -> dict[NodeId, Capacity]:
+    @cached_property
+    def present(self) -> Mapping[NodeId, Capacity]:
         """The last capacity of every node that is not lost, by name, ascending."""
         return {name: self.nodes[name].capacity for name in sorted(self.nodes) if name not in self.absent}
 
-    @property
-    def offered(self) -> dict[NodeId, Capacity]:
+    @cached_property
+    def offered(self) -> Mapping[NodeId, Capacity]:
         """The last capacity of every node that a new plan may use: present and not drained."""
         return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
 
@@ -269,7 +274,8 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
         times = steady = smoothed({}, capacity, 0)
         rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
-    if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
+    returns = known is None or name in snapshot.absent
+    if returns or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
     judged_before = known.judged if known is not None and known.capacity.boot == capacity.boot else -1
@@ -291,17 +297,17 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     counted = capacity.model_copy(update={"service": service})
     burns = burn.heard(snapshot.burns, before, counted, now)
     views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
-    absent = (snapshot.absent - {name}) | gone
-    return replace(
+    after = replace(
         snapshot,
         nodes=nodes,
-        absent=absent,
+        absent=(snapshot.absent - {name}) | gone if returns or gone else snapshot.absent,
         rollouts=rollouts,
         burns=burns,
         habits=learned(snapshot.habits, before, counted),
         views=views,
         errors=errors,
     )
+    return replace(after, quiet_until=min(after.quiet_until, _due(after, name))) if returns else after
 
 
 def _judged(
@@ -330,7 +336,8 @@ def _apart_s(known: Node, now: datetime) -> float:
 def _watching(snapshot: Snapshot, now: datetime) -> Snapshot:
     # A spare node may have spoken ten seconds ago; once it is in a plan it gets the full time to speak again.
     live = frozenset[NodeId]().union(*(rollout.nodes for rollout in snapshot.rollouts.values()))
-    return replace(snapshot, watched={node: snapshot.watched.get(node, now) for node in sorted(live)})
+    watched = {node: snapshot.watched.get(node, now) for node in sorted(live)}
+    return replace(snapshot, watched=watched, quiet_until=LONG_AGO)
 
 
 def _ticked(snapshot: Snapshot, now: datetime) -> Snapshot:
@@ -340,21 +347,35 @@ def _ticked(snapshot: Snapshot, now: datetime) -> Snapshot:
     if snapshot.deaf_since is not None:
         return snapshot
     suspects = _on_stalled_routes(snapshot)
-    silent = {name for name in {*snapshot.nodes, *snapshot.watched} if _is_silent(snapshot, name, now, suspects)}
-    return replace(snapshot, absent=snapshot.absent | silent)
+    silent = {name for name in suspects if now >= _due(snapshot, name, suspects)}
+    if now < snapshot.quiet_until:
+        return replace(snapshot, absent=snapshot.absent | silent) if silent - snapshot.absent else snapshot
+    due = {name: _due(snapshot, name, suspects) for name in {*snapshot.nodes, *snapshot.watched} - snapshot.absent}
+    silent |= {name for name, at in due.items() if now >= at}
+    return replace(
+        snapshot,
+        absent=snapshot.absent | silent if silent else snapshot.absent,
+        quiet_until=min((at for name, at in due.items() if name not in silent), default=LONG_AGO),
+    )
 
 
-def _is_silent(snapshot: Snapshot, name: NodeId, now: datetime, suspects: frozenset[NodeId]) -> bool:
+def _due(snapshot: Snapshot, name: NodeId, suspects: frozenset[NodeId] = frozenset()) -> datetime:
+    """When a node is lost that says nothing until then."""
     node, since = snapshot.nodes.get(name), snapshot.watched.get(name)
     if since is None:
-        return node is not None and now - node.heard_at >= LOST_SPARE
+        return snapshot.nodes[name].heard_at + LOST_SPARE
     last = since if node is None else max(since, node.heard_at)
-    return now - last >= (LOST_STALLED if name in suspects else LOST_IN_PLAN)
+    return last + (LOST_STALLED if name in suspects else LOST_IN_PLAN)
 
 
 def _on_stalled_routes(snapshot: Snapshot) -> frozenset[NodeId]:
     """Nodes of routes on which an ingress that is alive waits for a step for too long."""
-    stalled = {(s.deployment, s.epoch, s.route) for capacity in snapshot.present.values() for s in capacity.stalled}
+    stalled = {
+        (one.deployment, one.epoch, one.route)
+        for name in snapshot.watched
+        if name in snapshot.nodes and name not in snapshot.absent
+        for one in snapshot.nodes[name].capacity.stalled
+    }
     return frozenset(
         NodeId(node)
         for name, rollout in snapshot.rollouts.items()

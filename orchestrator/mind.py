@@ -28,7 +28,7 @@ from orchestrator.decide import (
 )
 from orchestrator.decision import Action
 from orchestrator.explaining import audited
-from orchestrator.fold import Report, RolloutAdvanced, Snapshot, Weighed, fold
+from orchestrator.fold import CapacityReceived, Report, RolloutAdvanced, Snapshot, Weighed, fold
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, check_routes, make_plan
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
@@ -37,7 +37,7 @@ from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
 from profiler.forecast import forecast
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName
+from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import PlanEvent, PlanPhase
@@ -209,22 +209,27 @@ class Mind:
         before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
         after = self.snapshot
         self._tell_errors(before, after)
-        if before.nodes is after.nodes and before.absent == after.absent:
+        if before.absent is not after.absent:
+            for name in sorted(after.absent - before.absent):
+                self.audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
+        if isinstance(report, CapacityReceived):
+            self._tell_joined(before, after, report.capacity.node)
+
+    def _tell_joined(self, before: Snapshot, after: Snapshot, name: NodeId) -> None:
+        """A node reports that was not known, or was lost, or is another process now."""
+        known, node = before.nodes.get(name), after.nodes.get(name)
+        returns = name in before.absent and name not in after.absent
+        if node is None or (known is not None and not returns and known.capacity.boot == node.capacity.boot):
             return
-        for name in sorted(after.absent - before.absent):
-            self.audit.record(AuditKind.NODE_LOST, "a node is silent", node=name)
-        for name, node in after.nodes.items():
-            known = before.nodes.get(name)
-            if known is None or name in before.absent - after.absent or known.capacity.boot != node.capacity.boot:
-                self.audit.record(
-                    AuditKind.NODE_JOINED,
-                    "a node reports",
-                    node=name,
-                    boot=node.capacity.boot,
-                    version=node.capacity.version,
-                    provider=node.capacity.provider.name,
-                    memory_free_bytes=node.capacity.memory_free_bytes,
-                )
+        self.audit.record(
+            AuditKind.NODE_JOINED,
+            "a node reports",
+            node=name,
+            boot=node.capacity.boot,
+            version=node.capacity.version,
+            provider=node.capacity.provider.name,
+            memory_free_bytes=node.capacity.memory_free_bytes,
+        )
 
     def _tell_errors(self, before: Snapshot, after: Snapshot) -> None:
         if before.errors is after.errors:
