@@ -55,7 +55,7 @@ LIMIT = 3.0
 
 
 class Generation(Value):
-    """One step of the training: rewards of the policy as it was then, and of the best and the worst neighbour."""
+    """One step of the training: rewards of the neighbours, each a mean over worlds that change from step to step."""
 
     mean: float
     best: float

@@ -1,4 +1,4 @@
-"""Train the learned policy: `python -m simulator.learning --seed 0 --generations 30 --jobs 2`.
+"""Train the learned policy: `python -m simulator.learning --seed 0 --generations 16 --jobs 2`.
 
 An evolution strategy (Salimans et al., arXiv 1703.03864): neighbours of the numbers in pairs, one either way, all in
 the same few worlds; their rewards count by rank alone; a step along what the better ones have in common. It begins
@@ -8,7 +8,7 @@ that nothing is learned of the seeds that are reported. The same seed gives the 
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -66,8 +66,8 @@ Measures = Callable[[Sequence[tuple[tuple[float, ...], int]]], list[float]]
 class Effort:
     """How much is tried."""
 
-    generations: int = 30
-    pairs: int = 5
+    generations: int = 16
+    pairs: int = 4
     """Of neighbours in a generation."""
     worlds: int = 2
     """In which each of them is tried, the same for all."""
@@ -136,27 +136,27 @@ def reward(values: tuple[float, ...], seed: int) -> float:
     return (found.qos or 0.0) - RECONFIGURATION * found.reconfigurations_per_hour * hours - FAILURE * failures
 
 
-def trained(
-    seed: int, effort: Effort, measures: Measures, on_done: Callable[[Generation], None]
-) -> tuple[tuple[float, ...], tuple[Generation, ...]]:
-    """The numbers after all generations, and how each went; `measures` gives rewards of (numbers, seed of a world)."""
+def trained(seed: int, effort: Effort, measures: Measures) -> Iterator[tuple[tuple[float, ...], Generation]]:
+    """After each generation the numbers that the training would end with, and how it went; `measures` gives rewards of
+    (numbers, seed of a world)."""
     draws = Draws(seed)
     start = draws.stream("inner numbers").normal(0.0, 1 / np.sqrt(len(FEATURES)), HIDDEN * len(FEATURES))
     values = np.asarray(imitation(start.tolist()))
-    rng, story, path = draws.stream("neighbours"), [], [values]
+    rng, path = draws.stream("neighbours"), []
     for _ in range(effort.generations):
         seeds = rng.integers(SEEDS[0], SEEDS[1] + 1, effort.worlds).tolist()
         noise = rng.standard_normal((effort.pairs, COUNT))
         ways = np.concatenate([noise, -noise])
-        tried = [_rounded(values + SIGMA * way) for way in ways]
-        todo = [(one, world) for one in (_rounded(values), *tried) for world in seeds]
+        todo = [(_rounded(values + SIGMA * way), world) for way in ways for world in seeds]
         rewards = np.asarray(measures(todo)).reshape(-1, effort.worlds).mean(axis=1)
-        values = values + STEP * shaped(rewards[1:]) @ ways / np.sqrt(len(ways))
+        values = values + STEP * shaped(rewards) @ ways / np.sqrt(len(ways))
         path.append(values)
-        story.append(Generation(mean=_round(rewards[0]), best=_round(rewards.max()), worst=_round(rewards.min())))
-        on_done(story[-1])
-    # What single worlds pushed it about with is less in the mean of the second half than in the last.
-    return _rounded(np.mean(path[len(path) // 2 :], axis=0)), tuple(story)
+        # What single worlds pushed it about with is less in the mean of the second half than in the last.
+        mean = np.mean(path[len(path) // 2 :], axis=0)
+        yield (
+            _rounded(mean),
+            Generation(mean=_round(rewards.mean()), best=_round(rewards.max()), worst=_round(rewards.min())),
+        )
 
 
 def _rounded(values: Floats) -> tuple[float, ...]:
@@ -197,22 +197,26 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.seed < 0 or min(given.generations, given.pairs, given.worlds, given.jobs) < 1:
         parser.error("--seed is 0 or more; --generations, --pairs, --worlds and --jobs are 1 or more")
     effort = Effort(given.generations, given.pairs, given.worlds)
-
-    def tell(done: Generation) -> None:
-        print(f"reward {done.mean:.4f}, neighbours {done.worst:.4f} to {done.best:.4f}", flush=True)
-
     if given.jobs == 1:
-        values, story = trained(given.seed, effort, one_by_one, tell)
+        _train(given.seed, effort, one_by_one, given.output)
     else:
         with ProcessPoolExecutor(given.jobs, mp_context=get_context("spawn")) as pool:
-            values, story = trained(given.seed, effort, lambda todo: list(pool.map(_called, todo)), tell)
-    command = (
-        f"python -m simulator.learning --seed {given.seed} --generations {effort.generations} "
-        f"--pairs {effort.pairs} --worlds {effort.worlds}"
-    )
-    training = Training(command=command, seeds=SEEDS, generations=story)
-    found = Parameters(features=FEATURES, hidden=HIDDEN, values=values, training=training)
-    given.output.write_text(found.model_dump_json(indent=1) + "\n")
+            _train(given.seed, effort, lambda todo: list(pool.map(_called, todo)), given.output)
+
+
+def _train(seed: int, effort: Effort, measures: Measures, output: Path) -> None:
+    """Write the file anew after every generation: a training that is ended early leaves a shorter one's."""
+    story: tuple[Generation, ...] = ()
+    for values, done in trained(seed, effort, measures):
+        story = (*story, done)
+        command = (
+            f"python -m simulator.learning --seed {seed} --generations {len(story)} --pairs {effort.pairs} "
+            f"--worlds {effort.worlds}"
+        )
+        training = Training(command=command, seeds=SEEDS, generations=story)
+        found = Parameters(features=FEATURES, hidden=HIDDEN, values=values, training=training)
+        output.write_text(found.model_dump_json(indent=1) + "\n")
+        print(f"{len(story)}: reward {done.mean:.4f}, {done.worst:.4f} to {done.best:.4f}", flush=True)
 
 
 if __name__ == "__main__":
