@@ -103,19 +103,32 @@ def _servers(
     size = boundary_bytes(manifest, 1)
     found = {}
     for number, (node, room) in enumerate(rooms.items()):
-        length, starts = _allowed(problem.may_run[number], lengths[node])
+        length, starts = _able(problem, number, lengths[node], before.runs.get(node, range(0)))
         found[node] = _Server(length, starts, _throughput(problem.time_ns[number, 1:-1], room, length, size))
     return found
 
 
-def _allowed(may: Mask, length: int) -> tuple[int, tuple[int, ...]]:
-    """The longest run of at most `length` inner blocks that is allowed, and where it may begin."""
-    inner = len(may) - 2
+def _able(problem: Problem, node: int, length: int, before: range) -> tuple[int, tuple[int, ...]]:
+    """The longest run of at most `length` inner blocks that a node may have, and where it may begin: where it is, and
+    wherever there is room for it beside all that serves."""
+    inner, need, may = problem.blocks - 2, problem.need_bytes[node], problem.may_run[node]
+    free = _free(problem, node)
     for size in range(min(length, inner), 0, -1):
-        starts = tuple(first for first in range(1, inner - size + 2) if may[first : first + size].all())
+        starts = tuple(
+            first
+            for first in range(1, inner - size + 2)
+            if may[first : first + size].all()
+            and (range(first, first + size) == before or need[first : first + size].sum() <= free)
+        )
         if starts:
             return size, starts
     return 0, ()
+
+
+def _free(problem: Problem, node: int) -> int:
+    """What a node has for blocks besides the ends, which it may be a client of."""
+    ends = problem.need_bytes[node, [0, -1]].sum() if problem.may_run[node, [0, -1]].all() else 0
+    return int(problem.free_bytes[node] - ends)
 
 
 def _throughput(times_ns: Floats, room: Room, length: int, boundary: int) -> float:
@@ -211,8 +224,7 @@ def _placement(
 
 def _fitting(problem: Problem, node: int, run: range) -> Mask:
     """[L]: the blocks of a run for which there is room beside all that serves: those that it has, then the others."""
-    need = problem.need_bytes[node]
-    free = problem.free_bytes[node] - (need[[0, -1]].sum() if problem.may_run[node, [0, -1]].all() else 0)
+    need, free = problem.need_bytes[node], _free(problem, node)
     found = np.zeros(problem.blocks, bool)
     for block in sorted(run, key=lambda b: (need[b] > 0, b)):
         if need[block] <= free:
