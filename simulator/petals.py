@@ -128,7 +128,7 @@ def _able(problem: Problem, node: int, length: int, before: range) -> tuple[int,
 def _free(problem: Problem, node: int) -> int:
     """What a node has for blocks besides the ends, which it may be a client of."""
     ends = problem.need_bytes[node, [0, -1]].sum() if problem.may_run[node, [0, -1]].all() else 0
-    return int(problem.free_bytes[node] - ends)
+    return max(0, int(problem.free_bytes[node] - ends))
 
 
 def _throughput(times_ns: Floats, room: Room, length: int, boundary: int) -> float:
