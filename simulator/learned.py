@@ -100,8 +100,8 @@ class Learned:
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
         rest_s = None if state.moved_at is None else (now - state.moved_at).total_seconds()
 
-        def rule(before: TriggerState, seen: Observation, _: float, scale: float) -> Verdict:
-            means = {x.key: _mean(before, x) for x in seen.options}
+        def rule(state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict:
+            means = {x.key: _mean(state, x) for x in seen.options}
             scores = {x.key: self.score(features(x, seen, means, scale, rest_s)) for x in seen.options[1:]}
             best = min(seen.options[1:], key=lambda x: (-scores[x.key], x.phi, x.key))
             fired = (best,) if scores[best.key] > 0 else ()
@@ -145,7 +145,8 @@ def features(
         (len(option.chains) - len(here.chains)) / 2,
         min(seen.burn) / BURN_MAX if seen.burn is not None else 0.0,
     )
-    return np.clip(np.asarray(found), -LIMIT, LIMIT)
+    clipped: Floats = np.clip(np.asarray(found), -LIMIT, LIMIT)
+    return clipped
 
 
 def imitation(inner: Sequence[float]) -> tuple[float, ...]:

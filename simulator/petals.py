@@ -104,7 +104,9 @@ def _servers(
     found = {}
     for number, (node, room) in enumerate(rooms.items()):
         length, starts = _able(problem, number, lengths[node], before.runs.get(node, range(0)))
-        found[node] = _Server(length, starts, _throughput(problem.time_ns[number, 1:-1], room, length, size))
+        found[node] = _Server(
+            length, starts, _throughput(float(problem.time_ns[number, 1:-1].mean()), room, length, size)
+        )
     return found
 
 
@@ -131,11 +133,11 @@ def _free(problem: Problem, node: int) -> int:
     return max(0, int(problem.free_bytes[node] - ends))
 
 
-def _throughput(times_ns: Floats, room: Room, length: int, boundary: int) -> float:
+def _throughput(block_ns: float, room: Room, length: int, boundary: int) -> float:
     """Of a server: of its link, or of computing half of its blocks on average for each that asks, whichever is less."""
     rates = [link.goodput_bytes_per_s for link in room.capacity.links if link.goodput_bytes_per_s is not None]
     network = (median(rates) if rates else DEFAULT_LINK_BYTES_PER_S) / max(1, boundary)
-    return min(network, 1e9 / max(1.0, float(times_ns.mean())) / ((length + 1) / 2))
+    return min(network, 1e9 / max(1.0, block_ns) / ((length + 1) / 2))
 
 
 def _throughputs(blocks: int, servers: Mapping[NodeId, _Server], starts: Mapping[NodeId, int]) -> Floats:

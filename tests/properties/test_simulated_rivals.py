@@ -67,7 +67,8 @@ def test_a_swarm_serves_and_goes_round_a_server_that_is_lost() -> None:
 def test_a_training_of_a_seed_writes_the_same_file_again_which_can_be_read(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(learning, "training_world", lambda seed: CALM.model_copy(update={"duration_s": 12.0}))
+    short = CALM.model_copy(update={"duration_s": 8.0, "drain_s": 2.0})
+    monkeypatch.setattr(learning, "training_world", lambda seed: short)
     files = [tmp_path / "one.json", tmp_path / "other.json"]
     for path in files:
         learning.main(

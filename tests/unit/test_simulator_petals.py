@@ -21,7 +21,7 @@ HALF = 8.5
 
 def world(nodes: int, room: float = HALF, *, slow: dict[NodeId, float] | None = None, **wish: object) -> World:
     """Nodes that have shown for long enough how slow they are."""
-    deployment = Deployment(name=CHAT, model=MODEL, settings=SETTINGS, **wish)  # type: ignore[arg-type]
+    deployment = Deployment(name=CHAT, model=MODEL, settings=SETTINGS, **wish)
     found = World(nodes, 0, noise=0.0, room=room, wish=deployment)
     found.slow.update(slow or {})
     for _ in range(60):
