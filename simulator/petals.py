@@ -10,7 +10,8 @@ shortest path over the runs.
 Simplified: all servers look at the same times, in a random order, not each at random times; a throughput is what is
 believed of a server now, where Petals keeps what it measured when it started; and paths are routes of a plan, for all
 clients, not found anew for each session. Two things are of this world: sensitive blocks are on trusted nodes alone, and
-since plans are exchanged while the old one serves, a server's run takes half of its memory where the model then fits.
+since plans are exchanged while the old one serves, a server's run takes half of its memory where the model then fits,
+and it moves only where there is room for it beside what serves.
 """
 
 from collections.abc import Mapping, Sequence
@@ -66,7 +67,7 @@ def balanced(snapshot: Snapshot, deployment: Deployment, before: Swarm, rng: np.
     manifest = snapshot.manifests[deployment.model]
     rooms = believed_rooms(snapshot, deployment, manifest)
     if not rooms:
-        return Swarm()
+        return Swarm({}, before.placement)
     problem = problem_of(deployment, manifest, rooms)
     servers = _servers(problem, rooms, deployment, manifest, before)
     able = {node: server for node, server in servers.items() if server.length}

@@ -107,3 +107,6 @@ def test_where_servers_cannot_hold_the_model_what_is_placed_stays() -> None:
     tight.hear()
     tight.snapshot = fold(tight.snapshot, NodeWished(NodeWish(node=N0, drained=True)), tight.now)
     assert looked(tight, first).placement == first.placement
+    nobody = world(1)
+    nobody.snapshot = fold(nobody.snapshot, NodeWished(NodeWish(node=N0, drained=True)), nobody.now)
+    assert looked(nobody, first) == Swarm({}, first.placement)
