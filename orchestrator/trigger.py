@@ -59,7 +59,7 @@ class Policy(Protocol):
 
 
 @dataclass(frozen=True)
-class _Verdict:
+class Verdict:
     """What a rule says: its new memory, who fires, and how to say why or why not."""
 
     work: Mapping[str, float]
@@ -68,8 +68,10 @@ class _Verdict:
     why_now: str
 
 
-class _Rule(Protocol):
-    def __call__(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> _Verdict: ...
+class Rule(Protocol):
+    """What is a policy's own; `scale` is what moves cost more for the budget that is overdrawn."""
+
+    def __call__(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict: ...
 
 
 @dataclass(frozen=True)
@@ -86,9 +88,9 @@ class WorkFunction:
     horizon_s: float = HORIZON_S
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
-        return _decide(state, observation, now, self.horizon_s, self.margin, self._rule)
+        return decided(state, observation, now, self.horizon_s, self.margin, self._rule)
 
-    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> _Verdict:
+    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict:
         here = seen.current
         before = _entered(state.work, seen, scale)
         paid = {x.key: before[x.key] + elapsed_s * _charged(x, here, self.margin) for x in seen.options}
@@ -103,7 +105,7 @@ class WorkFunction:
             (x for x in seen.options if x.key in reached and reached[x.key] <= paid[here.key] + EPSILON),
             key=lambda x: (reached[x.key], x.phi, x.key),
         )
-        return _Verdict({key: value - least for key, value in work.items()}, tuple(fired), STAYING_COST_MORE)
+        return Verdict({key: value - least for key, value in work.items()}, tuple(fired), STAYING_COST_MORE)
 
 
 @dataclass(frozen=True)
@@ -114,9 +116,9 @@ class RoundTripRegret:
     horizon_s: float = HORIZON_S
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
-        return _decide(state, observation, now, self.horizon_s, self.margin, self._rule)
+        return decided(state, observation, now, self.horizon_s, self.margin, self._rule)
 
-    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> _Verdict:
+    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict:
         here = seen.current
         before = state.work if state.here == here.key else {}
         regret = {
@@ -129,7 +131,7 @@ class RoundTripRegret:
             if regret[x.key] + EPSILON >= 2 * scale * seen.distance(here, x) and _better(x, here, self.margin)
         ]
         fired = sorted(paying, key=lambda x: (2 * scale * seen.distance(here, x) - regret[x.key], x.phi, x.key))
-        return _Verdict({} if fired else regret, tuple(fired), STAYING_COST_MORE)
+        return Verdict({} if fired else regret, tuple(fired), STAYING_COST_MORE)
 
 
 @dataclass(frozen=True)
@@ -137,11 +139,11 @@ class AlwaysArgmin:
     """Moves whenever a candidate looks better: the literal rule of arXiv 2504.03668, for comparison."""
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
-        return _decide(state, observation, now, None, 0.0, self._rule)
+        return decided(state, observation, now, None, 0.0, self._rule)
 
-    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> _Verdict:
+    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict:
         better = sorted((x for x in seen.options[1:] if x.phi < seen.current.phi), key=lambda x: (x.phi, x.key))
-        return _Verdict({}, tuple(better[:1]), "it looks better")
+        return Verdict({}, tuple(better[:1]), "it looks better")
 
 
 @dataclass(frozen=True)
@@ -155,26 +157,27 @@ class EwmaThreshold:
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
         if state.moved_at is not None and now - state.moved_at < self.cooldown:
             quiet = replace(self, gain=1.0)  # nothing is better by its whole cost
-            return _decide(state, observation, now, None, 0.0, quiet._rule)
-        return _decide(state, observation, now, None, 0.0, self._rule)
+            return decided(state, observation, now, None, 0.0, quiet._rule)
+        return decided(state, observation, now, None, 0.0, self._rule)
 
-    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> _Verdict:
+    def _rule(self, state: TriggerState, seen: Observation, elapsed_s: float, scale: float) -> Verdict:
         means = {
             x.key: state.work.get(x.key, x.phi) + self.weight * (x.phi - state.work.get(x.key, x.phi))
             for x in seen.options
         }
         wanted = (1 - self.gain) * means[seen.current.key]
         better = sorted((x for x in seen.options[1:] if means[x.key] < wanted), key=lambda x: (means[x.key], x.key))
-        return _Verdict(means, tuple(better[:1]), f"its mean is better by more than {self.gain:.0%}")
+        return Verdict(means, tuple(better[:1]), f"its mean is better by more than {self.gain:.0%}")
 
 
 DEFAULT_POLICY: Policy = WorkFunction()
 
 
-def _decide(
-    state: TriggerState, seen: Observation, now: datetime, horizon_s: float | None, margin: float, rule: _Rule
+def decided(
+    state: TriggerState, seen: Observation, now: datetime, horizon_s: float | None, margin: float, rule: Rule
 ) -> tuple[TriggerState, Decision]:
-    """The steps that every policy shares; `horizon_s` None leaves out the certificate that looks ahead."""
+    """The decision of a policy, by the steps that every policy shares and its own rule; `horizon_s` None leaves out the
+    certificate that looks ahead."""
     elapsed_s = 0.0 if state.at is None else (now - state.at).total_seconds()
     # The budget is paid back by time alone, whether anybody looked or not.
     debt = max(0.0, state.debt_bytes - BUDGET_BYTES_PER_S * max(elapsed_s, 0.0))

@@ -55,6 +55,12 @@ class SimCompute:
         self._note_busy = note_busy
         self._waiting: list[Callable[[], None]] = []
         self._busy = False
+        self._held = False
+
+    def hold(self, held: bool) -> None:
+        """Begin nothing more until it is held no longer."""
+        self._held = held
+        self._next()
 
     def submit(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
         def task() -> None:
@@ -77,7 +83,7 @@ class SimCompute:
         return function()
 
     def _next(self) -> None:
-        if not self._busy and self._waiting:
+        if not self._busy and not self._held and self._waiting:
             self._busy = True
             self._waiting.pop(0)()
 
@@ -131,6 +137,9 @@ class SimAgent:
     def hear(self, event: PlanEvent) -> None:
         """A plan event, live or read again from its stream."""
         self._step(core.PlanArrived(event))
+        if not self._around.makes_before_breaks:
+            last = [one.event for one in self._state.deployments.values()]
+            self._compute.hold(any(one.current is not None and one.candidate is not None for one in last))
 
     def knows(self, deployment: DeploymentName) -> bool:
         return deployment in self._state.deployments

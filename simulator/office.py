@@ -8,7 +8,9 @@ from orchestrator.staging import Advice
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from simulator import petals
 from simulator.books import Books
+from simulator.draws import Draws
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
 from simulator.model import Physics
@@ -22,6 +24,8 @@ PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 PLACED_AT_S = 2.0
 """A static contender is placed once every node has reported."""
+LOOK_EVERY_S = 0.5
+"""Whether servers of a swarm came or went."""
 
 
 class Office:
@@ -42,6 +46,7 @@ class Office:
     ) -> None:
         """`deliver` has agents hear of an event that is stored; `placement` is locked from the beginning."""
         self._contender = contender
+        self._policy = contender.decides()
         self._seed = seed
         self._kernel = kernel
         self._trail = trail
@@ -51,6 +56,8 @@ class Office:
         self._wish = _desired(scenario, physics, contender, placement)
         self._stored = self._wishes(scenario, physics)
         self._locked = False
+        self._swarm = petals.Swarm()
+        self._looks, self._look_at_s = 0, 0.0
         self._leader: Leader | None = None
         self._ready: dict[str, set[str]] = {}
         """By plan, the nodes that have said READY."""
@@ -62,7 +69,9 @@ class Office:
     def open(self) -> None:
         """The first leader takes office."""
         self._lead(self._stored)
-        if self._contender.static not in (None, "optimum"):
+        if self._contender.swarms:
+            self._kernel.every(LOOK_EVERY_S, self._look, PLACED_AT_S)
+        elif self._contender.waits:
             self._kernel.at(PLACED_AT_S, self._place)
 
     def report(self, report: Report) -> None:
@@ -103,7 +112,7 @@ class Office:
     def _wishes(self, scenario: Scenario, physics: Physics) -> Snapshot:
         """What is stored before anything runs; a static contender's deployment is only once it is placed."""
         snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, physics.manifest), EPOCH)
-        if self._contender.static in (None, "optimum"):
+        if not self._contender.waits:
             snapshot = fold(snapshot, DeploymentWritten(self._wish), EPOCH)
         for site in scenario.sites:
             trusted = site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted
@@ -114,9 +123,7 @@ class Office:
     def _lead(self, snapshot: Snapshot) -> None:
         advise = self._advise if self._contender.stages_ahead else None
         kernel = self._kernel
-        self._leader = Leader(
-            kernel, self._contender.policy, snapshot, self._trail, self._append, advise, lambda: kernel.date
-        )
+        self._leader = Leader(kernel, self._policy, snapshot, self._trail, self._append, advise, lambda: kernel.date)
 
     def _place(self) -> None:
         """Lock a static contender's plan, as an operator would; where its rule finds none, nothing is served."""
@@ -125,6 +132,21 @@ class Office:
         chain = placed(self._contender.static, self._leader.mind.snapshot, self._wish, self._seed)
         if chain is not None:
             self.lock(chain)
+
+    def _look(self) -> None:
+        """Have the swarm look where it should be, now and then and as soon as its servers are others, and lock what it
+        comes to, if that is something new."""
+        if self._leader is None:
+            return
+        snapshot, now = self._leader.mind.snapshot, self._kernel.now
+        if now < self._look_at_s and snapshot.offered.keys() == self._swarm.runs.keys():
+            return
+        self._look_at_s = now + petals.PERIOD_S
+        before, self._looks = self._swarm, self._looks + 1
+        rng = Draws(self._seed).stream(f"petals {self._looks}")
+        self._swarm = petals.balanced(snapshot, self._wish, before, rng)
+        if self._swarm.placement != before.placement:
+            self.lock(self._swarm.placement)
 
     def lock(self, placement: Chain | Placement) -> None:
         """An operator wants it run like this."""

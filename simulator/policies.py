@@ -20,6 +20,7 @@ from orchestrator.trigger import AlwaysArgmin, EwmaThreshold, Policy, RoundTripR
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
+from simulator.learned import shipped
 
 Static = Literal["optimum", "even", "greedy", "random", "round-robin", "edgeshard", "source", "cloud"]
 
@@ -86,6 +87,21 @@ class Contender:
     hands_over: bool = True
     recovers: bool = True
     """Whether another plan is made when a node is lost; a static one waits for it."""
+    swarms: bool = False
+    """Placed, and placed anew, by Petals' rule (`simulator.petals`)."""
+    makes_before_breaks: bool = True
+    """Whether what is in force serves while another plan is prepared."""
+    is_learned: bool = False
+    """Decides as `simulator.learned` has it from its file."""
+
+    @property
+    def waits(self) -> bool:
+        """Whether nothing is placed before its own rule says where."""
+        return self.swarms or self.static not in (None, "optimum")
+
+    def decides(self) -> Policy:
+        """Its policy; raises what `simulator.learned.shipped` raises where there is no such file."""
+        return shipped() if self.is_learned else self.policy
 
 
 CONTENDERS: Mapping[str, Contender] = {
@@ -105,10 +121,13 @@ CONTENDERS: Mapping[str, Contender] = {
         Contender("always-argmin", "goes wherever it looks better", AlwaysArgmin()),
         Contender("threshold", "smoothed threshold and a cooldown", EwmaThreshold()),
         Contender("regret", "round-trip regret", RoundTripRegret()),
+        Contender("petals", "Petals' rule: every server where blocks are worst served", Never(), swarms=True),
+        Contender("learned", "a small network, trained in the simulator", is_learned=True),
         Contender("redistribute-only", "moves blocks, never cuts", Filtered(keeps=_moves_nodes_alone)),
         Contender("no-hysteresis", "the full system without its margin", WorkFunction(margin=0.0)),
         Contender("no-move-cost", "the full system, to which moves are free", Filtered(prices=_free)),
         Contender("no-staging", "the full system without blocks fetched ahead", stages_ahead=False),
+        Contender("no-make-before-break", "the full system that serves nothing meanwhile", makes_before_breaks=False),
         Contender("no-handover", "the full system that computes anew what it moves", hands_over=False),
     )
 }

@@ -26,6 +26,7 @@ class Surroundings(Protocol):
     journal: Stream
     trail: Trail
     hands_over: bool
+    makes_before_breaks: bool
 
     def heartbeat(self, capacity: Capacity, /) -> None: ...
     def receipt(self, receipt: Receipt, /) -> None: ...

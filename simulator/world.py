@@ -67,6 +67,7 @@ class World:
         self.draws = Draws(seed)
         self.journal: Stream = {}
         self.hands_over = contender.hands_over
+        self.makes_before_breaks = contender.makes_before_breaks
         self._contender = contender
         self._seed = seed
         self._truth = timeline(scenario, self.draws)
