@@ -1,14 +1,12 @@
 """PURE: from the sequences that run now, and from what requests lately were, to how often requests arrive."""
 
-from collections.abc import Mapping
-
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Live
 from profiler.forecast import forecast
+from profiler.host import Hosts
 from profiler.objective import Demand
 from schemas.base import DeploymentName, NodeId
-from schemas.capacity import Capacity
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
@@ -43,8 +41,8 @@ def demand_of(
     count: int,
     habit: Habit,
     current: Plan,
-    seen: Mapping[NodeId, Capacity],
-    steady: Mapping[NodeId, Capacity],
+    seen: Hosts,
+    steady: Hosts,
     manifest: Manifest,
 ) -> Demand:
     """How often requests of this habit arrive if `count` sequences run. By Little's law N that take E2E each arrive
@@ -60,7 +58,6 @@ def demand_of(
             current.chains,
             seen,
             manifest,
-            current.model,
             prompt_tokens,
             demand=at(rate),
             settings=current.settings,

@@ -22,6 +22,7 @@ from orchestrator.rooms import rooms
 from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import predict
+from profiler.host import hosts_of
 from profiler.memory import memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, StoredBlocks
@@ -183,7 +184,7 @@ class World:
 
     def true_tpot_ms(self, plan: Plan) -> float:
         capacities = {name: self.heartbeat(name, noisy=False) for name in self.names}
-        return predict(plan.routes[0], capacities, manifest(), MODEL).tpot_ms
+        return predict(plan.routes[0], hosts_of(capacities, manifest(), MODEL), manifest()).tpot_ms
 
     def best_tpot_ms(self) -> float:
         """What the planner would reach if it saw the truth."""

@@ -18,8 +18,9 @@ from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
-from profiler.compute import roofline
+from profiler.compute import roofline, times_of
 from profiler.objective import Demand
+from profiler.sizes import sizes_of
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import BlockTime, LinkEstimate
 from schemas.deployment import Deployment, NodeWish, Stage
@@ -51,40 +52,30 @@ def test_a_change_shows_within_a_planning_period_and_a_noisy_second_hardly() -> 
     steady = world.heartbeat(N0)
     world.slow[N0] = 3.0
     slow = world.heartbeat(N0)
-    times = smoothed({}, steady, 0)
-    once = smoothed(times, slow, 1)[MODEL, 0].decode_ms / BLOCK_MS
+    times, said = times_of(steady.block_times), times_of(slow.block_times)
+    once = smoothed(times, said, 1)[MODEL].decode_ms[0] / BLOCK_MS
     for _ in range(int(PLANNING_PERIOD_S)):
-        times = smoothed(times, slow, 1)
+        times = smoothed(times, said, 1)
     assert once < 1.6
-    assert times[MODEL, 0].decode_ms / BLOCK_MS > 2.6
-    assert smoothed(times, slow, -5) == times  # a clock that went back changes nothing
+    assert times[MODEL].decode_ms[0] / BLOCK_MS > 2.6
+    assert smoothed(times, said, -5) == times  # a clock that went back changes nothing
 
 
 def test_a_node_that_never_ran_the_model_is_believed_to_be_like_those_that_did_and_a_bit_worse() -> None:
     world = quiet(2)
-    promised = roofline(world.heartbeat(N0), manifest(), MODEL, 0).decode_ms
+    promised = float(roofline(world.heartbeat(N0).provider, sizes_of(manifest())).decode_ms[0])
     measured = tuple(BlockTime(model=MODEL, block=b, decode_ms=4 * promised, prefill_ms_per_token=1) for b in (0, 1))
     known = world.heartbeat(N0).model_copy(update={"block_times": measured})
     fresh = world.heartbeat(N1).model_copy(update={"block_times": ()})
-    nodes, times = {N0: known, N1: fresh}, {N0: smoothed({}, known, 0)}
+    nodes, times = {N0: known, N1: fresh}, {N0: times_of(measured)}
     optimism = optimism_of(nodes, times, manifest(), MODEL, None)
     assert optimism == pytest.approx(4)
     seen = believed(nodes, times, manifest(), MODEL, optimism)
-    assert seen[N0].block_times[0] == measured[0]
-    assert seen[N0].block_times[7].decode_ms == pytest.approx(4 * promised)
-    assert seen[N1].block_times[7].decode_ms == pytest.approx(4 * GUESS_PRUDENCE * promised)
+    assert seen[N0].times.decode_ms[0] == measured[0].decode_ms
+    assert seen[N0].times.decode_ms[7] == pytest.approx(4 * promised)
+    assert seen[N1].times.decode_ms[7] == pytest.approx(4 * GUESS_PRUDENCE * promised)
     # When that one node is slowed, this says nothing about the others.
-    slowed = {
-        N0: smoothed(
-            {},
-            known.model_copy(
-                update={
-                    "block_times": tuple(time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for time in measured)
-                }
-            ),
-            0,
-        )
-    }
+    slowed = {N0: times_of(time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for time in measured)}
     assert optimism_of(nodes, slowed, manifest(), MODEL, optimism) == optimism
 
 
