@@ -17,7 +17,7 @@ from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
 from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
-from orchestrator.moving import Placed, Prices, move_cost
+from orchestrator.moving import Placed, Prices, move_cost, reaches_of
 from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
@@ -181,8 +181,9 @@ def slate(
     kept = list(chosen.values())[:OPTIONS_MAX]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
+    reaches = reaches_of(heard, deployment.model)
     moves = {
-        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, dearer)
+        (a.key, b.key): move_cost(x, y, reaches, manifest, live, dearer)
         for a, x in kept
         for b, y in kept
         if a.key != b.key

@@ -94,6 +94,32 @@ class Placed:
 
 
 @dataclass(frozen=True)
+class Reach:
+    """How fast a node comes by blocks, and those of one model that it has on its disk."""
+
+    fetch_bytes_per_s: float
+    """Over the best of its links."""
+    slowest_bytes_per_s: float | None
+    """Over the worst of them; None while none was measured."""
+    read_bytes_per_s: float
+    on_disk: frozenset[int]
+
+
+def reaches_of(capacities: Mapping[NodeId, Capacity], digest: Digest) -> dict[NodeId, Reach]:
+    """What these nodes say of it; to be made once for many moves."""
+    found = {}
+    for node, capacity in capacities.items():
+        rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
+        found[node] = Reach(
+            max(rates, default=DEFAULT_LINK_BYTES_PER_S),
+            min(rates, default=None),
+            capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S,
+            frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest)),
+        )
+    return found
+
+
+@dataclass(frozen=True)
 class NodeMove:
     """What one node has to do before it is ready."""
 
@@ -155,19 +181,18 @@ class MoveCost:
 def move_cost(
     before: Placed,
     after: Placed,
-    capacities: Mapping[NodeId, Capacity],
+    reaches: Mapping[NodeId, Reach],
     manifest: Manifest,
-    digest: Digest,
     live: Live,
     prices: Prices,
 ) -> MoveCost:
-    """D(before -> after); nodes of `after` must be in `capacities`."""
+    """D(before -> after); nodes of `after` must be in `reaches`."""
     nodes = tuple(
-        _node_move(capacities[node], new, before.on(node), manifest, digest)
+        _node_move(node, reaches[node], new, before.on(node), manifest)
         for node, held in after.held.items()
         if (new := held - before.on(node))
     )
-    way, handover_s, kv_bytes = _handover(before, after, capacities, manifest, live)
+    way, handover_s, kv_bytes = _handover(before, after, reaches, manifest, live)
     copying_s = max((node.seconds for node in nodes), default=0.0)
     return MoveCost(
         nodes=nodes,
@@ -182,31 +207,26 @@ def move_cost(
     )
 
 
-def _node_move(
-    capacity: Capacity, new: frozenset[int], loaded: frozenset[int], manifest: Manifest, digest: Digest
-) -> NodeMove:
-    on_disk, weight_bytes = loaded | _on_disk(capacity, digest), sizes_of(manifest).weight_bytes
+def _node_move(node: NodeId, reach: Reach, new: frozenset[int], loaded: frozenset[int], manifest: Manifest) -> NodeMove:
+    weight_bytes = sizes_of(manifest).weight_bytes
     size = sum([weight_bytes[block] for block in new])
-    missing = sum([weight_bytes[block] for block in new - on_disk])
-    rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
+    missing = sum([weight_bytes[block] for block in new - loaded - reach.on_disk])
     return NodeMove(
-        node=capacity.node,
+        node=node,
         blocks=len(new),
         fetch_bytes=missing,
-        fetch_s=missing / max(rates, default=DEFAULT_LINK_BYTES_PER_S),
-        read_s=size / (capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S),
+        fetch_s=missing / reach.fetch_bytes_per_s,
+        read_s=size / reach.read_bytes_per_s,
         build_s=size / BUILD_BYTES_PER_S + BUILD_S_PER_BLOCK * len(new),
     )
 
 
-def _on_disk(capacity: Capacity, digest: Digest) -> frozenset[int]:
-    return frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest))
-
-
 def _handover(
-    before: Placed, after: Placed, capacities: Mapping[NodeId, Capacity], manifest: Manifest, live: Live
+    before: Placed, after: Placed, reaches: Mapping[NodeId, Reach], manifest: Manifest, live: Live
 ) -> tuple[Way, float, int]:
     """The cheapest way for live sequences to cross: (way, seconds, bytes of caches)."""
+    if not live.sequences:
+        return Way.NONE, 0.0, 0
     kv_per_token, affected = 0.0, 0.0
     kv_bytes = sizes_of(manifest).kv_bytes_per_token
     for homes, share in zip(before.homes, before.shares, strict=True):
@@ -217,12 +237,7 @@ def _handover(
     kv = round(live.sequences * live.tokens * kv_per_token)
     if not kv:
         return Way.NONE, 0.0, 0
-    rates = [
-        link.goodput_bytes_per_s
-        for node in after.held
-        for link in capacities[node].links
-        if link.goodput_bytes_per_s is not None
-    ]
+    rates = [rate for node in after.held if (rate := reaches[node].slowest_bytes_per_s) is not None]
     ways = [
         (kv / min(rates, default=DEFAULT_LINK_BYTES_PER_S), Way.KV, kv),
         (live.sequences * affected * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),

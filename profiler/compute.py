@@ -42,7 +42,9 @@ class StageTimes:
     head_token_ms: float
     """The two above are without the head, whose times these are."""
     rows_min: int
-    blocks: "ModelTimes"
+    model: "ModelTimes"
+    part: slice
+    """Its blocks there."""
 
     def step_ms(self, rows: float, context_tokens: float = REFERENCE_CONTEXT_TOKENS) -> float:
         """One decode step of `rows` sequences, each behind so many tokens."""
@@ -50,8 +52,8 @@ class StageTimes:
         beyond = rows * (context_tokens - REFERENCE_CONTEXT_TOKENS)
         if beyond < 0 and self.context_ms > 0:
             # What a shorter cache saves is measured too, and no block takes less than no time.
-            ms = self.blocks.ms
-            each = ms[DECODE] + ms[ROW] * (rows - self.blocks.rows_min) + ms[CONTEXT] * beyond
+            ms, rows_min = self.model.ms[:, self.part], self.model.rows_min[self.part]
+            each = ms[DECODE] + ms[ROW] * (rows - rows_min) + ms[CONTEXT] * beyond
             return float(np.maximum(each, 0.0).sum())
         return self.decode_ms + (self.row_ms * rows - self.base_ms) + self.context_ms * beyond
 
@@ -94,10 +96,11 @@ class ModelTimes:
 
     def stage(self, first: int, last: int, heads: Iterable[int] = ()) -> StageTimes:
         """Blocks `first` to `last`, both included, of times that are known for every block of the model."""
-        ms, rows_min = self.ms[:, first : last + 1], self.rows_min[first : last + 1]
-        decode_ms, row_ms, context_ms, prefill_ms, token_ms = ms.sum(axis=1).tolist()
-        fewest, most = int(rows_min.min()), int(rows_min.max())
-        base_ms = row_ms * most if fewest == most else float(ms[ROW] @ rows_min)
+        part = slice(first, last + 1)
+        decode_ms, row_ms, context_ms, prefill_ms, token_ms = self.ms[:, part].sum(axis=1).tolist()
+        rows_min: list[int] = self.rows_min[part].tolist()
+        most = max(rows_min)
+        base_ms = row_ms * most if min(rows_min) == most else float(self.ms[ROW, part] @ self.rows_min[part])
         head_prefill_ms = head_token_ms = 0.0
         for head in heads:
             if first <= head <= last:
@@ -113,7 +116,8 @@ class ModelTimes:
             head_prefill_ms,
             head_token_ms,
             most,
-            ModelTimes(self.blocks[first : last + 1], ms, rows_min),
+            self,
+            part,
         )
 
 

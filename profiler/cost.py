@@ -178,7 +178,7 @@ def predict(
         work,
         loads,
         waiting,
-        memory_bytes=memory_on(course, manifest, settings),
+        memory_bytes=memory_on(course, manifest, None if settings is None else kv_tokens(settings)),
         imbalance=imbalance(list(loads.values()), weights or Weights()),
         exposure=exposure(route.stages, len(manifest.blocks), trusted),
         power_w=power_w,
@@ -200,7 +200,7 @@ def waiting_of(course: Course, work: Work, loads: Mapping[NodeId, float]) -> Wai
         calls = [0.0] * len(course.stages)
         for node, stages in course.nodes.items():
             for stage in stages:
-                calls[stage] = queue_wait_ms(loads[node], work.busy_ms(stages) / len(stages))
+                calls[stage] = queue_wait_ms(loads[node], work.busy_ms[node] / len(stages))
         return Waiting(calls, calls, 0.0)
     found = waits_of(course, work)
     return Waiting(
@@ -210,15 +210,18 @@ def waiting_of(course: Course, work: Work, loads: Mapping[NodeId, float]) -> Wai
     )
 
 
-def memory_on(course: Course, manifest: Manifest, settings: Settings | None) -> dict[NodeId, int | None]:
-    """Weights and caches of the route's blocks on each of its nodes; None where nobody said with which settings."""
-    if settings is None:
+def memory_on(course: Course, manifest: Manifest, cached_tokens: int | None) -> dict[NodeId, int | None]:
+    """Weights of the route's blocks on each of its nodes, and caches of so many tokens (`profiler.kv.kv_tokens`); None
+    where nobody said how many."""
+    if cached_tokens is None:
         return dict.fromkeys(course.nodes)
-    sizes, cached = sizes_of(manifest), kv_tokens(settings)
+    sizes = sizes_of(manifest)
     found: dict[NodeId, int | None] = {}
     for node, stages in course.nodes.items():
         held = [slice(course.stages[stage].first, course.stages[stage].last + 1) for stage in stages]
-        found[node] = sum(sum(sizes.loaded_bytes[part]) + cached * sum(sizes.kv_bytes_per_token[part]) for part in held)
+        found[node] = sum(
+            sum(sizes.loaded_bytes[part]) + cached_tokens * sum(sizes.kv_bytes_per_token[part]) for part in held
+        )
     return found
 
 
@@ -262,7 +265,7 @@ def estimate(
     )
     nodes = []
     for node, own in course.nodes.items():
-        busy_ms = work.busy_ms(own)
+        busy_ms = work.busy_ms[node]
         # Of a call that queues at the node by itself every stage waits as long.
         wait_ms = sum([waiting.step_ms[stage] for stage in (own if course.decoder else own[:1])])
         watts = course.hosts[own[0]].capacity.power_w if power_w is None else power_w.get(node)

@@ -4,7 +4,7 @@ What its nodes and links take is looked up once (`Course`); what sequences that 
 computed again for every demand that is tried.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -72,10 +72,8 @@ class Work:
     """One decode step of one group."""
     beside_ms: tuple[float, ...]
     """One decode step of the sequences beside one that is prefilled; 0 if there are none."""
-
-    def busy_ms(self, stages: tuple[int, ...]) -> float:
-        """One step over the stages that a node has."""
-        return sum([self.decode_ms[stage] for stage in stages])
+    busy_ms: Mapping[NodeId, float]
+    """One decode step over all the stages of a node."""
 
 
 def course_of(stages: Chain, source: NodeId, hosts: Hosts, manifest: Manifest) -> Course:
@@ -105,12 +103,25 @@ def work_of(
     if not course.decoder:
         prefill_ms = tuple([times.prompt_ms(prompt_tokens, 1, prompt_tokens) for times in course.times])
         decode_ms = tuple([times.step_ms(1.0) for times in course.times])
-        return Work(demand, prompt_tokens, 1, 1, 1.0, 1, 1, prefill_ms, decode_ms, (0.0,) * len(decode_ms))
+        return Work(
+            demand,
+            prompt_tokens,
+            1,
+            1,
+            1.0,
+            1,
+            1,
+            prefill_ms,
+            decode_ms,
+            (0.0,) * len(decode_ms),
+            _busy_ms(course, decode_ms),
+        )
     depth = settings.pipeline_depth
     groups = groups_in_flight(demand.batch, depth)
     rows, beside = demand.batch / groups, demand.batch - 1
     chunks, last = chunks_of(prompt_tokens, settings.chunk_tokens)
     context = cached_tokens + prompt_tokens + demand.output_tokens / 2
+    decode_ms = tuple([times.step_ms(rows, context) for times in course.times])
     return Work(
         demand,
         prompt_tokens,
@@ -120,8 +131,9 @@ def work_of(
         chunks,
         demand.output_tokens,
         tuple([times.prompt_ms(prompt_tokens, chunks, last) for times in course.times]),
-        tuple([times.step_ms(rows, context) for times in course.times]),
+        decode_ms,
         tuple([times.step_ms(beside, context) if beside > 0 else 0.0 for times in course.times]),
+        _busy_ms(course, decode_ms),
     )
 
 
@@ -131,7 +143,7 @@ def loads_of(course: Course, work: Work) -> dict[NodeId, float]:
     for node, stages in course.nodes.items():
         prefill_ms = sum([work.prefill_ms[stage] for stage in stages]) if course.decoder else 0.0
         share = work.rows if course.decoder else work.demand.batch
-        busy_ms = work.steps * work.busy_ms(stages) / share
+        busy_ms = work.steps * work.busy_ms[node] / share
         found[node] = work.demand.requests_per_s * (prefill_ms + busy_ms) / 1e3
     return found
 
@@ -169,6 +181,10 @@ def links_busy_ms(course: Course, work: Work) -> dict[tuple[NodeId, NodeId], flo
     for hop in course.hops:
         found[hop.source, hop.target] = found.get((hop.source, hop.target), 0.0) + work.rows * hop.token_ms
     return found
+
+
+def _busy_ms(course: Course, decode_ms: Sequence[float]) -> dict[NodeId, float]:
+    return {node: sum([decode_ms[stage] for stage in own]) for node, own in course.nodes.items()}
 
 
 def _hops(stages: Chain, source: NodeId, links: Links, boundary_bytes: tuple[int, ...]) -> tuple[Hop, ...]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, estimate, memory_on, waiting_of
 from profiler.course import Course, Work, course_of, links_busy_ms, loads_of, work_of
 from profiler.host import Hosts
+from profiler.kv import kv_tokens
 from profiler.objective import Demand, Objective, Weights, exposure, imbalance, upkeep
 from profiler.sizes import sizes_of
 from profiler.waiting import share_processors
@@ -118,13 +119,14 @@ def forecast(
         overlaps = [waiting_of(course, work, loads).overlap_ms for course, work in zip(now, company, strict=True)]
         waiting = [replace(one, overlap_ms=ms) for one, ms in zip(waiting, overlaps, strict=True)]
     weights = weights or Weights()
+    cached_tokens = None if settings is None else kv_tokens(settings)
     routes = tuple(
         estimate(
             course,
             work,
             loads,
             queued,
-            memory_bytes=memory_on(course, manifest, settings),
+            memory_bytes=memory_on(course, manifest, cached_tokens),
             imbalance=imbalance([loads[node] for node in course.nodes], weights),
             exposure=exposure(course.stages, len(manifest.blocks), trusted),
         )
@@ -174,7 +176,7 @@ def _speed_shares(courses: Sequence[Course]) -> tuple[float, ...]:
     slowest = []
     for course in courses:
         work = work_of(course, PROMPT_TOKENS, ALONE, None)
-        nodes = [uses[node] * work.busy_ms(own) for node, own in course.nodes.items()]
+        nodes = [uses[node] * busy_ms for node, busy_ms in work.busy_ms.items()]
         slowest.append(max(BUSY_MS_MIN, *nodes, *links_busy_ms(course, work).values()))
     total = sum(1 / ms for ms in slowest)
     return tuple(1 / ms / total for ms in slowest)
@@ -186,16 +188,22 @@ def _felt(courses: Sequence[Course], works: Sequence[Work], shares: tuple[float,
     if len(courses) == 1:
         return shares
 
-    def overlap(one: Course, other: Course, theirs: Work) -> float:
-        mine = [one.hosts[own[0]].capacity for own in one.nodes.values()]
-        busy = [(other.hosts[own[0]].capacity, theirs.busy_ms(own)) for own in other.nodes.values()]
-        shared_ms = sum([ms for node, ms in busy if any(share_processors(here, node) for here in mine)])
-        return shared_ms / max(sum([ms for _, ms in busy]), BUSY_MS_MIN)
+    nodes = [[course.hosts[own[0]].capacity for own in course.nodes.values()] for course in courses]
 
-    beside = list(zip(courses, works, shares, strict=True))
+    def overlap(one: int, other: int) -> float:
+        busy = works[other].busy_ms.values()
+        shared_ms = sum(
+            [
+                ms
+                for theirs, ms in zip(nodes[other], busy, strict=True)
+                if any([share_processors(mine, theirs) for mine in nodes[one]])
+            ]
+        )
+        return shared_ms / max(sum(busy), BUSY_MS_MIN)
+
     return tuple(
-        min(1.0, sum(part if one is other else part * overlap(one, other, work) for other, work, part in beside))
-        for one in courses
+        min(1.0, sum([part if one == other else part * overlap(one, other) for other, part in enumerate(shares)]))
+        for one in range(len(courses))
     )
 
 

@@ -188,10 +188,8 @@ class World:
 
     def best_tpot_ms(self) -> float:
         """What the planner would reach if it saw the truth."""
-        free = {
-            name: replace(room, capacity=self.heartbeat(name, noisy=False))
-            for name, room in rooms(self.snapshot, self.wish, manifest()).items()
-        }
+        truth = {name: self.heartbeat(name, noisy=False) for name in self.snapshot.offered}
+        free = rooms(self.snapshot, self.wish, manifest(), hosts_of(truth, manifest(), MODEL))
         return self.true_tpot_ms(make_plan(self.wish, manifest(), free, 9_999, None, "the truth").plan)
 
     def adopt(self, plan: Plan) -> None:

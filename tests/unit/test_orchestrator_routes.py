@@ -13,7 +13,7 @@ from orchestrator.explaining import dry_run
 from orchestrator.fold import DeploymentWritten, NodeWished, RolloutAdvanced, fold
 from orchestrator.habits import Habit
 from orchestrator.mind import propose
-from orchestrator.moving import Live, Placed, Prices, Way, move_cost
+from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.operators import placed
 from orchestrator.planner import check_shape, make_plan
 from orchestrator.rollout import Propose, step
@@ -220,8 +220,8 @@ def test_only_the_sequences_of_a_route_that_changes_cross() -> None:
     two = Placed(both, 2.0, 40.0, (0.5, 0.5))
     one = Placed(both[:1], 2.0, 40.0)
     live = Live(8, 100, 50)
-    assert move_cost(one, two, nodes, caching, MODEL, live, Prices()).way is Way.NONE
-    assert [node.node for node in move_cost(one, two, nodes, caching, MODEL, live, Prices()).nodes] == [N1]
+    assert move_cost(one, two, reaches_of(nodes, MODEL), caching, live, Prices()).way is Way.NONE
+    assert [node.node for node in move_cost(one, two, reaches_of(nodes, MODEL), caching, live, Prices()).nodes] == [N1]
 
 
 def test_a_cloud_node_is_used_where_the_edge_cannot_hold_the_model() -> None:

@@ -12,7 +12,7 @@ from orchestrator.decision import Action, Origin
 from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
 from orchestrator.mind import propose
-from orchestrator.moving import Live, Placed, Prices, Way, move_cost
+from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.planner import make_plan
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
@@ -52,7 +52,8 @@ def test_a_change_shows_within_a_planning_period_and_a_noisy_second_hardly() -> 
     steady = world.heartbeat(N0)
     world.slow[N0] = 3.0
     slow = world.heartbeat(N0)
-    times, said = times_of(steady.block_times), times_of(slow.block_times)
+    said = times_of(slow.block_times)
+    times = smoothed({}, times_of(steady.block_times), 0)
     once = smoothed(times, said, 1)[MODEL].decode_ms[0] / BLOCK_MS
     for _ in range(int(PLANNING_PERIOD_S)):
         times = smoothed(times, said, 1)
@@ -198,19 +199,23 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     world = quiet(2)
     nodes = {name: world.heartbeat(name) for name in world.names}
     before, after = placed((N0, 0, 3), (N1, 4, 7)), placed((N0, 0, 5), (N1, 6, 7))
-    staged = move_cost(before, after, nodes, manifest(), MODEL, Live(), Prices())
+    staged = move_cost(before, after, reaches_of(nodes, MODEL), manifest(), Live(), Prices())
     assert [(node.node, node.blocks, node.fetch_bytes) for node in staged.nodes] == [(N0, 2, 0)]
     bare = {name: one.model_copy(update={"on_disk": ()}) for name, one in nodes.items()}
-    cold = move_cost(before, after, bare, manifest(), MODEL, Live(), Prices())
+    cold = move_cost(before, after, reaches_of(bare, MODEL), manifest(), Live(), Prices())
     assert cold.bytes == 2 * WEIGHT
     assert cold.seconds > staged.seconds
     assert cold.total == pytest.approx(cold.price + cold.slowdown + cold.pause + cold.fixed)
     link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=1e6)
     slow = {name: one.model_copy(update={"links": (link,)}) for name, one in bare.items()}
-    assert move_cost(before, after, slow, manifest(), MODEL, Live(), Prices()).nodes[0].fetch_s == pytest.approx(20)
-    assert move_cost(before, before, nodes, manifest(), MODEL, Live(), Prices()).total == Prices().fixed
+    assert move_cost(before, after, reaches_of(slow, MODEL), manifest(), Live(), Prices()).nodes[
+        0
+    ].fetch_s == pytest.approx(20)
+    assert move_cost(before, before, reaches_of(nodes, MODEL), manifest(), Live(), Prices()).total == Prices().fixed
     read = {name: one.model_copy(update={"disk_read_bytes_per_s": 1e6}) for name, one in nodes.items()}
-    assert move_cost(before, after, read, manifest(), MODEL, Live(), Prices()).nodes[0].read_s == pytest.approx(20)
+    assert move_cost(before, after, reaches_of(read, MODEL), manifest(), Live(), Prices()).nodes[
+        0
+    ].read_s == pytest.approx(20)
 
 
 def test_live_sequences_cross_the_cheapest_way() -> None:
@@ -235,14 +240,14 @@ def test_live_sequences_cross_the_cheapest_way() -> None:
     def way(live: Live, rate: float) -> tuple[Way, int]:
         link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=rate)
         linked = {name: one.model_copy(update={"links": (link,)}) for name, one in nodes.items()}
-        found = move_cost(before, after, linked, caching, MODEL, live, Prices())
+        found = move_cost(before, after, reaches_of(linked, MODEL), caching, live, Prices())
         assert (found.pause == 0) is (found.way is Way.DRAIN)
         return found.way, found.kv_bytes
 
     assert way(Live(4, 1000, 500), 1e9) == (Way.KV, 4 * 1000 * 2 * per_token)
     assert way(Live(4, 1000, 500), 1e5) == (Way.RECOMPUTE, 0)
     assert way(Live(4, 1000, 2), 1e5) == (Way.DRAIN, 0)
-    assert move_cost(before, after, nodes, caching, MODEL, Live(), Prices()).way is Way.NONE
+    assert move_cost(before, after, reaches_of(nodes, MODEL), caching, Live(), Prices()).way is Way.NONE
 
 
 def test_a_lost_node_is_answered_with_the_plan_that_was_ready() -> None:

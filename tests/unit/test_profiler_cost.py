@@ -120,7 +120,7 @@ def test_a_block_that_was_measured_is_not_guessed() -> None:
     nodes = {A: capacity("a", block_times=(measured,)), B: capacity("b")}
     seen = hosts_of(nodes, decoder(), MODEL)
     assert (seen[A].times.ms[compute.DECODE, 1], seen[A].times.ms[compute.TOKEN, 1]) == (7, 3)
-    assert (seen[A].measured, seen[B].measured) == ({1}, frozenset())
+    assert (seen[A].measured, seen[B].measured) == (frozenset({1}), frozenset[int]())
     # Decoding streams 10 MB at 10 GB/s: 1 ms. Prefill is bound by 5 MFLOP at 100 GFLOP/s: 0.05 ms a token.
     guessed = seen[B].times.ms[:, 1]
     assert guessed[compute.DECODE] == pytest.approx(1 + compute.OVERHEAD_MS)
