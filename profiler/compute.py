@@ -153,8 +153,9 @@ def roofline(provider: Provider, sizes: Sizes) -> ModelTimes:
     """What a node's calibration promises for blocks that it never ran: `max(FLOP/F, bytes/BW) + overhead`
     (mathematics.md A1)."""
     # A node may say of itself that it is as slow as it likes: half of what any time can be leaves room for the rest.
-    compute_ms = np.minimum(1e3 * sizes.flops / provider.flops_per_s, MS_MAX / 2)
-    stream_ms = np.minimum(1e3 * sizes.streamed_bytes / provider.bytes_per_s, MS_MAX / 2)
+    with np.errstate(over="ignore"):
+        compute_ms = np.minimum(1e3 * sizes.flops / provider.flops_per_s, MS_MAX / 2)
+        stream_ms = np.minimum(1e3 * sizes.streamed_bytes / provider.bytes_per_s, MS_MAX / 2)
     chunk = DEFAULT_CHUNK_TOKENS
     ms = np.zeros((5, sizes.blocks))
     ms[DECODE] = np.maximum(compute_ms, stream_ms) + OVERHEAD_MS

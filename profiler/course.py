@@ -47,6 +47,10 @@ class Course:
     """Its nodes, each once, in the order of the route, with the stages that each has."""
     decoder: bool
 
+    def at(self) -> list[tuple[NodeId, Host]]:
+        """Its nodes, each once."""
+        return [(node, self.hosts[own[0]]) for node, own in self.nodes.items()]
+
     @property
     def frames_ms(self) -> float:
         return sum(host.capacity.frame_ms or 0.0 for host in self.hosts)

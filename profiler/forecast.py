@@ -98,9 +98,40 @@ def forecast(
     Every node must be in `hosts`; the other arguments are those of `profiler.cost.predict`. `steady` are the same
     nodes as measured over a longer time, for loads and queues: near saturation a queue makes much of little noise.
     """
+    ground = surveyed(placement, hosts, manifest, steady)
+    return forecast_on(ground, prompt_tokens, demand=demand, settings=settings, weights=weights, trusted=trusted)
+
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """The routes of a placement on nodes as they are: what does not depend on the demand."""
+
+    placement: Placement
+    manifest: Manifest
+    now: tuple[Course, ...]
+    calm: tuple[Course, ...]
+    """The same over a longer time."""
+    shares: tuple[float, ...]
+
+
+def surveyed(placement: Placement, hosts: Hosts, manifest: Manifest, steady: Hosts | None = None) -> Ground:
+    """The ground of a forecast, where the same placement is to be looked at under many demands."""
     now = _courses(placement, hosts, manifest)
     calm = now if steady is None else _courses(placement, steady, manifest)
-    shares = _speed_shares(now)
+    return Ground(placement, manifest, now, calm, _speed_shares(now))
+
+
+def forecast_on(
+    ground: Ground,
+    prompt_tokens: int = PROMPT_TOKENS,
+    *,
+    demand: Demand = ALONE,
+    settings: Settings | None = None,
+    weights: Weights | None = None,
+    trusted: frozenset[NodeId] | None = None,
+) -> Forecast:
+    """The forecast of a placement that was surveyed."""
+    manifest, now, calm, shares = ground.manifest, ground.now, ground.calm, ground.shares
 
     def works(courses: Sequence[Course], parts: Sequence[float]) -> list[Work]:
         return [
@@ -113,7 +144,7 @@ def forecast(
     felt = _felt(now, alone, shares)
     company = alone if felt == shares else works(calm, felt)
     waiting = [waiting_of(course, work, loads) for course, work in zip(calm, company, strict=True)]
-    if steady is not None:
+    if calm is not now:
         # The compute of now, with the waits of the longer time; chunks overlap as those of now do.
         company = works(now, felt)
         overlaps = [waiting_of(course, work, loads).overlap_ms for course, work in zip(now, company, strict=True)]
@@ -136,8 +167,8 @@ def forecast(
         routes,
         shares,
         imbalance(list(loads.values()), weights),
-        sum(hosts[node].capacity.price_per_hour for node in loads),
-        copies(placement, manifest),
+        sum({node: host.capacity.price_per_hour for course in now for node, host in course.at()}.values()),
+        copies(ground.placement, manifest),
     )
 
 
@@ -163,8 +194,8 @@ def copies(placement: Placement, manifest: Manifest) -> float:
     return sum(sum([weight_bytes[block] for block in own]) for own in held.values()) / whole if whole else 1.0
 
 
-def _courses(placement: Placement, hosts: Hosts, manifest: Manifest) -> list[Course]:
-    return [course_of(chain, chain[0].node, hosts, manifest) for chain in placement]
+def _courses(placement: Placement, hosts: Hosts, manifest: Manifest) -> tuple[Course, ...]:
+    return tuple([course_of(chain, chain[0].node, hosts, manifest) for chain in placement])
 
 
 def _speed_shares(courses: Sequence[Course]) -> tuple[float, ...]:
@@ -188,7 +219,7 @@ def _felt(courses: Sequence[Course], works: Sequence[Work], shares: tuple[float,
     if len(courses) == 1:
         return shares
 
-    nodes = [[course.hosts[own[0]].capacity for own in course.nodes.values()] for course in courses]
+    nodes = [[host.capacity for _, host in course.at()] for course in courses]
 
     def overlap(one: int, other: int) -> float:
         busy = works[other].busy_ms.values()
@@ -196,7 +227,7 @@ def _felt(courses: Sequence[Course], works: Sequence[Work], shares: tuple[float,
             [
                 ms
                 for theirs, ms in zip(nodes[other], busy, strict=True)
-                if any([share_processors(mine, theirs) for mine in nodes[one]])
+                if any(share_processors(mine, theirs) for mine in nodes[one])
             ]
         )
         return shared_ms / max(sum(busy), BUSY_MS_MIN)
