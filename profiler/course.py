@@ -142,7 +142,7 @@ def work_of(
 
 
 def loads_of(course: Course, work: Work) -> dict[NodeId, float]:
-    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/batch), node by node."""
+    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/rows), node by node; `rows` share a step."""
     found = {}
     for node, stages in course.nodes.items():
         prefill_ms = sum([work.prefill_ms[stage] for stage in stages]) if course.decoder else 0.0
