@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from orchestrator.beliefs import slower
 from orchestrator.rooms import Room
 from orchestrator.solvers.problem import Floats, Integers, Mask, Problem, Solution, site_hops
 from orchestrator.solvers.solve import solve
-from profiler.compute import block_time
 from profiler.forecast import forecast
 from profiler.network import boundary_bytes, hop_ms, links_of
 from profiler.objective import Weights
@@ -74,11 +72,8 @@ def beside(
         own = [{block for stage in chain if stage.node == name for block in stage.blocks} for chain in taken]
         uses, held = sum(map(bool, own)), frozenset[int]().union(*own)
         room = rooms[name]
-        times = tuple(
-            block_time(room.capacity, manifest, deployment.model, block) for block in range(len(manifest.blocks))
-        )
         found[name] = Room(
-            slower(room.capacity.model_copy(update={"block_times": times}), 1 + uses),
+            room.host.slower(1 + uses),
             max(0, room.free_bytes - sum(room.need_bytes[block] for block in held)),
             tuple(0 if block in held else size for block, size in enumerate(room.need_bytes)),
             room.trusted,
@@ -117,11 +112,9 @@ def _well_worth(
     there: Chain, here: Chain, deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room]
 ) -> bool:
     """Whether the cloud's chain outweighs its price, its latency and what it sees."""
-    capacities = {name: room.capacity for name, room in offered.items()}
+    hosts = {name: room.host for name, room in offered.items()}
     trusted = frozenset(name for name, room in offered.items() if room.trusted)
-    known, asked = (
-        forecast((chain,), capacities, manifest, deployment.model, trusted=trusted) for chain in (here, there)
-    )
+    known, asked = (forecast((chain,), hosts, manifest, trusted=trusted) for chain in (here, there))
     latency_ref_ms = max(LATENCY_REF_MS_MIN, min(one.e2e_ms / (one.output_tokens or 1) for one in (known, asked)))
     own, other = (one.objective(latency_ref_ms, Weights()).phi for one in (known, asked))
     return other < (1 - CLOUD_GAIN) * own
@@ -136,10 +129,7 @@ def _praise(found: Solution, even: bool) -> str:
 def problem_of(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
     capacities = {name: room.capacity for name, room in rooms.items()}
     count = len(manifest.blocks)
-    times = [
-        [block_time(capacity, manifest, deployment.model, block).decode_ms for block in range(count)]
-        for capacity in capacities.values()
-    ]
+    times = np.array([room.host.times.decode_ms for room in rooms.values()])
     site, latency, byte_ms = _sites(capacities)
     sizes = [boundary_bytes(manifest, block) for block in range(count)]
     hops, boundary = site_hops(latency * 1e6, byte_ms * 1e6, sizes)

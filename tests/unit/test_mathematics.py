@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from orchestrator.beliefs import SMOOTHING_S
 from orchestrator.trigger import MARGIN
-from profiler.compute import block_time
 from profiler.cost import predict
+from profiler.host import hosts_of
 from profiler.objective import Demand, Weights
 from schemas.base import NodeId
 from schemas.capacity import BlockTime, Capacity, LinkEstimate
@@ -93,9 +93,8 @@ def test_a_route_costs_what_the_formulas_of_a1_say(random: Random) -> None:
     prompt, cached = pick([1, 16, 100, 500]), pick([0, 64])
     found = predict(
         Route(index=0, source=NODES[0], stages=stages, max_sequences=1),
-        nodes,
+        hosts_of(nodes, decoder(), MODEL),
         decoder(),
-        MODEL,
         prompt,
         cached_tokens=cached,
         demand=demand,
@@ -104,7 +103,7 @@ def test_a_route_costs_what_the_formulas_of_a1_say(random: Random) -> None:
     )
 
     # From here on the words of A1.
-    times = [block_time(nodes[node], decoder(), MODEL, block) for block, node in enumerate(NODES)]
+    times = [nodes[node].block_times[block] for block, node in enumerate(NODES)]
 
     def step(time: BlockTime, rows: float) -> float:
         context = cached + prompt + demand.output_tokens / 2
