@@ -11,13 +11,12 @@ from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from simulator.books import Books
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
-from simulator.model import Physics
+from simulator.model import DEPLOYMENT, Physics
 from simulator.orchestrator import Leader, successor
 from simulator.policies import Contender, placed
 from simulator.scenario import Scenario
 from simulator.trail import Trail
 
-DEPLOYMENT = DeploymentName("model")
 PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 PLACED_AT_S = 2.0

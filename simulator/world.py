@@ -25,9 +25,9 @@ from simulator.draws import Draws
 from simulator.journal import Stream
 from simulator.kernel import Kernel
 from simulator.machine import Machine
-from simulator.model import Physics, physics_of
+from simulator.model import DEPLOYMENT, Physics, physics_of
 from simulator.network import Network
-from simulator.office import DEPLOYMENT, Office
+from simulator.office import Office
 from simulator.policies import Contender
 from simulator.records import Arrival, Outcome, RunResult
 from simulator.scenario import NodeSpec, RequestClass, Scenario
