@@ -8,6 +8,7 @@ can pass: the cheapest candidate of every slot, moves being free.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import ceil
 
 import numpy as np
@@ -19,7 +20,7 @@ from orchestrator.planner import further_chain, make_plan
 from orchestrator.rooms import Room
 from schemas.base import NodeId
 from schemas.capacity import Capacity, HostedStage
-from schemas.deployment import ROUTES_MAX, Chain, Placement
+from schemas.deployment import ROUTES_MAX, Placement
 from schemas.errors import ResplitError
 from schemas.plan import Plan
 from simulator.facts import nodes_of
@@ -28,8 +29,16 @@ from simulator.oracle import Moment, Oracle
 
 CANDIDATES_MAX = 24
 """The dynamic programme takes their square, and pricing them all is most of what an oracle costs."""
-SEARCHES_MAX = 12
+SEARCHES_MAX = 10
 """States of a run in which placements are looked for; each gives two at most."""
+WEIGHED_NODES_MAX = 16
+"""Among more nodes the candidates of production, a failover for each node in use, take ten times as long as the plan
+itself, and on smart-city none of them was better."""
+
+AGREED_S = 0.5
+"""To make a plan, to store its events and to hear all of its nodes."""
+RETURNED_S = 2.5
+"""From the end of what killed a node to the first word of it that the leader hears."""
 
 Floats = NDArray[np.float64]
 
@@ -38,6 +47,8 @@ Floats = NDArray[np.float64]
 class Step:
     """A placement that is to be in force from a time on."""
 
+    begin_s: float
+    """When to begin with it: before that by what preparing it takes, and not before its nodes are there."""
     at_s: float
     placement: Placement
 
@@ -62,9 +73,18 @@ class Foresight:
 
     @property
     def schedule(self) -> tuple[Step, ...]:
-        """The cheapest way, as the times at which the placement changes."""
-        changes = [k for k, here in enumerate(self.chosen) if k == 0 or here != self.chosen[k - 1]]
-        return tuple(Step(self.oracle.slots[k][0], self.candidates[self.chosen[k]]) for k in changes)
+        """The cheapest way, as the times at which the placement changes; each is begun once the one before it should be
+        in force."""
+        made: list[Step] = []
+        for slot, number in enumerate(self.chosen):
+            at_s, placement = self.oracle.slots[slot][0], self.candidates[number]
+            if not made:
+                made.append(Step(0.0, at_s, placement))
+            elif placement != made[-1].placement:
+                begin_s = at_s - _ahead_s(self.oracle, made[-1].placement, placement)
+                begin_s = max(begin_s, made[-1].at_s, _there_s(self.oracle, placement, begin_s))
+                made.append(Step(begin_s, at_s, placement))
+        return tuple(made)
 
     @property
     def least(self) -> float:
@@ -111,7 +131,21 @@ def cheapest_way(costs: Floats, moves: Floats) -> tuple[int, ...]:
 def way_cost(costs: Floats, moves: Floats, chosen: tuple[int, ...]) -> float:
     """What a way through slots costs, its moves included."""
     stays = sum(float(costs[k, here]) for k, here in enumerate(chosen))
-    return stays + sum(float(moves[a, b]) for a, b in zip(chosen, chosen[1:], strict=False))
+    return stays + sum(float(moves[a, b]) for a, b in pairwise(chosen))
+
+
+def _ahead_s(oracle: Oracle, before: Placement, after: Placement) -> float:
+    """From beginning with a placement to its being in force, as predicted (mathematics.md A4), the registry being where
+    it is."""
+    nodes = oracle.move(before, after, oracle.mean_asked, {}).nodes
+    prepared_s = (oracle.facts.fetch_s(one.node, one.fetch_bytes) + one.read_s + one.build_s for one in nodes)
+    return AGREED_S + max(prepared_s, default=0.0)
+
+
+def _there_s(oracle: Oracle, placement: Placement, at_s: float) -> float:
+    """From when on, at `at_s` or later, every node of it has said that it is back."""
+    back = [oracle.facts.back_s(node, at_s) for node in nodes_of(placement)]
+    return max([at_s, *(one + RETURNED_S for one in back if at_s < one < oracle.end_s)])
 
 
 def _candidates(oracle: Oracle) -> tuple[list[Placement], list[list[float]]]:
@@ -141,34 +175,33 @@ def _candidates(oracle: Oracle) -> tuple[list[Placement], list[list[float]]]:
 
 
 def found_in(oracle: Oracle, moment: Moment) -> list[Placement]:
-    """The planner's best placement in a moment, its routes chosen by Phi, and before it the best of what production
-    would weigh against that, if it is better. None where none fits."""
+    """The planner's best placement in a moment, and before it the best of what production would weigh against that, if
+    it is better. None where none fits."""
     rooms = oracle.rooms_of(moment) if moment.capacities else {}
-    if not rooms:
-        return []
-    planned = min(_planned(oracle, rooms), key=lambda one: oracle.price(one, moment), default=None)
+    planned = _planned(oracle, moment, rooms) if rooms else None
     if planned is None:
         return []
-    better = min(_weighed(oracle, moment, rooms, planned), key=lambda one: oracle.price(one, moment), default=planned)
+    if len(rooms) > WEIGHED_NODES_MAX:
+        return [planned]
+    better = min(_weighed(oracle, moment, rooms, planned), key=lambda one: oracle.price(one, moment))
     return [better, planned] if oracle.price(better, moment) < oracle.price(planned, moment) else [planned]
 
 
-def _planned(oracle: Oracle, rooms: dict[NodeId, Room]) -> Iterator[Placement]:
-    """The planner's placements of one route, of two, and so on, each with the routes of the one before."""
+def _planned(oracle: Oracle, moment: Moment, rooms: dict[NodeId, Room]) -> Placement | None:
+    """The planner's placement, with further routes for as long as each makes it better."""
     deployment, manifest = oracle.deployment, oracle.physics.manifest
     try:
         chains: Placement = make_plan(deployment, manifest, rooms, 1, None, "told the truth").plan.chains
     except ResplitError:
-        return
-    yield chains
+        return None  # the model does not fit on the nodes that are there
     if deployment.routes is not None:
-        return
+        return chains
     while len(chains) < min(ROUTES_MAX, deployment.settings.max_sequences):
-        more: Chain | None = further_chain(deployment, manifest, rooms, chains)
-        if more is None:
-            return
+        more = further_chain(deployment, manifest, rooms, chains)
+        if more is None or oracle.price((*chains, more), moment) >= oracle.price(chains, moment):
+            break
         chains = (*chains, more)
-        yield chains
+    return chains
 
 
 def _weighed(oracle: Oracle, moment: Moment, rooms: dict[NodeId, Room], placement: Placement) -> Iterator[Placement]:

@@ -90,8 +90,8 @@ class Oracle:
         timeout_ms = 1e3 * scenario.timeout_s / lengths[1]
         full = WEIGHTS.overload * (1 - WEIGHTS.rho_safe)
         self.unserved = WEIGHTS.alpha * timeout_ms / self.latency_ref_ms + WEIGHTS.beta * full
-        """Phi of not being served, one constant whoever decides: the mean request takes the hard timeout, and a node has
-        no time left. No placement counts as worse."""
+        """Phi of not being served, one constant whoever decides: the mean request takes the hard timeout, and a node
+        has no time left. No placement counts as worse."""
         self.mean_asked = self._asked(len(requests) / (self.end_s - self.begin_s), *lengths)
         self.asked = tuple(self._asked_around(requests, sum(span) / 2, lengths) for span in self.slots)
         """By slot."""
