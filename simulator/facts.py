@@ -92,13 +92,17 @@ class Facts:
         """From when on it is there; infinite if never again."""
         return next((b for a, b in self._merged([node]) if a <= at_s < b), at_s)
 
-    def away(self, nodes: Iterable[NodeId], begin_s: float, end_s: float, *, dies: bool) -> list[Span]:
-        """When some of these is away, as spans in order that do not meet. `dies`: from the death of one on for good."""
+    def away(
+        self, nodes: Iterable[NodeId], begin_s: float, end_s: float, *, since_s: float | None = None
+    ) -> list[Span]:
+        """When in a time some of these is away, as spans in order that do not meet. `since_s`: one that died since then
+        is away for good."""
         every = list(nodes)
         spans = [(max(a, begin_s), min(b, end_s)) for a, b in self._merged(every) if a < end_s and b > begin_s]
-        if not dies:
+        if since_s is None:
             return spans
-        death = min((a for node in every for a, _ in self._kills.get(node, ()) if begin_s <= a < end_s), default=inf)
+        deaths = (a for node in every for a, _ in self._kills.get(node, ()) if since_s <= a < end_s)
+        death = max(begin_s, min(deaths, default=inf))
         return [*(span for span in spans if span[0] < death), *([(death, end_s)] if death < end_s else [])]
 
     def _merged(self, nodes: Iterable[NodeId]) -> list[Span]:

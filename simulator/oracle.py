@@ -7,7 +7,7 @@ long a node that is back takes to load its blocks.
 """
 
 from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log2
@@ -98,28 +98,36 @@ class Oracle:
 
     # What a placement costs.
 
-    def cost(self, placement: Placement | None, begin_s: float, end_s: float, *, dies: bool = False) -> float:
+    def cost(self, placement: Placement | None, begin_s: float, end_s: float, *, since_s: float | None = None) -> float:
         """The integral of Phi over what of a time is within the run, in Phi x seconds; None is served by nobody.
 
-        `dies`: it is that of a plan in force, and a plan that lost a process serves nobody until another is in force.
-        Otherwise it serves again as soon as its nodes are back.
+        A route one of whose nodes is away serves nobody. Its ingress, if that is there, keeps its part of the requests
+        waiting, and the routes that are whole have the others. `since_s`: the placement is that of a plan in force from
+        then on, whose routes that lost a process serve nobody until another plan is. Otherwise they do once their nodes
+        are back.
         """
         begin_s, end_s = max(begin_s, self.begin_s), min(end_s, self.end_s)
         if end_s <= begin_s:
             return 0.0
         if placement is None or not self.fits(placement):
             return self.unserved * (end_s - begin_s)
-        away = self.facts.away(nodes_of(placement), begin_s, end_s, dies=dies)
         total = 0.0
-        for number in range(int((begin_s - self.begin_s) / self._width_s), len(self.slots)):
-            low, high = max(begin_s, self.slots[number][0]), min(end_s, self.slots[number][1])
-            if low >= end_s:
-                break
-            lost_s = sum(max(0.0, min(high, b) - max(low, a)) for a, b in away)
-            total += lost_s * self.unserved
-            if (served_s := high - low - lost_s) > 0:
-                total += served_s * self.phi(placement, number)
+        for low, high, whole, kept in self._whole(placement, begin_s, end_s, since_s):
+            if not whole:
+                total += (high - low) * self.unserved
+                continue
+            part = len(whole) / (len(whole) + kept)
+            total += (high - low) * (1 - part) * self.unserved
+            for number in range(self.slot_at(low), len(self.slots)):
+                first, last = max(low, self.slots[number][0]), min(high, self.slots[number][1])
+                if first >= high:
+                    break
+                total += max(0.0, last - first) * part * self.phi(whole, number)
         return total
+
+    def slot_at(self, at_s: float) -> int:
+        """The slot of a time within the run."""
+        return min(int((at_s - self.begin_s) / self._width_s), len(self.slots) - 1)
 
     def phi(self, placement: Placement, slot: int) -> float:
         """Phi of a placement in the middle of a slot as if all of its nodes were there; at most `unserved`."""
@@ -233,6 +241,19 @@ class Oracle:
             self._bounds_ms[key] = latency_bound_ms(self._offered, manifest, demand, stages, prompt_tokens, settings)
         return self._bounds_ms[key]
 
+    def _whole(
+        self, placement: Placement, begin_s: float, end_s: float, since_s: float | None
+    ) -> Iterator[tuple[float, float, Placement, int]]:
+        """A time in pieces in which nobody comes or goes: from when to when, the routes that are whole, and how many of
+        the others have their ingress."""
+        away = [self.facts.away(nodes_of((chain,)), begin_s, end_s, since_s=since_s) for chain in placement]
+        doors = [self.facts.away([NodeId(chain[0].node)], begin_s, end_s, since_s=since_s) for chain in placement]
+        edges = sorted({begin_s, end_s, *(edge for spans in (*away, *doors) for span in spans for edge in span)})
+        for low, high in pairwise(edges):
+            whole = tuple(chain for chain, spans in zip(placement, away, strict=True) if not _within(low, spans))
+            open_ = sum(not _within(low, spans) for spans in doors)
+            yield low, high, whole, open_ - len(whole)
+
     def _forecast(self, placement: Placement, moment: Moment) -> Forecast:
         return forecast(
             placement,
@@ -299,6 +320,10 @@ def _mean_lengths(scenario: Scenario, requests: Sequence[Arrival]) -> tuple[int,
     prompt = sum(weight * tokens for weight, tokens, _ in weighed) / whole
     output = sum(weight * tokens for weight, _, tokens in weighed) / whole
     return max(1, round(prompt)), max(1, round(output))
+
+
+def _within(at_s: float, spans: Sequence[Span]) -> bool:
+    return any(a <= at_s < b for a, b in spans)
 
 
 def _pairs_of(placement: Placement) -> tuple[Pair, ...]:

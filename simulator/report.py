@@ -60,7 +60,7 @@ GROUPS = {
         "transition_ms_p50",
         "transition_ms_p95",
     ),
-    "Planning": ("phi", "gap_percent", "planner_s"),
+    "Planning": ("phi", "phi_bound", "gap_percent", "planner_s"),
 }
 """Every metric is in one of the tables."""
 CLASS_COLUMNS: dict[str, Callable[[ClassMetrics], float | None]] = {
