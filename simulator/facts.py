@@ -79,11 +79,6 @@ class Facts:
         """How many steps slower than undisturbed the link is."""
         return round(log(min(self.truth.path_factor(a, b, at_s), FACTOR_MAX)) / log1p(STEP))
 
-    def fetch_s(self, node: NodeId, size: float) -> float:
-        """To bring files from the registry, which stands where the first site is, over an undisturbed link."""
-        link = self._link_spec(next(iter(self.specs)), node)
-        return link.rtt_ms / 1e3 + size * 8 / (link.mbit_per_s * 1e6) if size else 0.0
-
     def is_down(self, node: NodeId, at_s: float) -> bool:
         """Whether it is dead, hangs, or is cut off."""
         return any(a <= at_s < b for a, b in self._downs.get(node, ()))

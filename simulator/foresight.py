@@ -37,6 +37,8 @@ itself, and on smart-city none of them was better."""
 
 AGREED_S = 0.5
 """To make a plan, to store its events and to hear all of its nodes."""
+LOOKED_S = 1.0
+"""A node loads as fast as it is so long before it serves."""
 RETURNED_S = 2.5
 """From the end of what killed a node to the first word of it that the leader hears."""
 
@@ -81,7 +83,7 @@ class Foresight:
             if not made:
                 made.append(Step(0.0, at_s, placement))
             elif placement != made[-1].placement:
-                begin_s = at_s - _ahead_s(self.oracle, made[-1].placement, placement)
+                begin_s = at_s - _ahead_s(self.oracle, made[-1].placement, placement, at_s)
                 begin_s = max(begin_s, made[-1].at_s, _there_s(self.oracle, placement, begin_s))
                 made.append(Step(begin_s, at_s, placement))
         return tuple(made)
@@ -134,12 +136,13 @@ def way_cost(costs: Floats, moves: Floats, chosen: tuple[int, ...]) -> float:
     return stays + sum(float(moves[a, b]) for a, b in pairwise(chosen))
 
 
-def _ahead_s(oracle: Oracle, before: Placement, after: Placement) -> float:
-    """From beginning with a placement to its being in force, as predicted (mathematics.md A4), the registry being where
-    it is."""
-    nodes = oracle.move(before, after, oracle.mean_asked, {}).nodes
-    prepared_s = (oracle.facts.fetch_s(one.node, one.fetch_bytes) + one.read_s + one.build_s for one in nodes)
-    return AGREED_S + max(prepared_s, default=0.0)
+def _ahead_s(oracle: Oracle, before: Placement, after: Placement, at_s: float) -> float:
+    """From beginning with a placement to its being in force at a time, as predicted (mathematics.md A4). Its blocks are
+    on the disks by then: who knows that they will be needed has them fetched at the beginning (`simulator.office`)."""
+    disks = {node: frozenset(range(len(oracle.physics.manifest.blocks))) for node in nodes_of(after)}
+    nodes = oracle.move(before, after, oracle.mean_asked, disks).nodes
+    slow = {one.node: oracle.facts.truth.node_factor(one.node, at_s - LOOKED_S) for one in nodes}
+    return AGREED_S + max((slow[one.node] * (one.read_s + one.build_s) for one in nodes), default=0.0)
 
 
 def _there_s(oracle: Oracle, placement: Placement, at_s: float) -> float:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, Report, Snapshot, fold
 from orchestrator.lease import LEASE_S
 from orchestrator.staging import Advice
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import StoredBlocks
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from simulator.books import Books
@@ -75,6 +76,8 @@ class Office:
         self._lead(self._stored)
         if self._rule not in (None, "optimum"):
             self._kernel.at(PLACED_AT_S, self._place)
+        if self._contender.stages_ahead and len(self._steps) > 1:
+            self._kernel.at(PLACED_AT_S, self._stage)
         for step in self._steps:
             self._kernel.at(step.begin_s, lambda step=step: self._insist(step.placement))  # type: ignore[misc]
 
@@ -152,6 +155,14 @@ class Office:
         self._insisted = placement
         if self._contender.recovers:
             self._kernel.after(INSISTED_S, lambda: self._release(placement))
+
+    def _stage(self) -> None:
+        """What is known to be needed later is fetched ahead of need."""
+        blocks: dict[NodeId, set[int]] = {}
+        for stage in (stage for step in self._steps for chain in step.placement for stage in chain):
+            blocks.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+        for node, needed in blocks.items():
+            self._advise(node, (StoredBlocks.of(Digest(self._wish.model), needed),))
 
     def _release(self, placement: Placement) -> None:
         """From now on another may be made, should this one be lost."""
