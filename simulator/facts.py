@@ -39,6 +39,8 @@ class Facts:
         }
         self._downs = _spans(truth, ("kill", "hang", "cut"))
         self._kills = _spans(truth, ("kill",))
+        self._known: dict[tuple[NodeId, float], Capacity] = {}
+        """Nodes that are so slow, without links."""
 
     def capacities(self, nodes: Iterable[NodeId], pairs: Iterable[Pair], at_s: float | None) -> dict[NodeId, Capacity]:
         """Nodes with those links between them, as they are at a time, those that are away too; None: undisturbed."""
@@ -120,8 +122,14 @@ class Facts:
         return [node for node in self.specs if node in kept]
 
     def _capacity(self, node: NodeId, slow: float, links: Iterable[LinkEstimate]) -> Capacity:
+        known = self._known.get((node, slow))
+        if known is None:
+            known = self._known[node, slow] = slower(self._unhindered(node), slow)
+        return known.model_copy(update={"links": tuple(links)})
+
+    def _unhindered(self, node: NodeId) -> Capacity:
         spec, blocks = self.specs[node], range(len(self._physics.manifest.blocks))
-        undisturbed = Capacity(
+        return Capacity(
             node=node,
             boot="truth",
             sequence=0,
@@ -139,12 +147,10 @@ class Facts:
             load=0.0,
             disk_read_bytes_per_s=spec.disk_bytes_per_s,
             block_times=tuple(self._physics.time_of(node, spec, block) for block in blocks),
-            links=tuple(links),
             machine=node,
             cores=(0,),
             frame_ms=1e3 * self._physics.frame_s,
         )
-        return slower(undisturbed, slow)
 
     def _link(self, a: NodeId, b: NodeId, factor: float) -> LinkEstimate:
         spec = self._link_spec(a, b)

@@ -193,7 +193,7 @@ class Oracle:
         themselves from slot to slot is not in it."""
         at_s, rate = sum(self.slots[slot]) / 2, self.asked[slot].demand.requests_per_s
         spells = (one for one in self.facts.truth.spells if one.kind not in ("lie", "leader"))
-        wrong = tuple(number for number, one in enumerate(spells) if one.begin_s <= at_s < one.end_s)
+        wrong = frozenset((one.what, one.kind, one.factor) for one in spells if one.begin_s <= at_s < one.end_s)
         return wrong, round(log2(rate)) if rate else None
 
     def snapshot(self, moment: Moment) -> Snapshot:
