@@ -98,7 +98,14 @@ class Office:
         leader.stop()
         self._books.planner_s += leader.spent_s
         before = leader.mind.snapshot
-        self._kernel.after(LEASE_S, lambda: self._lead(successor(before, self.log, self._epochs, self._kernel.date)))
+        self._kernel.after(LEASE_S, lambda: self._succeed(before))
+
+    def _succeed(self, before: Snapshot) -> None:
+        """The next leader finds what was stored while nobody led."""
+        self._lead(successor(before, self.log, self._epochs, self._kernel.date))
+        for name, deployment in self._stored.deployments.items():
+            if before.deployments.get(name) != deployment:
+                self.report(DeploymentWritten(deployment))
 
     def close(self) -> None:
         """The run is over."""

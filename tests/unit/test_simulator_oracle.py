@@ -175,6 +175,14 @@ def test_who_knows_the_run_has_moved_before_its_nodes_become_slow() -> None:
     assert not ran("clairvoyant").violations
 
 
+def test_a_step_that_is_due_while_nobody_leads_is_taken_by_the_next_leader() -> None:
+    leader = Fault(kind="leader", at_s=TURN_S - 4.0)
+    result = World(
+        TURNS.model_copy(update={"faults": (*TURNS.faults, leader)}), CONTENDERS["clairvoyant"], 10, foresight=known()
+    ).run()
+    assert [epoch.placement for epoch in result.epochs] == [LEFT, RIGHT]
+
+
 def test_who_knows_the_run_pays_less_than_who_stays_and_more_than_the_bound() -> None:
     knows, stays = (price_of(ran(policy), known()) for policy in ("clairvoyant", "static"))
     assert knows.bound < knows.phi < stays.phi
