@@ -6,13 +6,11 @@ from functools import cache
 from hashlib import sha256
 
 from profiler.compute import OVERHEAD_MS
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import Digest, NodeId
 from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from simulator.scenario import ModelSpec, NodeSpec
 
-DEPLOYMENT = DeploymentName("model")
-"""Under which clients address it, in every world."""
 GRAPH_BYTES = 1
 FRAME_S = 0.0002
 """What a frame costs a node beside its computation: between threads, and to encode."""

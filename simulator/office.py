@@ -14,11 +14,11 @@ from simulator.foresight import Step
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
 from simulator.model import Physics
-from simulator.oracle import deployment_of, trusted_of
 from simulator.orchestrator import Leader, successor
 from simulator.policies import Contender, Static, placed
 from simulator.scenario import Scenario
 from simulator.trail import Trail
+from simulator.wishes import deployment_of, trusted_of
 
 PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""

@@ -25,17 +25,20 @@ from profiler.memory import memory_bytes
 from profiler.objective import Demand, Weights
 from schemas.base import NodeId
 from schemas.capacity import Capacity, StoredBlocks
-from schemas.deployment import Deployment, Placement
+from schemas.deployment import Placement
 from simulator.draws import Draws
 from simulator.facts import Facts, Pair, Span, nodes_of, stepped
 from simulator.kernel import EPOCH
-from simulator.model import DEPLOYMENT, Physics, physics_of
+from simulator.model import Physics, physics_of
 from simulator.records import Arrival
 from simulator.scenario import Scenario
 from simulator.traces import TraceRow
 from simulator.truth import Truth, timeline
+from simulator.wishes import DEPLOYMENT, deployment_of, trusted_of
 from simulator.workload import arrivals
 
+SLOTS_MAX = 1000
+"""Of a run longer than an hour and a half slots are longer than a planning period."""
 WINDOW_S = 30.0
 """Over which requests are counted: of the few in a slot no rate can be told."""
 MEAN_SAMPLES = 48
@@ -75,8 +78,8 @@ class Oracle:
         self.physics, self.facts = physics, Facts(scenario, physics, truth)
         self.deployment, self.trusted = deployment_of(scenario, physics), trusted_of(scenario)
         self.begin_s, self.end_s = scenario.warmup_s, scenario.duration_s
-        self._width_s = (self.end_s - self.begin_s) / max(1, round((self.end_s - self.begin_s) / PLANNING_PERIOD_S))
-        count = round((self.end_s - self.begin_s) / self._width_s)
+        count = min(max(1, round((self.end_s - self.begin_s) / PLANNING_PERIOD_S)), SLOTS_MAX)
+        self._width_s = (self.end_s - self.begin_s) / count
         self.slots: tuple[Span, ...] = tuple(
             (self.begin_s + k * self._width_s, self.begin_s + (k + 1) * self._width_s) for k in range(count)
         )
@@ -283,30 +286,6 @@ def oracle_of(
     draws = Draws(seed)
     physics = physics or physics_of(scenario.model)
     return Oracle(scenario, physics, timeline(scenario, draws), arrivals(scenario, draws, trace))
-
-
-def deployment_of(scenario: Scenario, physics: Physics) -> Deployment:
-    """What the operator of a scenario wants."""
-    served = scenario.served
-    return Deployment(
-        name=DEPLOYMENT,
-        model=physics.digest,
-        settings=served.settings,
-        stages=served.stages,
-        routes=served.routes,
-        slo=served.slo,
-        sensitive=served.sensitive,
-    )
-
-
-def trusted_of(scenario: Scenario) -> frozenset[NodeId]:
-    """The nodes that operators trust; they say so of all before anything runs."""
-    return frozenset(
-        node
-        for site in scenario.sites
-        for node in site.members
-        if (site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted)
-    )
 
 
 def _mean_lengths(scenario: Scenario, requests: Sequence[Arrival]) -> tuple[int, int]:

@@ -27,7 +27,7 @@ from simulator.foresight import Foresight, Step, foresee
 from simulator.journal import Stream
 from simulator.kernel import Kernel
 from simulator.machine import Machine
-from simulator.model import DEPLOYMENT, Physics, physics_of
+from simulator.model import Physics, physics_of
 from simulator.network import Network
 from simulator.office import Office
 from simulator.oracle import Oracle
@@ -37,6 +37,7 @@ from simulator.scenario import NodeSpec, RequestClass, Scenario
 from simulator.traces import TraceRow
 from simulator.trail import Trail
 from simulator.truth import Change, timeline
+from simulator.wishes import DEPLOYMENT
 from simulator.workload import arrivals
 
 CATCH_UP_S = 30.0
