@@ -23,6 +23,7 @@ from schemas.capacity import Capacity, HostedStage
 from schemas.deployment import ROUTES_MAX, Placement
 from schemas.errors import ResplitError
 from schemas.plan import Plan
+from simulator.agent import LOAD_BLOCK_S
 from simulator.facts import nodes_of
 from simulator.kernel import EPOCH
 from simulator.oracle import Moment, Oracle
@@ -37,6 +38,8 @@ itself, and on smart-city none of them was better."""
 
 AGREED_S = 0.5
 """To make a plan, to store its events and to hear all of its nodes."""
+EARLY = 0.1
+"""Of a slot: nobody can be ready to the moment."""
 LOOKED_S = 1.0
 """A node loads as fast as it is so long before it serves."""
 RETURNED_S = 2.5
@@ -108,19 +111,22 @@ def foresee(oracle: Oracle) -> Foresight:
     moves = np.array(
         [[0.0 if a == b else oracle.move(a, b, oracle.mean_asked, {}).total for b in candidates] for a in candidates]
     ).reshape(len(candidates), len(candidates))
-    return Foresight(oracle, tuple(candidates), costs, moves, cheapest_way(costs, moves))
+    return Foresight(oracle, tuple(candidates), costs, moves, cheapest_way(costs, moves, EARLY))
 
 
-def cheapest_way(costs: Floats, moves: Floats) -> tuple[int, ...]:
+def cheapest_way(costs: Floats, moves: Floats, early: float = 0.0) -> tuple[int, ...]:
     """For each of T slots one of K candidates, so that the costs [T, K] and the moves [K, K] between successive ones
-    add up to the least; the first is free to be in. Of ways that cost the same the one that stays."""
+    add up to the least; the first is free to be in. Of ways that cost the same the one that stays.
+
+    `early`: the part of the slot before it that a candidate may be in force too soon, which is counted if it is dearer
+    there."""
     if not costs.size:
         return ()
     slots, count = costs.shape
     paid, came = costs[0], np.zeros((slots, count), int)
     own = np.arange(count)
     for k in range(1, slots):
-        ways = paid[:, None] + moves
+        ways = paid[:, None] + moves + early * np.maximum(0.0, costs[k - 1][None, :] - costs[k - 1][:, None])
         best = ways.argmin(axis=0)
         best = np.where(ways[own, own] <= ways[best, own], own, best)
         came[k], paid = best, ways[best, own] + costs[k]
@@ -137,12 +143,23 @@ def way_cost(costs: Floats, moves: Floats, chosen: tuple[int, ...]) -> float:
 
 
 def _ahead_s(oracle: Oracle, before: Placement, after: Placement, at_s: float) -> float:
-    """From beginning with a placement to its being in force at a time, as predicted (mathematics.md A4). Its blocks are
-    on the disks by then: who knows that they will be needed has them fetched at the beginning (`simulator.office`)."""
-    disks = {node: frozenset(range(len(oracle.physics.manifest.blocks))) for node in nodes_of(after)}
-    nodes = oracle.move(before, after, oracle.mean_asked, disks).nodes
-    slow = {one.node: oracle.facts.truth.node_factor(one.node, at_s - LOOKED_S) for one in nodes}
-    return AGREED_S + max((slow[one.node] * (one.read_s + one.build_s) for one in nodes), default=0.0)
+    """From beginning with a placement to its being in force at a time, as loading truly takes. Its blocks are on the
+    disks by then: who knows that they will be needed has them fetched at the beginning (`simulator.office`)."""
+    held, loads_s = _held(before), [0.0]
+    for node, blocks in _held(after).items():
+        fresh = blocks - held.get(node, set())
+        size = sum(oracle.physics.manifest.blocks[block].weight_bytes for block in fresh)
+        undisturbed_s = size / oracle.facts.specs[node].disk_bytes_per_s + LOAD_BLOCK_S * len(fresh)
+        loads_s.append(undisturbed_s * oracle.facts.truth.node_factor(node, at_s - LOOKED_S))
+    return AGREED_S + max(loads_s)
+
+
+def _held(placement: Placement) -> dict[NodeId, set[int]]:
+    held: dict[NodeId, set[int]] = {}
+    for chain in placement:
+        for stage in chain:
+            held.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+    return held
 
 
 def _there_s(oracle: Oracle, placement: Placement, at_s: float) -> float:
