@@ -35,6 +35,7 @@ from schemas.plan import Plan, PlanEvent, Receipt
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
 from simulator.machine import Machine
+from simulator.model import scaled
 from simulator.surroundings import Surroundings
 
 NOTICE_S = 0.012
@@ -225,7 +226,7 @@ class SimAgent:
         """What the probe finds when a block is loaded: once for blocks of a kind, as fast as the machine is then."""
         role = self._around.physics.manifest.blocks[block].role
         factor = self._kinds.setdefault((model, role), self.machine.factor * self._noise() / self.machine.lie)
-        self._measured.setdefault((model, block), _times(self._true_time(block), factor))
+        self._measured.setdefault((model, block), scaled(self._true_time(block), factor))
 
     def _true_time(self, block: int) -> BlockTime:
         return self._around.physics.time_of(self.machine.name, self.machine.spec, block)
@@ -356,7 +357,7 @@ class SimAgent:
         busy, self._busy_s, self._said_at = min(1.0, self._busy_s / elapsed_s), 0.0, self._kernel.now
         spec, around = self.machine.spec, self._around
         factor = self._noise() / self.machine.lie
-        times = tuple(_times(time, factor) for time in self._times.now(self._measured, self._plans()))
+        times = tuple(scaled(time, factor) for time in self._times.now(self._measured, self._plans()))
         slowdown = self._times.slowdown
         capacity = Capacity(
             node=self.machine.name,
@@ -435,21 +436,6 @@ class SimNeighbours(Neighbours):
 
 def provider_of(flops_per_s: float, bytes_per_s: float) -> Provider:
     return Provider(name="cpu", device="simulated", flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
-
-
-def _times(time: BlockTime, factor: float) -> BlockTime:
-    if factor == 1.0:
-        return time
-    slope = time.decode_ms_per_row
-    return time.model_copy(
-        update={
-            "decode_ms": time.decode_ms * factor,
-            "decode_ms_per_row": None if slope is None else slope * factor,
-            "decode_ms_per_context_token": time.decode_ms_per_context_token * factor,
-            "prefill_ms": time.prefill_ms * factor,
-            "prefill_ms_per_token": time.prefill_ms_per_token * factor,
-        }
-    )
 
 
 def _run(work: Coroutine[Any, Any, T] | Awaitable[T]) -> None:

@@ -95,6 +95,8 @@ class Metrics(Value):
     planner_s: float
     gap: float | None
     phi: float | None
+    phi_bound: float | None = None
+    """That of free switching, the same whoever decides: nobody's own."""
     transition_ms: Quantiles | None
     """Latency of the requests that met a change of plans."""
     energy_j: float | None
@@ -181,6 +183,7 @@ def measure(result: RunResult, classes: Sequence[RequestClass]) -> Metrics:
         planner_s=result.planner_s,
         gap=result.gap,
         phi=result.phi,
+        phi_bound=result.phi_bound,
         transition_ms=latencies(in_transition(result), result.timeout_s),
         energy_j=sum(outcome.energy_j for outcome in result.outcomes) / done if done else None,
     )

@@ -101,3 +101,19 @@ def true_time(model: ModelSpec, node: NodeSpec, block: int) -> BlockTime:
         prefill_ms=stream_ms + OVERHEAD_MS,
         prefill_ms_per_token=compute_ms,
     )
+
+
+def scaled(time: BlockTime, factor: float) -> BlockTime:
+    """The time of a block on a machine that takes `factor` times as long."""
+    if factor == 1.0:
+        return time
+    slope = time.decode_ms_per_row
+    return time.model_copy(
+        update={
+            "decode_ms": time.decode_ms * factor,
+            "decode_ms_per_row": None if slope is None else slope * factor,
+            "decode_ms_per_context_token": time.decode_ms_per_context_token * factor,
+            "prefill_ms": time.prefill_ms * factor,
+            "prefill_ms_per_token": time.prefill_ms_per_token * factor,
+        }
+    )

@@ -1,31 +1,36 @@
 """The leader's office in a world: what is stored, who leads, and the log of plans, whose rules are checked here."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, Report, Snapshot, fold
 from orchestrator.lease import LEASE_S
 from orchestrator.staging import Advice
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import StoredBlocks
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from simulator import petals
 from simulator.books import Books
 from simulator.draws import Draws
+from simulator.foresight import Step
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
 from simulator.model import Physics
 from simulator.orchestrator import Leader, successor
-from simulator.policies import Contender, placed
+from simulator.policies import Contender, Static, placed
 from simulator.scenario import Scenario
 from simulator.trail import Trail
+from simulator.wishes import deployment_of, trusted_of
 
-DEPLOYMENT = DeploymentName("model")
 PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 PLACED_AT_S = 2.0
-"""A static contender is placed once every node has reported."""
+"""A contender that is placed by a rule is once every node has reported."""
 LOOK_EVERY_S = 0.5
 """Whether servers of a swarm came or went."""
+INSISTED_S = 30.0
+"""A placement that was known beforehand to be best and is not in force by then is given up, where another may be made:
+something has happened that nobody could know."""
 
 
 class Office:
@@ -37,14 +42,14 @@ class Office:
         physics: Physics,
         contender: Contender,
         seed: int,
-        placement: Chain | None,
+        steps: Sequence[Step],
         kernel: Kernel,
         trail: Trail,
         books: Books,
         deliver: Callable[[PlanEvent], None],
         advise: Callable[[NodeId, Advice], None],
     ) -> None:
-        """`deliver` has agents hear of an event that is stored; `placement` is locked from the beginning."""
+        """`deliver` has agents hear of an event that is stored; the first of `steps` is locked from the beginning."""
         self._contender = contender
         self._policy = contender.decides()
         self._seed = seed
@@ -53,7 +58,14 @@ class Office:
         self._books = books
         self._deliver = deliver
         self._advise = advise
-        self._wish = _desired(scenario, physics, contender, placement)
+        self._wish = deployment_of(scenario, physics)
+        """As the operator has it, but for placements."""
+        self._rule: Static | None = None if steps else contender.static
+        if self._rule is not None:
+            self._wish = self._wish.model_copy(update={"routes": 1})
+        self._steps = tuple(steps)
+        self._insisted: Placement | None = steps[0].placement if steps else None
+        """A placement that is locked until it is in force, or for good."""
         self._stored = self._wishes(scenario, physics)
         self._locked = False
         self._swarm = petals.Swarm()
@@ -71,8 +83,12 @@ class Office:
         self._lead(self._stored)
         if self._contender.swarms:
             self._kernel.every(LOOK_EVERY_S, self._look, PLACED_AT_S)
-        elif self._contender.waits:
+        elif self._rule not in (None, "optimum"):
             self._kernel.at(PLACED_AT_S, self._place)
+        if self._contender.stages_ahead and len(self._steps) > 1:
+            self._kernel.at(PLACED_AT_S, self._stage)
+        for step in self._steps:
+            self._kernel.at(step.begin_s, lambda step=step: self._insist(step.placement))  # type: ignore[misc]
 
     def report(self, report: Report) -> None:
         if self._leader is not None:
@@ -91,7 +107,14 @@ class Office:
         leader.stop()
         self._books.planner_s += leader.spent_s
         before = leader.mind.snapshot
-        self._kernel.after(LEASE_S, lambda: self._lead(successor(before, self.log, self._epochs, self._kernel.date)))
+        self._kernel.after(LEASE_S, lambda: self._succeed(before))
+
+    def _succeed(self, before: Snapshot) -> None:
+        """The next leader finds what was stored while nobody led."""
+        self._lead(successor(before, self.log, self._epochs, self._kernel.date))
+        for name, deployment in self._stored.deployments.items():
+            if before.deployments.get(name) != deployment:
+                self.report(DeploymentWritten(deployment))
 
     def close(self) -> None:
         """The run is over."""
@@ -112,12 +135,14 @@ class Office:
     def _wishes(self, scenario: Scenario, physics: Physics) -> Snapshot:
         """What is stored before anything runs; a static contender's deployment is only once it is placed."""
         snapshot = fold(Snapshot(term=1), ManifestKnown(self._wish.model, physics.manifest), EPOCH)
-        if not self._contender.waits:
+        if self._insisted is not None:
+            snapshot = fold(snapshot, DeploymentWritten(self._pinned(self._insisted)), EPOCH)
+        elif not self._contender.swarms and self._rule in (None, "optimum"):
             snapshot = fold(snapshot, DeploymentWritten(self._wish), EPOCH)
+        trusted = trusted_of(scenario)
         for site in scenario.sites:
-            trusted = site.trusted if site.trusted is not None else scenario.kinds[site.node].trusted
             for node in site.members:
-                snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=trusted)), EPOCH)
+                snapshot = fold(snapshot, NodeWished(NodeWish(node=node, trusted=node in trusted)), EPOCH)
         return snapshot
 
     def _lead(self, snapshot: Snapshot) -> None:
@@ -127,9 +152,9 @@ class Office:
 
     def _place(self) -> None:
         """Lock a static contender's plan, as an operator would; where its rule finds none, nothing is served."""
-        if self._leader is None or self._contender.static is None:
+        if self._leader is None or self._rule is None:
             return
-        chain = placed(self._contender.static, self._leader.mind.snapshot, self._wish, self._seed)
+        chain = placed(self._rule, self._leader.mind.snapshot, self._wish, self._seed)
         if chain is not None:
             self.lock(chain)
 
@@ -150,7 +175,34 @@ class Office:
 
     def lock(self, placement: Chain | Placement) -> None:
         """An operator wants it run like this."""
-        deployment = self._wish.model_copy(update={"placement": placement, "stages": None, "routes": None})
+        self._insisted = None
+        self._write(self._pinned(placement))
+
+    def _insist(self, placement: Placement) -> None:
+        """Lock what was known beforehand to be best; where lost nodes are replaced, until it is in force."""
+        self._write(self._pinned(placement))
+        self._insisted = placement
+        if self._contender.recovers:
+            self._kernel.after(INSISTED_S, lambda: self._release(placement))
+
+    def _stage(self) -> None:
+        """What is known to be needed later is fetched ahead of need."""
+        blocks: dict[NodeId, set[int]] = {}
+        for stage in (stage for step in self._steps for chain in step.placement for stage in chain):
+            blocks.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+        for node, needed in blocks.items():
+            self._advise(node, (StoredBlocks.of(Digest(self._wish.model), needed),))
+
+    def _release(self, placement: Placement) -> None:
+        """From now on another may be made, should this one be lost."""
+        if self._insisted == placement:
+            self._insisted = None
+            self._write(self._wish)
+
+    def _pinned(self, placement: Chain | Placement) -> Deployment:
+        return self._wish.model_copy(update={"placement": placement, "stages": None, "routes": None})
+
+    def _write(self, deployment: Deployment) -> None:
         self._stored = fold(self._stored, DeploymentWritten(deployment), self._kernel.date)
         self.report(DeploymentWritten(deployment))
 
@@ -164,9 +216,12 @@ class Office:
             self._books.aborts += 1
         if event.phase is PlanPhase.COMMIT and event.current is not None:
             self._books.in_force(event.current)
-            if self._contender.static == "optimum" and not self._locked:
-                self._locked, placement = True, event.current.chains
+            placement = event.current.chains
+            if self._rule == "optimum" and not self._locked:
+                self._locked = True
                 self._kernel.after(0.0, lambda: self.lock(placement))
+            if self._contender.recovers and placement == self._insisted:
+                self._kernel.after(0.0, lambda: self._release(placement))
         self._deliver(event)
 
     def _check(self, event: PlanEvent) -> None:
@@ -187,18 +242,3 @@ class Office:
             unready = set(event.current.nodes) - self._ready.get(event.current.digest, set())
             if unready:
                 self._books.broken(f"{what}: in force while {', '.join(sorted(unready))} had not said READY")
-
-
-def _desired(scenario: Scenario, physics: Physics, contender: Contender, placement: Chain | None) -> Deployment:
-    served = scenario.served
-    alone = contender.static is not None and placement is None
-    return Deployment(
-        name=DEPLOYMENT,
-        model=physics.digest,
-        placement=placement,
-        settings=served.settings,
-        stages=served.stages if placement is None else None,
-        routes=1 if alone else served.routes if placement is None else None,
-        slo=served.slo,
-        sensitive=served.sensitive,
-    )

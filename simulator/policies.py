@@ -20,8 +20,10 @@ from orchestrator.trigger import AlwaysArgmin, EwmaThreshold, Policy, RoundTripR
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
+from simulator.foresight import Foresight, Step
 from simulator.learned import shipped
 
+Foresees = Callable[[Foresight], tuple[Step, ...]]
 Static = Literal["optimum", "even", "greedy", "random", "round-robin", "edgeshard", "source", "cloud"]
 
 
@@ -32,7 +34,8 @@ class Never:
     """Moves for a hard trigger alone: a node that is lost."""
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
-        return EwmaThreshold(gain=1.0)(state, observation, now)  # nothing is better by its whole cost
+        # Nothing is better by its whole cost; and what burns an error budget is no node that is lost.
+        return EwmaThreshold(gain=1.0)(state, replace(observation, burn=None), now)
 
 
 @dataclass(frozen=True)
@@ -77,12 +80,14 @@ def _free(cost: MoveCost) -> MoveCost:
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to decide. A `static` one is placed once, by a rule, and stays."""
+    """One way to decide. A `static` one is placed once, by a rule, and stays. One that `foresees` is told placements
+    beforehand by whoever knows the run (`simulator.foresight`)."""
 
     name: str
     title: str
     policy: Policy = DEFAULT_RULE
     static: Static | None = None
+    foresees: Foresees | None = None
     stages_ahead: bool = True
     hands_over: bool = True
     recovers: bool = True
@@ -93,23 +98,45 @@ class Contender:
     """Whether what is in force serves while another plan is prepared."""
     is_learned: bool = False
     """Decides as `simulator.learned` has it from its file."""
-
-    @property
-    def waits(self) -> bool:
-        """Whether nothing is placed before its own rule says where."""
-        return self.swarms or self.static not in (None, "optimum")
+    bound: bool = False
+    """It knows what no system knows: nobody is expected to do better."""
 
     def decides(self) -> Policy:
         """Its policy; raises what `simulator.learned.shipped` raises where there is no such file."""
         return shipped() if self.is_learned else self.policy
 
 
+def _mean_optimum(known: Foresight) -> tuple[Step, ...]:
+    return () if known.static is None else (Step(0.0, 0.0, known.static),)
+
+
+def _cheapest_way(known: Foresight) -> tuple[Step, ...]:
+    return known.schedule
+
+
 CONTENDERS: Mapping[str, Contender] = {
     one.name: one
     for one in (
         Contender("full", "the full system"),
-        Contender("static", "static optimum, waits for what is lost", Never(), "optimum", recovers=False),
-        Contender("static-restart", "static optimum, and another one when a node is lost", Never()),
+        Contender(
+            "static",
+            "static optimum on the mean state, waits for what is lost",
+            Never(),
+            None,
+            _mean_optimum,
+            recovers=False,
+        ),
+        Contender(
+            "static-restart",
+            "static optimum on the mean state, and another plan when a node is lost",
+            Never(),
+            None,
+            _mean_optimum,
+        ),
+        Contender(
+            "static-start", "the optimum at the beginning, waits for what is lost", Never(), "optimum", recovers=False
+        ),
+        Contender("clairvoyant", "knows the run, and pays for its moves", Never(), None, _cheapest_way, bound=True),
         Contender("even", "even split over the fastest nodes", Never(), "even", recovers=False),
         Contender("random", "random split", Never(), "random", recovers=False),
         Contender("round-robin", "nodes as they stand", Never(), "round-robin", recovers=False),

@@ -124,9 +124,11 @@ class RunResult:
     planner_s: float = 0.0
     """Processor time spent deciding (real, not virtual)."""
     gap: float | None = None
-    """Mean optimality gap of the plans in force, where it is known."""
+    """By how much more the plans in force truly cost than the cheapest at every time (`simulator.pricing`)."""
     phi: float | None = None
-    """Mean over time of what the plan in force truly cost."""
+    """Mean over time of what the plan in force truly cost, the price of its moves included."""
+    phi_bound: float | None = None
+    """The same of the cheapest candidate at every time, moves being free: a bound, not a policy."""
     violations: list[str] = field(default_factory=list)
     """Invariants broken: there must be none."""
     events: int = 0

@@ -11,7 +11,7 @@ from pathlib import Path
 import jinja2
 
 from orchestrator.decision import Action
-from simulator import plots, table, verdicts
+from simulator import optimality, plots, table, verdicts
 from simulator.metrics import ClassMetrics, Metrics, actions
 from simulator.results import Results, Run, Timeline, save
 from simulator.shortcomings import shortcomings
@@ -60,7 +60,7 @@ GROUPS = {
         "transition_ms_p50",
         "transition_ms_p95",
     ),
-    "Planning": ("phi", "gap_percent", "planner_s"),
+    "Planning": ("phi", "phi_bound", "gap_percent", "planner_s"),
 }
 """Every metric is in one of the tables."""
 CLASS_COLUMNS: dict[str, Callable[[ClassMetrics], float | None]] = {
@@ -167,7 +167,8 @@ def headline(found: Results, runs: Sequence[Run]) -> tuple[Grid, Grid]:
 
 
 def _tables(found: Results, runs: Sequence[Run]) -> list[Grid]:
-    return [*(_grid(found, runs, keys, title) for title, keys in GROUPS.items()), class_grid(found, runs)]
+    groups = (_grid(found, runs, keys, title) for title, keys in GROUPS.items())
+    return [*groups, optimality.grid(found, runs, SEED), class_grid(found, runs)]
 
 
 def _grid(found: Results, runs: Sequence[Run], keys: Sequence[str], title: str) -> Grid:

@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
 from simulator.files import swept
+from simulator.foresight import Foresight, foresee
+from simulator.oracle import oracle_of
 from simulator.policies import CONTENDERS
+from simulator.pricing import priced
 from simulator.results import Results, Run, Timeline, summary, timeline
 from simulator.scenario import Scenario
-from simulator.traces import read_trace
+from simulator.traces import TraceRow, read_trace
 from simulator.world import World
 
 REFERENCE, SYSTEM = "static", "full"
@@ -64,6 +68,7 @@ def simulate(
         policies={name: CONTENDERS[name].title for name in policies},
         reference=REFERENCE if REFERENCE in policies else policies[0],
         system=SYSTEM if SYSTEM in policies else policies[0],
+        bounds=tuple(name for name in policies if CONTENDERS[name].bound),
         runs=tuple(run for run, _ in done),
         shown=tuple(line for _, line in done if line is not None),
     )
@@ -77,10 +82,22 @@ def count(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> 
 def run_one(job: Job) -> tuple[Run, Timeline | None]:
     """One run, in whichever process."""
     scenario = job.scenario
-    trace = None if scenario.workload.trace is None else read_trace(Path(scenario.workload.trace))
-    result = World(scenario, CONTENDERS[job.policy], job.seed, trace).run()
+    known = _known(scenario.model_dump_json(), job.seed)
+    result = World(scenario, CONTENDERS[job.policy], job.seed, _trace(scenario), foresight=known).run()
+    priced(result, known)
     line = timeline(result) if job.shows else None
     return summary(result, scenario.workload.classes, dict(job.swept)), line
+
+
+@lru_cache(maxsize=2)
+def _known(scenario: str, seed: int) -> Foresight:
+    """What there is to know of a world, by its JSON: the policies of one seed share it."""
+    read = Scenario.model_validate_json(scenario)
+    return foresee(oracle_of(read, seed, _trace(read)))
+
+
+def _trace(scenario: Scenario) -> Sequence[TraceRow] | None:
+    return None if scenario.workload.trace is None else read_trace(Path(scenario.workload.trace))
 
 
 def _jobs(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:

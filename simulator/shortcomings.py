@@ -3,6 +3,7 @@ sentences, so that no table has to be searched for it."""
 
 from collections.abc import Iterator, Sequence
 
+from simulator import optimality
 from simulator.results import Results, Run
 from simulator.statistics import PAIRS_MIN
 from simulator.table import HEADLINE, Cell, compare
@@ -18,7 +19,8 @@ def shortcomings(found: Results, seed: int) -> list[str]:
     resamples."""
     said = [*_broken(found.runs), *_unfair(found)]
     for point in sorted({run.point for run in found.runs}):
-        said += _beaten(found, [run for run in found.runs if run.point == point], _at(point), seed)
+        runs = [run for run in found.runs if run.point == point]
+        said += [*_beaten(found, runs, _at(point), seed), *optimality.sentences(found, runs, _at(point), seed)]
     return said
 
 

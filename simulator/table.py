@@ -84,6 +84,7 @@ COLUMNS = (
     Column("transition_ms_p95", "in transition p95 ms", "lower", _of(lambda m: m.transition_ms, "p95")),
     Column("energy_j", "energy J/request", "lower", lambda m: m.energy_j),
     Column("phi", "Phi", "lower", lambda m: m.phi),
+    Column("phi_bound", "Phi of free switching (a bound, not a policy)", None, lambda m: m.phi_bound),
 )
 """All of them; utilisation stands beside latency wherever it is shown."""
 

@@ -7,6 +7,7 @@ named streams of the seed, and nothing reads a clock of this machine but to say 
 import logging
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
@@ -22,18 +23,21 @@ from simulator.agent import SimAgent, provider_of
 from simulator.books import Books
 from simulator.client import SimClient
 from simulator.draws import Draws
+from simulator.foresight import Foresight, Step, foresee
 from simulator.journal import Stream
 from simulator.kernel import Kernel
 from simulator.machine import Machine
 from simulator.model import Physics, physics_of
 from simulator.network import Network
-from simulator.office import DEPLOYMENT, Office
+from simulator.office import Office
+from simulator.oracle import Oracle
 from simulator.policies import Contender
 from simulator.records import Arrival, Outcome, RunResult
 from simulator.scenario import NodeSpec, RequestClass, Scenario
 from simulator.traces import TraceRow
 from simulator.trail import Trail
 from simulator.truth import Change, timeline
+from simulator.wishes import DEPLOYMENT
 from simulator.workload import arrivals
 
 CATCH_UP_S = 30.0
@@ -59,8 +63,10 @@ class World:
         *,
         physics: Physics | None = None,
         placement: Chain | None = None,
+        foresight: Foresight | None = None,
     ) -> None:
-        """`physics` other than the scenario's own are those of machines that were measured; `placement` is locked."""
+        """`physics` other than the scenario's own are those of machines that were measured; `placement` is locked.
+        `foresight` is that of this world where it is known already."""
         self.scenario = scenario
         self.physics = physics or physics_of(scenario.model)
         self.kernel = Kernel()
@@ -91,12 +97,19 @@ class World:
         """The last heartbeat of each."""
         self.clients: list[SimClient] = []
         self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
+        steps: tuple[Step, ...] = ()
+        if placement is not None:
+            contender = replace(contender, recovers=False)
+            steps = (Step(0.0, 0.0, (placement,)),)
+        elif contender.foresees is not None:
+            oracle = Oracle(scenario, self.physics, self._truth, self._arrivals)
+            steps = contender.foresees(foresight or foresee(oracle))
         self._office = Office(
             scenario,
             self.physics,
             contender,
             seed,
-            placement,
+            steps,
             self.kernel,
             self.trail,
             self._books,

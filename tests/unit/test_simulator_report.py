@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from schemas.errors import ErrorCode, ResplitError
-from simulator import plots, report, table
+from simulator import optimality, plots, report, table
 from simulator.metrics import Metrics
 from simulator.records import Spell
 from simulator.results import BINS, Results, load, save, summary, timeline
@@ -24,6 +24,7 @@ from tests.synthetic_run import CLASSES, chain, epochs, outcome, result, results
 
 PNG = b"\x89PNG\r\n\x1a\n"
 SEEDS = range(10, 18)
+BOUND_ROW = "free switching (a bound, not a policy)"
 
 
 def between(low: float, high: float, count: int = 30) -> Interval:
@@ -38,6 +39,16 @@ def usual() -> Results:
 
 def qos(metrics: Metrics) -> float | None:
     return metrics.qos
+
+
+def phi_times(factor: float) -> Results:
+    """The usual ones, the system's Phi being so many times the clairvoyant's, and the bound being nine tenths of it."""
+    runs = []
+    for run in usual().runs:
+        phi = {"full": factor, "clairvoyant": 1.0}.get(run.policy, 2.0) * (1 + run.seed / 100)
+        metrics = run.metrics.model_copy(update={"phi": phi, "phi_bound": 0.9 * (1 + run.seed / 100)})
+        runs.append(run.model_copy(update={"metrics": metrics}))
+    return usual().model_copy(update={"runs": tuple(runs)})
 
 
 # The verdict.
@@ -364,3 +375,46 @@ def test_one_fault_after_the_other_is_one_shade_and_two_at_once_are_a_darker_one
     assert plots.active(shown, spells, 1) == [(10, 40)]
     assert plots.active(shown, spells, 2) == [(30, 10)]
     assert plots.active(shown, spells, 3) == []
+
+
+# How far it is from what could have been.
+
+
+def test_a_phi_is_held_against_that_of_who_knows_the_run_seed_by_seed() -> None:
+    found = phi_times(1.2)
+    ratio = optimality.over_clairvoyant(found.runs, "full", 0)
+    assert ratio is not None
+    assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((1.2, 1.2, 1.2))
+    assert ratio.count == len(SEEDS)
+    assert optimality.over_clairvoyant([run for run in found.runs if run.policy == "full"], "full", 0) is None
+
+
+def test_the_bound_has_a_row_and_no_policy_s_name() -> None:
+    rows = optimality.grid(phi_times(1.2), phi_times(1.2).runs, 0).rows
+    assert [row[0] for row in rows] == ["static", "greedy", "full", "clairvoyant", BOUND_ROW]
+    assert [row[2:] for row in rows] == [
+        ("2.00", "2.22"),
+        ("2.00", "2.22"),
+        ("1.20", "1.33"),
+        ("1.00", "1.11"),
+        ("0.900", "-"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("factor", "said"),
+    [(1.2, ""), (1.7, "more than 1.5"), (0.8, "candidates that are not all")],
+)
+def test_it_is_said_if_the_system_costs_too_much_more_than_who_knows_the_run(
+    factor: float, said: str
+) -> None:
+    found = phi_times(factor)
+    told = [line for line in shortcomings(found, 0) if "clairvoyant does" in line]
+    assert len(told) == bool(said)
+    assert all(said in line for line in told)
+
+
+def test_few_seeds_do_not_tell_how_far_it_is() -> None:
+    found = phi_times(1.2)
+    few = found.model_copy(update={"runs": tuple(run for run in found.runs if run.seed < 12)})
+    assert any("2 seeds do not tell" in line for line in shortcomings(few, 0))
