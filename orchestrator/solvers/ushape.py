@@ -15,10 +15,11 @@ from orchestrator.solvers.dssr import LABELS_MAX, settle
 from orchestrator.solvers.problem import Piece, Problem, Solution
 
 
-def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MAX) -> Solution:
-    """The U of least latency over all `heads`; a head that holds everything alone is one as well."""
+def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MAX, cutoff_ns: float = inf) -> Solution:
+    """The U of least latency over all `heads` that takes less than `cutoff_ns`; a head that holds everything alone is
+    one as well. Where there is none, the bound is no more than the cut-off: beyond it nobody looked."""
     chains = chains_of(problem)
-    value, bound, labels = inf, inf, 0
+    value, bound, labels = cutoff_ns, inf, 0
     pieces: tuple[Piece, ...] | None = None
     for head in heads:
         alone = problem.need_bytes[head].sum() <= problem.free_bytes[head] and problem.may_run[head].all()
@@ -38,7 +39,7 @@ def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MA
                 first = Piece(head, 0, found.pieces[0].first - 1)
                 value, pieces = found.value, (first, *found.pieces, last)
         bound = min(bound, float(bounds.min()))
-    return Solution(pieces, value, min(bound, value), "u-shape")
+    return Solution(pieces, inf if pieces is None else value, min(bound, value), "u-shape")
 
 
 def _cases(problem: Problem, chains: Chains, head: int) -> Cases:
