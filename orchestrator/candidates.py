@@ -8,6 +8,7 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
+from functools import cache
 
 from orchestrator.beliefs import believed, optimism_of, slower, slower_times
 from orchestrator.chain import LATENCY_REF_MS_MIN
@@ -80,16 +81,20 @@ def slate(
     found_rooms = rooms(snapshot, deployment, manifest)
     idle = {name: replace(room, capacity=rested[name]) for name, room in found_rooms.items()}
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
+    calm = believed(heard, steadied, manifest, deployment.model, optimism)
+
+    @cache
+    def strained(node: NodeId, factor: float) -> tuple[Capacity, Capacity]:
+        """A node as it is now, and as it is over a longer time."""
+        return slower(rested[node], factor), slower(calm[node], factor)
 
     def serving(chains: Placement) -> dict[NodeId, Capacity]:
         """The nodes of some routes under the strain of serving them."""
-        return {node: slower(rested[node], strain.on(node, chains)) for node in _nodes_of(chains)}
+        return {node: strained(node, strain.on(node, chains))[0] for node in _nodes_of(chains)}
 
     def steady(chains: Placement) -> dict[NodeId, Capacity]:
         """The same as they are over a longer time."""
-        those = {node: heard[node] for node in _nodes_of(chains)}
-        calm = believed(those, steadied, manifest, deployment.model, optimism)
-        return {node: slower(capacity, strain.on(node, chains)) for node, capacity in calm.items()}
+        return {node: strained(node, strain.on(node, chains))[1] for node in _nodes_of(chains)}
 
     alone = forecast(current.chains, serving(current.chains), manifest, deployment.model)
     habit = snapshot.habits.get(deployment.name, Habit())
@@ -149,11 +154,11 @@ def slate(
         if unfit or exposed or deployment.routes is None or len(chains) >= len(current.routes)
     ]
     alternatives = [(chains, origin, None) for chains, origin in searched.found]
-    chosen = {here[0].key: here}
+    others: dict[Placement, tuple[Origin, NodeId | None]] = {}
     for chains, origin, without in [*alternatives, *spares]:
-        made = option(chains, origin, without)
-        chosen.setdefault(made[0].key, made)
-    kept = list(chosen.values())[:OPTIONS_MAX]
+        if chains != current.chains:
+            others.setdefault(chains, (origin, without))
+    kept = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     moves = {
