@@ -23,7 +23,7 @@ from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solut
 
 LABELS_MAX = 20_000_000
 """States that passes may visit before the answer is given with the gap that is left: about a second."""
-_TABLE_CELLS = 4_000_000
+TABLE_CELLS = 4_000_000
 """Figures per table of one batch of starts: 32 MB."""
 CORE_NODES = 250
 """From here on a promising few of the nodes are solved first."""
@@ -271,5 +271,5 @@ def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats, Integers]:
 
 def _batches(order: Integers, chains: Chains, stages: int | None) -> list[Integers]:
     """The starts in batches whose tables fit."""
-    size = max(1, _TABLE_CELLS // max(1, chains.nodes * chains.blocks * (stages or 1)))
+    size = max(1, TABLE_CELLS // max(1, chains.nodes * chains.blocks * (stages or 1)))
     return [order[a : a + size] for a in range(0, len(order), size)]

@@ -11,8 +11,8 @@ from math import inf
 import numpy as np
 
 from orchestrator.solvers.chains import Cases, Chains, chains_of, completion
-from orchestrator.solvers.dssr import LABELS_MAX, settle
-from orchestrator.solvers.problem import Piece, Problem, Solution
+from orchestrator.solvers.dssr import LABELS_MAX, TABLE_CELLS, settle
+from orchestrator.solvers.problem import Floats, Piece, Problem, Solution
 
 
 def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MAX, cutoff_ns: float = inf) -> Solution:
@@ -21,14 +21,15 @@ def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MA
     chains = chains_of(problem)
     value, bound, labels = cutoff_ns, inf, 0
     pieces: tuple[Piece, ...] | None = None
+    ways: list[tuple[int, Cases]] = []
     for head in heads:
         alone = problem.need_bytes[head].sum() <= problem.free_bytes[head] and problem.may_run[head].all()
         if alone and problem.time_ns[head].sum() < value:
             value, pieces = float(problem.time_ns[head].sum()), (Piece(head, 0, problem.blocks - 1),)
         cases = _cases(problem, chains, head)
-        if not len(cases.entry_at):
-            continue
-        bounds = completion(chains, cases).bounds(cases)
+        if len(cases.entry_at):
+            ways.append((head, cases))
+    for (head, cases), bounds in zip(ways, _bounds(chains, [cases for _, cases in ways]), strict=True):
         some = np.flatnonzero(bounds < value)
         if len(some):
             found, _ = settle(chains, cases.only(some), bounds[some], None, value, labels_max - labels)
@@ -40,6 +41,34 @@ def u_shaped(problem: Problem, heads: Sequence[int], labels_max: int = LABELS_MA
                 value, pieces = found.value, (first, *found.pieces, last)
         bound = min(bound, float(bounds.min()))
     return Solution(pieces, inf if pieces is None else value, min(bound, value), "u-shape")
+
+
+def _bounds(chains: Chains, ways: Sequence[Cases]) -> list[Floats]:
+    """By head, what no chain of each of its cases costs less than. Numpy's calls cost more than their work here: heads
+    share them, as many as one table has room for."""
+    found: list[Floats] = []
+    size = max(1, TABLE_CELLS // max(1, chains.nodes * chains.blocks * max((len(c.entry_at) for c in ways), default=1)))
+    for begin in range(0, len(ways), size):
+        some = ways[begin : begin + size]
+        together = _together(some)
+        bounds = completion(chains, together).bounds(together)
+        found += np.split(bounds, np.cumsum([len(cases.entry_at) for cases in some])[:-1])
+    return found
+
+
+def _together(ways: Sequence[Cases]) -> Cases:
+    """The cases of several heads, one after the other."""
+    ends = sorted({last for cases in ways for last in cases.exits})
+    exits = {
+        last: np.concatenate([cases.exits.get(last, np.full(cases.entry.shape, inf)) for cases in ways])
+        for last in ends
+    }
+    return Cases(
+        np.concatenate([cases.entry_at for cases in ways]),
+        np.concatenate([cases.entry for cases in ways]),
+        np.concatenate([cases.barred for cases in ways]),
+        exits,
+    )
 
 
 def _cases(problem: Problem, chains: Chains, head: int) -> Cases:
