@@ -79,22 +79,19 @@ def _cases(problem: Problem, chains: Chains, head: int) -> Cases:
     barred = np.concatenate([[0], np.cumsum(~problem.may_run[head])])
     away = chains.node != head
     site, sites = problem.site_of[head], problem.site_of[chains.node]
-    kept = [
-        (first, last)
-        for first in range(1, blocks - 1)
-        for last in range(first + 1, blocks)
-        if need[first] + need[-1] - need[last] <= problem.free_bytes[head]
-        and barred[first] + barred[-1] - barred[last] == 0
-    ]
-    firsts = sorted({first for first, _ in kept})
+    # By the blocks of the first interval and by where the last one begins: whether the head can hold both.
+    able = need[:, None] + need[-1] - need[None, :] <= problem.free_bytes[head]
+    able &= barred[:, None] + barred[-1] - barred[None, :] == 0
+    able &= np.triu(np.ones_like(able), 1)
+    able[[0, blocks - 1, blocks], :] = able[:, [0, blocks]] = False
+    firsts, lasts = np.flatnonzero(able.any(axis=1)), np.flatnonzero(able.any(axis=0))
     entry = np.full((len(firsts), chains.nodes), inf)
-    exits = {last: np.full(entry.shape, inf) for last in sorted({last for _, last in kept})}
-    row = {first: r for r, first in enumerate(firsts)}
-    for first in firsts:
+    for row, first in enumerate(firsts.tolist()):
         out = problem.hop_ns[problem.kind_of[first - 1], site, sites]
-        entry[row[first], away] = (time[first] + out)[away]
-    for first, last in kept:
-        back = problem.hop_ns[problem.kind_of[last - 1], sites, site]
-        exits[last][row[first], away] = (time[-1] - time[last] + back)[away]
+        entry[row, away] = (time[first] + out)[away]
+    exits = {}
+    for last in lasts.tolist():
+        back = time[-1] - time[last] + problem.hop_ns[problem.kind_of[last - 1], sites, site]
+        exits[last] = np.where(able[firsts, last][:, None] & away, back, inf)
     closed = np.broadcast_to(np.where(away, 0.0, inf), entry.shape).copy()
-    return Cases(np.array(firsts, np.int64), entry, closed, exits)
+    return Cases(firsts, entry, closed, exits)
