@@ -3,6 +3,7 @@
 The current plan; for its slowest routes the best reassignment with their cuts and the best re-split; a route more, and
 fewer; and for each node in use the best plan without it, ready before that node fails. An operator's placement has no
 alternatives, `stages` and `routes` bound them, and no candidate shows a sensitive block to an untrusted node (I6).
+They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
 from collections.abc import Iterator, Mapping

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.chain import Ways, beside, best_chain
+from orchestrator.chain import Ways, beside, best_chain, ways_of
 from orchestrator.rooms import Room
 from orchestrator.trust import exposed
 from profiler.forecast import Forecast, forecast, shared_out, speed_shares
@@ -204,12 +204,12 @@ def _routes(
     kept: Placement,
     wanted: int,
 ) -> tuple[Placement, str]:
-    chains, how = list(kept[:wanted]), f"{len(kept)} as before"
+    chains, how, ways = list(kept[:wanted]), f"{len(kept)} as before", ways_of(rooms, manifest)
     if not chains:
-        first, how = best_chain(deployment, manifest, rooms, avoid)
+        first, how = best_chain(deployment, manifest, rooms, avoid, ways)
         chains.append(first)
     while len(chains) < wanted:
-        found = further_chain(deployment, manifest, rooms, tuple(chains), avoid)
+        found = further_chain(deployment, manifest, rooms, tuple(chains), avoid, ways)
         if found is None:
             break
         chains.append(found)

@@ -64,7 +64,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     )
     fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
     burn = None if fared is None else fared.burn
-    kept = before is not None and before.plan == current.digest and not afresh
+    same = None if before is None or afresh or before.plan != current.digest else before.searched
     found = slate(
         snapshot,
         deployment,
@@ -76,7 +76,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         avoid=rollout.shunned(now),
         unfit=unfit,
         exposed=exposed_by(snapshot, deployment, current),
-        searched=before.searched if before is not None and kept else None,
+        searched=same,
         anew=burn is not None and min(burn) > BURN_MAX,
     )
     state = before.state if before is not None else TriggerState()
