@@ -23,6 +23,7 @@ from benchmarks.model import NAME, PARAMETERS, bench_model
 from benchmarks.table import Row, report
 from models.store import Store
 from orchestrator.beliefs import believed
+from profiler.compute import times_of
 from profiler.cost import Estimate, predict
 from profiler.objective import Demand
 from resplit import Client
@@ -92,11 +93,11 @@ class Scene:
     async def predicted(self, placement: Placement, load: Load) -> Estimate:
         """From what the nodes say now."""
         capacities = {NodeId(node.capacity.node): node.capacity for node in (await self.status()).nodes}
-        times = {name: {(t.model, t.block): t for t in one.block_times} for name, one in capacities.items()}
+        times = {name: times_of(one.block_times) for name, one in capacities.items()}
         seen = believed(capacities, times, self.manifest, self.digest, 1.0)
         route = Route(index=0, source=placement[0].node, stages=placement, max_sequences=SETTINGS.max_sequences)
         demand = Demand(output_tokens=NEW_TOKENS, batch=load.sequences)
-        return predict(route, seen, self.manifest, self.digest, load.prompt_tokens, demand=demand, settings=SETTINGS)
+        return predict(route, seen, self.manifest, load.prompt_tokens, demand=demand, settings=SETTINGS)
 
     async def measured(self, load: Load, rounds: int) -> list[Measured]:
         """Requests one after the other beside as many others as the load has."""

@@ -6,14 +6,19 @@ keeps: it is scaled by how much slower than their rooflines the nodes that did r
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from math import exp
 from statistics import median
 
-from profiler.compute import roofline
-from profiler.network import DEFAULT_RTT_MS
+import numpy as np
+
+from profiler.compute import DECODE, ROW, Floats, ModelTimes, Times, filled, roofline
+from profiler.host import Host
+from profiler.network import DEFAULT_RTT_MS, links_by_peer
+from profiler.sizes import Sizes, sizes_of
 from schemas.base import Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, LinkEstimate
-from schemas.manifest import Block, Manifest
+from schemas.capacity import Capacity, LinkEstimate
+from schemas.manifest import Manifest
 
 SMOOTHING_S = 3.0
 """Of 20 % noise a second this leaves 8 %; of a change it shows four fifths after one planning period of 5 s."""
@@ -27,49 +32,43 @@ GUESS_PRUDENCE = 1.25
 GUESSED_NODES_MAX = 64
 """Beyond this a cluster has sites, and too many pairs to guess about one by one."""
 
-TERMS = ("decode_ms", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_per_token")
-"""What of a block's time grows with the time itself, beside what a further sequence adds."""
 
-Times = Mapping[tuple[Digest, int], BlockTime]
-Kind = tuple[str, int, int]
-"""What a block is, the bytes of its weights, and what a token takes of it."""
-
-
-def smoothed(before: Times, capacity: Capacity, elapsed_s: float, over_s: float = SMOOTHING_S) -> Times:
-    """Times weighted exponentially over `over_s`, after a heartbeat that came `elapsed_s` after the one before."""
+def smoothed(before: Times, said: Times, elapsed_s: float, over_s: float = SMOOTHING_S) -> Times:
+    """Times weighted exponentially over `over_s`, after a heartbeat that `said` these and came `elapsed_s` after the
+    one before."""
     weight = 1 - exp(-max(elapsed_s, 0) / over_s)
-    return {
-        (time.model, time.block): _between(before.get((time.model, time.block)), time, weight)
-        for time in capacity.block_times
-    }
+    return {model: _between(before.get(model), new, weight) for model, new in said.items()}
 
 
-def steadied(before: Times, capacity: Capacity, elapsed_s: float, now: Times) -> Times:
+def steadied(before: Times, said: Times, elapsed_s: float, now: Times) -> Times:
     """Times smoothed over `STEADY_S`, and never further than `STEADY_SPAN` from those of `now`: what is more than
     noise, a spike that is over or a node that slows, shows in loads as soon as in times."""
-    calm = smoothed(before, capacity, elapsed_s, STEADY_S)
-    return {key: _near(time, now[key]) for key, time in calm.items()}
+    calm = smoothed(before, said, elapsed_s, STEADY_S)
+    return {model: _near(times, now[model]) for model, times in calm.items()}
 
 
-def _near(calm: BlockTime, now: BlockTime) -> BlockTime:
-    def held(value: float, about: float) -> float:
-        return min(max(value, about / STEADY_SPAN), about * STEADY_SPAN)
-
-    slope = calm.decode_ms_per_row
-    if slope is not None and now.decode_ms_per_row is not None:
-        slope = held(slope, now.decode_ms_per_row)
-    terms = {name: held(getattr(calm, name), getattr(now, name)) for name in TERMS}
-    return calm.model_copy(update={**terms, "decode_ms_per_row": slope})
+def _near(calm: ModelTimes, now: ModelTimes) -> ModelTimes:
+    held = np.minimum(np.maximum(calm.ms, now.ms / STEADY_SPAN), now.ms * STEADY_SPAN)
+    return replace(calm, ms=held)
 
 
-def _between(old: BlockTime | None, new: BlockTime, weight: float) -> BlockTime:
-    if old is None or old == new:
+def _between(old: ModelTimes | None, new: ModelTimes, weight: float) -> ModelTimes:
+    if old is None:
         return new
-    terms = {name: (1 - weight) * getattr(old, name) + weight * getattr(new, name) for name in TERMS}
-    slope = new.decode_ms_per_row
-    if slope is not None and old.decode_ms_per_row is not None:
-        slope = old.decode_ms_per_row + weight * (slope - old.decode_ms_per_row)
-    return new.model_copy(update={**terms, "decode_ms_per_row": slope})
+    before = old.ms if old.blocks == new.blocks else _columns(old, new.blocks)
+    mixed = before + weight * (new.ms - before)
+    # What was not known before is as it is said now, and what is not known now is not known.
+    return replace(new, ms=np.where(np.isnan(mixed), new.ms, mixed))
+
+
+def _columns(times: ModelTimes, blocks: tuple[int, ...]) -> Floats:
+    """The times of these blocks, NaN for those that are not among them."""
+    found = np.full((len(times.ms), len(blocks)), np.nan)
+    known = {block: column for column, block in enumerate(times.blocks)}
+    for column, block in enumerate(blocks):
+        if block in known:
+            found[:, column] = times.ms[:, known[block]]
+    return found
 
 
 def believed(
@@ -78,103 +77,108 @@ def believed(
     manifest: Manifest,
     digest: Digest,
     optimism: float,
-) -> dict[NodeId, Capacity]:
-    """The capacities with a time for every block of the model, so that planner and cost model see one truth.
+) -> dict[NodeId, Host]:
+    """The nodes with a time for every block of the model, so that planner and cost model see one truth.
 
     `optimism` is how many times slower than its roofline a node has to be expected (`optimism_of`).
     """
-    found = {}
-    share = _slope_share(times, digest)
+    return guessed(timed(capacities, times, manifest, digest, optimism))
+
+
+def timed(
+    capacities: Mapping[NodeId, Capacity],
+    times: Mapping[NodeId, Times],
+    manifest: Manifest,
+    digest: Digest,
+    optimism: float,
+) -> dict[NodeId, Host]:
+    """The same with the links and frames that they measured alone."""
+    sizes, found = sizes_of(manifest), {}
+    share, every = _slope_share(times, digest), frozenset(range(sizes.blocks))
     for name, capacity in capacities.items():
-        known = times.get(name, {})
-        own = _ratio(capacity, known, manifest, digest)
+        known, promised = times.get(name, {}).get(digest), roofline(capacity.provider, sizes)
+        own = _ratio(known, promised)
         # A node that is slow on the blocks it runs is slow on the others too.
-        alike = _by_kind(known, manifest, digest)
-        factor = own if own is not None else optimism * GUESS_PRUDENCE
-        blocks = tuple(
-            known.get((digest, block))
-            or _like_another(alike, manifest, block)
-            or _sloped(_scaled(roofline(capacity, manifest, digest, block), factor), share)
-            for block in range(len(manifest.blocks))
-        )
-        found[name] = capacity.model_copy(update={"block_times": blocks})
-    return _with_guessed_links(_with_guessed_frames(found))
-
-
-def _by_kind(known: Times, manifest: Manifest, digest: Digest) -> Mapping[Kind, BlockTime]:
-    """The first block of each kind that a node ran."""
-    found: dict[Kind, BlockTime] = {}
-    for what in manifest.blocks if known else ():
-        time = known.get((digest, what.index))
-        if time is not None:
-            found.setdefault(_kind(what), time)
+        ms = promised.ms * (own if own is not None else optimism * GUESS_PRUDENCE)
+        if share is not None:
+            # The kernels of a node that never ran the model gain from company what they gain elsewhere.
+            ms[ROW] = share * ms[DECODE]
+        guess = replace(promised, ms=ms)
+        seen = guess if known is None else filled(known, _like_others(known, guess, sizes))
+        found[name] = Host(capacity, seen, every, links_by_peer(capacity))
     return found
 
 
-def _like_another(alike: Mapping[Kind, BlockTime], manifest: Manifest, block: int) -> BlockTime | None:
-    """The time of a block that is of the same kind and that this node ran: layers of a model differ by their weights'
-    values alone. Its own roofline knows neither kernels nor caches."""
-    time = alike.get(_kind(manifest.blocks[block])) if alike else None
-    return None if time is None else time.model_copy(update={"block": block})
-
-
-def _kind(block: Block) -> Kind:
-    return (block.role, block.weight_bytes, block.flops_per_token)
+def _like_others(known: ModelTimes, guess: ModelTimes, sizes: Sizes) -> ModelTimes:
+    """A guess with the times of blocks of the same kind that this node ran. Its own roofline knows neither kernels nor
+    caches."""
+    first: dict[int, int] = {}
+    for column, block in enumerate(known.blocks):
+        if block < sizes.blocks:
+            first.setdefault(sizes.kinds[block], column)
+    alike = {block: first[kind] for block, kind in enumerate(sizes.kinds) if kind in first}
+    if not alike:
+        return guess
+    return filled(ModelTimes(tuple(alike), known.ms[:, [*alike.values()]], known.rows_min[[*alike.values()]]), guess)
 
 
 def _slope_share(times: Mapping[NodeId, Times], digest: Digest) -> float | None:
     """What a further sequence adds to a step of this model over what one takes, on the nodes that measured it."""
     shares = []
-    for known in times.values():
-        own = [time for (model, _), time in known.items() if model == digest and time.decode_ms_per_row is not None]
-        if (decode_ms := sum(time.decode_ms for time in own)) > 0:
-            shares.append(sum(time.decode_ms_per_row or 0.0 for time in own) / decode_ms)
+    for models in times.values():
+        if (known := models.get(digest)) is None:
+            continue
+        sloped = ~np.isnan(known.ms[ROW])
+        if (decode_ms := float(known.ms[DECODE][sloped].sum())) > 0:
+            shares.append(float(known.ms[ROW][sloped].sum()) / decode_ms)
     return median(shares) if shares else None
 
 
-def _sloped(guess: BlockTime, share: float | None) -> BlockTime:
-    """A guess at a node that never ran the model: its kernels gain from company what they gain elsewhere."""
-    return guess if share is None else guess.model_copy(update={"decode_ms_per_row": share * guess.decode_ms})
+def guessed(hosts: dict[NodeId, Host]) -> dict[NodeId, Host]:
+    """The nodes with a guess in place of what each of them did not measure of links and frames."""
+    return _with_guessed_links(_with_guessed_frames(hosts))
 
 
-def _with_guessed_frames(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
+def _with_guessed_frames(hosts: dict[NodeId, Host]) -> dict[NodeId, Host]:
     """What a frame costs where none was handled yet: what it costs the others. For nothing it is nowhere."""
-    known = [capacity.frame_ms for capacity in capacities.values() if capacity.frame_ms is not None]
-    if not known or len(known) == len(capacities):
-        return capacities
+    known = [host.capacity.frame_ms for host in hosts.values() if host.capacity.frame_ms is not None]
+    if not known or len(known) == len(hosts):
+        return hosts
     usual = {"frame_ms": median(known)}
     return {
-        name: capacity if capacity.frame_ms is not None else capacity.model_copy(update=usual)
-        for name, capacity in capacities.items()
+        name: host
+        if host.capacity.frame_ms is not None
+        else replace(host, capacity=host.capacity.model_copy(update=usual))
+        for name, host in hosts.items()
     }
 
 
-def _with_guessed_links(capacities: dict[NodeId, Capacity]) -> dict[NodeId, Capacity]:
+def _with_guessed_links(hosts: dict[NodeId, Host]) -> dict[NodeId, Host]:
     """A round trip for every pair that never measured each other: a little more than what the others measured.
 
     Where links are slow, or the machines busy, a pair that nobody has tried yet must not look the better for it.
     """
-    pairs = {(name, link.peer): link for name, capacity in capacities.items() for link in capacity.links if link.up}
-    if not pairs or len(capacities) > GUESSED_NODES_MAX:
-        return capacities
-    usual_ms = median(link.rtt_ms for link in pairs.values())
-    guessed_ms = max(DEFAULT_RTT_MS, GUESS_PRUDENCE * usual_ms)
-    known = {frozenset((name, link.peer)) for name, capacity in capacities.items() for link in capacity.links}
-    return {
-        name: capacity.model_copy(
-            update={
-                "links": (
-                    *capacity.links,
-                    *(
-                        LinkEstimate(peer=peer, rtt_ms=guessed_ms, direct=True)
-                        for peer in capacities
-                        if peer > name and frozenset((name, peer)) not in known
-                    ),
-                )
-            }
-        )
-        for name, capacity in capacities.items()
+    if len(hosts) > GUESSED_NODES_MAX:
+        return hosts
+    strangers = {
+        name: [peer for peer in hosts if peer > name and peer not in host.links and name not in hosts[peer].links]
+        for name, host in hosts.items()
     }
+    if not any(strangers.values()):
+        return hosts
+    measured = [link.rtt_ms for host in hosts.values() for link in host.links.values() if link.up]
+    if not measured:
+        return hosts
+    guessed_ms = max(DEFAULT_RTT_MS, GUESS_PRUDENCE * median(measured))
+    towards = {peer: LinkEstimate(peer=peer, rtt_ms=guessed_ms, direct=True) for peer in hosts}
+    return {name: _linked(host, [towards[peer] for peer in strangers[name]]) for name, host in hosts.items()}
+
+
+def _linked(host: Host, more: list[LinkEstimate]) -> Host:
+    if not more:
+        return host
+    capacity = host.capacity.model_copy(update={"links": (*host.capacity.links, *more)})
+    return replace(host, capacity=capacity, links=links_by_peer(capacity))
 
 
 def optimism_of(
@@ -188,33 +192,27 @@ def optimism_of(
 
     The least and not the last: when the only node that runs the model is slowed, this says nothing about others.
     """
-    ratios = [_ratio(capacity, times.get(name, {}), manifest, digest) for name, capacity in capacities.items()]
+    sizes = sizes_of(manifest)
+    ratios = [
+        _ratio(known, roofline(capacity.provider, sizes))
+        for name, capacity in capacities.items()
+        if (known := times.get(name, {}).get(digest)) is not None
+    ]
     seen = [ratio for ratio in ratios if ratio is not None]
     if before is not None:
         seen.append(before)
     return max(1.0, min(seen, default=1.0))
 
 
-def _ratio(capacity: Capacity, known: Times, manifest: Manifest, digest: Digest) -> float | None:
+def _ratio(known: ModelTimes | None, promised: ModelTimes) -> float | None:
     """Measured over promised time of the blocks this node ran, or None if it ran none."""
-    blocks = [block for block in range(len(manifest.blocks)) if (digest, block) in known]
-    promised = sum(roofline(capacity, manifest, digest, block).decode_ms for block in blocks)
-    return sum(known[digest, block].decode_ms for block in blocks) / promised if blocks else None
-
-
-def slower(capacity: Capacity, factor: float) -> Capacity:
-    """A node all of whose blocks take `factor` times as long."""
-    if factor == 1.0:
-        return capacity
-    return capacity.model_copy(update={"block_times": tuple(_scaled(time, factor) for time in capacity.block_times)})
+    columns = [] if known is None else [at for at, block in enumerate(known.blocks) if block < len(promised.blocks)]
+    if known is None or not columns:
+        return None
+    ran = [known.blocks[at] for at in columns]
+    return float(known.ms[DECODE, columns].sum() / promised.ms[DECODE, ran].sum())
 
 
 def slower_times(times: Times, factor: float) -> Times:
     """Times `factor` times as long."""
-    return times if factor == 1.0 else {key: _scaled(time, factor) for key, time in times.items()}
-
-
-def _scaled(time: BlockTime, factor: float) -> BlockTime:
-    slope = time.decode_ms_per_row
-    scaled = {name: factor * getattr(time, name) for name in TERMS}
-    return time.model_copy(update={**scaled, "decode_ms_per_row": None if slope is None else factor * slope})
+    return {model: one.slower(factor) for model, one in times.items()}

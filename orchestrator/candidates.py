@@ -7,28 +7,31 @@ They are looked for (`search`) where there is reason to (`searched`), and priced
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
-from functools import cache
 
-from orchestrator.beliefs import believed, optimism_of, slower, slower_times
+import numpy as np
+
+from orchestrator.beliefs import believed, guessed, optimism_of, slower_times, timed
 from orchestrator.chain import LATENCY_REF_MS_MIN
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
 from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
-from orchestrator.moving import Placed, Prices, move_cost
+from orchestrator.moving import Placed, Prices, move_cost, reaches_of
 from orchestrator.rooms import Room, rooms
 from orchestrator.search import Search, looked_around
 from orchestrator.searched import Searched
 from orchestrator.strain import UNSTRAINED, Strain
+from profiler.compute import CONTEXT, DECODE, TOKEN
 from profiler.cost import PROMPT_TOKENS
 from profiler.forecast import forecast
+from profiler.host import Host
 from profiler.network import DEFAULT_RTT_MS
 from profiler.objective import Demand, Weights
 from profiler.waiting import chunks_of
 from schemas.base import NodeId
-from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Capacity
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS
 from schemas.deployment import Deployment, Placement, Settings
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
@@ -79,25 +82,20 @@ def slate(
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, optimism)
     rested = believed(heard, times, manifest, deployment.model, optimism)
     trusted = frozenset(name for name in rested if snapshot.trusts(name))
-    found_rooms = rooms(snapshot, deployment, manifest)
-    idle = {name: replace(room, capacity=rested[name]) for name, room in found_rooms.items()}
+    idle = rooms(snapshot, deployment, manifest, rested)
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
-    calm = believed(heard, steadied, manifest, deployment.model, optimism)
+    calm = timed(heard, steadied, manifest, deployment.model, optimism)
 
-    @cache
-    def strained(node: NodeId, factor: float) -> tuple[Capacity, Capacity]:
-        """A node as it is now, and as it is over a longer time."""
-        return slower(rested[node], factor), slower(calm[node], factor)
-
-    def serving(chains: Placement) -> dict[NodeId, Capacity]:
+    def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""
-        return {node: strained(node, strain.on(node, chains))[0] for node in _nodes_of(chains)}
+        return {node: rested[node].slower(strain.on(node, chains)) for node in _nodes_of(chains)}
 
-    def steady(chains: Placement) -> dict[NodeId, Capacity]:
+    def steady(chains: Placement) -> dict[NodeId, Host]:
         """The same as they are over a longer time."""
-        return {node: strained(node, strain.on(node, chains))[1] for node in _nodes_of(chains)}
+        those = guessed({node: calm[node] for node in _nodes_of(chains)})
+        return {node: host.slower(strain.on(node, chains)) for node, host in those.items()}
 
-    alone = forecast(current.chains, serving(current.chains), manifest, deployment.model)
+    alone = forecast(current.chains, serving(current.chains), manifest)
     habit = snapshot.habits.get(deployment.name, Habit())
     live = running(snapshot, deployment.name, current, manifest, habit)
     demand = demand_of(live.sequences, habit, current, serving(current.chains), steady(current.chains), manifest)
@@ -113,7 +111,6 @@ def slate(
             chains,
             serving(chains),
             manifest,
-            deployment.model,
             prompt_tokens,
             demand=demand,
             settings=deployment.settings,
@@ -162,8 +159,9 @@ def slate(
     kept = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
+    reaches = reaches_of(heard, deployment.model)
     moves = {
-        (a.key, b.key): move_cost(x, y, heard, manifest, deployment.model, live, dearer)
+        (a.key, b.key): move_cost(x, y, reaches, manifest, live, dearer)
         for a, x in kept
         for b, y in kept
         if a.key != b.key
@@ -205,18 +203,12 @@ def latency_bound_ms(
     # A cache shorter than the one that times are quoted behind makes a step shorter.
     short = max(0.0, REFERENCE_CONTEXT_TOKENS - prompt_tokens - demand.output_tokens / 2)
 
-    def step_ms(time: BlockTime) -> float:
-        return max(0.0, time.decode_ms - short * time.decode_ms_per_context_token)
-
-    def prompt_ms(time: BlockTime) -> float:
-        head = manifest.blocks[time.block].role == "head"
-        return (last if head else prompt_tokens) * time.prefill_ms_per_token
-
-    by_block = list(zip(*(room.capacity.block_times for room in offered.values()), strict=True))
-    decode_ms = strain * sum(min(map(step_ms, times)) for times in by_block)
+    times = np.stack([room.host.times.ms for room in offered.values()])
+    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - short * times[:, CONTEXT]).min(axis=0).sum())
+    tokens = np.array([last if block.role == "head" else prompt_tokens for block in manifest.blocks])
     # As many chunks as may be in flight are computed at once, at best.
-    prefill_ms = strain * sum(min(map(prompt_ms, times)) for times in by_block) / min(settings.pipeline_depth, chunks)
-    whole = [max(room.need_bytes[block] for room in offered.values()) for block in range(len(manifest.blocks))]
+    prefill_ms = strain * float((tokens * times[:, TOKEN].min(axis=0)).sum()) / min(settings.pipeline_depth, chunks)
+    whole = [max(need) for need in zip(*(room.need_bytes for room in offered.values()), strict=True)]
     need = sum(whole)
     nodes = 0
     for able in sorted((room.free_bytes + need - sum(room.need_bytes) for room in offered.values()), reverse=True):

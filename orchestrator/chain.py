@@ -9,16 +9,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from orchestrator.beliefs import slower
 from orchestrator.rooms import Room
 from orchestrator.solvers.problem import Floats, Integers, Mask, Piece, Problem, Solution, site_hops
 from orchestrator.solvers.solve import solve
-from profiler.compute import roofline
 from profiler.forecast import forecast
 from profiler.network import boundary_bytes, hop_ms, links_of
 from profiler.objective import Weights
-from schemas.base import Digest, NodeId
-from schemas.capacity import MS_MAX, BlockTime, Capacity
+from schemas.base import NodeId
+from schemas.capacity import MS_MAX, Capacity
 from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -106,9 +104,8 @@ def beside(
         own = [{block for stage in chain if stage.node == name for block in stage.blocks} for chain in taken]
         uses, held = sum(map(bool, own)), frozenset[int]().union(*own)
         room = rooms[name]
-        times = _times(room.capacity, manifest, deployment.model)
         found[name] = Room(
-            slower(room.capacity.model_copy(update={"block_times": times}), 1 + uses),
+            room.host.slower(1 + uses),
             max(0, room.free_bytes - sum(room.need_bytes[block] for block in held)),
             tuple(0 if block in held else size for block, size in enumerate(room.need_bytes)),
             room.trusted,
@@ -158,11 +155,9 @@ def _well_worth(
     there: Chain, here: Chain, deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room]
 ) -> bool:
     """Whether the cloud's chain outweighs its price, its latency and what it sees."""
-    capacities = {name: room.capacity for name, room in offered.items()}
+    hosts = {name: room.host for name, room in offered.items()}
     trusted = frozenset(name for name, room in offered.items() if room.trusted)
-    known, asked = (
-        forecast((chain,), capacities, manifest, deployment.model, trusted=trusted) for chain in (here, there)
-    )
+    known, asked = (forecast((chain,), hosts, manifest, trusted=trusted) for chain in (here, there))
     latency_ref_ms = max(LATENCY_REF_MS_MIN, min(one.e2e_ms / (one.output_tokens or 1) for one in (known, asked)))
     own, other = (one.objective(latency_ref_ms, Weights()).phi for one in (known, asked))
     return other < (1 - CLOUD_GAIN) * own
@@ -179,7 +174,7 @@ def problem_of(
 ) -> Problem:
     """What a solver is asked; `ways` covers all nodes of `rooms`, and is made here where it is not given."""
     ways = ways or ways_of(rooms, manifest)
-    times = [[time.decode_ms for time in _times(room.capacity, manifest, deployment.model)] for room in rooms.values()]
+    times = np.array([room.host.times.decode_ms for room in rooms.values()])
     count = len(manifest.blocks)
     # Of the sites those that nodes are on.
     used, site = np.unique([ways.site[name] for name in rooms], return_inverse=True)
@@ -191,18 +186,6 @@ def problem_of(
         site.astype(np.int64),
         ways.boundary,
         _allowed(rooms, deployment.sensitive_of(count), count),
-    )
-
-
-def _times(capacity: Capacity, manifest: Manifest, model: Digest) -> tuple[BlockTime, ...]:
-    """`profiler.compute.block_time` of every block."""
-    measured: dict[int, BlockTime] = {}
-    for time in capacity.block_times:
-        if time.model == model:
-            measured.setdefault(time.block, time)
-    return tuple(
-        measured[block] if block in measured else roofline(capacity, manifest, model, block)
-        for block in range(len(manifest.blocks))
     )
 
 

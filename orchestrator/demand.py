@@ -1,14 +1,12 @@
 """PURE: from the sequences that run now, and from what requests lately were, to how often requests arrive."""
 
-from collections.abc import Mapping
-
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Live
-from profiler.forecast import forecast
+from profiler.forecast import forecast_on, surveyed
+from profiler.host import Hosts
 from profiler.objective import Demand
 from schemas.base import DeploymentName, NodeId
-from schemas.capacity import Capacity
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
@@ -43,29 +41,21 @@ def demand_of(
     count: int,
     habit: Habit,
     current: Plan,
-    seen: Mapping[NodeId, Capacity],
-    steady: Mapping[NodeId, Capacity],
+    seen: Hosts,
+    steady: Hosts,
     manifest: Manifest,
 ) -> Demand:
     """How often requests of this habit arrive if `count` sequences run. By Little's law N that take E2E each arrive
     N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with
     lambda, so bisection finds it. The one that would be there anyway waits for nobody."""
     output_tokens, prompt_tokens = round(habit.output_tokens), round(habit.prompt_tokens)
+    ground = surveyed(current.chains, seen, manifest, steady)
 
     def at(rate: float) -> Demand:
         return Demand(rate, output_tokens, max(1, count))
 
     def e2e_s(rate: float) -> float:
-        found = forecast(
-            current.chains,
-            seen,
-            manifest,
-            current.model,
-            prompt_tokens,
-            demand=at(rate),
-            settings=current.settings,
-            steady=steady,
-        )
+        found = forecast_on(ground, prompt_tokens, demand=at(rate), settings=current.settings)
         return found.e2e_ms / 1e3
 
     if count <= 1:

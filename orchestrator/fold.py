@@ -10,11 +10,12 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from orchestrator import burn
-from orchestrator.beliefs import Times, smoothed, steadied
+from orchestrator.beliefs import smoothed, steadied
 from orchestrator.habits import Habit, learned
 from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
+from profiler.compute import Times, times_of
 from profiler.error import PredictionError
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, FinishedRequest
@@ -258,8 +259,9 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     rollouts = snapshot.rollouts
     past_boots = () if known is None else known.past_boots
     apart_s = 0.0 if known is None else _apart_s(known, now)
-    times = smoothed({} if known is None else known.times, capacity, apart_s)
-    steady = steadied({} if known is None else known.steady, capacity, apart_s, times)
+    said = times_of(capacity.block_times)
+    times = smoothed({} if known is None else known.times, said, apart_s)
+    steady = steadied({} if known is None else known.steady, said, apart_s, times)
     if known is not None and known.capacity.boot == capacity.boot:
         if capacity.sequence <= known.capacity.sequence:
             return snapshot
@@ -267,7 +269,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         if capacity.boot in past_boots:
             return snapshot
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
-        times = steady = smoothed({}, capacity, 0)
+        times = steady = said
         rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
     if known is None or name in snapshot.absent or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.

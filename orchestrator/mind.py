@@ -36,6 +36,7 @@ from orchestrator.rooms import believed_rooms
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
 from profiler.forecast import forecast
+from profiler.host import hosts_of
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName
 from schemas.deployment import Deployment
@@ -264,7 +265,7 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
     if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
         # Another class of service moves nothing.
         update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
-        before = forecast(same.chains, snapshot.present, manifest, same.model)
+        before = forecast(same.chains, hosts_of(snapshot.present, manifest, same.model), manifest)
         return Proposal(same.model_copy(update=update), before)
     found = believed_rooms(snapshot, deployment, manifest)
     avoid, current = rollout.shunned(now), rollout.current

@@ -6,14 +6,16 @@
 Only blocks that a node does not have loaded count, and of those only what is not on its disk travels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import cached_property
 
 from profiler.network import DEFAULT_LINK_BYTES_PER_S
+from profiler.sizes import sizes_of
 from schemas.base import Digest, NodeId
 from schemas.capacity import Capacity
-from schemas.deployment import Chain, Placement
+from schemas.deployment import Placement
 from schemas.manifest import Manifest
 
 DISK_BYTES_PER_S = 500e6
@@ -74,13 +76,47 @@ class Placed:
     """Of the sequences that run on each route."""
 
     def on(self, node: NodeId) -> frozenset[int]:
-        return frozenset(
-            block for chain in self.chains for stage in chain if stage.node == node for block in stage.blocks
-        )
+        return self.held.get(node, frozenset())
 
-    @property
-    def nodes(self) -> tuple[NodeId, ...]:
-        return tuple(dict.fromkeys(stage.node for chain in self.chains for stage in chain))
+    @cached_property
+    def held(self) -> Mapping[NodeId, frozenset[int]]:
+        """The blocks of each of its nodes, in the order of the routes."""
+        found: dict[NodeId, frozenset[int]] = {}
+        for chain in self.chains:
+            for stage in chain:
+                found[stage.node] = found.get(stage.node, frozenset()).union(stage.blocks)
+        return found
+
+    @cached_property
+    def homes(self) -> tuple[tuple[NodeId, ...], ...]:
+        """Of each route the node of each block."""
+        return tuple(tuple(stage.node for stage in chain for _ in stage.blocks) for chain in self.chains)
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How fast a node comes by blocks, and those of one model that it has on its disk."""
+
+    fetch_bytes_per_s: float
+    """Over the best of its links."""
+    slowest_bytes_per_s: float | None
+    """Over the worst of them; None while none was measured."""
+    read_bytes_per_s: float
+    on_disk: frozenset[int]
+
+
+def reaches_of(capacities: Mapping[NodeId, Capacity], digest: Digest) -> dict[NodeId, Reach]:
+    """What these nodes say of it; to be made once for many moves."""
+    found = {}
+    for node, capacity in capacities.items():
+        rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
+        found[node] = Reach(
+            max(rates, default=DEFAULT_LINK_BYTES_PER_S),
+            min(rates, default=None),
+            capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S,
+            frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest)),
+        )
+    return found
 
 
 @dataclass(frozen=True)
@@ -145,19 +181,18 @@ class MoveCost:
 def move_cost(
     before: Placed,
     after: Placed,
-    capacities: Mapping[NodeId, Capacity],
+    reaches: Mapping[NodeId, Reach],
     manifest: Manifest,
-    digest: Digest,
     live: Live,
     prices: Prices,
 ) -> MoveCost:
-    """D(before -> after); nodes of `after` must be in `capacities`."""
+    """D(before -> after); nodes of `after` must be in `reaches`."""
     nodes = tuple(
-        _node_move(capacities[node], after.on(node) - before.on(node), before.on(node), manifest, digest)
-        for node in after.nodes
-        if after.on(node) - before.on(node)
+        _node_move(node, reaches[node], new, before.on(node), manifest)
+        for node, held in after.held.items()
+        if (new := held - before.on(node))
     )
-    way, handover_s, kv_bytes = _handover(before, after, capacities, manifest, live)
+    way, handover_s, kv_bytes = _handover(before, after, reaches, manifest, live)
     copying_s = max((node.seconds for node in nodes), default=0.0)
     return MoveCost(
         nodes=nodes,
@@ -172,49 +207,37 @@ def move_cost(
     )
 
 
-def _node_move(
-    capacity: Capacity, new: frozenset[int], loaded: frozenset[int], manifest: Manifest, digest: Digest
-) -> NodeMove:
-    on_disk = loaded | _on_disk(capacity, digest)
-    size = sum(manifest.blocks[block].weight_bytes for block in new)
-    missing = sum(manifest.blocks[block].weight_bytes for block in new - on_disk)
-    rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
+def _node_move(node: NodeId, reach: Reach, new: frozenset[int], loaded: frozenset[int], manifest: Manifest) -> NodeMove:
+    weight_bytes = sizes_of(manifest).weight_bytes
+    size = sum([weight_bytes[block] for block in new])
+    missing = sum([weight_bytes[block] for block in new - loaded - reach.on_disk])
     return NodeMove(
-        node=capacity.node,
+        node=node,
         blocks=len(new),
         fetch_bytes=missing,
-        fetch_s=missing / max(rates, default=DEFAULT_LINK_BYTES_PER_S),
-        read_s=size / (capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S),
+        fetch_s=missing / reach.fetch_bytes_per_s,
+        read_s=size / reach.read_bytes_per_s,
         build_s=size / BUILD_BYTES_PER_S + BUILD_S_PER_BLOCK * len(new),
     )
 
 
-def _on_disk(capacity: Capacity, digest: Digest) -> frozenset[int]:
-    return frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest))
-
-
 def _handover(
-    before: Placed, after: Placed, capacities: Mapping[NodeId, Capacity], manifest: Manifest, live: Live
+    before: Placed, after: Placed, reaches: Mapping[NodeId, Reach], manifest: Manifest, live: Live
 ) -> tuple[Way, float, int]:
     """The cheapest way for live sequences to cross: (way, seconds, bytes of caches)."""
+    if not live.sequences:
+        return Way.NONE, 0.0, 0
     kv_per_token, affected = 0.0, 0.0
-    for chain, share in zip(before.chains, before.shares, strict=True):
+    kv_bytes = sizes_of(manifest).kv_bytes_per_token
+    for homes, share in zip(before.homes, before.shares, strict=True):
         # A route that is lost goes on with the one that is most like it; one that stays takes nothing along.
-        sizes = [
-            sum(manifest.blocks[block].kv_bytes_per_token for block in _moved(chain, other)) for other in after.chains
-        ]
-        moved = min(sizes)
+        moved = 0 if homes in after.homes else min(_moved_bytes(homes, other, kv_bytes) for other in after.homes)
         kv_per_token += share * moved
         affected += share if moved else 0.0
     kv = round(live.sequences * live.tokens * kv_per_token)
     if not kv:
         return Way.NONE, 0.0, 0
-    rates = [
-        link.goodput_bytes_per_s
-        for node in after.nodes
-        for link in capacities[node].links
-        if link.goodput_bytes_per_s is not None
-    ]
+    rates = [rate for node in after.held if (rate := reaches[node].slowest_bytes_per_s) is not None]
     ways = [
         (kv / min(rates, default=DEFAULT_LINK_BYTES_PER_S), Way.KV, kv),
         (live.sequences * affected * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),
@@ -224,7 +247,6 @@ def _handover(
     return way, seconds, size
 
 
-def _moved(before: Chain, after: Chain) -> list[int]:
-    """Blocks that another node runs."""
-    nodes = [{block: stage.node for stage in chain for block in stage.blocks} for chain in (before, after)]
-    return [block for block, node in nodes[1].items() if nodes[0][block] != node]
+def _moved_bytes(before: Sequence[NodeId], after: Sequence[NodeId], kv_bytes: Sequence[int]) -> int:
+    """Of a token's caches, those of blocks that another node runs."""
+    return sum([size for here, there, size in zip(before, after, kv_bytes, strict=True) if here != there])

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator.beliefs import Times
+from profiler.compute import Times
 from profiler.cost import Estimate, predict
 from profiler.error import PredictionError
+from profiler.host import hosts_of
 from profiler.objective import Demand
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, FinishedRequest
@@ -73,18 +74,13 @@ def judged(
 def predicted(plan: Plan, met: FinishedRequest, manifest: Manifest, view: View) -> Estimate:
     """What a request like `met` costs on its route, from what the nodes had shown; each of them is in `view`."""
     route = plan.routes[met.route]
-    capacities = {
-        NodeId(node): view.capacities[NodeId(node)].model_copy(
-            update={"block_times": tuple(view.times.get(NodeId(node), {}).values())}
-        )
-        for node in route.nodes
-    }
+    capacities = {NodeId(node): view.capacities[NodeId(node)] for node in route.nodes}
+    hosts = hosts_of(capacities, manifest, plan.model, view.times)
     demand = Demand(output_tokens=met.output_tokens, batch=met.batch, ahead_tokens=met.ahead_tokens)
     return predict(
         route,
-        capacities,
+        hosts,
         manifest,
-        plan.model,
         met.prompt_tokens,
         cached_tokens=met.cached_tokens,
         demand=demand,

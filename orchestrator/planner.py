@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from orchestrator.chain import Ways, beside, best_chain, ways_of
 from orchestrator.rooms import Room
 from orchestrator.trust import exposed
-from profiler.forecast import Forecast, forecast, shared_out, speed_shares
+from profiler.forecast import Forecast, forecast, shared_out
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -49,10 +49,8 @@ def make_plan(
     else:
         wanted = min(deployment.routes or max(routes, len(kept)), settings.max_sequences)
         chains, how = _routes(deployment, manifest, rooms, avoid, kept, wanted)
-    capacities = {name: room.capacity for name, room in rooms.items()}
-    estimate = forecast(chains, capacities, manifest, deployment.model)
-    shares = speed_shares(chains, capacities, manifest, deployment.model)
-    parts = shared_out(settings.max_sequences, shares)
+    estimate = forecast(chains, {name: room.host for name, room in rooms.items()}, manifest)
+    parts = shared_out(settings.max_sequences, estimate.shares)
     plan = Plan(
         deployment=deployment.name,
         model=deployment.model,

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from orchestrator.rooms import Room
-from profiler.compute import block_time
-from profiler.network import boundary_bytes, hop_ms, links_of
+from profiler.network import boundary_bytes, hop_ms
 from schemas.base import Digest, NodeId
 from schemas.deployment import Stage
 from schemas.manifest import Manifest
@@ -36,10 +35,12 @@ def reassigned(
 ) -> tuple[Stage, ...] | None:
     """The stages on the nodes of `rooms` that take the least time per token, or None if they fit on none. What is
     `sensitive` stays on trusted nodes."""
-    links = links_of({name: room.capacity for name, room in rooms.items()})
+    links = {name: room.host.links for name, room in rooms.items()}
     beam = [_Partial((), 0.0)]
     for position, stage in enumerate(stages):
-        own = {name: _stage_ms(stage, manifest, digest, room) for name, room in rooms.items()}
+        own = {
+            name: float(room.host.times.decode_ms[stage.first : stage.last + 1].sum()) for name, room in rooms.items()
+        }
         fast = sorted(_able(stages, stage, rooms, sensitive), key=lambda name: (own[name], name))
         shared = next((earlier for earlier in range(position) if stages[earlier].node == stage.node), None)
         size = boundary_bytes(manifest, stage.first - 1) if position else 0
@@ -80,7 +81,3 @@ def _choices(partial: _Partial, fast: list[NodeId], now: NodeId, shared: int | N
         return [partial.nodes[shared]]
     free = [name for name in fast if name not in partial.nodes]
     return free[:CHOICES] + ([now] if now in free[CHOICES:] else [])
-
-
-def _stage_ms(stage: Stage, manifest: Manifest, digest: Digest, room: Room) -> float:
-    return sum(block_time(room.capacity, manifest, digest, block).decode_ms for block in stage.blocks)

@@ -6,44 +6,60 @@ A block of this very deployment that a node runs already is counted once (mathem
 and settings shares its weights and its caches; one of other settings shares the weights and has caches of its own.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from orchestrator.beliefs import believed, optimism_of
 from orchestrator.fold import Snapshot
-from profiler.memory import kv_memory_bytes, weight_memory_bytes
+from profiler.host import Host, Hosts, hosts_of
+from profiler.kv import kv_tokens
+from profiler.sizes import sizes_of
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity
-from schemas.deployment import Deployment
+from schemas.deployment import Deployment, Settings
 from schemas.manifest import Manifest
 from schemas.plan import Plan
+
+Hosted = tuple[DeploymentName, Digest, int]
+"""A block of a model as a deployment has it on a node."""
 
 
 @dataclass(frozen=True)
 class Room:
     """One node as the planner sees it."""
 
-    capacity: Capacity
+    host: Host
     free_bytes: int
     need_bytes: tuple[int, ...]
     """What each block of the model takes."""
     trusted: bool = True
     """Whether it may hold sensitive blocks."""
 
+    @property
+    def capacity(self) -> Capacity:
+        return self.host.capacity
 
-def rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:
-    """Every node that is present and not drained, by name, ascending."""
+
+def rooms(
+    snapshot: Snapshot, deployment: Deployment, manifest: Manifest, hosts: Hosts | None = None
+) -> dict[NodeId, Room]:
+    """Every node that is present and not drained, by name, ascending; as it says that it is, or as in `hosts`."""
     found = {}
-    weights = [weight_memory_bytes(block) for block in manifest.blocks]
-    caches = [kv_memory_bytes(block, deployment.settings) for block in manifest.blocks]
-    for name, capacity in snapshot.offered.items():
-        free = max(0, capacity.memory_free_bytes - _promised_bytes(snapshot, name, capacity))
+    weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, deployment.settings)
+    whole = tuple(map(sum, zip(weights, caches, strict=True)))
+    offered = snapshot.offered
+    hosts = hosts_of(offered, manifest, deployment.model) if hosts is None else hosts
+    promised = _promised(snapshot)
+    for name, capacity in offered.items():
+        free = max(0, capacity.memory_free_bytes - _missing_bytes(promised.get(name, {}), capacity))
         loaded, cached = _held(snapshot, name, deployment)
-        need = tuple(
-            (0 if block in loaded else weight) + (0 if block in cached else cache)
-            for block, (weight, cache) in enumerate(zip(weights, caches, strict=True))
-        )
-        found[name] = Room(capacity, free, need, snapshot.trusts(name))
+        need = whole
+        if loaded:
+            need = tuple(
+                (0 if block in loaded else weight) + (0 if block in cached else cache)
+                for block, (weight, cache) in enumerate(zip(weights, caches, strict=True))
+            )
+        found[name] = Room(hosts[name], free, need, snapshot.trusts(name))
     return found
 
 
@@ -56,8 +72,7 @@ def believed_rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifes
     before = None if outlook is None else outlook.optimism
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, before)
     seen = believed(heard, times, manifest, deployment.model, optimism)
-    found = rooms(snapshot, deployment, manifest)
-    return {name: replace(room, capacity=seen[name]) for name, room in found.items()}
+    return rooms(snapshot, deployment, manifest, seen)
 
 
 def _held(snapshot: Snapshot, node: NodeId, deployment: Deployment) -> tuple[frozenset[int], frozenset[int]]:
@@ -68,25 +83,40 @@ def _held(snapshot: Snapshot, node: NodeId, deployment: Deployment) -> tuple[fro
     return loaded, frozenset(block for plan in alike for block in plan.blocks_on(node))
 
 
-def _promised_bytes(snapshot: Snapshot, node: NodeId, capacity: Capacity) -> int:
+def _promised(snapshot: Snapshot) -> dict[NodeId, dict[Hosted, int]]:
+    """What live plans put on nodes, and what each block of it takes."""
+    found: dict[NodeId, dict[Hosted, int]] = {}
+    for name, rollout in snapshot.rollouts.items():
+        for plan in rollout.plans:
+            manifest = snapshot.manifests.get(plan.model)
+            if manifest is None:
+                continue
+            weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, plan.settings)
+            for node in plan.nodes:
+                here = found.setdefault(NodeId(node), {})
+                for block in plan.blocks_on(node):
+                    key = (name, plan.model, block)
+                    here[key] = max(here.get(key, 0), weights[block] + caches[block])
+    return found
+
+
+def _missing_bytes(promised: Mapping[Hosted, int], capacity: Capacity) -> int:
     """What live plans put on the node and its last heartbeat does not show as loaded."""
+    if not promised:
+        return 0
     loaded = {
         (stage.deployment, stage.model, block)
         for stage in capacity.stages
         if stage.state != "loading"
         for block in stage.blocks
     }
-    promised: dict[tuple[DeploymentName, Digest, int], int] = {}
-    for name in snapshot.rollouts:
-        for plan in _plans_on(snapshot, node, name):
-            manifest = snapshot.manifests.get(plan.model)
-            for index in plan.blocks_on(node) if manifest is not None else ():
-                assert manifest is not None
-                key = (name, plan.model, index)
-                block = manifest.blocks[index]
-                size = weight_memory_bytes(block) + kv_memory_bytes(block, plan.settings)
-                promised[key] = max(promised.get(key, 0), size)
     return sum(size for key, size in promised.items() if key not in loaded)
+
+
+def _cache_bytes(manifest: Manifest, settings: Settings) -> tuple[int, ...]:
+    """What each block's cache takes for all slots of a deployment."""
+    tokens = kv_tokens(settings)
+    return tuple(tokens * size for size in sizes_of(manifest).kv_bytes_per_token)
 
 
 def _plans_on(snapshot: Snapshot, node: NodeId, deployment: DeploymentName) -> Iterable[Plan]:

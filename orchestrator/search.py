@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import cached_property
 
-from orchestrator.beliefs import slower
 from orchestrator.chain import Ways, beside, fastest_chain, on_the_edge, ways_of, within
 from orchestrator.decision import OPTIONS_MAX, Origin
 from orchestrator.planner import further_chain
@@ -53,7 +52,7 @@ class Search:
     @cached_property
     def rooms(self) -> Mapping[NodeId, Room]:
         """The willing as they are while they serve."""
-        return {name: replace(room, capacity=slower(room.capacity, self.strain)) for name, room in self.willing.items()}
+        return {name: replace(room, host=room.host.slower(self.strain)) for name, room in self.willing.items()}
 
     @cached_property
     def ways(self) -> Ways:
@@ -71,7 +70,7 @@ class Search:
         )
         rooms = self.willing
         return Facts(
-            {name: sum(time.decode_ms for time in room.capacity.block_times) for name, room in rooms.items()},
+            {name: float(room.host.times.decode_ms.sum()) for name, room in rooms.items()},
             # More than the whole model needs is of no use.
             {name: min(room.free_bytes, sum(room.need_bytes)) for name, room in rooms.items()},
             max((1, *(max(room.need_bytes) for room in rooms.values()))),
@@ -131,8 +130,8 @@ def _blocks(chains: Placement) -> dict[NodeId, set[int]]:
 
 def step_ms(chains: Placement, rooms: Mapping[NodeId, Room]) -> float:
     """What all stages of a plan take for one step; all its nodes are among the rooms."""
-    times = {node: rooms[node].capacity.block_times for node in _blocks(chains)}
-    return sum(times[stage.node][block].decode_ms for chain in chains for stage in chain for block in stage.blocks)
+    found = (rooms[s.node].host.times.decode_ms[s.first : s.last + 1] for chain in chains for s in chain)
+    return float(sum(times.sum() for times in found))
 
 
 def neighbours(search: Search) -> tuple[Found, ...]:

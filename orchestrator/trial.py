@@ -10,6 +10,7 @@ from orchestrator.rollout import Candidate
 from orchestrator.rooms import believed_rooms
 from orchestrator.trust import exposed
 from profiler.forecast import forecast
+from profiler.host import hosts_of
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
@@ -25,7 +26,7 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
     current = rollout.current
     here = current is not None and present.keys() >= set(current.nodes)
     if current is not None and here and what_is_needed(snapshot, deployment, rollout) is None:
-        return Proposal(current, forecast(current.chains, present, manifest, deployment.model))
+        return Proposal(current, forecast(current.chains, hosts_of(present, manifest, deployment.model), manifest))
     for number, chain in enumerate(deployment.chains or ()):
         for position, stage in enumerate(chain):
             if stage.node in snapshot.drained:

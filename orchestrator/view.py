@@ -8,6 +8,7 @@ from orchestrator.decide import Need, what_is_needed
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout
 from profiler.forecast import forecast
+from profiler.host import hosts_of
 from schemas.base import DeploymentName, NodeId
 from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusReply
 from schemas.plan import Plan
@@ -40,8 +41,9 @@ def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
     manifest = snapshot.manifests.get(plan.model) if plan is not None else None
     if plan is None or manifest is None or not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
         return None
-    capacities = {name: node.capacity for name, node in snapshot.nodes.items()}
-    return forecast(plan.chains, capacities, manifest, plan.model, settings=plan.settings).terms
+    capacities = {NodeId(node): snapshot.nodes[NodeId(node)].capacity for node in plan.nodes}
+    hosts = hosts_of(capacities, manifest, plan.model)
+    return forecast(plan.chains, hosts, manifest, settings=plan.settings).terms
 
 
 def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> DeploymentStatus:

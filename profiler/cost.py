@@ -1,16 +1,16 @@
 """PURE: what a route would cost, term by term (mathematics.md A1). Times in milliseconds.
 
-The terms themselves are in `profiler.compute`, `profiler.network` and `profiler.memory`, how sequences hold each other
-up in `profiler.waiting`, and what it all adds up to, Phi, in `profiler.objective`.
+The terms themselves are in `profiler.compute`, `profiler.network` and `profiler.memory`, what they make of a route in
+`profiler.course`, how sequences hold each other up in `profiler.waiting`, and what it all adds up to, Phi, in
+`profiler.objective`.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from profiler.compute import block_time, measured_time, prompt_ms, step_ms
-from profiler.memory import memory_bytes
-from profiler.network import TOKEN_BYTES, boundary_bytes, hop_ms, links_of
+from profiler.course import Course, Work, course_of, loads_of, prefill_hop_ms, waits_of, work_of
+from profiler.host import Hosts
+from profiler.kv import kv_tokens
 from profiler.objective import (
     Demand,
     NodeTerm,
@@ -22,12 +22,11 @@ from profiler.objective import (
     node_energy_mj,
     queue_wait_ms,
 )
-from profiler.waiting import StageWork, chunks_of, groups_in_flight, resources, waits
-from schemas.base import Digest, NodeId
-from schemas.capacity import REFERENCE_CONTEXT_TOKENS, Capacity
+from profiler.sizes import sizes_of
+from schemas.base import NodeId
 from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
-from schemas.manifest import Manifest, ModelKind
+from schemas.manifest import Manifest
 from schemas.plan import Route
 
 PROMPT_TOKENS = 128
@@ -153,9 +152,8 @@ class Estimate:
 
 def predict(
     route: Route,
-    capacities: Mapping[NodeId, Capacity],
+    hosts: Hosts,
     manifest: Manifest,
-    digest: Digest,
     prompt_tokens: int = PROMPT_TOKENS,
     *,
     cached_tokens: int = 0,
@@ -164,176 +162,128 @@ def predict(
     weights: Weights | None = None,
     trusted: frozenset[NodeId] | None = None,
     power_w: Mapping[NodeId, float] | None = None,
-    loads: Mapping[NodeId, float] | None = None,
 ) -> Estimate:
-    """What a sequence on `route` meets under `demand`; every node of the route must be in `capacities`.
+    """What a sequence on `route` meets under `demand`; every node of its stages must be in `hosts`.
 
     `prompt_tokens` are those to compute, behind `cached_tokens` whose caches were kept. `settings` are needed for the
     memory of caches, and say how a prompt is cut into chunks and how many are in flight; `power_w` are watts while
-    computing, None for what the nodes last said that they draw; `trusted` None means that every node is;
-    `loads` is rho of nodes where it is known better than from this route and this moment alone: they serve others too.
+    computing, None for what the nodes last said that they draw; `trusted` None means that every node is.
     """
-    settings_or_default = settings or Settings()
-    decoder = manifest.kind is ModelKind.DECODER
-    depth = settings_or_default.pipeline_depth if decoder else 1
-    groups = groups_in_flight(demand.batch, depth) if decoder else 1
-    rows = demand.batch / groups if decoder else 1.0
-    chunks, last = chunks_of(prompt_tokens, settings_or_default.chunk_tokens) if decoder else (1, prompt_tokens)
-    context = cached_tokens + prompt_tokens + demand.output_tokens / 2 if decoder else float(REFERENCE_CONTEXT_TOKENS)
-    steps = demand.output_tokens if decoder else 1
-    stages = []
-    for stage in route.stages:
-        capacity = capacities[stage.node]
-        times = [block_time(capacity, manifest, digest, block) for block in stage.blocks]
-        stages.append(
+    course = course_of(route.stages, route.source, hosts, manifest)
+    work = work_of(course, prompt_tokens, demand, settings, cached_tokens)
+    loads = loads_of(course, work)
+    waiting = waiting_of(course, work, loads)
+    return estimate(
+        course,
+        work,
+        loads,
+        waiting,
+        memory_bytes=memory_on(course, manifest, None if settings is None else kv_tokens(settings)),
+        imbalance=imbalance(list(loads.values()), weights or Weights()),
+        exposure=exposure(route.stages, len(manifest.blocks), trusted),
+        power_w=power_w,
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Waiting:
+    """What is added to what a route takes undisturbed; the first two have an entry for each stage."""
+
+    step_ms: Sequence[float]
+    prompt_ms: Sequence[float]
+    overlap_ms: float
+
+
+def waiting_of(course: Course, work: Work, loads: Mapping[NodeId, float]) -> Waiting:
+    """What sequences wait for each other; a model that answers in one call queues at each node by itself."""
+    if not course.decoder:
+        calls = [0.0] * len(course.stages)
+        for node, stages in course.nodes.items():
+            for stage in stages:
+                calls[stage] = queue_wait_ms(loads[node], work.busy_ms[node] / len(stages))
+        return Waiting(calls, calls, 0.0)
+    found = waits_of(course, work)
+    return Waiting(
+        _in_proportion(found.step_ms, work.decode_ms),
+        _in_proportion(found.chunks_ms, work.prefill_ms),
+        found.overlap_ms,
+    )
+
+
+def memory_on(course: Course, manifest: Manifest, cached_tokens: int | None) -> dict[NodeId, int | None]:
+    """Weights of the route's blocks on each of its nodes, and caches of so many tokens (`profiler.kv.kv_tokens`); None
+    where nobody said how many."""
+    if cached_tokens is None:
+        return dict.fromkeys(course.nodes)
+    sizes = sizes_of(manifest)
+    found: dict[NodeId, int | None] = {}
+    for node, stages in course.nodes.items():
+        held = [slice(course.stages[stage].first, course.stages[stage].last + 1) for stage in stages]
+        found[node] = sum(
+            sum(sizes.loaded_bytes[part]) + cached_tokens * sum(sizes.kv_bytes_per_token[part]) for part in held
+        )
+    return found
+
+
+def estimate(
+    course: Course,
+    work: Work,
+    loads: Mapping[NodeId, float],
+    waiting: Waiting,
+    *,
+    memory_bytes: Mapping[NodeId, int | None],
+    imbalance: float,
+    exposure: float,
+    power_w: Mapping[NodeId, float] | None = None,
+) -> Estimate:
+    """Every term of a route, from what was found of it. `loads` is rho of its nodes: they may serve others too."""
+    rows = work.rows
+    stages = tuple(
+        [
             StageTerm(
                 stage.node,
                 stage.first,
                 stage.last,
-                prefill_ms=sum(
-                    prompt_ms(time, manifest.blocks[time.block], prompt_tokens, chunks, last) for time in times
-                ),
-                decode_ms=step_ms(times, rows, context),
-                measured=all(measured_time(capacity, digest, block) is not None for block in stage.blocks),
-                frame_ms=capacity.frame_ms or 0.0,
-                chunks=chunks,
+                prefill_ms,
+                decode_ms,
+                host.measured.issuperset(stage.blocks),
+                wait_ms,
+                prefill_wait_ms,
+                host.capacity.frame_ms or 0.0,
+                work.chunks,
             )
-        )
-    hops = _hops(route, capacities, manifest, prompt_tokens, chunks, rows)
-    drawn_w = _drawn_w(capacities) if power_w is None else power_w
-    nodes = _nodes(route, stages, manifest, demand, steps, rows, settings, drawn_w, loads or {})
-    overlap_ms = 0.0
-    if decoder:
-        stages, overlap_ms = _waiting(
-            route, stages, hops, capacities, manifest, digest, demand, prompt_tokens, groups, depth, context
-        )
-        each = {name: sum(s.wait_ms for s in stages if s.node == name) for name in route.nodes}
-        nodes = tuple(replace(node, wait_ms=each[node.node]) for node in nodes)
-    else:
-        calls = {node.node: node.wait_ms for node in nodes}
-        stages = [replace(stage, wait_ms=calls[stage.node], prefill_wait_ms=calls[stage.node]) for stage in stages]
-    return Estimate(
-        tuple(stages),
-        hops,
-        nodes,
-        steps if decoder else None,
-        imbalance([node.rho for node in nodes], weights or Weights()),
-        exposure(route.stages, len(manifest.blocks), trusted),
-        overlap_ms,
+            for stage, host, prefill_ms, decode_ms, wait_ms, prefill_wait_ms in zip(
+                course.stages,
+                course.hosts,
+                work.prefill_ms,
+                work.decode_ms,
+                waiting.step_ms,
+                waiting.prompt_ms,
+                strict=True,
+            )
+        ]
     )
-
-
-def _waiting(
-    route: Route,
-    stages: list[StageTerm],
-    hops: tuple[HopTerm, ...],
-    capacities: Mapping[NodeId, Capacity],
-    manifest: Manifest,
-    digest: Digest,
-    demand: Demand,
-    prompt_tokens: int,
-    groups: int,
-    depth: int,
-    context: float,
-) -> tuple[list[StageTerm], float]:
-    """The stages with what sequences wait for each other there, and what chunks save by being in flight at once."""
-    chunks = stages[0].chunks
-    beside = demand.batch - 1
-    work = [
-        StageWork(
-            resource,
-            stage.decode_ms,
-            stage.prefill_ms / chunks,
-            step_ms([block_time(capacities[on.node], manifest, digest, b) for b in on.blocks], beside, context)
-            if beside > 0
-            else 0.0,
+    nodes = []
+    for node, own in course.nodes.items():
+        busy_ms = work.busy_ms[node]
+        # Of a call that queues at the node by itself every stage waits as long.
+        wait_ms = sum([waiting.step_ms[stage] for stage in (own if course.decoder else own[:1])])
+        watts = course.hosts[own[0]].capacity.power_w if power_w is None else power_w.get(node)
+        energy_mj = node_energy_mj(busy_ms / rows, watts)
+        nodes.append(NodeTerm(node, loads[node], wait_ms, busy_ms, memory_bytes[node], energy_mj))
+    hops = [
+        HopTerm(
+            hop.source, hop.target, prefill_hop_ms(hop, work), hop.empty_ms + rows * hop.token_ms, rows * hop.token_ms
         )
-        for stage, on, resource in zip(
-            stages, route.stages, resources([NodeId(s.node) for s in route.stages], capacities), strict=True
-        )
+        for hop in course.hops
     ]
-    frames_ms = sum(stage.frame_ms for stage in stages)
-    found = waits(
-        work,
-        sum(hop.decode_ms for hop in hops) + frames_ms,
-        sum(hop.prefill_ms for hop in hops) / chunks + frames_ms,
-        chunks=chunks,
-        depth=depth,
-        groups=groups,
-        ahead=demand.ahead_tokens / prompt_tokens,
-        requests_per_s=demand.requests_per_s,
-    )
-    # Each stage has the part of a wait that its computation is of the route's.
-    step, prompt = sum(stage.decode_ms for stage in stages), sum(stage.prefill_ms for stage in stages)
-
-    def part(own: float, whole: float) -> float:
-        return own / whole if whole > 0 else 1 / len(stages)
-
-    waiting = [
-        replace(
-            stage,
-            wait_ms=found.step_ms * part(stage.decode_ms, step),
-            prefill_wait_ms=found.chunks_ms * part(stage.prefill_ms, prompt),
-        )
-        for stage in stages
-    ]
-    return waiting, found.overlap_ms
+    steps = work.steps if course.decoder else None
+    return Estimate(stages, tuple(hops), tuple(nodes), steps, imbalance, exposure, waiting.overlap_ms)
 
 
-def _drawn_w(capacities: Mapping[NodeId, Capacity]) -> dict[NodeId, float]:
-    return {name: capacity.power_w for name, capacity in capacities.items() if capacity.power_w is not None}
-
-
-def _nodes(
-    route: Route,
-    stages: list[StageTerm],
-    manifest: Manifest,
-    demand: Demand,
-    steps: int,
-    rows: float,
-    settings: Settings | None,
-    power_w: Mapping[NodeId, float],
-    loads: Mapping[NodeId, float],
-) -> tuple[NodeTerm, ...]:
-    """rho_n = lambda * sum over its blocks of (tP + Nout*tD/batch), and what follows from it."""
-    found = []
-    for node in dict.fromkeys(stage.node for stage in route.stages):
-        own = [stage for stage in stages if stage.node == node]
-        busy_ms = sum(stage.decode_ms for stage in own)
-        prefill_ms = sum(stage.prefill_ms for stage in own) if manifest.kind is ModelKind.DECODER else 0.0
-        share = rows if manifest.kind is ModelKind.DECODER else demand.batch
-        rho = loads.get(node, demand.requests_per_s * (prefill_ms + steps * busy_ms / share) / 1e3)
-        memory = None
-        if settings is not None:
-            blocks = {block for stage in route.stages if stage.node == node for block in stage.blocks}
-            memory = sum(memory_bytes(manifest.blocks[block], settings) for block in blocks)
-        wait_ms = queue_wait_ms(rho, busy_ms / len(own))
-        found.append(NodeTerm(node, rho, wait_ms, busy_ms, memory, node_energy_mj(node, busy_ms / rows, power_w)))
-    return tuple(found)
-
-
-def _hops(
-    route: Route,
-    capacities: Mapping[NodeId, Capacity],
-    manifest: Manifest,
-    prompt_tokens: int,
-    chunks: int,
-    rows: float,
-) -> tuple[HopTerm, ...]:
-    """Every chunk is a message of its own and pays the latency; of the last stage only the last one brings a token."""
-    links = links_of(capacities, map(NodeId, route.nodes))
-
-    def hop(source: NodeId, target: NodeId, token_bytes: int, *, returns: bool = False) -> HopTerm:
-        empty_ms, full_ms = (hop_ms(links, source, target, size) for size in (0, token_bytes))
-        per_token_ms = full_ms - empty_ms
-        prefill_ms = chunks * empty_ms + per_token_ms * (1 if returns else prompt_tokens)
-        return HopTerm(source, target, prefill_ms, empty_ms + rows * per_token_ms, rows * per_token_ms)
-
-    hops = []
-    if route.source != route.stages[0].node:
-        hops.append(hop(route.source, route.stages[0].node, TOKEN_BYTES))
-    for stage, after in pairwise(route.stages):
-        hops.append(hop(stage.node, after.node, boundary_bytes(manifest, stage.last)))
-    last = route.stages[-1]
-    hops.append(hop(last.node, route.source, boundary_bytes(manifest, last.last), returns=True))
-    return tuple(hops)
+def _in_proportion(whole_ms: float, parts_ms: Sequence[float]) -> list[float]:
+    """Each stage has the part of a wait that its computation is of the route's."""
+    total_ms = sum(parts_ms)
+    if total_ms > 0:
+        return [whole_ms * own_ms / total_ms for own_ms in parts_ms]
+    return [whole_ms / len(parts_ms)] * len(parts_ms)

@@ -4,17 +4,20 @@ Requests are split over the routes in proportion to their speed, so every latenc
 (mathematics.md A1, one term for each route). A node that serves two routes bears the load of both.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, predict
-from profiler.objective import Demand, Objective, Weights, imbalance, upkeep
+from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, estimate, memory_on, waiting_of
+from profiler.course import Course, Work, course_of, links_busy_ms, loads_of, work_of
+from profiler.host import Hosts
+from profiler.kv import kv_tokens
+from profiler.objective import Demand, Objective, Weights, exposure, imbalance, upkeep
+from profiler.sizes import sizes_of
 from profiler.waiting import share_processors
-from schemas.base import Digest, NodeId
-from schemas.capacity import Capacity
-from schemas.deployment import Chain, Placement, Settings
+from schemas.base import NodeId
+from schemas.deployment import Placement, Settings
 from schemas.manifest import Manifest
-from schemas.plan import Route
 
 BUSY_MS_MIN = 1e-6
 """A route that takes no time at all is as fast as this."""
@@ -80,72 +83,93 @@ class Forecast:
 
 def forecast(
     placement: Placement,
-    capacities: Mapping[NodeId, Capacity],
+    hosts: Hosts,
     manifest: Manifest,
-    digest: Digest,
     prompt_tokens: int = PROMPT_TOKENS,
     *,
     demand: Demand = ALONE,
     settings: Settings | None = None,
     weights: Weights | None = None,
     trusted: frozenset[NodeId] | None = None,
-    steady: Mapping[NodeId, Capacity] | None = None,
+    steady: Hosts | None = None,
 ) -> Forecast:
     """What sequences on `placement` meet under `demand`, which is that of the whole deployment.
 
-    Every node must be in `capacities`; the other arguments are those of `profiler.cost.predict`. `steady` are the same
+    Every node must be in `hosts`; the other arguments are those of `profiler.cost.predict`. `steady` are the same
     nodes as measured over a longer time, for loads and queues: near saturation a queue makes much of little noise.
     """
-    routes = [_route(chain) for chain in placement]
-    shares = speed_shares(placement, capacities, manifest, digest) if len(routes) > 1 else (1.0,)
+    ground = surveyed(placement, hosts, manifest, steady)
+    return forecast_on(ground, prompt_tokens, demand=demand, settings=settings, weights=weights, trusted=trusted)
 
-    def predicted(
-        number: int, seen: Mapping[NodeId, Capacity], parts: Sequence[float], loads: Mapping[NodeId, float] | None
-    ) -> Estimate:
-        return predict(
-            routes[number],
-            seen,
-            manifest,
-            digest,
-            prompt_tokens,
-            demand=_share_of(demand, parts[number]),
-            settings=settings,
-            weights=weights,
-            trusted=trusted,
-            loads=loads,
+
+@dataclass(frozen=True, eq=False)
+class Ground:
+    """The routes of a placement on nodes as they are: what does not depend on the demand."""
+
+    placement: Placement
+    manifest: Manifest
+    now: tuple[Course, ...]
+    calm: tuple[Course, ...]
+    """The same over a longer time."""
+    shares: tuple[float, ...]
+
+
+def surveyed(placement: Placement, hosts: Hosts, manifest: Manifest, steady: Hosts | None = None) -> Ground:
+    """The ground of a forecast, where the same placement is to be looked at under many demands."""
+    now = _courses(placement, hosts, manifest)
+    calm = now if steady is None else _courses(placement, steady, manifest)
+    return Ground(placement, manifest, now, calm, _speed_shares(now))
+
+
+def forecast_on(
+    ground: Ground,
+    prompt_tokens: int = PROMPT_TOKENS,
+    *,
+    demand: Demand = ALONE,
+    settings: Settings | None = None,
+    weights: Weights | None = None,
+    trusted: frozenset[NodeId] | None = None,
+) -> Forecast:
+    """The forecast of a placement that was surveyed."""
+    manifest, now, calm, shares = ground.manifest, ground.now, ground.calm, ground.shares
+
+    def works(courses: Sequence[Course], parts: Sequence[float]) -> list[Work]:
+        return [
+            work_of(course, prompt_tokens, _share_of(demand, part), settings)
+            for course, part in zip(courses, parts, strict=True)
+        ]
+
+    alone = works(calm, shares)
+    loads = _added(loads_of(course, work) for course, work in zip(calm, alone, strict=True))
+    felt = _felt(now, alone, shares)
+    company = alone if felt == shares else works(calm, felt)
+    waiting = [waiting_of(course, work, loads) for course, work in zip(calm, company, strict=True)]
+    if calm is not now:
+        # The compute of now, with the waits of the longer time; chunks overlap as those of now do.
+        company = works(now, felt)
+        overlaps = [waiting_of(course, work, loads).overlap_ms for course, work in zip(now, company, strict=True)]
+        waiting = [replace(one, overlap_ms=ms) for one, ms in zip(waiting, overlaps, strict=True)]
+    weights = weights or Weights()
+    cached_tokens = None if settings is None else kv_tokens(settings)
+    routes = tuple(
+        estimate(
+            course,
+            work,
+            loads,
+            queued,
+            memory_bytes=memory_on(course, manifest, cached_tokens),
+            imbalance=imbalance([loads[node] for node in course.nodes], weights),
+            exposure=exposure(course.stages, len(manifest.blocks), trusted),
         )
-
-    found = [predicted(number, steady or capacities, shares, None) for number in range(len(routes))]
-    loads, felt = _loads(found), _felt(found, shares, capacities)
-    if len(routes) > 1:
-        found = [predicted(number, steady or capacities, felt, loads) for number in range(len(routes))]
-    if steady is not None:
-        found = [_queueing(predicted(number, capacities, felt, loads), calm) for number, calm in enumerate(found)]
-    return Forecast(
-        tuple(found),
-        shares,
-        imbalance(list(loads.values()), weights or Weights()),
-        sum(capacities[node].price_per_hour for node in loads),
-        copies(placement, manifest),
+        for course, work, queued in zip(now, company, waiting, strict=True)
     )
-
-
-def speed_shares(
-    placement: Placement, capacities: Mapping[NodeId, Capacity], manifest: Manifest, digest: Digest
-) -> tuple[float, ...]:
-    """The share of each route in the requests: its throughput over that of all. A node on several routes gives each
-    an equal part of its time."""
-    estimates = [predict(_route(chain), capacities, manifest, digest) for chain in placement]
-    uses: dict[NodeId, int] = {}
-    for estimate in estimates:
-        for node in estimate.nodes:
-            uses[node.node] = uses.get(node.node, 0) + 1
-    slowest = [
-        max(estimate.bottleneck_ms, *(uses[node.node] * node.busy_ms for node in estimate.nodes), BUSY_MS_MIN)
-        for estimate in estimates
-    ]
-    total = sum(1 / ms for ms in slowest)
-    return tuple(1 / ms / total for ms in slowest)
+    return Forecast(
+        routes,
+        shares,
+        imbalance(list(loads.values()), weights),
+        sum({node: host.capacity.price_per_hour for course in now for node, host in course.at()}.values()),
+        copies(ground.placement, manifest),
+    )
 
 
 def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
@@ -161,62 +185,69 @@ def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
 
 def copies(placement: Placement, manifest: Manifest) -> float:
     """Bytes of weights that the nodes of a placement hold, each block once a node, over the bytes of the model."""
-    held = {(stage.node, block) for chain in placement for stage in chain for block in stage.blocks}
-    whole = sum(block.weight_bytes for block in manifest.blocks)
-    return sum(manifest.blocks[block].weight_bytes for _, block in held) / whole if whole else 1.0
+    weight_bytes = sizes_of(manifest).weight_bytes
+    held: dict[NodeId, set[int]] = {}
+    for chain in placement:
+        for stage in chain:
+            held.setdefault(stage.node, set()).update(stage.blocks)
+    whole = sum(weight_bytes)
+    return sum(sum([weight_bytes[block] for block in own]) for own in held.values()) / whole if whole else 1.0
 
 
-def _route(chain: Chain) -> Route:
-    return Route(index=0, source=chain[0].node, stages=chain, max_sequences=1)
+def _courses(placement: Placement, hosts: Hosts, manifest: Manifest) -> tuple[Course, ...]:
+    return tuple([course_of(chain, chain[0].node, hosts, manifest) for chain in placement])
 
 
-def _felt(
-    estimates: Sequence[Estimate], shares: Sequence[float], capacities: Mapping[NodeId, Capacity]
-) -> tuple[float, ...]:
+def _speed_shares(courses: Sequence[Course]) -> tuple[float, ...]:
+    """The share of each route in the requests: its throughput over that of all. A node on several routes gives each
+    an equal part of its time."""
+    if len(courses) == 1:
+        return (1.0,)
+    uses = Counter(node for course in courses for node in course.nodes)
+    slowest = []
+    for course in courses:
+        work = work_of(course, PROMPT_TOKENS, ALONE, None)
+        nodes = [uses[node] * busy_ms for node, busy_ms in work.busy_ms.items()]
+        slowest.append(max(BUSY_MS_MIN, *nodes, *links_busy_ms(course, work).values()))
+    total = sum(1 / ms for ms in slowest)
+    return tuple(1 / ms / total for ms in slowest)
+
+
+def _felt(courses: Sequence[Course], works: Sequence[Work], shares: tuple[float, ...]) -> tuple[float, ...]:
     """The share of the requests that hold each route up: its own, and of another route's as much as that one does on
     the same nodes or processors, where a route more is no processor more."""
+    if len(courses) == 1:
+        return shares
 
-    def overlap(one: Estimate, other: Estimate) -> float:
+    nodes = [[host.capacity for _, host in course.at()] for course in courses]
+
+    def overlap(one: int, other: int) -> float:
+        busy = works[other].busy_ms.values()
         shared_ms = sum(
-            theirs.busy_ms
-            for theirs in other.nodes
-            if any(share_processors(capacities[mine.node], capacities[theirs.node]) for mine in one.nodes)
+            [
+                ms
+                for theirs, ms in zip(nodes[other], busy, strict=True)
+                if any(share_processors(mine, theirs) for mine in nodes[one])
+            ]
         )
-        return shared_ms / max(sum(theirs.busy_ms for theirs in other.nodes), BUSY_MS_MIN)
+        return shared_ms / max(sum(busy), BUSY_MS_MIN)
 
     return tuple(
-        min(
-            1.0,
-            sum(
-                part if one is other else part * overlap(one, other)
-                for other, part in zip(estimates, shares, strict=True)
-            ),
-        )
-        for one in estimates
+        min(1.0, sum([part if one == other else part * overlap(one, other) for other, part in enumerate(shares)]))
+        for one in range(len(courses))
     )
 
 
 def _share_of(demand: Demand, share: float) -> Demand:
     if share == 1.0:
         return demand
-    return Demand(demand.requests_per_s * share, demand.output_tokens, max(1.0, demand.batch * share))
+    batch = max(1.0, demand.batch * share)
+    return Demand(demand.requests_per_s * share, demand.output_tokens, batch, demand.ahead_tokens)
 
 
-def _queueing(now: Estimate, calm: Estimate) -> Estimate:
-    """The compute of one estimate with the loads and waits of another of the same route."""
-    return replace(
-        now,
-        stages=tuple(
-            replace(a, wait_ms=b.wait_ms, prefill_wait_ms=b.prefill_wait_ms)
-            for a, b in zip(now.stages, calm.stages, strict=True)
-        ),
-        nodes=tuple(replace(a, rho=b.rho, wait_ms=b.wait_ms) for a, b in zip(now.nodes, calm.nodes, strict=True)),
-    )
-
-
-def _loads(estimates: Sequence[Estimate]) -> dict[NodeId, float]:
+def _added(loads: Iterable[Mapping[NodeId, float]]) -> dict[NodeId, float]:
     found: dict[NodeId, float] = {}
-    for estimate in estimates:
-        for node in estimate.nodes:
-            found[node.node] = found.get(node.node, 0.0) + node.rho
+    for one in loads:
+        for node, rho in one.items():
+            found[node] = found.get(node, 0.0) + rho
     return found

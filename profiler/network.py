@@ -3,7 +3,7 @@
 The network is a fixed latency per hop plus the bytes over the link's rate.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from math import prod
 
 from schemas.base import NodeId
@@ -28,21 +28,30 @@ Links = Mapping[NodeId, Mapping[NodeId, LinkEstimate]]
 """By the node that measured it, and its peer."""
 
 
-def links_of(capacities: Mapping[NodeId, Capacity], nodes: Iterable[NodeId] | None = None) -> Links:
-    """What these nodes (None: all) measured; to be made once for many questions."""
-    named = capacities if nodes is None else [name for name in nodes if name in capacities]
-    return {name: {NodeId(link.peer): link for link in capacities[name].links} for name in named}
+def links_of(capacities: Mapping[NodeId, Capacity]) -> Links:
+    """What all of these nodes measured; to be made once for many questions."""
+    return {name: links_by_peer(capacity) for name, capacity in capacities.items()}
+
+
+def links_by_peer(capacity: Capacity) -> dict[NodeId, LinkEstimate]:
+    """What one node measured."""
+    return {link.peer: link for link in capacity.links}
 
 
 def hop_ms(links: Links, source: NodeId, target: NodeId, size: float) -> float:
     """net(n, n', z) of mathematics.md A1: half the round trip plus the bytes over the rate; 0 on one node. Over an
     edge whose link is down `EDGE_FAULT_MS` more."""
+    latency_ms, byte_ms = edge_ms(links, source, target)
+    return latency_ms + size * byte_ms
+
+
+def edge_ms(links: Links, source: NodeId, target: NodeId) -> tuple[float, float]:
+    """What a hop takes however little crosses it, and what each byte adds to that."""
     if source == target:
-        return 0.0
+        return 0.0, 0.0
     there, back = links.get(source, NO_LINKS).get(target), links.get(target, NO_LINKS).get(source)
     is_faulty = (there is not None and not there.up) or (back is not None and not back.up)
-    sending_ms = 1e3 * size / _bytes_per_s(there, back)
-    return (EDGE_FAULT_MS if is_faulty else 0.0) + _rtt_ms(there, back) / 2 + sending_ms
+    return (EDGE_FAULT_MS if is_faulty else 0.0) + _rtt_ms(there, back) / 2, 1e3 / _bytes_per_s(there, back)
 
 
 def rtt_ms(links: Links, source: NodeId, target: NodeId) -> float:
@@ -52,7 +61,10 @@ def rtt_ms(links: Links, source: NodeId, target: NodeId) -> float:
 
 
 def _rtt_ms(there: LinkEstimate | None, back: LinkEstimate | None) -> float:
-    return max((link.rtt_ms for link in (there, back) if link is not None), default=DEFAULT_RTT_MS)
+    if there is None or back is None:
+        known = there or back
+        return DEFAULT_RTT_MS if known is None else known.rtt_ms
+    return max(there.rtt_ms, back.rtt_ms)
 
 
 def _bytes_per_s(there: LinkEstimate | None, back: LinkEstimate | None) -> float:

@@ -6,8 +6,8 @@ Each term is a field, so that whoever reads a decision sees what decided it. Not
 predicted: `profiler.cost` fills these values in.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from math import isfinite
 
@@ -161,15 +161,13 @@ def energy_mj_per_token(nodes: Iterable[NodeTerm]) -> float | None:
     return total
 
 
-def node_energy_mj(node: NodeId, busy_ms: float, power_w: Mapping[NodeId, float]) -> float | None:
-    """Watts times milliseconds are millijoules."""
-    watts = power_w.get(node)
+def node_energy_mj(busy_ms: float, watts: float | None) -> float | None:
+    """Watts times milliseconds are millijoules; None where the power is not known."""
     return None if watts is None else watts * busy_ms
 
 
 def _refuse_unusable(value: "Weights | Demand") -> None:
-    for field in fields(value):
-        number = getattr(value, field.name)
+    for name, number in vars(value).items():
         if not isfinite(number) or number < 0:
-            message = f"{field.name} is {number}; it must be a finite number, 0 or more"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, field.name)
+            message = f"{name} is {number}; it must be a finite number, 0 or more"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, name)

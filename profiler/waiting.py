@@ -5,12 +5,11 @@ A route has decode steps and prefill chunks in flight, `depth` of each at once, 
 resource here, and what two stages on two machines do at once costs nobody anything.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
 from profiler.objective import RHO_COUNTED_MAX, queue_wait_ms
-from schemas.base import NodeId
 from schemas.capacity import Capacity
 
 
@@ -42,7 +41,8 @@ class Waits:
 
 def groups_in_flight(batch: float, depth: int) -> int:
     """Decode groups that `batch` sequences make where `depth` may be in flight."""
-    return max(1, min(depth, int(batch)))
+    # Shares of routes that add up to a whole do so up to rounding.
+    return max(1, min(depth, int(batch + 1e-9)))
 
 
 def waits(
@@ -86,12 +86,13 @@ def waits(
     return Waits(step_ms - undisturbed_ms, between_ms + ahead * prompt_ms + queued_ms, overlap_ms)
 
 
-def resources(nodes: Sequence[NodeId], capacities: Mapping[NodeId, Capacity]) -> list[int]:
-    """A number for each of `nodes`: the same where two share processors of which there are not enough for both."""
+def resources(capacities: Sequence[Capacity]) -> list[int]:
+    """A number for each node: the same where two share processors of which there are not enough for both."""
     found: list[int] = []
-    for position, node in enumerate(nodes):
-        alike = [k for k in range(position) if share_processors(capacities[node], capacities[nodes[k]])]
-        found.append(found[alike[0]] if alike else position)
+    for position, capacity in enumerate(capacities):
+        alike = (k for k in range(position) if share_processors(capacity, capacities[k]))
+        first = next(alike, None)
+        found.append(position if first is None else found[first])
     return found
 
 

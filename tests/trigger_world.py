@@ -22,6 +22,7 @@ from orchestrator.rooms import rooms
 from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import predict
+from profiler.host import hosts_of
 from profiler.memory import memory_bytes
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, StoredBlocks
@@ -183,14 +184,12 @@ class World:
 
     def true_tpot_ms(self, plan: Plan) -> float:
         capacities = {name: self.heartbeat(name, noisy=False) for name in self.names}
-        return predict(plan.routes[0], capacities, manifest(), MODEL).tpot_ms
+        return predict(plan.routes[0], hosts_of(capacities, manifest(), MODEL), manifest()).tpot_ms
 
     def best_tpot_ms(self) -> float:
         """What the planner would reach if it saw the truth."""
-        free = {
-            name: replace(room, capacity=self.heartbeat(name, noisy=False))
-            for name, room in rooms(self.snapshot, self.wish, manifest()).items()
-        }
+        truth = {name: self.heartbeat(name, noisy=False) for name in self.snapshot.offered}
+        free = rooms(self.snapshot, self.wish, manifest(), hosts_of(truth, manifest(), MODEL))
         return self.true_tpot_ms(make_plan(self.wish, manifest(), free, 9_999, None, "the truth").plan)
 
     def adopt(self, plan: Plan) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from orchestrator.chain import best_chain, fastest_chain, on_the_edge, ways_of, within
 from orchestrator.rooms import Room, rooms
+from profiler.host import hosts_of
 from schemas.base import NodeId
 from schemas.capacity import BlockTime, LinkEstimate
 from schemas.deployment import Deployment
@@ -41,7 +42,8 @@ def drawn(seed: int, clouded: bool) -> dict[NodeId, Room]:
             }
         )
         free = int(rng.uniform(1, 7) * BLOCK_BYTES)
-        found[name] = replace(room, capacity=capacity, free_bytes=free, trusted=not cloud and rng.random() < 0.8)
+        host = hosts_of({name: capacity}, manifest(), MODEL)[name]
+        found[name] = replace(room, host=host, free_bytes=free, trusted=not cloud and rng.random() < 0.8)
     return found
 
 

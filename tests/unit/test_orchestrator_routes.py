@@ -13,7 +13,7 @@ from orchestrator.explaining import dry_run
 from orchestrator.fold import DeploymentWritten, NodeWished, RolloutAdvanced, fold
 from orchestrator.habits import Habit
 from orchestrator.mind import propose
-from orchestrator.moving import Live, Placed, Prices, Way, move_cost
+from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.operators import placed
 from orchestrator.planner import check_shape, make_plan
 from orchestrator.rollout import Propose, step
@@ -23,9 +23,9 @@ from orchestrator.trigger import DEFAULT_POLICY
 from orchestrator.view import status
 from orchestrator.weighing import weigh, weighable
 from profiler.forecast import forecast, shared_out
+from profiler.host import hosts_of
 from profiler.objective import Demand
 from schemas.base import NodeId
-from schemas.capacity import BlockTime
 from schemas.deployment import Deployment, NodeWish, Placement, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from tests.trigger_world import BLOCK_BYTES, CHAT, MODEL, SETTINGS, START, World, manifest
@@ -89,8 +89,9 @@ def test_a_node_serves_two_routes_with_blocks_that_it_holds_once() -> None:
     assert len(shared) == 1
     assert len({s.node for c in (first, second) for s in c}) == 3
     assert all(len(world.plan.blocks_on(node)) == 4 for node in world.plan.nodes)
-    found = forecast(world.plan.chains, world.snapshot.present, manifest(), MODEL, demand=Demand(1.0, batch=4))
-    alone = forecast((first,), world.snapshot.present, manifest(), MODEL, demand=Demand(0.5, batch=2))
+    nodes = hosts_of(world.snapshot.present, manifest(), MODEL)
+    found = forecast(world.plan.chains, nodes, manifest(), demand=Demand(1.0, batch=4))
+    alone = forecast((first,), nodes, manifest(), demand=Demand(0.5, batch=2))
     [loaded] = [node for node in found.routes[0].nodes if node.node in shared]
     [lonely] = [node for node in alone.routes[0].nodes if node.node in shared]
     assert loaded.rho == pytest.approx(2 * lonely.rho)
@@ -219,8 +220,8 @@ def test_only_the_sequences_of_a_route_that_changes_cross() -> None:
     two = Placed(both, 2.0, 40.0, (0.5, 0.5))
     one = Placed(both[:1], 2.0, 40.0)
     live = Live(8, 100, 50)
-    assert move_cost(one, two, nodes, caching, MODEL, live, Prices()).way is Way.NONE
-    assert [node.node for node in move_cost(one, two, nodes, caching, MODEL, live, Prices()).nodes] == [N1]
+    assert move_cost(one, two, reaches_of(nodes, MODEL), caching, live, Prices()).way is Way.NONE
+    assert [node.node for node in move_cost(one, two, reaches_of(nodes, MODEL), caching, live, Prices()).nodes] == [N1]
 
 
 def test_a_cloud_node_is_used_where_the_edge_cannot_hold_the_model() -> None:
@@ -399,21 +400,18 @@ def test_sequences_on_a_node_that_serves_two_routes_are_counted_once() -> None:
 def test_what_was_measured_here_is_not_held_against_what_a_roofline_promises_there() -> None:
     world = quiet(2)
     ran = world.snapshot.nodes[N0]
-    slowed = {key: time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for key, time in ran.times.items()}
+    slowed = {model: times.slower(3) for model, times in ran.times.items()}
     idle = world.snapshot.nodes[N1]
     idle = replace(idle, times={}, capacity=idle.capacity.model_copy(update={"block_times": ()}))
     snapshot = replace(world.snapshot, nodes={N0: replace(ran, times=slowed), N1: idle})
     seen = believed_rooms(snapshot, world.wish, manifest())
     assert seen.keys() == rooms(snapshot, world.wish, manifest()).keys()
-    assert seen[N1].capacity.block_times[0].decode_ms > seen[N0].capacity.block_times[0].decode_ms
+    assert seen[N1].host.times.decode_ms[0] > seen[N0].host.times.decode_ms[0]
 
 
 def test_a_node_beside_another_route_is_slower_in_every_term() -> None:
     world = quiet(2)
-    terms = dict.fromkeys(("decode_ms", "prefill_ms", "prefill_ms_per_token", "decode_ms_per_row"), 1.0)
-    time = BlockTime(model=MODEL, block=0, decode_ms_per_context_token=1.0, **terms)
     free = rooms(world.snapshot, world.wish, manifest())
-    times = tuple(time.model_copy(update={"block": block}) for block in range(8))
-    free[N0] = replace(free[N0], capacity=free[N0].capacity.model_copy(update={"block_times": times}))
-    shared = beside(free, (chain((N0, 0, 7)),), world.wish, manifest())[N0].capacity.block_times[0]
-    assert list(shared.model_dump(exclude={"model", "block", "rows_min"}).values()) == [2.0] * 5
+    shared = beside(free, (chain((N0, 0, 7)),), world.wish, manifest())[N0]
+    assert shared.host.times.ms.tolist() == (2 * free[N0].host.times.ms).tolist()
+    assert shared.host.times.ms.any(axis=1).sum() > 1

@@ -12,14 +12,15 @@ from orchestrator.decision import Action, Origin
 from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
 from orchestrator.mind import propose
-from orchestrator.moving import Live, Placed, Prices, Way, move_cost
+from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.planner import make_plan
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
-from profiler.compute import roofline
+from profiler.compute import roofline, times_of
 from profiler.objective import Demand
+from profiler.sizes import sizes_of
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import BlockTime, LinkEstimate
 from schemas.deployment import Deployment, NodeWish, Stage
@@ -51,40 +52,31 @@ def test_a_change_shows_within_a_planning_period_and_a_noisy_second_hardly() -> 
     steady = world.heartbeat(N0)
     world.slow[N0] = 3.0
     slow = world.heartbeat(N0)
-    times = smoothed({}, steady, 0)
-    once = smoothed(times, slow, 1)[MODEL, 0].decode_ms / BLOCK_MS
+    said = times_of(slow.block_times)
+    times = smoothed({}, times_of(steady.block_times), 0)
+    once = smoothed(times, said, 1)[MODEL].decode_ms[0] / BLOCK_MS
     for _ in range(int(PLANNING_PERIOD_S)):
-        times = smoothed(times, slow, 1)
+        times = smoothed(times, said, 1)
     assert once < 1.6
-    assert times[MODEL, 0].decode_ms / BLOCK_MS > 2.6
-    assert smoothed(times, slow, -5) == times  # a clock that went back changes nothing
+    assert times[MODEL].decode_ms[0] / BLOCK_MS > 2.6
+    assert smoothed(times, said, -5) == times  # a clock that went back changes nothing
 
 
 def test_a_node_that_never_ran_the_model_is_believed_to_be_like_those_that_did_and_a_bit_worse() -> None:
     world = quiet(2)
-    promised = roofline(world.heartbeat(N0), manifest(), MODEL, 0).decode_ms
+    promised = float(roofline(world.heartbeat(N0).provider, sizes_of(manifest())).decode_ms[0])
     measured = tuple(BlockTime(model=MODEL, block=b, decode_ms=4 * promised, prefill_ms_per_token=1) for b in (0, 1))
     known = world.heartbeat(N0).model_copy(update={"block_times": measured})
     fresh = world.heartbeat(N1).model_copy(update={"block_times": ()})
-    nodes, times = {N0: known, N1: fresh}, {N0: smoothed({}, known, 0)}
+    nodes, times = {N0: known, N1: fresh}, {N0: times_of(measured)}
     optimism = optimism_of(nodes, times, manifest(), MODEL, None)
     assert optimism == pytest.approx(4)
     seen = believed(nodes, times, manifest(), MODEL, optimism)
-    assert seen[N0].block_times[0] == measured[0]
-    assert seen[N0].block_times[7].decode_ms == pytest.approx(4 * promised)
-    assert seen[N1].block_times[7].decode_ms == pytest.approx(4 * GUESS_PRUDENCE * promised)
+    assert seen[N0].times.decode_ms[0] == measured[0].decode_ms
+    assert seen[N0].times.decode_ms[7] == pytest.approx(4 * promised)
+    assert seen[N1].times.decode_ms[7] == pytest.approx(4 * GUESS_PRUDENCE * promised)
     # When that one node is slowed, this says nothing about the others.
-    slowed = {
-        N0: smoothed(
-            {},
-            known.model_copy(
-                update={
-                    "block_times": tuple(time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for time in measured)
-                }
-            ),
-            0,
-        )
-    }
+    slowed = {N0: times_of(time.model_copy(update={"decode_ms": 3 * time.decode_ms}) for time in measured)}
     assert optimism_of(nodes, slowed, manifest(), MODEL, optimism) == optimism
 
 
@@ -207,19 +199,23 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     world = quiet(2)
     nodes = {name: world.heartbeat(name) for name in world.names}
     before, after = placed((N0, 0, 3), (N1, 4, 7)), placed((N0, 0, 5), (N1, 6, 7))
-    staged = move_cost(before, after, nodes, manifest(), MODEL, Live(), Prices())
+    staged = move_cost(before, after, reaches_of(nodes, MODEL), manifest(), Live(), Prices())
     assert [(node.node, node.blocks, node.fetch_bytes) for node in staged.nodes] == [(N0, 2, 0)]
     bare = {name: one.model_copy(update={"on_disk": ()}) for name, one in nodes.items()}
-    cold = move_cost(before, after, bare, manifest(), MODEL, Live(), Prices())
+    cold = move_cost(before, after, reaches_of(bare, MODEL), manifest(), Live(), Prices())
     assert cold.bytes == 2 * WEIGHT
     assert cold.seconds > staged.seconds
     assert cold.total == pytest.approx(cold.price + cold.slowdown + cold.pause + cold.fixed)
     link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=1e6)
     slow = {name: one.model_copy(update={"links": (link,)}) for name, one in bare.items()}
-    assert move_cost(before, after, slow, manifest(), MODEL, Live(), Prices()).nodes[0].fetch_s == pytest.approx(20)
-    assert move_cost(before, before, nodes, manifest(), MODEL, Live(), Prices()).total == Prices().fixed
+    assert move_cost(before, after, reaches_of(slow, MODEL), manifest(), Live(), Prices()).nodes[
+        0
+    ].fetch_s == pytest.approx(20)
+    assert move_cost(before, before, reaches_of(nodes, MODEL), manifest(), Live(), Prices()).total == Prices().fixed
     read = {name: one.model_copy(update={"disk_read_bytes_per_s": 1e6}) for name, one in nodes.items()}
-    assert move_cost(before, after, read, manifest(), MODEL, Live(), Prices()).nodes[0].read_s == pytest.approx(20)
+    assert move_cost(before, after, reaches_of(read, MODEL), manifest(), Live(), Prices()).nodes[
+        0
+    ].read_s == pytest.approx(20)
 
 
 def test_live_sequences_cross_the_cheapest_way() -> None:
@@ -244,14 +240,14 @@ def test_live_sequences_cross_the_cheapest_way() -> None:
     def way(live: Live, rate: float) -> tuple[Way, int]:
         link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=rate)
         linked = {name: one.model_copy(update={"links": (link,)}) for name, one in nodes.items()}
-        found = move_cost(before, after, linked, caching, MODEL, live, Prices())
+        found = move_cost(before, after, reaches_of(linked, MODEL), caching, live, Prices())
         assert (found.pause == 0) is (found.way is Way.DRAIN)
         return found.way, found.kv_bytes
 
     assert way(Live(4, 1000, 500), 1e9) == (Way.KV, 4 * 1000 * 2 * per_token)
     assert way(Live(4, 1000, 500), 1e5) == (Way.RECOMPUTE, 0)
     assert way(Live(4, 1000, 2), 1e5) == (Way.DRAIN, 0)
-    assert move_cost(before, after, nodes, caching, MODEL, Live(), Prices()).way is Way.NONE
+    assert move_cost(before, after, reaches_of(nodes, MODEL), caching, Live(), Prices()).way is Way.NONE
 
 
 def test_a_lost_node_is_answered_with_the_plan_that_was_ready() -> None:

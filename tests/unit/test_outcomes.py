@@ -12,6 +12,7 @@ from orchestrator.beliefs import STEADY_SPAN, believed, smoothed, steadied
 from orchestrator.fold import CapacityReceived, DeploymentRemoved, Snapshot, fold
 from orchestrator.outcomes import VIEWS
 from orchestrator.rollout import Rollout
+from profiler.compute import ROW, Times, times_of
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import FINISHED_MAX, BlockTime, Capacity, FinishedRequest
 from schemas.deployment import Deployment, Settings, Stage
@@ -145,8 +146,8 @@ def test_a_block_that_a_node_never_ran_is_as_fast_as_its_like_there() -> None:
     model = model.model_copy(update={"blocks": (model.blocks[0], *layers)})
     ran = BlockTime(model=MODEL, block=1, decode_ms=7, prefill_ms_per_token=3, decode_ms_per_row=2)
     node: Capacity = capacity("a", block_times=(ran,))
-    seen = believed({NODE: node}, {NODE: smoothed({}, node, 0)}, model, MODEL, 1.0)
-    assert seen[NODE].block_times[2] == ran.model_copy(update={"block": 2})
+    seen = believed({NODE: node}, {NODE: times_of((ran,))}, model, MODEL, 1.0)
+    assert seen[NODE].times.ms[:, 2].tolist() == seen[NODE].times.ms[:, 1].tolist() == [7, 2, 0, 0, 3]
 
 
 def test_a_node_that_never_ran_the_model_is_believed_to_gain_from_company_what_others_gain() -> None:
@@ -154,30 +155,30 @@ def test_a_node_that_never_ran_the_model_is_believed_to_gain_from_company_what_o
         BlockTime(model=MODEL, block=b, decode_ms=4, prefill_ms_per_token=3, decode_ms_per_row=1) for b in range(3)
     ]
     ran, idle = capacity("a", block_times=times), capacity("b")
-    seen = believed({NODE: ran, NodeId("b"): idle}, {NODE: smoothed({}, ran, 0)}, decoder(), MODEL, 1.0)
-    guessed = seen[NodeId("b")].block_times[1]
-    assert guessed.decode_ms_per_row == pytest.approx(guessed.decode_ms / 4)
+    seen = believed({NODE: ran, NodeId("b"): idle}, {NODE: times_of(times)}, decoder(), MODEL, 1.0)
+    guessed = seen[NodeId("b")].times
+    assert guessed.ms[ROW, 1] == pytest.approx(guessed.decode_ms[1] / 4)
 
 
 def test_every_term_of_a_block_time_is_smoothed() -> None:
-    def said(scale: float) -> Capacity:
+    def said(scale: float) -> Times:
         terms = dict.fromkeys(("decode_ms", "prefill_ms", "prefill_ms_per_token", "decode_ms_per_row"), scale)
-        return capacity("a", block_times=(BlockTime(model=MODEL, block=0, decode_ms_per_context_token=scale, **terms),))
+        return times_of((BlockTime(model=MODEL, block=0, decode_ms_per_context_token=scale, **terms),))
 
-    before = smoothed({}, said(1.0), 0)
-    [after] = smoothed(before, said(2.0), 3.0).values()
-    found = after.model_dump(exclude={"model", "block", "rows_min"})
-    assert list(found.values()) == pytest.approx([2 - 1 / e] * len(found))
+    [after] = smoothed(said(1.0), said(2.0), 3.0).values()
+    assert after.ms[:, 0] == pytest.approx([2 - 1 / e] * 5)
 
 
 def test_what_a_further_sequence_adds_is_never_far_behind_either() -> None:
-    def said(slope: float) -> Capacity:
-        time = BlockTime(model=MODEL, block=0, decode_ms=5, prefill_ms_per_token=1, decode_ms_per_row=slope)
-        return capacity("a", block_times=(time,))
+    def said(slope: float | None, *blocks: int) -> Times:
+        each = {"decode_ms": 5, "prefill_ms_per_token": 1, "decode_ms_per_row": slope}
+        return times_of(BlockTime.model_validate({"model": MODEL, "block": block, **each}) for block in blocks)
 
-    before = smoothed({}, said(1.0), 0)
-    [calm] = steadied(before, said(4.0), 1.0, smoothed({}, said(4.0), 0)).values()
-    assert calm.decode_ms_per_row == pytest.approx(4 / STEADY_SPAN)
+    [calm] = steadied(said(1.0, 0), said(4.0, 0), 1.0, said(4.0, 0)).values()
+    assert calm.ms[ROW, 0] == pytest.approx(4 / STEADY_SPAN)
+    # What was not known before is as it is said now, block by block.
+    assert smoothed(said(None, 0, 1), said(4.0, 1, 2), 1.0) == said(4.0, 1, 2)
+    assert smoothed(said(4.0, 0), said(None, 0), 1.0) == said(None, 0)
 
 
 def test_of_a_deployment_that_was_removed_nothing_is_kept() -> None:

@@ -1,6 +1,8 @@
 """KV length classes and the cost model's terms."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from profiler import compute, cost, memory, network
+from profiler.host import hosts_of
 from profiler.kv import ALIGNMENT_TOKENS, kv_tokens, length_classes
 from profiler.objective import Demand, Weights, imbalance, queue_wait_ms
 from schemas.base import Digest, NodeId
@@ -20,6 +23,7 @@ from schemas.plan import Route
 MODEL = Digest("1" * 64)
 BLOB = Digest("2" * 64)
 EDGE = TensorSpec(name="x", dtype="float32", shape=("batch", "sequence", 256))
+A, B = NodeId("a"), NodeId("b")
 
 
 @pytest.mark.parametrize(
@@ -105,18 +109,28 @@ def capacity(node: str, **fields: object) -> Capacity:
     return Capacity.model_validate({**base, **fields})
 
 
+def predicted(
+    route: Route, nodes: Mapping[NodeId, Capacity], model: Manifest, *prompt_tokens: int, **asked: Any
+) -> cost.Estimate:
+    return cost.predict(route, hosts_of(nodes, model, MODEL), model, *prompt_tokens, **asked)
+
+
 def test_a_block_that_was_measured_is_not_guessed() -> None:
     measured = BlockTime(model=MODEL, block=1, decode_ms=7, prefill_ms_per_token=3)
-    node = capacity("a", block_times=(measured,))
-    assert compute.block_time(node, decoder(), MODEL, 1) == measured
+    nodes = {A: capacity("a", block_times=(measured,)), B: capacity("b")}
+    seen = hosts_of(nodes, decoder(), MODEL)
+    assert (seen[A].times.ms[compute.DECODE, 1], seen[A].times.ms[compute.TOKEN, 1]) == (7, 3)
+    assert (seen[A].measured, seen[B].measured) == (frozenset({1}), frozenset[int]())
     # Decoding streams 10 MB at 10 GB/s: 1 ms. Prefill is bound by 5 MFLOP at 100 GFLOP/s: 0.05 ms a token.
-    guessed = compute.block_time(capacity("b"), decoder(), MODEL, 1)
-    assert guessed.decode_ms == pytest.approx(1 + compute.OVERHEAD_MS)
-    assert guessed.prefill_ms_per_token == pytest.approx(0.05 + compute.OVERHEAD_MS / 128)
+    guessed = seen[B].times.ms[:, 1]
+    assert guessed[compute.DECODE] == pytest.approx(1 + compute.OVERHEAD_MS)
+    assert guessed[compute.TOKEN] == pytest.approx(0.05 + compute.OVERHEAD_MS / 128)
+    assert seen[A].times.ms[:, 2] == pytest.approx(seen[B].times.ms[:, 2])
 
 
 def test_an_embedding_reads_a_row_not_its_table() -> None:
-    assert compute.block_time(capacity("a"), decoder(), MODEL, 0).decode_ms == pytest.approx(compute.OVERHEAD_MS)
+    [node] = hosts_of({A: capacity("a")}, decoder(), MODEL).values()
+    assert node.times.decode_ms[0] == pytest.approx(compute.OVERHEAD_MS)
 
 
 def test_an_estimate_is_the_sum_of_its_terms() -> None:
@@ -124,7 +138,7 @@ def test_an_estimate_is_the_sum_of_its_terms() -> None:
     nodes = {NodeId("a"): capacity("a", links=links), NodeId("b"): capacity("b")}
     stages = (Stage(node=NodeId("a"), first=0, last=1), Stage(node=NodeId("b"), first=2, last=2))
     route = Route(index=0, source=NodeId("a"), stages=stages, max_sequences=1)
-    found = cost.predict(route, nodes, decoder(), MODEL, prompt_tokens=100)
+    found = predicted(route, nodes, decoder(), 100)
     assert [(h.source, h.target) for h in found.hops] == [("a", "b"), ("b", "a")]
     assert found.hops[0].decode_ms == pytest.approx(5 + 1e3 * 1024 / network.DEFAULT_LINK_BYTES_PER_S)
     assert found.hops[0].prefill_ms == pytest.approx(5 + 1e5 * 1024 / network.DEFAULT_LINK_BYTES_PER_S)
@@ -145,9 +159,6 @@ def test_memory_counts_weights_and_every_slot_of_the_cache() -> None:
         block, settings
     )
     assert memory.weight_memory_bytes(block) > 10**7
-
-
-A, B = NodeId("a"), NodeId("b")
 
 
 def two_stages(*links: LinkEstimate) -> tuple[Route, dict[NodeId, Capacity]]:
@@ -182,31 +193,28 @@ def test_an_edge_whose_link_is_down_is_for_want_of_another() -> None:
             == network.hop_ms(network.links_of(over_the_bus), *way, 0) + network.EDGE_FAULT_MS
         )
         assert network.rtt_ms(network.links_of(faulty), *way) == 4
-    slower = (
-        cost.predict(route, faulty, decoder(), MODEL).tpot_ms
-        - cost.predict(route, over_the_bus, decoder(), MODEL).tpot_ms
-    )
+    slower = predicted(route, faulty, decoder()).tpot_ms - predicted(route, over_the_bus, decoder()).tpot_ms
     assert slower == pytest.approx(2 * network.EDGE_FAULT_MS)
 
 
 def test_throughput_is_bound_by_the_busiest_node_or_link() -> None:
     route, nodes = two_stages()
-    found = cost.predict(route, nodes, decoder(), MODEL)
+    found = predicted(route, nodes, decoder())
     assert [node.busy_ms for node in found.nodes] == [20, 10]
     assert found.bottleneck_ms == 20
     # 1 KiB a step over 10 kB/s keeps the link busy for 102 ms; its latency keeps nothing busy.
     route, nodes = two_stages(LinkEstimate(peer=B, rtt_ms=500, direct=True, goodput_bytes_per_s=1e4))
-    assert cost.predict(route, nodes, decoder(), MODEL).bottleneck_ms == pytest.approx(102.4)
+    assert predicted(route, nodes, decoder()).bottleneck_ms == pytest.approx(102.4)
 
 
 def test_load_is_what_arrives_times_what_it_takes_and_makes_steps_wait() -> None:
     route, nodes = two_stages()
     demand = Demand(requests_per_s=0.5, output_tokens=100, batch=2)
-    found = cost.predict(route, nodes, decoder(), MODEL, 10, demand=demand)
+    found = predicted(route, nodes, decoder(), 10, demand=demand)
     # Half a request a second: 10 tokens of prompt at 2 ms and 100 steps of 20 ms, two sequences sharing each.
     assert found.nodes[0].rho == pytest.approx(0.5 * (20 + 100 * 20 / 2) / 1e3)
     # The other prompts take 0.5 * 30 ms of every second, in each of which there is one step instead of several.
-    alone = cost.predict(route, nodes, decoder(), MODEL, 10, demand=Demand(output_tokens=100, batch=2))
+    alone = predicted(route, nodes, decoder(), 10, demand=Demand(output_tokens=100, batch=2))
     assert found.tpot_ms >= alone.tpot_ms
     assert found.ttft_ms > alone.ttft_ms
     assert found.tpot_ms - alone.tpot_ms == pytest.approx(sum(node.wait_ms for node in found.nodes))
@@ -222,22 +230,22 @@ def test_an_overloaded_node_waits_long_but_not_forever_and_is_charged_for_it() -
 
 def test_memory_and_energy_are_known_where_they_are_given() -> None:
     route, nodes = two_stages()
-    plain = cost.predict(route, nodes, decoder(), MODEL)
+    plain = predicted(route, nodes, decoder())
     assert [(node.memory_bytes, node.energy_mj) for node in plain.nodes] == [(None, None)] * 2
     assert plain.energy_mj is None
     settings = Settings()
-    found = cost.predict(route, nodes, decoder(), MODEL, settings=settings, power_w={A: 30, B: 15})
+    found = predicted(route, nodes, decoder(), settings=settings, power_w={A: 30, B: 15})
     assert found.nodes[0].memory_bytes == sum(memory.memory_bytes(block, settings) for block in decoder().blocks[:2])
     assert found.energy_mj == pytest.approx(30 * 20 + 15 * 10)
-    assert cost.predict(route, nodes, decoder(), MODEL, power_w={A: 30}).energy_mj is None
+    assert predicted(route, nodes, decoder(), power_w={A: 30}).energy_mj is None
     # Where nobody says otherwise, it is what the nodes say that they draw.
     drawing = {node: capacity.model_copy(update={"power_w": 20}) for node, capacity in nodes.items()}
-    assert cost.predict(route, drawing, decoder(), MODEL).energy_mj == pytest.approx(20 * 20 + 20 * 10)
+    assert predicted(route, drawing, decoder()).energy_mj == pytest.approx(20 * 20 + 20 * 10)
 
 
 def test_phi_is_the_weighed_sum_of_latency_balance_and_privacy() -> None:
     route, nodes = two_stages()
-    found = cost.predict(route, nodes, decoder(), MODEL, 10, demand=Demand(0.5, 100, 2), trusted=frozenset({A}))
+    found = predicted(route, nodes, decoder(), 10, demand=Demand(0.5, 100, 2), trusted=frozenset({A}))
     weights = Weights(alpha=2, beta=3, gamma=4)
     phi = found.objective(found.latency_ms / 1.5, weights)
     assert phi.latency == pytest.approx(2 * 1.5)
@@ -246,22 +254,22 @@ def test_phi_is_the_weighed_sum_of_latency_balance_and_privacy() -> None:
     assert phi.privacy == pytest.approx(4 * (1 + 0.5))
     assert phi.phi == phi.latency + phi.balance + phi.privacy
     assert phi.terms["phi"] == pytest.approx(phi.phi, abs=1e-3)
-    assert cost.predict(route, nodes, decoder(), MODEL).exposure == 0  # without tiers everybody is trusted
+    assert predicted(route, nodes, decoder()).exposure == 0  # without tiers everybody is trusted
 
 
 def test_the_prompt_counts_for_as_much_of_a_request_as_it_takes() -> None:
     route, nodes = two_stages()
-    found = cost.predict(route, nodes, decoder(), MODEL, 100, demand=Demand(output_tokens=11))
+    found = predicted(route, nodes, decoder(), 100, demand=Demand(output_tokens=11))
     assert found.e2e_ms == pytest.approx(found.ttft_ms + 10 * found.tpot_ms)
     assert found.latency_ms == pytest.approx(found.e2e_ms / 11)
     tensor = decoder().model_copy(update={"kind": ModelKind.TENSOR})
-    assert cost.predict(route, nodes, tensor, MODEL).latency_ms == cost.predict(route, nodes, tensor, MODEL).tpot_ms
+    assert predicted(route, nodes, tensor).latency_ms == predicted(route, nodes, tensor).tpot_ms
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
 def test_weights_demands_and_references_that_are_none_are_refused(wrong: float) -> None:
     route, nodes = two_stages()
-    estimate = cost.predict(route, nodes, decoder(), MODEL)
+    estimate = predicted(route, nodes, decoder())
     with pytest.raises(ResplitError) as refused:
         Weights(beta=wrong)
     assert (refused.value.code, refused.value.field) == (ErrorCode.INVALID_REQUEST, "beta")
@@ -294,7 +302,7 @@ def test_each_sequence_beyond_the_company_of_a_lone_one_adds_to_a_step() -> None
     route, nodes = timed(decode_ms_per_row=2.0, rows_min=2)
 
     def compute_ms(batch: float) -> float:
-        found = cost.predict(route, nodes, decoder(), MODEL, demand=Demand(batch=batch))
+        found = predicted(route, nodes, decoder(), demand=Demand(batch=batch))
         return sum(stage.decode_ms for stage in found.stages)
 
     assert [compute_ms(batch) for batch in (1, 2, 3, 8)] == pytest.approx([30, 30, 36, 66])
@@ -303,7 +311,7 @@ def test_each_sequence_beyond_the_company_of_a_lone_one_adds_to_a_step() -> None
 def test_each_token_behind_a_sequence_adds_to_its_steps() -> None:
     route, nodes = timed(decode_ms_per_context_token=0.01)
     short, long, kept = (
-        cost.predict(route, nodes, decoder(), MODEL, tokens, cached_tokens=cached, demand=Demand(output_tokens=2))
+        predicted(route, nodes, decoder(), tokens, cached_tokens=cached, demand=Demand(output_tokens=2))
         for tokens, cached in ((100, 0), (600, 0), (100, 500))
     )
     assert long.tpot_ms - short.tpot_ms == pytest.approx(3 * 500 * 0.01)
@@ -313,7 +321,7 @@ def test_each_token_behind_a_sequence_adds_to_its_steps() -> None:
 
 def test_a_chunk_has_its_price_and_the_head_runs_for_the_last_one_alone() -> None:
     route, nodes = timed(prefill_ms=5.0)
-    found = cost.predict(route, nodes, decoder(), MODEL, 300, settings=Settings(chunk_tokens=128))
+    found = predicted(route, nodes, decoder(), 300, settings=Settings(chunk_tokens=128))
     # Three chunks of the embedding and the layer; the head sees the last 44 tokens.
     assert [stage.prefill_ms for stage in found.stages] == pytest.approx([2 * (3 * 5 + 300), 5 + 44])
     assert [stage.chunks for stage in found.stages] == [3, 3]
@@ -322,7 +330,7 @@ def test_a_chunk_has_its_price_and_the_head_runs_for_the_last_one_alone() -> Non
 def test_a_frame_costs_every_stage_what_the_node_says() -> None:
     route, nodes = timed()
     handled = {name: one.model_copy(update={"frame_ms": 0.5}) for name, one in nodes.items()}
-    plain, found = (cost.predict(route, seen, decoder(), MODEL, 300) for seen in (nodes, handled))
+    plain, found = (predicted(route, seen, decoder(), 300) for seen in (nodes, handled))
     assert found.tpot_ms - plain.tpot_ms == pytest.approx(2 * 0.5)
     assert found.ttft_ms - plain.ttft_ms == pytest.approx(2 * 3 * 0.5)
     assert found.terms["frame_ms"] == 1.0
@@ -333,7 +341,7 @@ def test_a_prompt_waits_for_the_steps_of_others_only_where_they_share_processors
     beside = Demand(batch=2)
 
     def wait_ms(capacities: dict[NodeId, Capacity], demand: Demand = beside) -> float:
-        found = cost.predict(route, capacities, decoder(), MODEL, 256, demand=demand)
+        found = predicted(route, capacities, decoder(), 256, demand=demand)
         return sum(stage.prefill_wait_ms for stage in found.stages)
 
     assert wait_ms(nodes) == 0  # nobody says that they do
@@ -345,9 +353,7 @@ def test_a_prompt_waits_for_the_steps_of_others_only_where_they_share_processors
 
 def test_prompts_ahead_are_waited_for() -> None:
     route, nodes = timed()
-    alone, behind = (
-        cost.predict(route, nodes, decoder(), MODEL, 128, demand=Demand(ahead_tokens=ahead)) for ahead in (0, 256)
-    )
+    alone, behind = (predicted(route, nodes, decoder(), 128, demand=Demand(ahead_tokens=ahead)) for ahead in (0, 256))
     assert behind.ttft_ms == pytest.approx(3 * alone.ttft_ms)
 
 
@@ -355,7 +361,7 @@ def test_chunks_and_steps_overlap_as_far_as_they_may_be_in_flight_and_processors
     route, nodes = timed(decode_ms_per_row=0.0)
     deep = Settings(pipeline_depth=2)
     alone, two = (
-        cost.predict(route, nodes, decoder(), MODEL, 512, demand=Demand(batch=4), settings=settings)
+        predicted(route, nodes, decoder(), 512, demand=Demand(batch=4), settings=settings)
         for settings in (Settings(), deep)
     )
     # Four chunks of 128: 256 ms in the first stage and at most 128 in the second; it is busy all the time.
@@ -363,7 +369,7 @@ def test_chunks_and_steps_overlap_as_far_as_they_may_be_in_flight_and_processors
     assert two.ttft_ms < alone.ttft_ms
     assert two.ttft_ms >= 4 * 256
     one_machine = sharing(nodes, (0,), (0,))
-    shared = cost.predict(route, one_machine, decoder(), MODEL, 512, demand=Demand(batch=4), settings=deep)
+    shared = predicted(route, one_machine, decoder(), 512, demand=Demand(batch=4), settings=deep)
     assert shared.overlap_ms == pytest.approx(0, abs=5)  # only links overlap with computing
     # Two groups take turns on the processors that they share: a step is there for each of them.
     assert shared.tpot_ms == pytest.approx(2 * 30)
@@ -395,7 +401,7 @@ def test_more_load_and_longer_prompts_never_look_faster(
     seen = sharing(nodes, (0,), (0,)) if shared else nodes
 
     def found(tokens: int, demand: Demand) -> cost.Estimate:
-        return cost.predict(route, seen, decoder(), MODEL, tokens, demand=demand)
+        return predicted(route, seen, decoder(), tokens, demand=demand)
 
     base = found(prompt, Demand(batch=batch))
     for heavier in (
