@@ -3,26 +3,26 @@
 The current plan; for its slowest routes the best reassignment with their cuts and the best re-split; a route more, and
 fewer; and for each node in use the best plan without it, ready before that node fails. An operator's placement has no
 alternatives, `stages` and `routes` bound them, and no candidate shows a sensitive block to an untrusted node (I6).
+They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
 
 import numpy as np
 
 from orchestrator.beliefs import believed, guessed, optimism_of, slower_times, timed
-from orchestrator.chain import LATENCY_REF_MS_MIN, beside, fastest_chain, on_the_edge
+from orchestrator.chain import LATENCY_REF_MS_MIN
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
 from orchestrator.demand import demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost, reaches_of
-from orchestrator.planner import further_chain
-from orchestrator.reassign import reassigned
 from orchestrator.rooms import Room, rooms
+from orchestrator.search import Search, looked_around
+from orchestrator.searched import Searched
 from orchestrator.strain import UNSTRAINED, Strain
-from orchestrator.trust import exposed
 from profiler.compute import CONTEXT, DECODE, TOKEN
 from profiler.cost import PROMPT_TOKENS
 from profiler.forecast import forecast
@@ -32,16 +32,9 @@ from profiler.objective import Demand, Weights
 from profiler.waiting import chunks_of
 from schemas.base import NodeId
 from schemas.capacity import REFERENCE_CONTEXT_TOKENS
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Settings
+from schemas.deployment import Deployment, Placement, Settings
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
-
-FAILOVERS_MAX = OPTIONS_MAX - 3
-"""The current plan, a reassignment and a re-split stand on the list too."""
-MOVED_ROUTES_MAX = 2
-"""Routes that are moved by themselves, the slowest: the others are looked at once these are well placed."""
-
-Found = tuple[Placement, Origin, NodeId | None]
 
 
 @dataclass(frozen=True)
@@ -53,37 +46,8 @@ class Slate:
     """For each node in use the best plan without it, where there is one."""
     optimism: float
     """To be handed in the next time (`beliefs.optimism_of`)."""
-
-
-@dataclass(frozen=True)
-class _Search:
-    """What the candidates are looked for with."""
-
-    deployment: Deployment
-    manifest: Manifest
-    rooms: Mapping[NodeId, Room]
-    """Without the nodes that no candidate is to use."""
-    current: Placement
-    slowest: tuple[int, ...]
-    """The routes of the current plan, the slowest first."""
-    busy: bool
-    """Whether more than one sequence runs: a further route is of no use to fewer."""
-    sensitive: frozenset[int]
-    trusted: frozenset[NodeId]
-
-    def allows(self, chains: Placement) -> bool:
-        """Whether no untrusted node holds a sensitive block, and every route brings a node of its own."""
-        used: set[NodeId] = set()
-        for chain in chains:
-            nodes = {stage.node for stage in chain}
-            if nodes <= used or not self.private(chain):
-                return False
-            used |= nodes
-        return True
-
-    def private(self, chain: Chain) -> bool:
-        """Whether no untrusted node holds a sensitive block of it."""
-        return not any(exposed(self.sensitive, stage.blocks, stage.node in self.trusted) for stage in chain)
+    searched: Searched
+    """The same."""
 
 
 def slate(
@@ -100,12 +64,15 @@ def slate(
     exposed: str | None = None,
     weights: Weights | None = None,
     prices: Prices | None = None,
+    searched: Searched | None = None,
+    anew: bool = False,
 ) -> Slate:
     """The candidates, what each costs, and what moving between any two of them costs.
 
     Every node of `current` must have reported once. `avoid` are nodes that no candidate but the current plan uses,
     `unfit` nodes of the current plan that must be left, each with the reason why, and `exposed` says that a node of it
-    must not hold what it holds.
+    must not hold what it holds. `searched` is the last search for other plans than `current`: what it found is priced
+    anew while nothing speaks for another search (`searched.is_stale`); `anew` asks for one whatever it says.
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}
@@ -115,10 +82,7 @@ def slate(
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, optimism)
     rested = believed(heard, times, manifest, deployment.model, optimism)
     trusted = frozenset(name for name in rested if snapshot.trusts(name))
-    found_rooms = rooms(snapshot, deployment, manifest, rested)
-    # Which node a search makes the ingress is not known before it ends: all bear what the others do.
-    offered = {name: replace(room, host=room.host.slower(strain.on(name, ()))) for name, room in found_rooms.items()}
-    idle = {name: replace(room, host=room.host.slower(strain.least)) for name, room in found_rooms.items()}
+    idle = rooms(snapshot, deployment, manifest, rested)
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
     calm = timed(heard, steadied, manifest, deployment.model, optimism)
 
@@ -136,7 +100,9 @@ def slate(
     live = running(snapshot, deployment.name, current, manifest, habit)
     demand = demand_of(live.sequences, habit, current, serving(current.chains), steady(current.chains), manifest)
     prompt_tokens = round(habit.prompt_tokens)
-    bound_ms = latency_bound_ms(idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings)
+    bound_ms = latency_bound_ms(
+        idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
+    )
     latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
@@ -159,26 +125,38 @@ def slate(
         priced = Option(chains, origin, found.objective(latency_ref_ms, weights), found.terms, without)
         return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares)
 
-    willing = {name: room for name, room in offered.items() if name not in avoid}
-    order = sorted(range(len(alone.routes)), key=lambda number: (-alone.routes[number].tpot_ms, number))
-    secret = deployment.sensitive_of(len(manifest.blocks))
-    search = _Search(
-        deployment, manifest, willing, current.chains, tuple(order), demand.requests_per_s > 0, secret, trusted
-    )
+    here = option(current.chains, Origin.CURRENT)
     pinned = deployment.chains is not None
-    failovers = {} if pinned else _failovers(search, current)
+    order = sorted(range(len(alone.routes)), key=lambda number: (-alone.routes[number].tpot_ms, number))
+    search = Search(
+        deployment,
+        manifest,
+        {name: room for name, room in idle.items() if name not in avoid},
+        strain.unplaced,
+        current.chains,
+        here[0].phi,
+        tuple(order),
+        demand.requests_per_s > 0,
+        deployment.sensitive_of(len(manifest.blocks)),
+        trusted,
+    )
+    if pinned:
+        searched = Searched(now, here[0].phi, search.facts, ())
+    else:
+        searched = looked_around(search, searched, anew or exposed is not None, frozenset(unfit), now)
+    failovers = {node: one.chains for node, one in searched.ready.items() if one.chains}
     # A failover plan of fewer routes than are asked for is for need alone.
     spares = [
         (chains, Origin.FAILOVER, node)
         for node, chains in failovers.items()
         if unfit or exposed or deployment.routes is None or len(chains) >= len(current.routes)
     ]
-    chosen: dict[str, tuple[Option, Placed]] = {}
-    alternatives = [] if pinned else [one for one in (*_moves(search), *_counts(search)) if search.allows(one[0])]
-    for chains, origin, without in [(current.chains, Origin.CURRENT, None), *alternatives, *spares]:
-        made = option(chains, origin, without)
-        chosen.setdefault(made[0].key, made)
-    kept = list(chosen.values())[:OPTIONS_MAX]
+    alternatives = [(chains, origin, None) for chains, origin in searched.found]
+    others: dict[Placement, tuple[Origin, NodeId | None]] = {}
+    for chains, origin, without in [*alternatives, *spares]:
+        if chains != current.chains:
+            others.setdefault(chains, (origin, without))
+    kept = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     reaches = reaches_of(heard, deployment.model)
@@ -199,7 +177,7 @@ def slate(
         unfit=frozenset(unfit),
         pinned=pinned,
     )
-    return Slate(observation, failovers, optimism)
+    return Slate(observation, failovers, optimism, searched)
 
 
 def latency_bound_ms(
@@ -209,12 +187,14 @@ def latency_bound_ms(
     stages_min: int = 1,
     prompt_tokens: int = PROMPT_TOKENS,
     settings: Settings | None = None,
+    strain: float = 1.0,
 ) -> float:
     """A latency L that no plan beats: every block on its fastest node, and the hops that memory makes unavoidable.
 
     LB0 of mathematics.md A2 without its network, plus one hop for each node beyond the first that the model
     needs to fit (or is to be cut over), plus the way back. What a node holds already counts on both sides: as memory
-    that the model needs, and as memory that the node has for it. It holds for every route, so for all of them.
+    that the model needs, and as memory that the node has for it. It holds for every route, so for all of them. All
+    nodes are `strain` times slower than the rooms say.
     """
     if not offered:
         return 0.0
@@ -224,10 +204,10 @@ def latency_bound_ms(
     short = max(0.0, REFERENCE_CONTEXT_TOKENS - prompt_tokens - demand.output_tokens / 2)
 
     times = np.stack([room.host.times.ms for room in offered.values()])
-    decode_ms = float(np.maximum(0.0, times[:, DECODE] - short * times[:, CONTEXT]).min(axis=0).sum())
+    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - short * times[:, CONTEXT]).min(axis=0).sum())
     tokens = np.array([last if block.role == "head" else prompt_tokens for block in manifest.blocks])
     # As many chunks as may be in flight are computed at once, at best.
-    prefill_ms = float((tokens * times[:, TOKEN].min(axis=0)).sum()) / min(settings.pipeline_depth, chunks)
+    prefill_ms = strain * float((tokens * times[:, TOKEN].min(axis=0)).sum()) / min(settings.pipeline_depth, chunks)
     whole = [max(need) for need in zip(*(room.need_bytes for room in offered.values()), strict=True)]
     need = sum(whole)
     nodes = 0
@@ -247,70 +227,3 @@ def latency_bound_ms(
 
 def _nodes_of(chains: Placement) -> Iterator[NodeId]:
     return iter(dict.fromkeys(NodeId(stage.node) for chain in chains for stage in chain))
-
-
-def _moves(search: _Search) -> Iterator[Found]:
-    """As many routes as now, one of them elsewhere."""
-    deployment, manifest = search.deployment, search.manifest
-    for number in search.slowest[:MOVED_ROUTES_MAX]:
-        chain = search.current[number]
-        others = (*search.current[:number], *search.current[number + 1 :])
-        left = beside(search.rooms, others, deployment, manifest)
-        moved = reassigned(chain, manifest, deployment.model, left, search.sensitive)
-        if moved is not None:
-            yield _swapped(search.current, number, moved), Origin.REASSIGNED, None
-        split = fastest_chain(deployment, manifest, left)
-        if split is not None:
-            yield _swapped(search.current, number, split), Origin.RESPLIT, None
-        edge = on_the_edge(left)
-        home = fastest_chain(deployment, manifest, edge) if len(edge) < len(left) else None
-        if home is not None:
-            yield _swapped(search.current, number, home), Origin.EDGE, None
-
-
-def _counts(search: _Search) -> Iterator[Found]:
-    """A route more where there is work for it, and fewer where the planner decides how many there are."""
-    deployment, current = search.deployment, search.current
-    if deployment.routes is not None:
-        return
-    if search.busy and len(current) < min(ROUTES_MAX, deployment.settings.max_sequences):
-        more = further_chain(deployment, search.manifest, search.rooms, current)
-        if more is not None:
-            yield (*current, more), Origin.ROUTE_ADDED, None
-    if len(current) > 1:
-        for number in search.slowest[:MOVED_ROUTES_MAX]:
-            yield (*current[:number], *current[number + 1 :]), Origin.ROUTE_GIVEN_BACK, None
-    if len(current) > 2:
-        # Of many routes one alone takes less than the margin, and none would ever be given back.
-        yield (current[search.slowest[-1]],), Origin.ROUTE_GIVEN_BACK, None
-
-
-def _failovers(search: _Search, current: Plan) -> dict[NodeId, Placement]:
-    """For each node in use: the routes without it stay, the others are placed anew or dropped."""
-    found: dict[NodeId, Placement] = {}
-    for node in [NodeId(name) for name in current.nodes][:FAILOVERS_MAX]:
-        rest = {name: room for name, room in search.rooms.items() if name != node}
-        chains = tuple(
-            chain for chain in search.current if all(stage.node in rest for stage in chain) and search.private(chain)
-        )
-        if not chains:
-            first = _first(search, rest)
-            chains = () if first is None else (first,)
-        while chains and len(chains) < len(search.current):
-            further = further_chain(search.deployment, search.manifest, rest, chains)
-            if further is None:
-                break
-            chains = (*chains, further)
-        if chains:
-            found[node] = chains
-    return found
-
-
-def _first(search: _Search, offered: Mapping[NodeId, Room]) -> Chain | None:
-    """The edge's own chain where there is one: a node that fails is no reason to rent another."""
-    home = fastest_chain(search.deployment, search.manifest, on_the_edge(offered))
-    return home or fastest_chain(search.deployment, search.manifest, offered)
-
-
-def _swapped(chains: Placement, number: int, chain: Chain) -> Placement:
-    return (*chains[:number], chain, *chains[number + 1 :])

@@ -5,11 +5,12 @@ hold both while others hold the middle: the U-shaped form.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
 from orchestrator.rooms import Room
-from orchestrator.solvers.problem import Floats, Integers, Mask, Problem, Solution, site_hops
+from orchestrator.solvers.problem import Floats, Integers, Mask, Piece, Problem, Solution, site_hops
 from orchestrator.solvers.solve import solve
 from profiler.forecast import forecast
 from profiler.network import boundary_bytes, hop_ms, links_of
@@ -29,21 +30,40 @@ HEADS_MAX = 8
 """Trusted nodes that are tried as the two ends of a U, the fastest first: each is a search of its own."""
 
 
+@dataclass(frozen=True)
+class Ways:
+    """What it takes to cross between nodes: made once for many questions about one model and some of the nodes."""
+
+    site: Mapping[NodeId, int]
+    hop_ns: Integers
+    boundary: Integers
+
+
 def best_chain(
-    deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room], avoid: frozenset[NodeId] = frozenset()
+    deployment: Deployment,
+    manifest: Manifest,
+    rooms: Mapping[NodeId, Room],
+    avoid: frozenset[NodeId] = frozenset(),
+    ways: Ways | None = None,
+    known: Chain = (),
 ) -> tuple[Chain, str]:
     """The chain to begin with, and how good it is: the edge's own unless the cloud's is well worth its price.
 
-    `avoid` are nodes to leave out where a chain without them exists. Raises `ResplitError`: MODEL_TOO_LARGE naming the
+    `avoid` are nodes to leave out where a chain without them exists; `ways` covers all nodes of `rooms`; `known` is a
+    chain that may do, so that only better ones have to be looked for. Raises `ResplitError`: MODEL_TOO_LARGE naming the
     bytes short, INFEASIBLE where the bytes are there but no assignment is.
     """
     if not rooms:
         raise ResplitError(ErrorCode.INFEASIBLE, "no node is here; start agents, or wait until they have reported")
     willing = {name: room for name, room in rooms.items() if name not in avoid}
     for offered in (willing, rooms) if willing and len(willing) < len(rooms) else (rooms,):
+        anywhere = _found(deployment, manifest, offered, ways, known)
         edge = on_the_edge(offered)
-        here = _found(deployment, manifest, edge)
-        anywhere = None if len(edge) == len(offered) else _found(deployment, manifest, offered)
+        if len(edge) == len(offered) or (anywhere is not None and within(anywhere[0], edge)):
+            # Nothing of the edge is better than what is the best of everything and of the edge.
+            here, anywhere = anywhere, None
+        else:
+            here = _found(deployment, manifest, edge, ways, known)
         if here is not None and anywhere is not None:
             return anywhere if _well_worth(anywhere[0], here[0], deployment, manifest, offered) else here
         found = here or anywhere
@@ -52,10 +72,22 @@ def best_chain(
     raise _shortfall(deployment, manifest, rooms)
 
 
-def fastest_chain(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Chain | None:
-    """The fastest (or the most even) chain whatever it costs, or None where there is none."""
-    found = _found(deployment, manifest, rooms)
+def fastest_chain(
+    deployment: Deployment,
+    manifest: Manifest,
+    rooms: Mapping[NodeId, Room],
+    ways: Ways | None = None,
+    known: Chain = (),
+) -> Chain | None:
+    """The fastest (or the most even) chain whatever it costs, or None where there is none. `ways` and `known` as for
+    `best_chain`."""
+    found = _found(deployment, manifest, rooms, ways, known)
     return None if found is None else found[0]
+
+
+def within(chain: Chain, rooms: Mapping[NodeId, Room]) -> bool:
+    """Whether all nodes of a chain are among the rooms."""
+    return all(stage.node in rooms for stage in chain)
 
 
 def on_the_edge(rooms: Mapping[NodeId, Room]) -> dict[NodeId, Room]:
@@ -81,16 +113,27 @@ def beside(
     return found
 
 
-def _found(deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room]) -> tuple[Chain, str] | None:
+def ways_of(rooms: Mapping[NodeId, Room], manifest: Manifest) -> Ways:
+    """The ways between all nodes of `rooms`."""
+    site, latency, byte_ms = _sites({name: room.capacity for name, room in rooms.items()})
+    sizes = [boundary_bytes(manifest, block) for block in range(len(manifest.blocks))]
+    return Ways(site, *site_hops(latency * 1e6, byte_ms * 1e6, sizes))
+
+
+def _found(
+    deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room], ways: Ways | None, known: Chain
+) -> tuple[Chain, str] | None:
     if not offered:
         return None
     even = deployment.stages is not None
-    problem = problem_of(deployment, manifest, offered)
+    problem = problem_of(deployment, manifest, offered, ways)
     heads = _heads(problem, deployment, offered)
-    found = solve(problem, "throughput" if even else "latency", deployment.stages, heads=heads)
+    names = list(offered)
+    number = {name: k for k, name in enumerate(names)}
+    start = [Piece(number[s.node], s.first, s.last) for s in known] if within(known, offered) else []
+    found = solve(problem, "throughput" if even else "latency", deployment.stages, heads=heads, known=start)
     if found.pieces is None:
         return None
-    names = list(offered)
     stages = tuple(Stage(node=names[piece.node], first=piece.first, last=piece.last) for piece in found.pieces)
     return stages, f"{_praise(found, even)} on {len(offered)} node(s)"
 
@@ -126,20 +169,22 @@ def _praise(found: Solution, even: bool) -> str:
     return f"the {best}" if found.proven else f"within {found.gap:.1%} of the {best}"
 
 
-def problem_of(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> Problem:
-    capacities = {name: room.capacity for name, room in rooms.items()}
-    count = len(manifest.blocks)
+def problem_of(
+    deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room], ways: Ways | None = None
+) -> Problem:
+    """What a solver is asked; `ways` covers all nodes of `rooms`, and is made here where it is not given."""
+    ways = ways or ways_of(rooms, manifest)
     times = np.array([room.host.times.decode_ms for room in rooms.values()])
-    site, latency, byte_ms = _sites(capacities)
-    sizes = [boundary_bytes(manifest, block) for block in range(count)]
-    hops, boundary = site_hops(latency * 1e6, byte_ms * 1e6, sizes)
+    count = len(manifest.blocks)
+    # Of the sites those that nodes are on.
+    used, site = np.unique([ways.site[name] for name in rooms], return_inverse=True)
     return Problem(
         np.rint(np.minimum(times, MS_MAX) * 1e6).astype(np.int64),
         np.array([room.need_bytes for room in rooms.values()], np.int64),
         np.array([room.free_bytes for room in rooms.values()], np.int64),
-        hops,
-        site,
-        boundary,
+        ways.hop_ns[:, used[:, None], used[None, :]],
+        site.astype(np.int64),
+        ways.boundary,
         _allowed(rooms, deployment.sensitive_of(count), count),
     )
 
@@ -153,7 +198,7 @@ def _allowed(rooms: Mapping[NodeId, Room], sensitive: frozenset[int], count: int
     return trusted[:, None] | ~secret[None, :]
 
 
-def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Integers, Floats, Floats]:
+def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Mapping[NodeId, int], Floats, Floats]:
     """The site of each node, and latency and time per byte between sites, in milliseconds.
 
     A node that measured a link, or that another one measured, is a site of its own; all others are alike, and are one.
@@ -175,7 +220,7 @@ def _sites(capacities: Mapping[NodeId, Capacity]) -> tuple[Integers, Floats, Flo
         fixed = hop_ms(known, here, there, 0)
         latency[number[here], number[there]] = fixed
         byte_ms[number[here], number[there]] = hop_ms(known, here, there, 1) - fixed
-    return np.array([number.get(name, 0) for name in capacities]), latency, byte_ms
+    return {name: number.get(name, 0) for name in capacities}, latency, byte_ms
 
 
 def _shortfall(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, Room]) -> ResplitError:

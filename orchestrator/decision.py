@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
+from functools import cached_property
 from math import isfinite
 
 from orchestrator.moving import MoveCost
@@ -55,7 +56,7 @@ class Option:
     without: NodeId | None = None
     """The node that a failover plan does without."""
 
-    @property
+    @cached_property
     def key(self) -> str:
         """What makes two candidates the same one: their placement."""
         return placement_text(self.chains)

@@ -33,7 +33,7 @@ def explained(snapshot: Snapshot, name: DeploymentName | None, policy: Policy, n
 def dry_run(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> PlanReply:
     """What would be decided now; raises `ResplitError` for a deployment that is unknown or has no plan."""
     _, _, current = subject(snapshot, name)
-    decision = weigh(snapshot, name, policy, now).decision
+    decision = weigh(snapshot, name, policy, now, afresh=True).decision
     return PlanReply(decision=report(current, decision, snapshot.errors.get(name)))
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.decision import Decision
+from orchestrator.searched import Searched
 from orchestrator.strain import UNSTRAINED, Strain
 from orchestrator.trigger import TriggerState
 from schemas.base import DeploymentName, Digest, NodeId
@@ -29,3 +30,5 @@ class Outlook:
     """How much slower nodes are while they serve it."""
     starved_since: Mapping[NodeId, datetime] = field(default_factory=dict)
     """Nodes in use that have no memory left, and since when."""
+    searched: Searched | None = None
+    """The last search for other plans than this one."""

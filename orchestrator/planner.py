@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.chain import beside, best_chain
+from orchestrator.chain import Ways, beside, best_chain, ways_of
 from orchestrator.rooms import Room
 from orchestrator.trust import exposed
 from profiler.forecast import Forecast, forecast, shared_out
@@ -74,13 +74,16 @@ def further_chain(
     rooms: Mapping[NodeId, Room],
     taken: Placement,
     avoid: frozenset[NodeId] = frozenset(),
+    ways: Ways | None = None,
+    known: Chain = (),
 ) -> Chain | None:
-    """The best route beside others, or None where none fits that brings a node which serves no route yet."""
+    """The best route beside others, or None where none fits that brings a node which serves no route yet. `ways` and
+    `known` as for `best_chain`."""
     used = {stage.node for chain in taken for stage in chain}
     left = {name: room for name, room in beside(rooms, taken, deployment, manifest).items() if name not in avoid}
     for offered in (left, {name: room for name, room in left.items() if name not in used}):
         try:
-            chain, _ = best_chain(deployment, manifest, offered)
+            chain, _ = best_chain(deployment, manifest, offered, ways=ways, known=known)
         except ResplitError:
             return None  # nothing fits beside them: that is an answer too
         if any(stage.node not in used for stage in chain):
@@ -199,12 +202,12 @@ def _routes(
     kept: Placement,
     wanted: int,
 ) -> tuple[Placement, str]:
-    chains, how = list(kept[:wanted]), f"{len(kept)} as before"
+    chains, how, ways = list(kept[:wanted]), f"{len(kept)} as before", ways_of(rooms, manifest)
     if not chains:
-        first, how = best_chain(deployment, manifest, rooms, avoid)
+        first, how = best_chain(deployment, manifest, rooms, avoid, ways)
         chains.append(first)
     while len(chains) < wanted:
-        found = further_chain(deployment, manifest, rooms, tuple(chains), avoid)
+        found = further_chain(deployment, manifest, rooms, tuple(chains), avoid, ways)
         if found is None:
             break
         chains.append(found)

@@ -43,6 +43,11 @@ class Strain:
         return next((one for one in known if one is not None), 1.0)
 
     @property
+    def unplaced(self) -> float:
+        """What serving would put on a node of which nobody knows yet whether it is an ingress: what others bear."""
+        return next((one for one in (self.other, self.source) if one is not None), 1.0)
+
+    @property
     def least(self) -> float:
         return min((one for one in (self.source, self.other) if one is not None), default=1.0)
 

@@ -13,7 +13,7 @@ from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout
 from orchestrator.rooms import rooms
 from orchestrator.strain import UNSTRAINED, learned
-from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState
+from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -44,8 +44,9 @@ def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
     return known and current.model in snapshot.manifests and serves(need)
 
 
-def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime) -> Outlook:
-    """The decision about one deployment with a plan; raises `ResplitError` if there is nothing to weigh."""
+def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime, afresh: bool = False) -> Outlook:
+    """The decision about one deployment with a plan; raises `ResplitError` if there is nothing to weigh. `afresh`
+    looks for other plans as if nobody had before; else that is done when there is reason to (`searched`)."""
     deployment, manifest, current = subject(snapshot, name)
     rollout = snapshot.rollout(name)
     before = snapshot.outlooks.get(name)
@@ -61,6 +62,9 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     strain = learned(
         before.strain if before is not None else UNSTRAINED, _at_work(snapshot, current), current.chains, now
     )
+    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
+    burn = None if fared is None else fared.burn
+    same = None if before is None or afresh or before.plan != current.digest else before.searched
     found = slate(
         snapshot,
         deployment,
@@ -72,12 +76,15 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         avoid=rollout.shunned(now),
         unfit=unfit,
         exposed=exposed_by(snapshot, deployment, current),
+        searched=same,
+        anew=burn is not None and min(burn) > BURN_MAX,
     )
     state = before.state if before is not None else TriggerState()
-    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
-    seen = replace(found.observation, burn=None if fared is None else fared.burn)
+    seen = replace(found.observation, burn=burn)
     state, decision = policy(state, seen, now)
-    return Outlook(name, current.digest, decision, state, found.failovers, found.optimism, strain, starved)
+    return Outlook(
+        name, current.digest, decision, state, found.failovers, found.optimism, strain, starved, found.searched
+    )
 
 
 def _at_work(snapshot: Snapshot, current: Plan) -> dict[NodeId, float]:

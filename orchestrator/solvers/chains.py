@@ -105,7 +105,7 @@ class Chains:
 
     def _crossed(self, values: Floats, apart: Floats, within: Floats) -> Floats:
         if self.lonely:
-            return _least_sum(values, apart)
+            return least_sum(values, apart)
         least = np.minimum.reduceat(values, self.starts, axis=1)
         spread = least[:, self.site]
         # Within the site a node takes the best of the others: the site's best, unless it is that one itself.
@@ -114,7 +114,7 @@ class Chains:
         several = np.add.reduceat(first, self.starts, axis=1, dtype=np.int64) > 1
         others = np.where(several, least, others)
         own = np.where(first, (others + within)[:, self.site], (least + within)[:, self.site])
-        return np.minimum(own, _least_sum(least, apart)[:, self.site])
+        return np.minimum(own, least_sum(least, apart)[:, self.site])
 
     def node_by_node(self) -> "Chains":
         """The same with every node a site of its own: for a few nodes one big step beats several small ones."""
@@ -286,7 +286,7 @@ def _least_ending(values: Floats, start: int, end: Integers) -> Floats:
     return found
 
 
-def _least_sum(values: Floats, hops: Floats) -> Floats:
+def least_sum(values: Floats, hops: Floats) -> Floats:
     """[R, S]: min over s' of values[r, s'] + hops[s', s]."""
     rows, sites = values.shape
     if rows * sites * sites <= _WINDOW_CELLS:

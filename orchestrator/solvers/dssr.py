@@ -7,6 +7,7 @@ optimal. Each pass is a lower bound, and never lower than the one before. States
 """
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
@@ -18,11 +19,11 @@ from orchestrator.solvers.chains import Cases, Chains, Completion, chains_of
 from orchestrator.solvers.dominance import core_nodes
 from orchestrator.solvers.lb0 import lb0_by_start
 from orchestrator.solvers.passes import Pass, Rows, run
-from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution, latency_ns
+from orchestrator.solvers.problem import Floats, Integers, Piece, Problem, Solution, is_chain, latency_ns
 
 LABELS_MAX = 20_000_000
 """States that passes may visit before the answer is given with the gap that is left: about a second."""
-_TABLE_CELLS = 4_000_000
+TABLE_CELLS = 4_000_000
 """Figures per table of one batch of starts: 32 MB."""
 CORE_NODES = 250
 """From here on a promising few of the nodes are solved first."""
@@ -55,19 +56,29 @@ def fastest(
     stages: int | None = None,
     slowest_ns: float | None = None,
     labels_max: int = LABELS_MAX,
+    known: Sequence[Piece] = (),
 ) -> Solution:
     """The chain of least latency: of exactly `stages` stages and with none slower than `slowest_ns`, where given.
+
+    `known` is a chain to begin with, if it is one of this problem (of distinct nodes, which hold it): only what takes
+    less is looked for. It is left out where stages are counted or bounded.
 
     Proven optimal or proven infeasible, unless `labels_max` ends the search first; the gap then says what is left.
     """
     most = min(problem.nodes, problem.blocks)
     if stages is not None and not 1 <= stages <= most:
         return Solution(None, inf, inf, "dssr")
+    if stages is None and slowest_ns is None and is_chain(problem, known):
+        return _fastest(problem, stages, slowest_ns, labels_max, (float(latency_ns(problem, known)), tuple(known)))[0]
     return _fastest(problem, stages, slowest_ns, labels_max)[0]
 
 
 def _fastest(
-    problem: Problem, stages: int | None, slowest_ns: float | None, labels_max: int
+    problem: Problem,
+    stages: int | None,
+    slowest_ns: float | None,
+    labels_max: int,
+    known: tuple[float, tuple[Piece, ...]] = (inf, ()),
 ) -> tuple[Solution, Floats]:
     """The solution, and the fees [S, M] that proved its bound, by the site of the first stage."""
     fee = np.zeros((problem.sites, problem.nodes))
@@ -77,6 +88,8 @@ def _fastest(
     value, pieces = _alone(chains) if stages in (None, 1) else (inf, ())
     if stages == 1:
         return Solution(pieces or None, value, value, "dssr"), fee
+    if known[0] < value:
+        value, pieces = known
     cases, bounds, sites = _starts(problem, chains)
     chains = chains.node_by_node() if chains.nodes <= fees.FEW_NODES else chains
     labels = 0
@@ -258,5 +271,5 @@ def _starts(problem: Problem, chains: Chains) -> tuple[Cases, Floats, Integers]:
 
 def _batches(order: Integers, chains: Chains, stages: int | None) -> list[Integers]:
     """The starts in batches whose tables fit."""
-    size = max(1, _TABLE_CELLS // max(1, chains.nodes * chains.blocks * (stages or 1)))
+    size = max(1, TABLE_CELLS // max(1, chains.nodes * chains.blocks * (stages or 1)))
     return [order[a : a + size] for a in range(0, len(order), size)]

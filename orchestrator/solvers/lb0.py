@@ -9,7 +9,7 @@ from math import inf
 
 import numpy as np
 
-from orchestrator.solvers.chains import by_site
+from orchestrator.solvers.chains import by_site, least_sum
 from orchestrator.solvers.problem import Floats, Problem
 
 
@@ -30,7 +30,7 @@ def lb0_by_start(problem: Problem) -> Floats:
         onward = time[block] + rest
         least = np.minimum.reduceat(onward, starts, axis=1)
         hop = problem.hop_ns[problem.kind_of[block - 1]][:, sites]
-        cross = np.stack([(least + row).min(axis=1) for row in hop], axis=1)
+        cross = least_sum(least, hop.T.astype(float))
         rest = np.minimum(onward, cross[:, site])
     value = np.full(problem.sites, inf)
     onward = time[0] + rest

@@ -194,6 +194,11 @@ def slowest_ns(problem: Problem, pieces: Sequence[Piece]) -> int:
     return max(busy.values())
 
 
+def is_chain(problem: Problem, pieces: Sequence[Piece]) -> bool:
+    """Whether the pieces are a chain of distinct nodes that hold it."""
+    return len({p.node for p in pieces}) == len(pieces) and holds(problem, pieces)
+
+
 def holds(problem: Problem, pieces: Sequence[Piece]) -> bool:
     """Whether the pieces are every block once, in order, on nodes that may run them and have the memory."""
     covered = [block for p in pieces for block in range(p.first, p.last + 1)]

@@ -293,3 +293,47 @@ def test_a_problem_that_contradicts_itself_is_refused_by_field(field: str, value
     with pytest.raises(ResplitError) as caught:
         replace(good, **{field: value})
     assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, field)
+
+
+def test_where_a_chain_is_known_the_answer_is_as_good_and_of_equals_that_chain() -> None:
+    asked = 0
+    for seed in range(INSTANCES):
+        problem = instance(seed)
+        best = solve(problem)
+        chains = [
+            chain
+            for count in range(1, min(problem.nodes, problem.blocks) + 1)
+            for nodes in permutations(range(problem.nodes), count)
+            for chain in chains_with(problem, nodes)
+        ]
+        for chain in chains[:: max(1, len(chains) // 3)]:
+            found = solve(problem, known=chain)
+            check(problem, found, best.value_ns)
+            assert found.proven
+            if latency_ns(problem, chain) == best.value_ns:
+                assert found.pieces == chain
+            asked += 1
+    assert asked > INSTANCES
+
+
+def test_what_is_no_chain_of_the_problem_is_not_begun_with() -> None:
+    for seed in range(0, INSTANCES, 4):
+        problem = instance(seed, nodes=3)
+        for wrong in ((), (Piece(0, 0, 0), Piece(1, 0, problem.blocks - 1)), (Piece(2, 0, problem.blocks),)):
+            assert solve(problem, known=wrong) == solve(problem)
+
+
+def test_a_cut_off_leaves_out_exactly_the_u_that_is_no_better() -> None:
+    found = 0
+    for seed in range(INSTANCES):
+        problem = instance(seed)
+        heads = list(range(problem.nodes))
+        best = u_shaped(problem, heads)
+        if best.pieces is None:
+            continue
+        found += 1
+        assert u_shaped(problem, heads, cutoff_ns=best.value_ns + 1).value_ns == best.value_ns
+        none = u_shaped(problem, heads, cutoff_ns=best.value_ns)
+        assert none.pieces is None
+        assert none.bound_ns == best.value_ns
+    assert found > INSTANCES / 4
