@@ -16,9 +16,9 @@ from schemas.deployment import Placement
 
 SEARCH_PERIOD = timedelta(seconds=30)
 """What drifts too slowly to be a reason is found after this long."""
-PHI_RISE = 0.1
-"""By this share the plan in force costs more than at the last search. Of 20 % noise a second 8 % are left on one node
-(`beliefs.SMOOTHING_S`) and less on a plan of several; and a move has to save more (`trigger.MARGIN`)."""
+PHI_RISE = 0.05
+"""By this share the plan in force costs more than at the last search: a third of what a move has to save
+(`trigger.MARGIN`), so that the best other plan is known, and its blocks are staged, by the time that it counts."""
 FASTER = 1.5
 """A node is so many times as fast as it was: of forty nodes none seems so by chance."""
 SLOWED = 1.5
