@@ -11,17 +11,16 @@ from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
 from orchestrator.decision import Origin
-from orchestrator.trigger import MARGIN
 from schemas.base import NodeId
 from schemas.deployment import Placement
 
 SEARCH_PERIOD = timedelta(seconds=30)
 """What drifts too slowly to be a reason is found after this long."""
-PHI_RISE = MARGIN
-"""By this share the plan in force costs more than at the last search. Less is what loads and measurements vary by."""
+PHI_RISE = 0.05
+"""By this share the plan in force costs more than at the last search: a third of what a move has to save
+(`trigger.MARGIN`), so that the best other plan is known, and its blocks are staged, by the time that it counts."""
 FASTER = 1.5
-"""A node is so many times as fast as it was. Of 20 % noise a second 8 % are left on a node (`beliefs.SMOOTHING_S`): of
-forty nodes none seems so much faster by chance."""
+"""A node is so many times as fast as it was: of forty nodes none seems so by chance."""
 SLOWED = 1.5
 """A failover plan whose stages take so many times what they took is looked for anew."""
 
