@@ -3,6 +3,7 @@
 `agent.step`, `agent.stages`, `agent.stage`, its batches, slots and hand-over, and the ingress' routes are production's.
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
@@ -53,23 +54,11 @@ class SimCompute:
         self._machine = machine
         self._clock = clock
         self._note_busy = note_busy
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._busy = False
 
     def submit(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
-        def task() -> None:
-            result = call()
-            spent_s = self._clock.take()
-            self._note_busy(spent_s)
-
-            def over() -> None:
-                self._busy = False
-                done(result)
-                self._next()
-
-            self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
-
-        self._waiting.append(task)
+        self._waiting.append((call, done))
         self._next()
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -77,9 +66,20 @@ class SimCompute:
         return function()
 
     def _next(self) -> None:
-        if not self._busy and self._waiting:
-            self._busy = True
-            self._waiting.pop(0)()
+        if self._busy or not self._waiting:
+            return
+        self._busy = True
+        call, done = self._waiting.popleft()
+        result = call()
+        spent_s = self._clock.take()
+        self._note_busy(spent_s)
+
+        def over() -> None:
+            self._busy = False
+            done(result)
+            self._next()
+
+        self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
 
 
 class SimAgent:

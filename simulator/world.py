@@ -18,6 +18,7 @@ from schemas.capacity import Capacity, LinkEstimate, Provider
 from schemas.deployment import Chain
 from schemas.frame import Frame
 from schemas.plan import Plan, PlanEvent, Receipt
+from schemas.request import TokenReply
 from simulator.agent import SimAgent, provider_of
 from simulator.books import Books
 from simulator.client import SimClient
@@ -284,7 +285,7 @@ class World:
             return  # what is stored is read again later
         copies = 2 if bus.duplicate and rng.random() < bus.duplicate else 1
         for _ in range(copies):
-            self.kernel.after(self._delay_s(), lambda: machine.reach(call, life))
+            self.kernel.after(self._delay_s(), machine.reach, call, life)
 
     def _delay_s(self) -> float:
         bus, rng = self.scenario.bus, self._bus_rng
@@ -371,7 +372,9 @@ class World:
     def say(self, machine: Machine, client: Any, what: Any) -> None:
         assert isinstance(client, SimClient)
         if self._reachable(machine.name):
-            self.kernel.after(self._way_s(client, machine), lambda: client.take(what))
+            at_s = self.kernel.now + self._way_s(client, machine)
+            if not (isinstance(what, TokenReply) and client.take_early(what, at_s)):
+                self.kernel.at(at_s, client.take, what)
         else:
             self._unsaid.append((machine, machine.life, client, what))  # its connection keeps it until it is back
 
