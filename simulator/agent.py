@@ -118,6 +118,8 @@ class SimAgent:
         """Of blocks of models that are loaded: what the probe found."""
         self._kinds: dict[tuple[Digest, str], float] = {}
         self._boundary = boundary_bytes(around.physics.manifest, 0)
+        self._used: dict[tuple[tuple[str, int], ...], int] = {}
+        """Bytes, by the plans that are loaded."""
         self._heartbeats = 0
         self._said_at = -1.0
         self._busy_s = 0.0
@@ -238,17 +240,25 @@ class SimAgent:
         }
 
     def _memory_used(self) -> int:
+        loaded = [plan for plan in self._plans() if (plan.deployment, plan.epoch) in self._loaded]
+        key = tuple((plan.deployment, plan.epoch) for plan in loaded)
+        used = self._used.get(key)
+        if used is None:
+            used = self._used[key] = self._footprint(loaded)
+        self._around.memory(self.machine, used)
+        return used
+
+    def _footprint(self, loaded: list[Plan]) -> int:
+        """What these plans take together: weights of a model and caches of a family once."""
         manifest = self._around.physics.manifest
         weights: set[tuple[Digest, int]] = set()
         caches: dict[tuple[Digest, int], int] = {}
-        for plan in self._plans():
-            if (plan.deployment, plan.epoch) in self._loaded:
-                for block in plan.blocks_on(self.machine.name):
-                    weights.add((plan.model, block))
-                    caches[plan.family, block] = kv_memory_bytes(manifest.blocks[block], plan.settings)
-        used = sum(weight_memory_bytes(manifest.blocks[block]) for _, block in weights) + sum(caches.values())
-        self._around.memory(self.machine, used)
-        return used
+        for plan in loaded:
+            family = plan.family
+            for block in plan.blocks_on(self.machine.name):
+                weights.add((plan.model, block))
+                caches[family, block] = kv_memory_bytes(manifest.blocks[block], plan.settings)
+        return sum(weight_memory_bytes(manifest.blocks[block]) for _, block in weights) + sum(caches.values())
 
     def _answer(self, answer: core.Answer) -> None:
         plan = answer.plan
