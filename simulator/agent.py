@@ -92,7 +92,7 @@ class SimAgent:
         self._kernel = around.kernel
         self._rng = around.draws.stream(f"agent {machine.name} {boot}")
         self._state = core.State(machine.name)
-        self._clock = Clockwork(lambda: self._kernel.now, lambda: machine.factor)
+        self._clock = Clockwork(self._kernel, lambda: machine.factor)
         self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._computed)
         self._times = BlockTimes(machine.name, lambda: self._kernel.now)
         self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)

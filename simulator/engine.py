@@ -14,6 +14,7 @@ from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime
 from schemas.frame import SequenceId
 from schemas.manifest import Block
 from schemas.tensor import Array
+from simulator.kernel import Kernel
 
 VOCABULARY = 7
 """Tokens that a head chooses from."""
@@ -23,14 +24,14 @@ CACHED = np.zeros(1, np.uint8)
 class Clockwork:
     """How long a node has been at the call that runs now; its clock is that far ahead of the world's."""
 
-    def __init__(self, now: Callable[[], float], factor: Callable[[], float]) -> None:
-        """`now` in seconds; `factor` says how many times longer than undisturbed a call takes that begins now."""
-        self._now = now
+    def __init__(self, kernel: Kernel, factor: Callable[[], float]) -> None:
+        """`factor` says how many times longer than undisturbed a call takes that begins now."""
+        self._kernel = kernel
         self.factor = factor
         self.spent_s = 0.0
 
     def now_us(self) -> int:
-        return round(1e6 * (self._now() + self.spent_s))
+        return round(1e6 * (self._kernel.now + self.spent_s))
 
     def spend(self, ms: float) -> None:
         self.spent_s += ms * self.factor() / 1e3
