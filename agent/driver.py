@@ -88,7 +88,7 @@ class _Running:
     @property
     def is_ready(self) -> bool:
         """Whether a decode step can leave: there is one token to feed, and no step is under way."""
-        return not self.held and not self.unanswered and self.prefilled and self.unfed == 1
+        return not self.unanswered and not self.held and self.prefilled and self.unfed == 1
 
     @property
     def is_recovering(self) -> bool:
@@ -113,7 +113,8 @@ class _Running:
     @property
     def replayable(self) -> int:
         """Those of them whose successor is known too: they need no answer to leave."""
-        return max(0, self.unfed - 1) if self.prefilled and not self.held else 0
+        fed = self.driven - len(self.prompt.tokens)
+        return max(0, len(self.out) - fed - 1) if fed >= 0 and not self.held else 0
 
 
 @dataclass(slots=True, eq=False)
@@ -146,6 +147,8 @@ class RouteDriver:
         self.pace = Pace()
         self.stalled = False
         """Whether a step has been overdue since the last answer came: some node of the route may hang."""
+        self._changed = False
+        """Whether anything happened since it was last asked for frames: without that there are no more."""
 
     def __len__(self) -> int:
         return len(self._running)
@@ -167,6 +170,7 @@ class RouteDriver:
 
     def admit(self, prompt: Prompt) -> None:
         """Start a sequence. The most urgent one's chunks go out first; among equals, in order of admission."""
+        self._changed = True
         assert prompt.tokens, "an empty prompt is refused before admission"
         self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached)
 
@@ -174,6 +178,7 @@ class RouteDriver:
         """Feed `token`, the last one that came out, as the next step."""
         if (running := self._running.get(sequence)) is not None:
             running.out.append(token)
+            self._changed = True
 
     def prompt(self, sequence: SequenceId) -> Prompt:
         """As it was admitted."""
@@ -196,12 +201,12 @@ class RouteDriver:
     def hold(self, sequence: SequenceId) -> None:
         """Send nothing more for it; once its last step is answered it stands at a token boundary."""
         if (running := self._running.get(sequence)) is not None:
-            running.held = True
+            running.held = self._changed = True
 
     def let_go(self, sequence: SequenceId) -> None:
         """Undo `hold`."""
         if (running := self._running.get(sequence)) is not None:
-            running.held = False
+            running.held, self._changed = False, True
 
     def standing(self, sequence: SequenceId) -> Standing | None:
         """Where a held sequence stands, or None while a step of it is under way or its last token is not known yet."""
@@ -212,12 +217,12 @@ class RouteDriver:
 
     def join(self, standing: Standing) -> None:
         """Go on with a sequence whose caches this route has."""
-        prompt = standing.prompt
+        prompt, self._changed = standing.prompt, True
         self._running[prompt.sequence] = _Running(prompt, list(standing.tokens), standing.driven, standing.step)
 
     def end(self, sequences: Iterable[SequenceId]) -> tuple[SequenceId, ...]:
         """Forget sequences; returns those that were running. Answers still on their way are ignored."""
-        ended = []
+        ended, self._changed = [], True
         for sequence in sequences:
             if (running := self._running.pop(sequence, None)) is not None:
                 ended.append(sequence)
@@ -228,6 +233,9 @@ class RouteDriver:
     def frames(self, now: float) -> list[Activation]:
         """Every frame that may leave now, in order."""
         out: list[Activation] = []
+        if not self._changed:
+            return out
+        self._changed = False
         while (flight := self._next_decode(now) or self._next_replay(now) or self._next_prefill(now)) is not None:
             self._flights.append(flight)
             out.append(flight.frame)
@@ -287,14 +295,12 @@ class RouteDriver:
 
         For the same reason nothing is replayed while there is a prompt to compute before its sequence can join.
         """
+        group = [running for running in self._running.values() if running.replayable]
+        if not group or any(running.is_recovering for running in self._running.values()):
+            return None
         if sum(flight.kind == "replay" for flight in self._flights) >= self._lanes:
             return None
-        if any(running.is_recovering for running in self._running.values()):
-            return None
-        group = [running for running in self._running.values() if running.replayable]
         count = min((REPLAY_TOKENS_MAX, *(running.replayable for running in group)))
-        if not group:
-            return None
         starts = [running.driven - len(running.prompt.tokens) for running in group]
         ids = np.asarray([r.out[fed : fed + count] for r, fed in zip(group, starts, strict=True)], np.int64)
         return self._launch("replay", group, [self._item(r, count, wants_token=False) for r in group], ids, now)
@@ -345,7 +351,7 @@ class RouteDriver:
             # Stages run a sequence's steps in order: this one's answer is theirs too, if theirs was lost.
             self._answered(running.unanswered.pop(earlier))
         took = now - flight.sent
-        self.stalled = False
+        self.stalled, self._changed = False, True
         running.answered = now
         if flight.attempts == 1:
             self._measured(flight, took, now)

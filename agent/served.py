@@ -151,13 +151,12 @@ class Served:
 
     def take(self, run: RouteRun, frame: Result | Failure) -> None:
         """An answer from a route's last stage, or the news that a stage cannot go on."""
-        on_run = self.on(run)
         try:
             match frame:
                 case Result():
                     self.answers.take(run, frame)
                 case Failure(sequences=sequences, code=code, message=message):
-                    named = on_run if not sequences else [s for s in on_run if s in sequences]
+                    named = [s for s in self.on(run) if not sequences or s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
                         run.closed_until = self.desk.now() + FULL_S
                         for other in self.runs.values():  # epochs share their slots
@@ -169,7 +168,7 @@ class Served:
                     else:
                         self.fail(named, _known(code), message)
         except Exception as error:  # what one answer breaks must not keep the others waiting
-            for job in [self.jobs[s][0] for s in on_run if s in self.jobs and _concerns(frame, s)]:
+            for job in [self.jobs[s][0] for s in self.on(run) if _concerns(frame, s)]:
                 self.answers.broke(job, error)
         self.admit()
 
@@ -332,10 +331,11 @@ class Served:
                 moved_bytes=crossed.moved_bytes,
                 held_ms=round(1e3 * crossed.held_s, 3),
             )
-        for sequence, (job, old) in list(self.jobs.items()):
+        leaving = [(s, job, over) for s, (job, over) in self.jobs.items() if over.leaving]
+        for sequence, job, old in leaving:
             if not self.crossings.has_room:
                 break
-            if not old.leaving or old.lost or not isinstance(job, Generation) or sequence in self.crossings:
+            if old.lost or not isinstance(job, Generation) or sequence in self.crossings:
                 continue
             successors = [
                 run

@@ -208,12 +208,14 @@ class StageHost:
         reduced: list[tuple[Queued, list[_Row]]] = []
         # A repeated step may wait beside its successor, which proves that the first run of it was answered.
         newest: dict[SequenceId, int] = {}
-        for queued in batch:
+        for queued in batch if len(batch) > 1 else ():
             for item in queued.frame.items:
                 newest[item.sequence] = max(item.position, newest.get(item.sequence, 0))
         for arrived in batch:
             queued, frame = arrived, arrived.frame
-            rows = [row for row in self._due(frame, failed) if row.item.position == newest[row.item.sequence]]
+            rows = self._due(frame, failed)
+            if newest:
+                rows = [row for row in rows if row.item.position == newest[row.item.sequence]]
             if len(rows) < len(frame.items):
                 queued = Queued(replace(frame, items=tuple(row.item for row in rows)), queued.waited_us)
             if rows:
@@ -287,9 +289,11 @@ class StageHost:
                     xs.append(np.zeros_like(next(iter(by_row.values())).x))
                     positions.append(min(record.written, tokens - 1) if record is not None else 0)
                 y = engine.run_rows(self._pool, tokens, run, positions, _stack(xs), head=head)
-                for r, out in zip(run, y, strict=True) if y is not None else ():
+                if y is None:
+                    continue
+                for i, r in enumerate(run):
                     if r in by_row:
-                        results[by_row[r].item.sequence] = out[None]
+                        results[by_row[r].item.sequence] = y[i : i + 1]
         return results
 
     def _run_singly(self, engine: Engine, due: Sequence[_Row], *, head: bool) -> dict[SequenceId, Array]:

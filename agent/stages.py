@@ -71,6 +71,8 @@ class Stages:
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
         self._plans: dict[tuple[str, int], Plan] = {}
+        self._host_of: dict[tuple[str, int], StageHost] = {}
+        """Of each of these plans: a family is a digest, too dear to make for every frame."""
 
     async def install(self, plan: Plan, loaded: LoadedPlan) -> None:
         """Serve the plan's stages on this node; opens the links that its routes need."""
@@ -78,12 +80,14 @@ class Stages:
         if host is None:
             host = self._hosts[plan.family] = self._open_host(plan)
         self._plans[plan.deployment, plan.epoch] = plan
+        self._host_of[plan.deployment, plan.epoch] = host
         await self._compute.call(lambda: host.install(loaded.engines))
         self._peers.warm(tuple(sorted(self._neighbours(plan))))
 
     async def remove(self, plan: Plan) -> None:
         """Stop serving the plan and free what only it used."""
         self._plans.pop((plan.deployment, plan.epoch), None)
+        self._host_of.pop((plan.deployment, plan.epoch), None)
         host = self._hosts.get(plan.family)
         if host is None:
             return
@@ -161,8 +165,7 @@ class Stages:
             self._free(host, lambda host: host.idle(IDLE_LIMIT_US))
 
     def _host(self, deployment: str, epoch: int) -> StageHost | None:
-        plan = self._plans.get((deployment, epoch))
-        return None if plan is None else self._hosts.get(plan.family)
+        return self._host_of.get((deployment, epoch))
 
     def _not_here(self, deployment: str, epoch: int) -> None:
         log.info("dropped a frame of a plan that is not here: %s, epoch %d", deployment, epoch)

@@ -3,6 +3,7 @@
 `agent.step`, `agent.stages`, `agent.stage`, its batches, slots and hand-over, and the ingress' routes are production's.
 """
 
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, TypeVar, cast
 
@@ -54,7 +55,7 @@ class SimCompute:
         self._machine = machine
         self._clock = clock
         self._note_busy = note_busy
-        self._waiting: list[Callable[[], None]] = []
+        self._waiting: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._busy = False
         self._held = False
 
@@ -64,19 +65,7 @@ class SimCompute:
         self._next()
 
     def submit(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
-        def task() -> None:
-            result = call()
-            spent_s = self._clock.take()
-            self._note_busy(spent_s)
-
-            def over() -> None:
-                self._busy = False
-                done(result)
-                self._next()
-
-            self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
-
-        self._waiting.append(task)
+        self._waiting.append((call, done))
         self._next()
 
     async def call(self, function: Callable[[], T]) -> T:
@@ -84,9 +73,20 @@ class SimCompute:
         return function()
 
     def _next(self) -> None:
-        if not self._busy and not self._held and self._waiting:
-            self._busy = True
-            self._waiting.pop(0)()
+        if self._busy or self._held or not self._waiting:
+            return
+        self._busy = True
+        call, done = self._waiting.popleft()
+        result = call()
+        spent_s = self._clock.take()
+        self._note_busy(spent_s)
+
+        def over() -> None:
+            self._busy = False
+            done(result)
+            self._next()
+
+        self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
 
 
 class SimAgent:
@@ -99,7 +99,7 @@ class SimAgent:
         self._kernel = around.kernel
         self._rng = around.draws.stream(f"agent {machine.name} {boot}")
         self._state = core.State(machine.name)
-        self._clock = Clockwork(lambda: self._kernel.now, lambda: machine.factor)
+        self._clock = Clockwork(self._kernel, lambda: machine.factor)
         self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._computed)
         self._times = BlockTimes(machine.name, lambda: self._kernel.now)
         self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
@@ -125,6 +125,8 @@ class SimAgent:
         """Of blocks of models that are loaded: what the probe found."""
         self._kinds: dict[tuple[Digest, str], float] = {}
         self._boundary = boundary_bytes(around.physics.manifest, 0)
+        self._used: dict[tuple[tuple[str, int], ...], int] = {}
+        """Bytes, by the plans that are loaded."""
         self._heartbeats = 0
         self._said_at = -1.0
         self._busy_s = 0.0
@@ -248,17 +250,25 @@ class SimAgent:
         }
 
     def _memory_used(self) -> int:
+        loaded = [plan for plan in self._plans() if (plan.deployment, plan.epoch) in self._loaded]
+        key = tuple((plan.deployment, plan.epoch) for plan in loaded)
+        used = self._used.get(key)
+        if used is None:
+            used = self._used[key] = self._footprint(loaded)
+        self._around.memory(self.machine, used)
+        return used
+
+    def _footprint(self, loaded: list[Plan]) -> int:
+        """What these plans take together: weights of a model and caches of a family once."""
         manifest = self._around.physics.manifest
         weights: set[tuple[Digest, int]] = set()
         caches: dict[tuple[Digest, int], int] = {}
-        for plan in self._plans():
-            if (plan.deployment, plan.epoch) in self._loaded:
-                for block in plan.blocks_on(self.machine.name):
-                    weights.add((plan.model, block))
-                    caches[plan.family, block] = kv_memory_bytes(manifest.blocks[block], plan.settings)
-        used = sum(weight_memory_bytes(manifest.blocks[block]) for _, block in weights) + sum(caches.values())
-        self._around.memory(self.machine, used)
-        return used
+        for plan in loaded:
+            family = plan.family
+            for block in plan.blocks_on(self.machine.name):
+                weights.add((plan.model, block))
+                caches[family, block] = kv_memory_bytes(manifest.blocks[block], plan.settings)
+        return sum(weight_memory_bytes(manifest.blocks[block]) for _, block in weights) + sum(caches.values())
 
     def _answer(self, answer: core.Answer) -> None:
         plan = answer.plan

@@ -64,6 +64,17 @@ class SimClient:
             return
         self._kernel.after(ASK_AGAIN_S[min(self._asked, len(ASK_AGAIN_S)) - 1], self.ask)
 
+    def take_early(self, reply: TokenReply, at_s: float) -> bool:
+        """Note a token that will arrive at `at_s`; False where it may change what else happens until then.
+
+        That spares the world an event for all but the first and the last: what is in between is only written down.
+        """
+        if not self._heard or reply.finish_reason is not None:
+            return False
+        if at_s < self._until:
+            self._token(reply.index, reply.token_id, at_s)
+        return True
+
     def take(self, what: Any) -> None:
         """A reply has arrived."""
         if what == "accepted":
@@ -80,17 +91,16 @@ class SimClient:
             return
         self._heard = True
         if isinstance(what, TokenReply):
-            self._token(what.index, what.token_id)
+            self._token(what.index, what.token_id, self._kernel.now)
             if what.finish_reason is not None:
                 self._finished(what)
 
-    def _token(self, index: int, token: int) -> None:
+    def _token(self, index: int, token: int, now: float) -> None:
         expected = token_at(self.outcome.arrival.prompt_tokens - 1 + index)
         if token != expected or index > len(self._seen):
             self.conflicts += 1  # a wrong token, or one that comes before another
         if index in self._seen:
             return
-        now = self._kernel.now
         self._seen[index] = token
         outcome = self.outcome
         outcome.tokens += 1

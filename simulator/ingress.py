@@ -111,7 +111,8 @@ class SimIngress:
             on_empty,
         )
         self._say = say
-        machine.every(lambda: CHECK_EVERY_S, self._check, CHECK_EVERY_S)
+        self._check_at = now() + CHECK_EVERY_S
+        self._checks = False
         machine.every(lambda: LOOK_EVERY_S, self._look, LOOK_EVERY_S)
 
     # Plans.
@@ -251,6 +252,7 @@ class SimIngress:
         if not self._hands_over:
             served.crossings = Anew(self._desk.send)
         self.served[name] = served
+        self._begin_checks()
         return served
 
     def _begin_life(self, name: DeploymentName) -> tuple[LifeId, Journal]:
@@ -336,8 +338,18 @@ class SimIngress:
 
     # What time brings.
 
+    def _begin_checks(self) -> None:
+        """There is something to check: from the next time that it would be done were it always done."""
+        if self._checks:
+            return
+        self._checks, now = True, self._now()
+        while self._check_at <= now:
+            self._check_at += CHECK_EVERY_S
+        self._machine.later(self._check_at - now, self._check)
+
     def _check(self) -> None:
         now = self._now()
+        self._check_at, self._checks = now, False
         for served, job in list(self.in_flight.values()):
             if job.deadline is not None and now > job.deadline:
                 served.end(job, ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms"))
@@ -347,6 +359,8 @@ class SimIngress:
                 self._listens(self._machine.name, False)
                 served.admit()
             served.check(now)
+        if self.served:
+            self._begin_checks()
 
     # What is reported.
 

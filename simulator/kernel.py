@@ -4,6 +4,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 """Virtual time 0 on the calendar."""
@@ -16,19 +17,19 @@ class Kernel:
         self.now = 0.0
         """Seconds since the beginning."""
         self.events = 0
-        self._due: list[tuple[float, int, Callable[[], object]]] = []
+        self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = itertools.count()
 
     @property
     def date(self) -> datetime:
         return EPOCH + timedelta(seconds=self.now)
 
-    def at(self, when: float, call: Callable[[], object]) -> None:
-        """Call it then; at once, if that has passed."""
-        heapq.heappush(self._due, (max(when, self.now), next(self._count), call))
+    def at(self, when: float, call: Callable[..., object], *args: Any) -> None:
+        """Call it then, with these arguments; at once, if that has passed."""
+        heapq.heappush(self._due, (when if when > self.now else self.now, next(self._count), call, args))
 
-    def after(self, delay_s: float, call: Callable[[], object]) -> None:
-        self.at(self.now + delay_s, call)
+    def after(self, delay_s: float, call: Callable[..., object], *args: Any) -> None:
+        self.at(self.now + delay_s, call, *args)
 
     def every(self, period_s: float, call: Callable[[], object], first_s: float | None = None) -> None:
         """Call it again and again, until it says False."""
@@ -43,8 +44,7 @@ class Kernel:
         """Everything that is due before `until`."""
         due = self._due
         while due and due[0][0] < until:
-            when, _, call = heapq.heappop(due)
-            self.now = when
+            self.now, _, call, args = heapq.heappop(due)
             self.events += 1
-            call()
+            call(*args)
         self.now = max(self.now, until)

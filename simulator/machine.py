@@ -50,8 +50,7 @@ class Machine:
 
     def later(self, delay_s: float, call: Callable[[], None]) -> None:
         """Do it then, in the process that runs now or never."""
-        life = self.life
-        self._kernel.after(delay_s, lambda: self.reach(call, life))
+        self._kernel.after(delay_s, self.reach, call, self.life)
 
     def every(self, period_s: Callable[[], float], call: Callable[[], None], first_s: float) -> None:
         """Do it again and again while this process lives."""

@@ -36,12 +36,10 @@ class Network:
         self._kernel = kernel
         self._rng = rng
         self._jitters: list[float] = []
-        self._free_at: dict[tuple[NodeId, NodeId], float] = {}
-        """When a link is done with what it was given."""
-        self._held: list[tuple[float, NodeId, NodeId, Callable[[], object]]] = []
-        """What was on its way when nothing could pass, since when, in order."""
-        self._last_at: dict[tuple[NodeId, NodeId], float] = {}
-        """When the last of that arrives."""
+        self._links: dict[tuple[NodeId, NodeId], tuple[float, float]] = {}
+        """When a link is done with what it was given, and when the last of that arrives."""
+        self._held: list[tuple[float, NodeId, NodeId, Callable[[], None], int]] = []
+        """What was on its way when nothing could pass, since when and for which life of its target, in order."""
         self.cut: set[NodeId] = set()
         """Machines that nothing reaches."""
         self.sent_bytes = 0.0
@@ -69,24 +67,23 @@ class Network:
             return
         now, life = self._kernel.now, b.life
         if not self.reaches(source, target):
-            self._held.append((now, source, target, lambda: b.reach(call, life)))
+            self._held.append((now, source, target, call, life))
             return
         link = self.spec_of(a, b)
         sending_s = (size + FRAME_BYTES) / self.bytes_per_s(a, b)
-        begin = max(now, self._free_at.get((source, target), 0.0))
-        self._free_at[source, target] = begin + sending_s
+        free_at, last_at = self._links.get((source, target), (0.0, 0.0))
+        sent_at = max(now, free_at) + sending_s
         self.sent_bytes += size
-        arrives = begin + sending_s + link.rtt_ms / 2e3 * self._jitter(link.jitter)
-
-        def arrive() -> None:
-            if self.reaches(source, target):
-                b.reach(call, life)
-            else:
-                self._held.append((now, source, target, lambda: b.reach(call, life)))
-
         # What is sent later never overtakes: a link is a stream.
-        arrives = self._last_at[source, target] = max(arrives, self._last_at.get((source, target), 0.0))
-        self._kernel.at(arrives, arrive)
+        arrives = max(sent_at + link.rtt_ms / 2e3 * self._jitter(link.jitter), last_at)
+        self._links[source, target] = (sent_at, arrives)
+        self._kernel.at(arrives, self._arrive, now, source, target, call, life)
+
+    def _arrive(self, sent: float, source: NodeId, target: NodeId, call: Callable[[], None], life: int) -> None:
+        if self.reaches(source, target):
+            self._machines[target].reach(call, life)
+        else:
+            self._held.append((sent, source, target, call, life))
 
     def cut_off(self, node: NodeId) -> None:
         """Nothing reaches it from now on."""
@@ -96,11 +93,11 @@ class Network:
         """It is reached again: what links still hold arrives, in order; what is older they have given up."""
         self.cut.discard(node)
         held, self._held = self._held, []
-        for sent, source, target, call in held:
+        for sent, source, target, call, life in held:
             if not self.reaches(source, target):
-                self._held.append((sent, source, target, call))
+                self._held.append((sent, source, target, call, life))
             elif self._kernel.now - sent <= USER_TIMEOUT_S:
-                self._kernel.after(0.0, call)
+                self._kernel.after(0.0, self._machines[target].reach, call, life)
 
     def _jitter(self, spread: float) -> float:
         if spread == 0:
