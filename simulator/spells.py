@@ -15,6 +15,8 @@ from simulator.scenario import Fault, Scenario, SiteSpec
 CLOUD_LINKS = "cloud-links"
 ORCHESTRATOR = "orchestrator"
 LINK_KINDS = ("links", "cut", "cloud-links")
+LEADER_KINDS = ("leader", "lock", "redeploy")
+"""Of no node."""
 
 SPELLS_MAX = 1_000_000
 """What comes by itself is drawn before the run and kept; more than this is a mistyped mean time."""
@@ -55,7 +57,7 @@ def drawn(scenario: Scenario, draws: Draws) -> Drawn:
     by_name = {site.name: site for site in scenario.sites}
     for number, fault in enumerate(scenario.faults):
         end_s = inf if fault.lasts_s is None else fault.at_s + fault.lasts_s
-        if fault.kind == "leader":
+        if fault.kind in LEADER_KINDS:
             spells.append(Spell(ORCHESTRATOR, fault.kind, fault.at_s, end_s, fault.factor))
         elif fault.kind == "cloud-links":
             spells.append(Spell(CLOUD_LINKS, fault.kind, fault.at_s, end_s, fault.factor))
