@@ -1,8 +1,9 @@
 """The leader's office in a world: what is stored, who leads, and the log of plans, whose rules are checked here."""
 
+from collections import deque
 from collections.abc import Callable
 
-from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, Report, Snapshot, fold
+from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, ReceiptReceived, Report, Snapshot, fold
 from orchestrator.lease import LEASE_S
 from orchestrator.staging import Advice
 from orchestrator.trial import check_distrust, check_drain, trial
@@ -24,6 +25,7 @@ PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
 PLANNING_S = 0.5
 """A plan that is in the log sooner than this after an operator's word may have been made before it."""
+RECEIPTS_KEPT = 256
 ASK_AGAIN_S = 1.0
 """An operator takes back what they wanted, however often they have to ask."""
 PLACED_AT_S = 2.0
@@ -62,6 +64,8 @@ class Office:
         """By plan, the nodes that have said READY."""
         self._epochs: dict[DeploymentName, int] = {}
         """The highest that was ever proposed."""
+        self._receipts: deque[ReceiptReceived] = deque(maxlen=RECEIPTS_KEPT)
+        """They are stored: the next leader reads them all."""
         self._distrusted_at: dict[NodeId, float] = {}
         """Since when an operator does not trust a node."""
         self._proposed_at: dict[str, float] = {}
@@ -76,6 +80,8 @@ class Office:
             self._kernel.at(PLACED_AT_S, self._place)
 
     def report(self, report: Report) -> None:
+        if isinstance(report, ReceiptReceived):
+            self._receipts.append(report)
         if self._leader is not None:
             self._leader.report(report)
 
@@ -95,6 +101,8 @@ class Office:
 
         def take_over() -> None:
             self._lead(successor(before, self._stored, self.log, self._epochs, self._kernel.date))
+            for receipt in tuple(self._receipts):
+                self._leader.report(receipt)  # type: ignore[union-attr]
 
         self._kernel.after(LEASE_S, take_over)
 
