@@ -160,7 +160,8 @@ class Served:
                     named = on_run if not sequences else [s for s in on_run if s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
                         run.closed_until = self.desk.now() + FULL_S
-                        for other in self.runs.values():  # epochs share their slots
+                        for other in self.runs.values():  # epochs, and routes over one node, share their slots
+                            other.drop_kept()
                             other.close_again()
                         for job in {self.jobs[sequence][0] for sequence in named}:
                             job.meter.bounced()
