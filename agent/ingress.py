@@ -134,7 +134,7 @@ class Ingress:
         if served is None:
             self._on_empty(plan.deployment, plan.epoch)
         else:
-            served.admit()
+            served.drain(plan.epoch)
 
     def take(self, frame: Result | Failure | Adopted) -> None:
         """An answer from a route's last stage, the news that a stage cannot go on, or that caches have arrived."""

@@ -153,7 +153,7 @@ class SimIngress:
         if served is None:
             self._on_empty(plan.deployment, plan.epoch)
         else:
-            served.admit()
+            served.drain(plan.epoch)
 
     def take(self, frame: Result | Failure | Adopted) -> None:
         served = self.served.get(DeploymentName(frame.deployment))
