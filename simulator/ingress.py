@@ -80,6 +80,7 @@ class SimIngress:
         say: Callable[[Any, Any], None],
         numbers: Any,
         listens: Callable[[NodeId, bool], None],
+        reaches_bus: Callable[[], bool],
         *,
         hands_over: bool,
     ) -> None:
@@ -94,6 +95,7 @@ class SimIngress:
         self._is_over = is_over
         self._numbers = numbers
         self._listens = listens
+        self._reaches_bus = reaches_bus
         self.served: dict[DeploymentName, Served] = {}
         self.in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
@@ -257,7 +259,9 @@ class SimIngress:
         life = life_name(self._machine.name, self._boot, self._lives)
         self._lives += 1
         self._own.add(life)
-        journal = SimJournal(self._stream, Life(life, name), self._machine, lambda: self._superseded(name, life))
+        journal = SimJournal(
+            self._stream, Life(life, name), self._machine, self._reaches_bus, lambda: self._superseded(name, life)
+        )
         return life, cast(Journal, journal)
 
     def _superseded(self, name: DeploymentName, life: LifeId) -> None:
@@ -274,6 +278,8 @@ class SimIngress:
             self._machine.later(delay_s, self._look)
 
     def _look(self) -> None:
+        if not self._reaches_bus():
+            return
         for served in self.served.values():
             found = [life for life in self._stream.values() if life.deployment == served.name and not life.done]
             heirs = {life.fenced_by for life in found}

@@ -417,6 +417,9 @@ class World:
     def is_alive(self, node: NodeId) -> bool:
         return self.machines[node].alive
 
+    def on_bus(self, node: NodeId) -> bool:
+        return self._reachable(node)
+
     def peers(self, machine: Machine) -> tuple[NodeId, ...]:
         return _sample_of(tuple(self.machines), machine.name)
 

@@ -24,7 +24,6 @@ from simulator.world import World
 SMALL = read_scenario(shipped()["small"])
 ONCE_FAILED = {
     "caches that were kept took the last slot another ingress waited for": 1000121,
-    "a process that began while a plan drained never said that it was empty": 1000141,
 }
 MOVED_S = 19.8
 """It takes a third of a second to be in force."""
