@@ -2,17 +2,21 @@
 
 Each seed draws a cluster, a load and a schedule of faults, with a bus that drops, repeats and reorders. Safety is
 checked at every step: no wrong token, no sensitive block where it is not trusted, no plan in force before its nodes are
-ready, no memory beyond what there is. Liveness is checked once the faults are over: whatever was accepted has ended,
-and the model serves again. A world that fails is tried with fewer and fewer faults, and the shortest story is told.
+ready, no memory beyond what there is. Liveness is checked once the faults are over: whatever was accepted ends, and
+fresh requests are served, within the calm. A world that fails is tried with fewer and fewer faults, and the shortest story is told.
 """
 
 import argparse
+import json
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
 from simulator.calm import Calm
@@ -98,6 +102,12 @@ def swarm(seeds: Sequence[int], jobs: int, on_done: Callable[[Finding], None]) -
     return failed
 
 
+def write(ledger: Path, entry: dict[str, Any]) -> None:
+    """Add a run to the ledger, which need not exist yet."""
+    runs = json.loads(ledger.read_text())["runs"] if ledger.exists() else []
+    ledger.write_text(json.dumps({"benchmark": "swarm", "runs": [*runs, entry]}, indent=2) + "\n")
+
+
 def tell(finding: Finding, say: Callable[[str], None]) -> None:
     say(f"seed {finding.seed}: python -m simulator.swarm --replay {finding.seed}")
     for sentence in (*finding.safety, *finding.liveness)[:10]:
@@ -114,21 +124,38 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", type=int, help="only this seed, with as few faults as it takes, and its story")
+    parser.add_argument("--ledger", type=Path, help="a JSON file of runs to which this one is added")
+    parser.add_argument("--commit", default="unknown", help="what the ledger says was run")
     given = parser.parse_args()
     if given.replay is not None:
         finding = smallest(given.replay)
         tell(finding, print)
         sys.exit(not finding.holds)
-    events = 0
+    events = requests = 0
+    faults: Counter[str] = Counter()
 
     def count(one: Finding) -> None:
-        nonlocal events
+        nonlocal events, requests
         events += one.events
+        requests += one.requests
+        faults.update(fault.kind for fault in one.faults)
         if not one.holds:
             tell(one, print)
 
     failed = swarm(range(given.seed, given.seed + given.worlds), given.jobs, count)
-    print(f"{given.worlds} worlds, {events} events: {len(failed)} failed")
+    print(f"{given.worlds} worlds, {requests} requests, {events} events: {len(failed)} failed")
+    if given.ledger is not None:
+        entry: dict[str, Any] = {
+            "seeds": [given.seed, given.seed + given.worlds - 1],
+            "worlds": given.worlds,
+            "faults": dict(sorted(faults.items())),
+            "requests": requests,
+            "events": events,
+            "failed": sorted(one.seed for one in failed),
+            "commit": given.commit,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write(given.ledger, entry)
     sys.exit(bool(failed))
 
 
