@@ -3,7 +3,8 @@
 Each seed draws a cluster, a load and a schedule of faults, with a bus that drops, repeats and reorders. Safety is
 checked at every step: no wrong token, no sensitive block where it is not trusted, no plan in force before its nodes are
 ready, no memory beyond what there is. Liveness is checked once the faults are over: whatever was accepted ends, and
-fresh requests are served, within the calm. A world that fails is tried with fewer and fewer faults, and the shortest story is told.
+fresh requests are served, within the calm. A world that fails is tried with fewer and fewer faults, and the shortest
+story is told.
 """
 
 import argparse
