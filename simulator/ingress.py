@@ -291,9 +291,8 @@ class SimIngress:
     def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
         others = by is not None and by != served.life
-        if by != served.life and (
-            not served.runs.current or (others and not self._is_over(*process_of(cast(LifeId, by))))
-        ):
+        over = by is None or self._is_over(*process_of(by)) or self._was_here(by)
+        if by != served.life and (not served.runs.current or not over):
             return
         if by == served.life and (served.life, life.name) in self._taken:
             return
@@ -303,6 +302,9 @@ class SimIngress:
             return
         taken = self._taken.setdefault((served.life, life.name), set())
         self._machine.later(FENCE_S, lambda: self._adopt(served, life, owed, taken))
+
+    def _was_here(self, life: LifeId) -> bool:
+        return process_of(life) == (self._machine.name, self._boot) and life not in self._own
 
     def _adopt(self, served: Served, life: Life, owed: tuple[Owed, ...], taken: set[RequestId]) -> None:
         if served.runs.newest is None:
@@ -331,7 +333,8 @@ class SimIngress:
                 all_stored()
 
         if not new:
-            all_stored()
+            # What is in flight here is answered here only if this life is not over too, which it may not have heard.
+            journal.confirm(all_stored)
         for one in new:
             before = one.job
             job = self._job(served, before.request, before.request_id, before.reply, before.meter.arrived, plan)
