@@ -39,9 +39,11 @@ class Calm:
             if _owed(client)
         ]
         if not self.served:
-            ends = ", ".join(f"{one.request_id}: {one.outcome.error or 'no end'}" for one in self._asked[-PROBES:])
+            ends = ", ".join(f"{one.request_id}: {_end(one)}" for one in self._asked[-PROBES:])
             rest = "at rest" if self._world.at_rest else "not at rest"
-            found.append(f"{self.rounds} rounds of requests in the calm, none of them served: {ends or rest}")
+            found.append(
+                f"{self.rounds} rounds of requests in the calm, the world is {rest}; the last: {ends or 'none'}"
+            )
         return found
 
     def _look(self) -> bool:
@@ -66,6 +68,10 @@ class Calm:
             client = world.client(arrival)
             self._asked.append(client)
             world.ask(client)
+
+
+def _end(client: SimClient) -> str:
+    return "served" if client.outcome.last_s is not None else client.outcome.error or "no end"
 
 
 def _owed(client: SimClient) -> bool:
