@@ -22,14 +22,18 @@ class Calm:
         self._world = world
         self._begin_s = begin_s
         self._asked: list[SimClient] = []
-        self.served = False
-        """Whether a whole round was served."""
         world.kernel.at(begin_s, lambda: world.kernel.every(CHECK_S, self._look, 0.0))
 
     @property
     def rounds(self) -> int:
         """How often it was asked."""
         return len(self._asked) // PROBES
+
+    @property
+    def served(self) -> bool:
+        """Whether the whole of the last round was served."""
+        last = self._asked[-PROBES:]
+        return bool(last) and all(client.outcome.last_s is not None for client in last)
 
     def shortcomings(self) -> list[str]:
         """What is wrong at the end of the run."""
@@ -38,7 +42,7 @@ class Calm:
             for client in self._world.clients
             if _owed(client)
         ]
-        if not self.served:
+        if not self.served:  # one that was served while a plan drained still is enough
             ends = ", ".join(f"{one.request_id}: {_end(one)}" for one in self._asked[-PROBES:])
             rest = "at rest" if self._world.at_rest else "not at rest"
             found.append(
@@ -50,8 +54,7 @@ class Calm:
         last: Sequence[SimClient] = self._asked[-PROBES:]
         if any(not client.over for client in last) or any(map(_owed, self._world.clients)) or not self._world.at_rest:
             return True
-        if last and all(client.outcome.last_s is not None for client in last):
-            self.served = True
+        if self.served:
             self._world.kernel.stop()
             return False
         self._ask()
