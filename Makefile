@@ -52,10 +52,15 @@ $(BENCHES:%=bench-%): bench-%: .venv/dev
 faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults
 
-## Small worlds in virtual time in which everything goes wrong; `WORLDS=10000` for a night.
-WORLDS ?= 40
+## Small worlds in virtual time in which everything goes wrong, three minutes of them on two cores; for a night:
+## make simulate WORLDS=10000 SEED=1000000 LEDGER=benchmarks/results/swarm.json
+WORLDS ?= 150
+SEED ?= 0
+LEDGER ?= build/swarm.json
 simulate: .venv/dev
-	$(BIN)/python -m simulator.swarm --worlds $(WORLDS)
+	mkdir -p $(dir $(LEDGER))
+	$(BIN)/python -m simulator.swarm --worlds $(WORLDS) --seed $(SEED) --ledger $(LEDGER) \
+		--commit $$(git rev-parse --short HEAD)
 
 ## docs/schemas/*.json from the types.
 schemas: .venv/base

@@ -41,6 +41,7 @@ class Adopts(Protocol):
 
     @property
     def served(self) -> tuple[Served, ...]: ...
+    def was_here(self, life: LifeId, /) -> bool: ...
     async def adopt(self, served: Served, requests: Sequence[LiveRequest], taken: set[RequestId], /) -> None: ...
 
 
@@ -98,7 +99,8 @@ class Heirs:
 
     async def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
-        if by != served.life and (not served.runs.current or (by is not None and not self._is_over(by))):
+        over = by is None or self._is_over(by) or self._ingress.was_here(by)
+        if by != served.life and (not served.runs.current or not over):
             return  # whoever serves the deployment now begins; and what somebody has begun, nobody else does
         try:
             owed = await fence(self._client, served.name, life.life, served.life, None if by == served.life else by)

@@ -39,6 +39,7 @@ CHECK_EVERY_S = 0.25
 HUNG_S = 2.0
 """Without a check for so long, this process hung."""
 STOP_S = 1.0
+CONFIRM_S = 5.0
 ADOPTED_BYTES = WAITING_BYTES_MAX // 4
 """Taken over at once: more than the journal lets wait would be refused, however often it is tried."""
 TOKEN_BYTES = 256
@@ -134,7 +135,7 @@ class Ingress:
         if served is None:
             self._on_empty(plan.deployment, plan.epoch)
         else:
-            served.admit()
+            served.drain(plan.epoch)
 
     def take(self, frame: Result | Failure | Adopted) -> None:
         """An answer from a route's last stage, the news that a stage cannot go on, or that caches have arrived."""
@@ -231,11 +232,18 @@ class Ingress:
         self._journals.pop(life)
         served.life, served.journal = self._begin_life(name)
 
+    def was_here(self, life: LifeId) -> bool:
+        """Whether a life of this process has ended, though the process goes on."""
+        return process_of(life) == (self._node, self._boot) and life not in self._journals
+
     async def adopt(self, served: Served, requests: Sequence[LiveRequest], taken: set[RequestId]) -> None:
         """Answer for requests that an ingress which is gone had accepted, but for those `taken`, and add to these.
 
+        What is in flight here already is answered here only if this life is not over too, which it may not have heard.
         Raises the first of what the journal raises; those that it did take run then, and are `taken`.
         """
+        if any(one.request.request_id in self._in_flight and one.request.request_id not in taken for one in requests):
+            await _confirmed(served)
         new = [one for one in requests if one.request.request_id not in self._in_flight.keys() | taken]
         new.sort(key=lambda one: not one.tokens)  # those that were running first, then those that waited
         life, failed = served.life, list[BaseException]()
@@ -336,3 +344,16 @@ def _portions(requests: Sequence[LiveRequest]) -> Iterator[list[LiveRequest]]:
         size += adds
     if some:
         yield some
+
+
+async def _confirmed(served: Served) -> None:
+    """Returns once the stream has shown that this life goes on; raises `ResplitError(NODE_LOST)` if it does not in
+    time."""
+    life, stored = served.life, asyncio.Event()
+    served.journal.confirm(stored.set)
+    try:
+        async with asyncio.timeout(CONFIRM_S):
+            await stored.wait()
+    except TimeoutError as error:
+        message = f"whether ingress {life} goes on is not known yet; what it may answer for waits"
+        raise ResplitError(ErrorCode.NODE_LOST, message) from error

@@ -74,6 +74,8 @@ class Served:
     withdrawing: asyncio.Task[None] | None = None
     stranded: dict[Job, float] = field(default_factory=dict)
     """Requests that nothing here can run, and since when."""
+    asked: set[int] = field(default_factory=set)
+    """Epochs that drain and that this node is to say it has emptied, even those that it never drove anything over."""
 
     def __post_init__(self) -> None:
         self.crossings = Crossings(self.desk.send)
@@ -159,7 +161,8 @@ class Served:
                     named = [s for s in self.on(run) if not sequences or s in sequences]
                     if _known(code) is ErrorCode.OVERLOADED:
                         run.closed_until = self.desk.now() + FULL_S
-                        for other in self.runs.values():  # epochs share their slots
+                        for other in self.runs.values():  # epochs, and routes over one node, share their slots
+                            other.drop_kept()
                             other.close_again()
                         for job in {self.jobs[sequence][0] for sequence in named}:
                             job.meter.bounced()
@@ -198,6 +201,7 @@ class Served:
         """Run over the plan in force, let what drains go on until it has crossed, and nothing else."""
         self.current_nodes = () if current is None else current.nodes
         live = {plan.epoch for plan in (*draining, *((current,) if current is not None else ()))}
+        self.asked &= live
         for key in [key for key in self.runs if key[0] not in live]:
             run = self.runs.pop(key)
             if current is None:
@@ -212,6 +216,11 @@ class Served:
                 self.add_route(current, route, numbers)
         if self.leave_at is None and not any(run.is_own and not run.leaving for run in self.runs.values()):
             self.leave_at = self.desk.now() + HANDOVER_S
+        self.admit()
+
+    def drain(self, epoch: int) -> None:
+        """Say when nothing of a plan is left here. A process that began while it drained knows no routes of it."""
+        self.asked.add(epoch)
         self.admit()
 
     def add_route(self, plan: Plan, route: Route, numbers: "itertools.count[int]") -> None:
@@ -414,7 +423,8 @@ class Served:
             needed = {run for job in self.queue for run in self.runs.able(job)} if leaving else set()
             for run in leaving:
                 run.draining = run not in needed
-        for epoch in {epoch for (epoch, _), run in self.runs.items() if run.draining}:
+        unknown = self.asked - {epoch for epoch, _ in self.runs}
+        for epoch in {epoch for (epoch, _), run in self.runs.items() if run.draining} | unknown:
             self.report_empty(epoch)
 
 

@@ -238,8 +238,18 @@ class Stages:
                 continue
             if isinstance(frame, Activation):
                 self.send(plan.routes[frame.route].stages[frame.stage].node, frame)
-            else:
-                self.send(NodeId(frame.ingress), frame)
+                continue
+            self.send(NodeId(frame.ingress), frame)
+            if isinstance(frame, Failure) and frame.code == ErrorCode.OVERLOADED:
+                self._tell_keepers(plan, frame)
+
+    def _tell_keepers(self, plan: Plan, refused: Failure) -> None:
+        """Every ingress that may keep caches of what has ended here hears that another's sequence found no room."""
+        for other in [other for other in self._plans.values() if other.family == plan.family]:  # they share the slots
+            for route in other.routes:
+                if route.source != refused.ingress and self._node in route.nodes:
+                    told = replace(refused, epoch=other.epoch, route=route.index, ingress=route.source)
+                    self.send(NodeId(route.source), told)
 
     def _neighbours(self, plan: Plan) -> set[NodeId]:
         """Nodes that this node sends to under `plan`."""

@@ -280,6 +280,8 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     if returns or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.
         rollouts = {other: replace(rollout, retry_at=None) for other, rollout in rollouts.items()}
+    if any(rollout.candidate is not None for rollout in rollouts.values()):
+        rollouts = {other: note(rollout, capacity, now) for other, rollout in rollouts.items()}
     judged_before = known.judged if known is not None and known.capacity.boot == capacity.boot else -1
     fresh = tuple(one for one in capacity.finished if one.number > judged_before)
     judged_until = max((one.number for one in fresh), default=judged_before)

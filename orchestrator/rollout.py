@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from typing import assert_never
 
 from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Capacity
 from schemas.errors import ErrorBody, ErrorCode
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 
@@ -104,7 +105,7 @@ class NodeRestarted:
     node: NodeId
 
 
-Fact = Receipt | NodeRestarted
+Fact = Receipt | NodeRestarted | Capacity
 
 
 def note(rollout: Rollout, fact: Fact, now: datetime) -> Rollout:
@@ -114,6 +115,8 @@ def note(rollout: Rollout, fact: Fact, now: datetime) -> Rollout:
             return _note_receipt(rollout, fact, now)
         case NodeRestarted(node):
             return _without(rollout, node)
+        case Capacity():
+            return _note_hosted(rollout, fact)
         case _:
             assert_never(fact)
 
@@ -153,6 +156,23 @@ def _note_receipt(rollout: Rollout, receipt: Receipt, now: datetime) -> Rollout:
 
 def _is_from(receipt: Receipt, plan: Plan) -> bool:
     return receipt.epoch == plan.epoch and receipt.node in plan.nodes and receipt.plan == plan.digest
+
+
+def _note_hosted(rollout: Rollout, said: Capacity) -> Rollout:
+    """A heartbeat that shows the candidate ready is as good as its receipt, which is said once: that of a process whose
+    first heartbeat comes after it is forgotten as the word of the process before."""
+    candidate = rollout.candidate
+    if candidate is None or said.node in candidate.ready or said.node not in candidate.plan.nodes:
+        return rollout
+    plan = candidate.plan
+    wanted = (plan.deployment, plan.epoch, plan.model, plan.blocks_on(said.node))
+    ready = any(
+        stage.state == "ready" and (stage.deployment, stage.epoch, stage.model, stage.blocks) == wanted
+        for stage in said.stages
+    )
+    if not ready:
+        return rollout
+    return replace(rollout, candidate=replace(candidate, ready=candidate.ready | {NodeId(said.node)}))
 
 
 def _without(rollout: Rollout, node: NodeId) -> Rollout:

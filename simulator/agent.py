@@ -118,6 +118,7 @@ class SimAgent:
             lambda client, what: around.say(machine, client, what),
             sequence_numbers(int(self._rng.integers(1 << 31))),
             around.listens,
+            lambda: around.on_bus(machine.name),
             hands_over=around.hands_over,
         )
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}

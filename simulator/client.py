@@ -50,6 +50,7 @@ class SimClient:
         self._publish = publish
         self._until = until
         self._heard = False
+        self._left = False
         self._asked = 0
         self._seen: dict[int, int] = {}
         self._last_s = 0.0
@@ -60,6 +61,7 @@ class SimClient:
             return
         self._asked += 1
         if not self._publish(self):
+            self._left = True
             self._end("unknown_deployment")
             return
         self._kernel.after(ASK_AGAIN_S[min(self._asked, len(ASK_AGAIN_S)) - 1], self.ask)
@@ -76,7 +78,9 @@ class SimClient:
         return True
 
     def take(self, what: Any) -> None:
-        """A reply has arrived."""
+        """A reply has arrived; whoever found nobody to ask has left, and hears nothing of what it asked before."""
+        if self._left:
+            return
         if what == "accepted":
             self._heard = True
             self.accepted += 1

@@ -80,6 +80,7 @@ class SimIngress:
         say: Callable[[Any, Any], None],
         numbers: Any,
         listens: Callable[[NodeId, bool], None],
+        reaches_bus: Callable[[], bool],
         *,
         hands_over: bool,
     ) -> None:
@@ -94,6 +95,7 @@ class SimIngress:
         self._is_over = is_over
         self._numbers = numbers
         self._listens = listens
+        self._reaches_bus = reaches_bus
         self.served: dict[DeploymentName, Served] = {}
         self.in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
@@ -154,7 +156,7 @@ class SimIngress:
         if served is None:
             self._on_empty(plan.deployment, plan.epoch)
         else:
-            served.admit()
+            served.drain(plan.epoch)
 
     def take(self, frame: Result | Failure | Adopted) -> None:
         served = self.served.get(DeploymentName(frame.deployment))
@@ -259,7 +261,9 @@ class SimIngress:
         life = life_name(self._machine.name, self._boot, self._lives)
         self._lives += 1
         self._own.add(life)
-        journal = SimJournal(self._stream, Life(life, name), self._machine, lambda: self._superseded(name, life))
+        journal = SimJournal(
+            self._stream, Life(life, name), self._machine, self._reaches_bus, lambda: self._superseded(name, life)
+        )
         return life, cast(Journal, journal)
 
     def _superseded(self, name: DeploymentName, life: LifeId) -> None:
@@ -276,6 +280,8 @@ class SimIngress:
             self._machine.later(delay_s, self._look)
 
     def _look(self) -> None:
+        if not self._reaches_bus():
+            return
         for served in self.served.values():
             found = [life for life in self._stream.values() if life.deployment == served.name and not life.done]
             heirs = {life.fenced_by for life in found}
@@ -287,9 +293,8 @@ class SimIngress:
     def _take_over(self, served: Served, life: Life) -> None:
         by = life.fenced_by
         others = by is not None and by != served.life
-        if by != served.life and (
-            not served.runs.current or (others and not self._is_over(*process_of(cast(LifeId, by))))
-        ):
+        over = by is None or self._is_over(*process_of(by)) or self._was_here(by)
+        if by != served.life and (not served.runs.current or not over):
             return
         if by == served.life and (served.life, life.name) in self._taken:
             return
@@ -299,6 +304,9 @@ class SimIngress:
             return
         taken = self._taken.setdefault((served.life, life.name), set())
         self._machine.later(FENCE_S, lambda: self._adopt(served, life, owed, taken))
+
+    def _was_here(self, life: LifeId) -> bool:
+        return process_of(life) == (self._machine.name, self._boot) and life not in self._own
 
     def _adopt(self, served: Served, life: Life, owed: tuple[Owed, ...], taken: set[RequestId]) -> None:
         if served.runs.newest is None:
@@ -327,7 +335,8 @@ class SimIngress:
                 all_stored()
 
         if not new:
-            all_stored()
+            # What is in flight here is answered here only if this life is not over too, which it may not have heard.
+            journal.confirm(all_stored)
         for one in new:
             before = one.job
             job = self._job(served, before.request, before.request_id, before.reply, before.meter.arrived, plan)

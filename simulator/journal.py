@@ -4,6 +4,7 @@ It stands where `bus.journal` and `bus.succession` do, which keep the same promi
 """
 
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ from simulator.machine import Machine
 
 STORE_S = 0.0015
 """From an append to its acknowledgement."""
+TRY_AGAIN_S = 0.1
 
 
 @dataclass(eq=False)
@@ -44,7 +46,17 @@ Stream = dict[LifeId, Life]
 class SimJournal:
     """One life's way to write into the stream; in order, each append acknowledged a moment later."""
 
-    def __init__(self, stream: Stream, life: Life, machine: Machine, on_superseded: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        life: Life,
+        machine: Machine,
+        reaches_bus: Callable[[], bool],
+        on_superseded: Callable[[], None],
+    ) -> None:
+        """While the bus is out of reach nothing is stored; it waits, in order."""
+        self._reaches_bus = reaches_bus
+        self._waiting: deque[Callable[[], None]] = deque()
         self.life = stream.setdefault(life.name, life)
         self._machine = machine
         self._on_superseded = on_superseded
@@ -97,7 +109,14 @@ class SimJournal:
             store()
             stored()
 
-        self._machine.later(STORE_S, acknowledged)
+        self._waiting.append(acknowledged)
+        self._machine.later(STORE_S, self._next)
+
+    def _next(self) -> None:
+        if self._reaches_bus():
+            self._waiting.popleft()()
+        else:
+            self._machine.later(TRY_AGAIN_S, self._next)
 
 
 def fence(stream: Stream, life: LifeId, by: LifeId, over: LifeId | None) -> tuple[Owed, ...]:

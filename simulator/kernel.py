@@ -19,6 +19,7 @@ class Kernel:
         self.events = 0
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = itertools.count()
+        self._stopped = False
 
     @property
     def date(self) -> datetime:
@@ -40,11 +41,16 @@ class Kernel:
 
         self.after(period_s if first_s is None else first_s, again)
 
+    def stop(self) -> None:
+        """Let nothing follow what is being called now: time stands still."""
+        self._stopped = True
+
     def run(self, until: float) -> None:
-        """Everything that is due before `until`."""
+        """Everything that is due before `until`, unless it is stopped."""
         due = self._due
-        while due and due[0][0] < until:
+        while due and due[0][0] < until and not self._stopped:
             self.now, _, call, args = heapq.heappop(due)
             self.events += 1
             call(*args)
-        self.now = max(self.now, until)
+        if not self._stopped:
+            self.now = max(self.now, until)

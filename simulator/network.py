@@ -1,6 +1,7 @@
 """The roads between machines: how long a message is on its way, one behind the other on each pair's link."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping
 
 import numpy as np
@@ -40,8 +41,8 @@ class Network:
         """When a link is done with what it was given, and when the last of that arrives."""
         self._held: list[tuple[float, NodeId, NodeId, Callable[[], None], int]] = []
         """What was on its way when nothing could pass, since when and for which life of its target, in order."""
-        self.cut: set[NodeId] = set()
-        """Machines that nothing reaches."""
+        self.cut: Counter[NodeId] = Counter()
+        """Machines that nothing reaches, and how many cuts are in force at each."""
         self.sent_bytes = 0.0
 
     def spec_of(self, a: Machine, b: Machine) -> LinkSpec:
@@ -87,11 +88,14 @@ class Network:
 
     def cut_off(self, node: NodeId) -> None:
         """Nothing reaches it from now on."""
-        self.cut.add(node)
+        self.cut[node] += 1
 
     def mended(self, node: NodeId) -> None:
-        """It is reached again: what links still hold arrives, in order; what is older they have given up."""
-        self.cut.discard(node)
+        """One cut is over. Where it was the last: what links still hold arrives, in order; what is older they have
+        given up."""
+        self.cut[node] -= 1
+        if not self.cut[node]:
+            del self.cut[node]
         held, self._held = self._held, []
         for sent, source, target, call, life in held:
             if not self.reaches(source, target):

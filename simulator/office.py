@@ -1,13 +1,16 @@
 """The leader's office in a world: what is stored, who leads, and the log of plans, whose rules are checked here."""
 
+from collections import deque
 from collections.abc import Callable, Sequence
 
-from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, Report, Snapshot, fold
+from orchestrator.fold import DeploymentWritten, ManifestKnown, NodeWished, ReceiptReceived, Report, Snapshot, fold
 from orchestrator.lease import LEASE_S
 from orchestrator.staging import Advice
+from orchestrator.trial import check_distrust, check_drain, trial
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import StoredBlocks
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
+from schemas.errors import ResplitError
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from simulator import petals
 from simulator.books import Books
@@ -20,10 +23,15 @@ from simulator.orchestrator import Leader, successor
 from simulator.policies import Contender, Static, placed
 from simulator.scenario import Scenario
 from simulator.trail import Trail
-from simulator.wishes import deployment_of, trusted_of
+from simulator.wishes import DEPLOYMENT, deployment_of, trusted_of
 
 PLANS_MAX = 4
 """One in force, one that is prepared, and two that drain while a hard trigger supersedes one of them."""
+PLANNING_S = 0.5
+"""A plan that is in the log sooner than this after an operator's word may have been made before it."""
+RECEIPTS_KEPT = 256
+ASK_AGAIN_S = 1.0
+"""An operator takes back what they wanted, however often they have to ask."""
 PLACED_AT_S = 2.0
 """A contender that is placed by a rule is once every node has reported."""
 LOOK_EVERY_S = 0.5
@@ -75,6 +83,12 @@ class Office:
         """By plan, the nodes that have said READY."""
         self._epochs: dict[DeploymentName, int] = {}
         """The highest that was ever proposed."""
+        self._receipts: deque[ReceiptReceived] = deque(maxlen=RECEIPTS_KEPT)
+        """They are stored: the next leader reads them all."""
+        self._distrusted_at: dict[NodeId, float] = {}
+        """Since when an operator does not trust a node."""
+        self._proposed_at: dict[str, float] = {}
+        """By plan, when it was first in the log."""
         self.log: dict[DeploymentName, PlanEvent] = {}
         """The last event of each deployment: an event is the whole state."""
 
@@ -88,9 +102,11 @@ class Office:
         if self._contender.stages_ahead and len(self._steps) > 1:
             self._kernel.at(PLACED_AT_S, self._stage)
         for step in self._steps:
-            self._kernel.at(step.begin_s, lambda step=step: self._insist(step.placement))  # type: ignore[misc]
+            self._kernel.at(step.begin_s, lambda step=step: self._insist(step.placement))
 
     def report(self, report: Report) -> None:
+        if isinstance(report, ReceiptReceived):
+            self._receipts.append(report)
         if self._leader is not None:
             self._leader.report(report)
 
@@ -107,14 +123,13 @@ class Office:
         leader.stop()
         self._books.planner_s += leader.spent_s
         before = leader.mind.snapshot
-        self._kernel.after(LEASE_S, lambda: self._succeed(before))
 
-    def _succeed(self, before: Snapshot) -> None:
-        """The next leader finds what was stored while nobody led."""
-        self._lead(successor(before, self.log, self._epochs, self._kernel.date))
-        for name, deployment in self._stored.deployments.items():
-            if before.deployments.get(name) != deployment:
-                self.report(DeploymentWritten(deployment))
+        def take_over() -> None:
+            self._lead(successor(before, self._stored, self.log, self._epochs, self._kernel.date))
+            for receipt in tuple(self._receipts):
+                self._leader.report(receipt)  # type: ignore[union-attr]
+
+        self._kernel.after(LEASE_S, take_over)
 
     def close(self) -> None:
         """The run is over."""
@@ -122,14 +137,17 @@ class Office:
             self._books.planner_s += self._leader.spent_s
 
     def check_load(self, machine: Machine, plan: Plan) -> None:
-        """I6: no sensitive block is even prepared where it is not trusted."""
+        """I6: no sensitive block is even prepared where it was not trusted when that was planned."""
         secret = self._wish.sensitive_of(plan.block_count)
-        if secret.intersection(plan.blocks_on(machine.name)) and machine.name in self.untrusted:
+        planned_at = self._proposed_at.get(plan.digest, self._kernel.now) - PLANNING_S
+        since = self._distrusted_at.get(machine.name, 0.0)
+        untrusted = machine.name in self.untrusted and since < planned_at
+        if untrusted and secret.intersection(plan.blocks_on(machine.name)):
             self._books.broken(f"{machine.name} was given a sensitive block")
 
     @property
     def untrusted(self) -> frozenset[str]:
-        """Nodes that operators do not trust; they say so of all before anything runs."""
+        """Nodes that operators do not trust."""
         return frozenset(node for node, trusted in self._stored.trust.items() if not trusted)
 
     def _wishes(self, scenario: Scenario, physics: Physics) -> Snapshot:
@@ -206,10 +224,69 @@ class Office:
         self._stored = fold(self._stored, DeploymentWritten(deployment), self._kernel.date)
         self.report(DeploymentWritten(deployment))
 
+    def lock_current(self, whether: bool) -> None:
+        """An operator locks the placement that is in force, or leaves it to planning again."""
+        event = self.log.get(DEPLOYMENT)
+        if whether and (event is None or event.current is None):
+            return
+        if not whether and self._leader is None:
+            self._kernel.after(ASK_AGAIN_S, lambda: self.lock_current(False))
+            return
+        placement = None if not whether or event is None or event.current is None else event.current.chains
+        stages, routes = (self._wish.stages, self._wish.routes) if placement is None else (None, None)
+        self._asked(self._wish.model_copy(update={"placement": placement, "stages": stages, "routes": routes}))
+
+    def redeploy(self) -> None:
+        """An operator deploys the model again with one token of context less."""
+        settings = self._wish.settings
+        fewer = settings.model_copy(update={"context_tokens": settings.context_tokens - 1})
+        if self._asked(self._wish.model_copy(update={"settings": fewer})):
+            self._wish = self._wish.model_copy(update={"settings": fewer})
+
+    def wish(self, node: NodeId, kind: str, whether: bool) -> None:
+        """An operator drains a node or trusts it no more, or takes that back."""
+        leader, now = self._leader, self._kernel.date
+        if leader is None:
+            if not whether:  # nobody answers
+                self._kernel.after(ASK_AGAIN_S, lambda: self.wish(node, kind, whether))
+            return
+        wish = self._stored.wish(node)
+        if kind == "distrust" and node in self.untrusted.difference(self._distrusted_at):
+            return  # it never was trusted
+        if kind == "drain":
+            wish = wish.model_copy(update={"drained": whether})
+        else:
+            wish = wish.model_copy(update={"trusted": not whether})
+        try:
+            if whether:
+                (check_drain if kind == "drain" else check_distrust)(leader.mind.snapshot, node, now)
+        except ResplitError:
+            return  # it is refused
+        if kind == "distrust" and whether:
+            self._distrusted_at.setdefault(node, self._kernel.now)
+        elif kind == "distrust":
+            self._distrusted_at.pop(node, None)
+        self._stored = fold(self._stored, NodeWished(wish), now)
+        self.report(NodeWished(wish))
+
+    def _asked(self, deployment: Deployment) -> bool:
+        """Store what an operator wants, if it can run; False if it is refused, or nobody answers."""
+        if self._leader is None:
+            return False
+        snapshot = self._leader.mind.snapshot
+        try:
+            trial(snapshot, deployment, snapshot.manifests[deployment.model])
+        except ResplitError:
+            return False
+        self._write(deployment)
+        return True
+
     def _append(self, event: PlanEvent) -> None:
         """The log of plans: stored once, then delivered."""
         self._check(event)
         self.log[event.deployment] = event
+        for plan in event.plans:
+            self._proposed_at.setdefault(plan.digest, self._kernel.now)
         newest = max([plan.epoch for plan in event.plans], default=0)
         self._epochs[event.deployment] = max(self._epochs.get(event.deployment, 0), newest)
         if event.phase is PlanPhase.ABORT:

@@ -169,10 +169,14 @@ class Leader:
 
 
 def successor(
-    before: Snapshot, log: dict[DeploymentName, PlanEvent], epochs: dict[DeploymentName, int], now: datetime
+    before: Snapshot,
+    stored: Snapshot,
+    log: dict[DeploymentName, PlanEvent],
+    epochs: dict[DeploymentName, int],
+    now: datetime,
 ) -> Snapshot:
-    """What the next leader begins with: what is stored, what it heard as a standby, and every rollout as the log has
-    it."""
+    """What the next leader begins with: what operators want, as it is stored, what it heard as a standby, and every
+    rollout as the log has it."""
     term = before.term + 1
     rollouts: dict[DeploymentName, Rollout] = {
         name: recovered(event, epochs[name], term, now) for name, event in log.items()
@@ -180,9 +184,9 @@ def successor(
     return Snapshot(
         term=term,
         nodes=before.nodes,
-        drained=before.drained,
-        trust=before.trust,
-        deployments=before.deployments,
+        drained=stored.drained,
+        trust=stored.trust,
+        deployments=stored.deployments,
         manifests=before.manifests,
         rollouts=rollouts,
         watched={NodeId(node): now for rollout in rollouts.values() for node in rollout.nodes},

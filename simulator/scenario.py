@@ -179,10 +179,15 @@ class Where(Value):
 class Fault(Value):
     """Something that happens at one time, or again and again, and ends after `lasts_s` (never, if None)."""
 
-    kind: Literal["kill", "hang", "slow", "throttle", "links", "cut", "cloud-links", "lie", "leader"]
+    kind: Literal[
+        "kill", "hang", "slow", "throttle", "links", "cut", "cloud-links", "lie", "leader",
+        "drain", "distrust", "lock", "redeploy",
+    ]  # fmt: skip
     """`slow`: someone else computes there. `throttle`: it says so. `links`: of those nodes, slower. `cut`: of those
     nodes towards all others, gone. `cloud-links`: between edge and cloud, slower. `lie`: reports times `factor` times
-    too short. `leader`: the orchestrator is killed."""
+    too short. `leader`: the orchestrator is killed. What operators do, unless it is refused them: `drain` and
+    `distrust` of those nodes, taken back at the end; `lock`: the plan in force as it is, until the end; `redeploy`:
+    with other settings, so that nothing of a sequence can cross."""
     at_s: Seconds
     every_s: float | None = Field(default=None, ge=1, le=1e6)
     """The same happens again as long after it began, until requests no longer arrive."""

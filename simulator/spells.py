@@ -15,6 +15,8 @@ from simulator.scenario import Fault, Scenario, SiteSpec
 CLOUD_LINKS = "cloud-links"
 ORCHESTRATOR = "orchestrator"
 LINK_KINDS = ("links", "cut", "cloud-links")
+LEADER_KINDS = ("leader", "lock", "redeploy")
+"""Of no node."""
 
 SPELLS_MAX = 1_000_000
 """What comes by itself is drawn before the run and kept; more than this is a mistyped mean time."""
@@ -55,12 +57,12 @@ def drawn(scenario: Scenario, draws: Draws) -> Drawn:
     by_name = {site.name: site for site in scenario.sites}
     for number, fault in enumerate(scenario.faults):
         times = fault.until(scenario.duration_s)
-        if fault.kind not in ("leader", "cloud-links") and fault.where.in_plan is not None:
+        if fault.kind not in (*LEADER_KINDS, "cloud-links") and fault.where.in_plan is not None:
             late += times
             continue
-        names = [ORCHESTRATOR if fault.kind == "leader" else CLOUD_LINKS]
+        names = [ORCHESTRATOR if fault.kind in LEADER_KINDS else CLOUD_LINKS]
         members, whole = frozenset[NodeId](), frozenset[str]()
-        if fault.kind not in ("leader", "cloud-links"):
+        if fault.kind not in (*LEADER_KINDS, "cloud-links"):
             sites, nodes = _victims(scenario, fault, draws.stream(f"fault {number}"))
             names = [*(site.name for site in sites), *nodes]
             members = frozenset(node for site in sites for node in site.members) | frozenset(nodes)

@@ -2,49 +2,32 @@
 
 Each seed draws a cluster, a load and a schedule of faults, with a bus that drops, repeats and reorders. Safety is
 checked at every step: no wrong token, no sensitive block where it is not trusted, no plan in force before its nodes are
-ready, no memory beyond what there is. Liveness is checked once the faults are over: whatever was accepted has ended,
-and the model serves again. A world that fails is tried with fewer and fewer faults, and the shortest story is told.
+ready, no memory beyond what there is. Liveness is checked once the faults are over: whatever was accepted ends, and
+fresh requests are served, within the calm. A world that fails is tried with fewer and fewer faults, and the shortest
+story is told.
 """
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from multiprocessing import get_context
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from schemas.deployment import Settings
-from schemas.slo import Slo
-from simulator.draws import Draws
+from simulator.calm import Calm
 from simulator.policies import CONTENDERS
-from simulator.scenario import (
-    BusSpec,
-    Churn,
-    Fault,
-    LinkSpec,
-    ModelSpec,
-    NetworkSpec,
-    NodeSpec,
-    RequestClass,
-    Scenario,
-    Served,
-    SiteSpec,
-    Telemetry,
-    Where,
-    Workload,
-)
+from simulator.scenario import Fault, Scenario
+from simulator.schedules import drawn
 from simulator.world import World
 
-CALM_S = 75.0
-"""Without faults at the end: a request waits a minute for a plan before it is given up."""
 STORY_MAX = 40
 CONTENDER = "full"
-TAIL_S = 12.0
-"""Requests that arrive in the last seconds before the end of arrivals are to succeed: it all works again."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +39,7 @@ class Finding:
     liveness: tuple[str, ...]
     faults: tuple[Fault, ...]
     events: int
+    requests: int
     story: tuple[str, ...] = ()
 
     @property
@@ -63,108 +47,16 @@ class Finding:
         return not self.safety and not self.liveness
 
 
-def drawn(seed: int) -> Scenario:
-    """The world of a seed."""
-    rng = Draws(seed).stream("swarm")
-    layers = int(rng.integers(4, 12))
-    sites = int(rng.integers(1, 4))
-    per_site = int(rng.integers(2, 4)) if sites > 1 else int(rng.integers(3, 6))
-    room = float(rng.uniform(1.6, 4.0)) / max(2, sites * per_site - 1)
-    layer_bytes = 40_000_000
-    memory = int(room * layers * layer_bytes * 1.3) + 200_000_000
-    trusted = rng.random() < 0.7
-    duration = 60.0 + CALM_S
-    fast = NodeSpec(flops_per_s=2e12, bytes_per_s=6e10, memory_bytes=memory)
-    slow = NodeSpec(flops_per_s=1e12, bytes_per_s=3e10, memory_bytes=memory)
-    return Scenario(
-        name="swarm",
-        title=f"swarm, seed {seed}",
-        duration_s=duration,
-        warmup_s=15.0,
-        drain_s=CALM_S,
-        timeout_s=60.0,
-        model=ModelSpec(
-            name="toy", layers=layers, hidden=1024, layer_bytes=layer_bytes, ends_bytes=layer_bytes,
-            layer_flops=80_000_000, head_flops=80_000_000, layer_kv_bytes=2048, context_tokens=2048,
-        ),
-        served=Served(
-            settings=Settings(
-                context_tokens=512,
-                max_sequences=int(rng.integers(4, 24)),
-                max_queued=64,
-                pipeline_depth=int(rng.integers(1, 4)),
-                chunk_tokens=64,
-                recovery="fast" if rng.random() < 0.2 else "identical",
-            ),
-            sensitive=None if trusted else "ends",
-            stages=int(rng.integers(2, 4)) if rng.random() < 0.3 else None,
-            slo=Slo(ttft_ms=2000.0) if rng.random() < 0.3 else None,
-        ),
-        kinds={"fast": fast, "slow": slow},
-        sites=tuple(
-            SiteSpec(
-                name=f"s{i}", nodes=per_site, node="fast" if rng.random() < 0.6 else "slow",
-                trusted=None if trusted or i == 0 else bool(rng.random() < 0.5),
-            )
-            for i in range(sites)
-        ),
-        network=NetworkSpec(
-            within=LinkSpec(rtt_ms=0.5, mbit_per_s=1000, jitter=0.1),
-            between=LinkSpec(rtt_ms=float(rng.uniform(2, 30)), mbit_per_s=float(rng.uniform(50, 1000)), jitter=0.2),
-            cloud=LinkSpec(rtt_ms=40, mbit_per_s=100),
-        ),
-        workload=Workload(
-            rate_per_s=float(rng.uniform(0.3, 1.5)),
-            classes=(
-                RequestClass(name="chat", share=3, prompt_tokens=60, output_tokens=40, spread=0.6),
-                RequestClass(name="short", share=1, prompt_tokens=100, output_tokens=2),
-            ),
-        ),
-        faults=tuple(_faults(rng, duration - CALM_S)),
-        churn=Churn(),
-        telemetry=Telemetry(noise=float(rng.choice([0.0, 0.05, 0.2])), delay_s=float(rng.choice([0.01, 0.2, 1.0]))),
-        bus=BusSpec(
-            delay_ms=float(rng.choice([1.0, 5.0, 50.0])),
-            drop=float(rng.choice([0.0, 0.0, 0.05, 0.2])),
-            duplicate=float(rng.choice([0.0, 0.1])),
-            reorder=float(rng.choice([0.0, 0.1])),
-            clock_skew_s=float(rng.choice([0.0, 3600.0])),
-        ),
-    )  # fmt: skip
-
-
-def _faults(rng: np.random.Generator, until_s: float) -> Iterator[Fault]:
-    for _ in range(int(rng.integers(1, 6))):
-        kind = str(rng.choice(["kill", "kill", "hang", "slow", "cut", "links", "lie", "leader", "throttle"]))
-        at_s = float(rng.uniform(16.0, until_s - 8.0))
-        lasts_s = float(min(rng.exponential(8.0) + 0.2, until_s - at_s))
-        victim = Where(in_plan=int(rng.integers(0, 3)))
-        if kind in ("links", "lie") or rng.random() < 0.2:
-            victim = Where(share=float(rng.uniform(0.05, 0.5)))
-        factor = float(rng.uniform(2.0, 8.0))
-        if kind == "leader":
-            yield Fault(kind="leader", at_s=at_s)
-        else:
-            yield Fault(kind=kind, at_s=at_s, lasts_s=lasts_s, factor=factor, where=victim)
-
-
 def tried(scenario: Scenario, seed: int, story: bool = False) -> Finding:
     """One world, and what was wrong with it."""
     world = World(scenario, CONTENDERS[CONTENDER], seed)
+    calm = Calm(world, scenario.duration_s)
     safety: list[str] = []
     liveness: list[str] = []
-    events = 0
     try:
         result = world.run()
-        events = result.events
         safety += result.violations
-        calm = scenario.duration_s - TAIL_S
-        for client in world.clients:
-            outcome = client.outcome
-            if client.accepted and not client.over:
-                liveness.append(f"{client.request_id}, accepted, never ended ({outcome.tokens} tokens)")
-            elif outcome.arrival.at_s >= calm and outcome.last_s is None:
-                liveness.append(f"{client.request_id}, asked when all was calm, ended in {outcome.error}")
+        liveness += calm.shortcomings()
     except Exception as error:  # a defect of whatever kind is what this looks for
         safety.append(f"{world.kernel.now:.3f} s: {type(error).__name__}: {error}")
         if story:
@@ -172,7 +64,7 @@ def tried(scenario: Scenario, seed: int, story: bool = False) -> Finding:
     told = tuple(
         f"{one.at_s:9.3f} s  {one.kind.value}  {_said(one.fields)}" for one in world.trail.told[-STORY_MAX:]
     ) if story else ()  # fmt: skip
-    return Finding(seed, tuple(safety), tuple(liveness), scenario.faults, events, told)
+    return Finding(seed, tuple(safety), tuple(liveness), scenario.faults, world.kernel.events, len(world.clients), told)
 
 
 def found(seed: int) -> Finding:
@@ -211,6 +103,12 @@ def swarm(seeds: Sequence[int], jobs: int, on_done: Callable[[Finding], None]) -
     return failed
 
 
+def write(ledger: Path, entry: dict[str, Any]) -> None:
+    """Add a run to the ledger, which need not exist yet."""
+    runs = json.loads(ledger.read_text())["runs"] if ledger.exists() else []
+    ledger.write_text(json.dumps({"benchmark": "swarm", "runs": [*runs, entry]}, indent=2) + "\n")
+
+
 def tell(finding: Finding, say: Callable[[str], None]) -> None:
     say(f"seed {finding.seed}: python -m simulator.swarm --replay {finding.seed}")
     for sentence in (*finding.safety, *finding.liveness)[:10]:
@@ -227,21 +125,38 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first world")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--replay", type=int, help="only this seed, with as few faults as it takes, and its story")
+    parser.add_argument("--ledger", type=Path, help="a JSON file of runs to which this one is added")
+    parser.add_argument("--commit", default="unknown", help="what the ledger says was run")
     given = parser.parse_args()
     if given.replay is not None:
         finding = smallest(given.replay)
         tell(finding, print)
         sys.exit(not finding.holds)
-    events = 0
+    events = requests = 0
+    faults: Counter[str] = Counter()
 
     def count(one: Finding) -> None:
-        nonlocal events
+        nonlocal events, requests
         events += one.events
+        requests += one.requests
+        faults.update(fault.kind for fault in one.faults)
         if not one.holds:
             tell(one, print)
 
     failed = swarm(range(given.seed, given.seed + given.worlds), given.jobs, count)
-    print(f"{given.worlds} worlds, {events} events: {len(failed)} failed")
+    print(f"{given.worlds} worlds, {requests} requests, {events} events: {len(failed)} failed")
+    if given.ledger is not None:
+        entry: dict[str, Any] = {
+            "seeds": [given.seed, given.seed + given.worlds - 1],
+            "worlds": given.worlds,
+            "faults": dict(sorted(faults.items())),
+            "requests": requests,
+            "events": events,
+            "failed": sorted(one.seed for one in failed),
+            "commit": given.commit,
+            "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        write(given.ledger, entry)
     sys.exit(bool(failed))
 
 

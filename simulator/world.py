@@ -36,6 +36,7 @@ from simulator.oracle import Oracle
 from simulator.policies import Contender
 from simulator.records import Arrival, Outcome, RunResult
 from simulator.scenario import NodeSpec, RequestClass, Scenario
+from simulator.spells import ORCHESTRATOR
 from simulator.traces import TraceRow
 from simulator.trail import Trail
 from simulator.truth import Change, timeline
@@ -131,6 +132,22 @@ class World:
         """An operator locks a placement."""
         self._office.lock(placement)
 
+    @property
+    def at_rest(self) -> bool:
+        """A plan is in force, and no other is prepared or drains."""
+        event = self._office.log.get(DEPLOYMENT)
+        return event is not None and event.current is not None and len(event.plans) == 1
+
+    def ask(self, client: SimClient) -> None:
+        """A request that is not among the arrivals, now."""
+        self.clients.append(client)
+        client.ask()
+
+    def client(self, arrival: Arrival) -> SimClient:
+        """Whoever asks for it."""
+        until = self.scenario.duration_s + self.scenario.drain_s
+        return SimClient(Outcome(arrival), self._class(arrival), self.kernel, self._publish, until)
+
     def run(self) -> RunResult:
         """All of it, from the first process to the last answer."""
         began = time.perf_counter()
@@ -166,14 +183,13 @@ class World:
             kernel.at(change.at_s, self._change, change)
         for fault in self._truth.late:
             kernel.at(fault.at_s, self._late, fault)
-        until = scenario.duration_s + scenario.drain_s
         for arrival in self._arrivals:
-            client = SimClient(Outcome(arrival), self._class(arrival), kernel, self._publish, until)
+            client = self.client(arrival)
             self.clients.append(client)
             kernel.at(arrival.at_s, client.ask)
         kernel.every(1.0, self._sample, 1.0)
         kernel.every(CATCH_UP_S, self._catch_up)
-        kernel.run(until)
+        kernel.run(scenario.duration_s + scenario.drain_s)
 
     # Processes.
 
@@ -203,9 +219,14 @@ class World:
                 self.machines[peer].later(CLOSED_S, lambda other=other: other.link_ended(machine.name))  # type: ignore[misc]
 
     def _change(self, change: Change) -> None:
-        if change.what == "orchestrator":
-            if change.begins:
-                self._office.kill()
+        if change.what == ORCHESTRATOR:
+            match change.kind:
+                case "leader" if change.begins:
+                    self._office.kill()
+                case "lock":
+                    self._office.lock_current(change.begins)
+                case "redeploy" if change.begins:
+                    self._office.redeploy()
             return
         for node in self._meant(change.what):
             machine, now = self.machines[node], self.kernel.now
@@ -223,6 +244,8 @@ class World:
                     machine.lie = self._truth.lies(node, now)
                 case "cut":
                     self._cut(node) if change.begins else self._mend(node)
+                case "drain" | "distrust":
+                    self._office.wish(node, change.kind, change.begins)
 
     def _revive(self, machine: Machine) -> None:
         if self._truth.alive(machine.name, self.kernel.now):
@@ -247,6 +270,9 @@ class World:
             case "slow" | "throttle":
                 machine.factor *= fault.factor
                 undo = lambda: setattr(machine, "factor", machine.factor / fault.factor)  # noqa: E731
+            case "drain" | "distrust":
+                self._office.wish(node, fault.kind, True)
+                undo = lambda: self._office.wish(node, fault.kind, False)  # noqa: E731
             case _:
                 self._cut(node)
                 undo = lambda: self._mend(node)  # noqa: E731
@@ -413,6 +439,9 @@ class World:
 
     def is_alive(self, node: NodeId) -> bool:
         return self.machines[node].alive
+
+    def on_bus(self, node: NodeId) -> bool:
+        return self._reachable(node)
 
     def peers(self, machine: Machine) -> tuple[NodeId, ...]:
         return _sample_of(tuple(self.machines), machine.name)

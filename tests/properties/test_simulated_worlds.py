@@ -17,10 +17,14 @@ from simulator.files import read_scenario, shipped
 from simulator.policies import CONTENDERS
 from simulator.records import RunResult
 from simulator.scenario import Fault, Scenario, Where
-from simulator.swarm import drawn, found, smallest
+from simulator.schedules import drawn
+from simulator.swarm import found, smallest
 from simulator.world import World
 
 SMALL = read_scenario(shipped()["small"])
+ONCE_FAILED = {
+    "caches that were kept took the last slot another ingress waited for": 1000121,
+}
 MOVED_S = 19.8
 """It takes a third of a second to be in force."""
 FINGERPRINT = (
@@ -73,6 +77,12 @@ def test_nothing_is_lost_where_nothing_goes_wrong() -> None:
 
 @pytest.mark.parametrize("seed", [1, 4, 9])
 def test_small_worlds_in_which_everything_goes_wrong_are_safe_and_alive(seed: int) -> None:
+    one = found(seed)
+    assert one.holds, (one.safety, one.liveness)
+
+
+@pytest.mark.parametrize("seed", ONCE_FAILED.values(), ids=ONCE_FAILED)
+def test_what_a_world_once_found_is_mended(seed: int) -> None:
     one = found(seed)
     assert one.holds, (one.safety, one.liveness)
 

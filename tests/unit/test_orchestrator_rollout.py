@@ -2,11 +2,13 @@
 
 from datetime import UTC, datetime
 
-from orchestrator.rollout import Proceed, Propose, Rollout, note, step
+from orchestrator.rollout import NodeRestarted, Proceed, Propose, Rollout, note, step
 from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Capacity, HostedStage, HostedState
 from schemas.deployment import Settings, Stage
 from schemas.plan import Plan, PlanPhase, Receipt, ReceiptStatus
 from tests.nodes import plan_of
+from tests.unit.test_orchestrator_planning import heartbeat
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 A, B = NodeId("a"), NodeId("b")
@@ -60,3 +62,29 @@ def test_a_node_that_refused_its_part_is_not_waited_for() -> None:
     ended = step(rollout, Proceed(), NOW)
     assert ended is not None
     assert ended[1].phase is PlanPhase.RETIRE
+
+
+def test_a_new_process_that_was_ready_before_its_first_heartbeat_came_counts_once_a_heartbeat_shows_it() -> None:
+    wanted = plan(1, A, B)
+    prepared = step(Rollout(DeploymentName("d"), term=1), Propose(wanted), NOW)
+    assert prepared is not None
+    rollout = note(said(prepared[0], wanted, ReceiptStatus.READY, A, B), NodeRestarted(A), NOW)
+    assert step(rollout, Proceed(), NOW) is None, "it may have been said by the process before"
+    loading = shows(A, hosted(wanted, A, "loading"))
+    other_plan = shows(A, hosted(plan(1, B, A), A, "ready"))
+    for one in (loading, other_plan):
+        assert step(note(rollout, one, NOW), Proceed(), NOW) is None
+    taken = step(note(rollout, shows(A, hosted(wanted, A, "ready")), NOW), Proceed(), NOW)
+    assert taken is not None
+    assert taken[1].phase is PlanPhase.COMMIT
+
+
+def shows(node: NodeId, stage: HostedStage) -> Capacity:
+    return heartbeat(node).model_copy(update={"stages": (stage,)})
+
+
+def hosted(of: Plan, node: NodeId, state: HostedState) -> HostedStage:
+    blocks = of.blocks_on(node)
+    return HostedStage(
+        deployment=of.deployment, epoch=of.epoch, model=of.model, blocks=blocks, state=state, sequences=0
+    )
