@@ -166,6 +166,11 @@ class Ingress:
             if served is not None and stage.state != "loading":
                 served.node_serves(capacity.node, stage.epoch)
 
+    def driven(self, plan: Plan) -> int:
+        """How many sequences of a plan run that this ingress drives."""
+        served = self._served.get(plan.deployment)
+        return 0 if served is None else served.driven(plan.epoch)
+
     @property
     def service(self) -> tuple[Service, ...]:
         """What became of requests here, of every deployment of which any was counted."""

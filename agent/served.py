@@ -104,6 +104,10 @@ class Served:
         """The sequences that run over one route."""
         return [sequence for sequence, (_, over) in self.jobs.items() if over is run]
 
+    def driven(self, epoch: int) -> int:
+        """How many sequences of an epoch run that this ingress drives."""
+        return sum(run.plan.epoch == epoch for _, run in self.jobs.values())
+
     def refuse_if_full(self) -> None:
         """Raises OVERLOADED where as many requests wait as may."""
         waiting = len(self.queue) + len(self.accepting)

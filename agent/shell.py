@@ -150,7 +150,7 @@ class Agent:
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
             read=self._read,
-            stages=lambda: core.hosted(self._state, self._stages.sequences),
+            stages=lambda: core.hosted(self._state, self._running),
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
             slowdown=lambda: self._block_times.slowdown,
             links=self._peers.estimates,
@@ -380,6 +380,9 @@ class Agent:
 
     def _plans(self) -> list[Plan]:
         return core.plans_of(self._state)
+
+    def _running(self, plan: Plan) -> int:
+        return self._ingress.driven(plan) + self._stages.passing(plan)
 
     def _read(self) -> Reading:
         return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())

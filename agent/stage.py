@@ -27,6 +27,8 @@ from schemas.tensor import Array
 StageOutput = Activation | Result | Failure
 X = "x"
 """The name under which a decoder's ids and activations travel."""
+RUNS_US = 2_000_000
+"""A sequence without a step for so long waits for nobody: it has ended, and its caches are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +99,14 @@ class StageHost:
         """Equal for frames that one call may serve: same engine, same stage number."""
         return (id(self), id(self._engines.get((frame.epoch, frame.route, frame.stage))), frame.stage)
 
-    def sequences(self, epoch: int) -> int:
-        """How many sequences of an epoch have a slot."""
-        return sum(record.epoch == epoch for record in list(self._records.values()))
+    def sequences(self, epoch: int, but_of: str | None = None) -> int:
+        """How many sequences of an epoch run that `but_of` does not drive: of others the caches are kept for the next
+        turn of a conversation."""
+        lately = self._now_us() - RUNS_US
+        return sum(
+            record.epoch == epoch and record.seen_us >= lately and record.ingress != but_of
+            for record in list(self._records.values())
+        )
 
     def ingresses(self, epoch: int, route: int) -> tuple[str, ...]:
         """Who drives sequences of a route."""

@@ -95,10 +95,10 @@ class Stages:
         if not any(other.family == plan.family for other in self._plans.values()):
             self._hosts.pop(plan.family, None)  # two plans of a family may be removed at once
 
-    def sequences(self, plan: Plan) -> int:
-        """Sequences of a plan that hold a slot."""
+    def passing(self, plan: Plan) -> int:
+        """Sequences of a plan that run here and that others drive."""
         host = self._hosts.get(plan.family)
-        return 0 if host is None else host.sequences(plan.epoch)
+        return 0 if host is None else host.sequences(plan.epoch, but_of=self._node)
 
     @property
     def frame_ms(self) -> float | None:

@@ -15,7 +15,7 @@ import numpy as np
 from orchestrator.beliefs import believed, guessed, optimism_of, slower_times, timed
 from orchestrator.chain import LATENCY_REF_MS_MIN
 from orchestrator.decision import OPTIONS_MAX, Observation, Option, Origin
-from orchestrator.demand import demand_of, running
+from orchestrator.demand import averaged, demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost, reaches_of
@@ -48,6 +48,8 @@ class Slate:
     """To be handed in the next time (`beliefs.optimism_of`)."""
     searched: Searched
     """The same."""
+    load: float
+    """The same: how many sequences run on average."""
 
 
 def slate(
@@ -57,6 +59,8 @@ def slate(
     current: Plan,
     *,
     now: datetime,
+    load: float | None = None,
+    elapsed_s: float = 0.0,
     strain: Strain = UNSTRAINED,
     optimism: float | None = None,
     avoid: frozenset[NodeId] = frozenset(),
@@ -69,10 +73,11 @@ def slate(
 ) -> Slate:
     """The candidates, what each costs, and what moving between any two of them costs.
 
-    Every node of `current` must have reported once. `avoid` are nodes that no candidate but the current plan uses,
-    `unfit` nodes of the current plan that must be left, each with the reason why, and `exposed` says that a node of it
-    must not hold what it holds. `searched` is the last search for other plans than `current`: what it found is priced
-    anew while nothing speaks for another search (`searched.is_stale`); `anew` asks for one whatever it says.
+    Every node of `current` must have reported once. `load` is the mean at the last look, `elapsed_s` ago. `avoid`
+    are nodes that no candidate but the current plan uses, `unfit` nodes of the current plan that must be left, each
+    with the reason why, and `exposed` says that a node of it must not hold what it holds. `searched` is the last
+    search for other plans than `current`: what it found is priced anew while nothing speaks for another search
+    (`searched.is_stale`); `anew` asks for one whatever it says.
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}
@@ -98,7 +103,8 @@ def slate(
     alone = forecast(current.chains, serving(current.chains), manifest)
     habit = snapshot.habits.get(deployment.name, Habit())
     live = running(snapshot, deployment.name, current, manifest, habit)
-    demand = demand_of(live.sequences, habit, current, serving(current.chains), steady(current.chains), manifest)
+    load = averaged(load, live.sequences, elapsed_s)
+    demand = demand_of(load, habit, current, serving(current.chains), steady(current.chains), manifest)
     prompt_tokens = round(habit.prompt_tokens)
     bound_ms = latency_bound_ms(
         idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
@@ -177,7 +183,7 @@ def slate(
         unfit=frozenset(unfit),
         pinned=pinned,
     )
-    return Slate(observation, failovers, optimism, searched)
+    return Slate(observation, failovers, optimism, searched, load)
 
 
 def latency_bound_ms(

@@ -1,4 +1,6 @@
-"""PURE: from the sequences that run now, and from what requests lately were, to how often requests arrive."""
+"""PURE: from the sequences that ran lately, and from what requests lately were, to how often requests arrive."""
+
+from math import exp
 
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
@@ -10,6 +12,9 @@ from schemas.base import DeploymentName, NodeId
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
+LOAD_S = 20.0
+"""How many run is averaged over this: of requests that arrive at random three may run now where one does on average,
+and a route for the three would be given back before it has paid."""
 BISECTIONS = 10
 """The rate of arrivals is known to a thousandth of its range then."""
 
@@ -37,17 +42,24 @@ def running(snapshot: Snapshot, name: DeploymentName, current: Plan, manifest: M
     return Live(count, habit.prompt_tokens + half, half)
 
 
+def averaged(before: float | None, count: int, elapsed_s: float) -> float:
+    """How many sequences run on average, if `count` do now; `before` is the same at the look before, if there was
+    one."""
+    return count if before is None else before + (1 - exp(-max(0.0, elapsed_s) / LOAD_S)) * (count - before)
+
+
 def demand_of(
-    count: int,
+    count: float,
     habit: Habit,
     current: Plan,
     seen: Hosts,
     steady: Hosts,
     manifest: Manifest,
 ) -> Demand:
-    """How often requests of this habit arrive if `count` sequences run. By Little's law N that take E2E each arrive
-    N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda * E2E(lambda) grows with
-    lambda, so bisection finds it. N is one less than `count`: the one that would be there anyway waits for nobody."""
+    """How often requests of this habit arrive if `count` sequences run on average. By Little's law N that take E2E
+    each arrive N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda *
+    E2E(lambda) grows with lambda, so bisection finds it. N is one less than `count`: the one that would be there
+    anyway waits for nobody."""
     output_tokens, prompt_tokens = round(habit.output_tokens), round(habit.prompt_tokens)
     ground = surveyed(current.chains, seen, manifest, steady)
 

@@ -32,3 +32,5 @@ class Outlook:
     """Nodes in use that have no memory left, and since when."""
     searched: Searched | None = None
     """The last search for other plans than this one."""
+    load: float | None = None
+    """How many sequences run on average (`orchestrator.demand.averaged`); None before anybody looked."""

@@ -65,12 +65,15 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
     burn = None if fared is None else fared.burn
     same = None if before is None or afresh or before.plan != current.digest else before.searched
+    state = before.state if before is not None else TriggerState()
     found = slate(
         snapshot,
         deployment,
         manifest,
         current,
         now=now,
+        load=before.load if before is not None else None,
+        elapsed_s=0.0 if state.at is None else (now - state.at).total_seconds(),
         strain=strain,
         optimism=before.optimism if before is not None else None,
         avoid=rollout.shunned(now),
@@ -79,11 +82,19 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         searched=same,
         anew=burn is not None and min(burn) > BURN_MAX,
     )
-    state = before.state if before is not None else TriggerState()
     seen = replace(found.observation, burn=burn)
     state, decision = policy(state, seen, now)
     return Outlook(
-        name, current.digest, decision, state, found.failovers, found.optimism, strain, starved, found.searched
+        name,
+        current.digest,
+        decision,
+        state,
+        found.failovers,
+        found.optimism,
+        strain,
+        starved,
+        found.searched,
+        found.load,
     )
 
 

@@ -149,6 +149,7 @@ class HostedStage(Value):
     blocks: tuple[int, ...]
     state: HostedState
     sequences: int = Field(ge=0, le=COUNT_MAX)
+    """That run on them. Those that have ended, whose caches are kept for the next turn of a conversation, do not."""
 
 
 class StoredBlocks(Value):

@@ -387,7 +387,7 @@ class SimAgent:
             throttled=("thermal",) if self.machine.throttled else (),
             power_w=spec.idle_w + busy * (spec.busy_w - spec.idle_w),
             disk_read_bytes_per_s=spec.disk_bytes_per_s,
-            stages=core.hosted(self._state, self._stages.sequences),
+            stages=core.hosted(self._state, self._running),
             block_times=times,
             links=self._estimates(),
             lost_peers=self.neighbours.lost,
@@ -402,6 +402,9 @@ class SimAgent:
         )
         self._heartbeats += 1
         around.heartbeat(capacity)
+
+    def _running(self, plan: Plan) -> int:
+        return self.ingress.driven(plan) + self._stages.passing(plan)
 
     def _estimates(self) -> tuple[LinkEstimate, ...]:
         """Links to neighbours as they are; to the others as they were when they were last looked at."""

@@ -373,6 +373,11 @@ class SimIngress:
 
     # What is reported.
 
+    def driven(self, plan: Plan) -> int:
+        """How many sequences of a plan run that this ingress drives."""
+        served = self.served.get(plan.deployment)
+        return 0 if served is None else served.driven(plan.epoch)
+
     @property
     def service(self) -> tuple[Service, ...]:
         return services(self._attainments)

@@ -5,12 +5,14 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime
+from math import inf
 
 import pytest
 
 from orchestrator import rollout
 from orchestrator.rollout import Rollout
 from schemas.base import NodeId
+from schemas.capacity import Capacity
 from schemas.deployment import Stage
 from schemas.plan import PlanEvent
 from simulator.files import read_scenario, shipped
@@ -133,3 +135,32 @@ def test_who_hangs_while_its_plan_drains_for_another_reason_has_a_successor_at_o
     assert 20.0 < moved_at < 21.0, "else this is about something else"
     assert max(outcome.gap_s for outcome in result.outcomes) < 8.0
     assert not result.violations
+
+
+class _Heard(World):
+    """Remembers what nodes say runs on them."""
+
+    said: list[tuple[float, int]]
+
+    def heartbeat(self, capacity: Capacity) -> None:
+        running = max((stage.sequences for stage in capacity.stages), default=0)
+        self.said.append((self.kernel.now, running))
+        super().heartbeat(capacity)
+
+
+def test_caches_that_are_kept_for_the_next_turn_of_a_conversation_are_no_load() -> None:
+    calm = read_scenario(shipped()["small"]).model_copy(update={"faults": (), "duration_s": 40.0})
+    world = _Heard(calm, CONTENDERS["full"], 3)
+    world.said = []
+    result = world.run()
+    ends = [one.last_s for one in result.outcomes if one.last_s is not None]
+    open_at = [(one.arrival.at_s, one.last_s or inf) for one in result.outcomes]
+    assert len(ends) == len(open_at) > 50
+    for at_s, running in world.said:
+        # A token is on its way back for milliseconds; steps count for two seconds where the ingress is another node.
+        assert running <= sum(begin <= at_s <= end + 2.1 for begin, end in open_at)
+    assert max(running for _, running in world.said) > 0
+    late = [running for at_s, running in world.said if at_s > max(ends) + 2.1]
+    assert late
+    assert set(late) == {0}
+    assert [len(epoch.placement) for epoch in result.epochs] == [1] * len(result.epochs)
