@@ -405,9 +405,7 @@ def test_the_bound_has_a_row_and_no_policy_s_name() -> None:
     ("factor", "said"),
     [(1.2, ""), (1.7, "more than 1.5"), (0.8, "candidates that are not all")],
 )
-def test_it_is_said_if_the_system_costs_too_much_more_than_who_knows_the_run(
-    factor: float, said: str
-) -> None:
+def test_it_is_said_if_the_system_costs_too_much_more_than_who_knows_the_run(factor: float, said: str) -> None:
     found = phi_times(factor)
     told = [line for line in shortcomings(found, 0) if "clairvoyant does" in line]
     assert len(told) == bool(said)
