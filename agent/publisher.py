@@ -129,5 +129,6 @@ class CapacityPublisher:
             service=self._service(),
             frame_ms=self._frame_ms(),
             finished=self._finished(),
+            contention=reading.contention,
             **self._fixed,
         )

@@ -96,7 +96,7 @@ class Agent:
         self._store = store
         self._client = client
         self._device = device
-        self._meter = DeviceMeter(device, store.blobs_folder)
+        self._meter = DeviceMeter(device, store.blobs_folder, config.thread_count)
         self._provider = provider
         self._state = core.State(config.node)
         self._boot = secrets.token_hex(8)
@@ -385,7 +385,9 @@ class Agent:
         return self._ingress.driven(plan) + self._stages.passing(plan)
 
     def _read(self) -> Reading:
-        return self._meter.read(time.monotonic(), self._config.memory_bytes, self._memory_used())
+        return self._meter.read(
+            time.monotonic(), self._config.memory_bytes, self._memory_used(), at_rest=not self._plans()
+        )
 
     def _memory_free(self) -> int:
         memory = within_budget(device_memory(self._device), self._config.memory_bytes, self._memory_used())

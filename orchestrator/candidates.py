@@ -81,15 +81,26 @@ def slate(
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}
-    rest = {name: strain.at_rest(name, capacity, current.chains, now) for name, capacity in heard.items()}
+    in_use = {heard[NodeId(node)].machine for node in current.nodes} - {None}
+    rest = {
+        name: strain.at_rest(name, capacity, current.chains, now, beside=capacity.machine in in_use)
+        for name, capacity in heard.items()
+    }
     times = {name: slower_times(node.times, rest[name]) for name, node in snapshot.nodes.items()}
     # A node that is to be drained is no candidate (`rooms`), and what it measured is as true as before.
     optimism = optimism_of(snapshot.present, times, manifest, deployment.model, optimism)
-    rested = believed(heard, times, manifest, deployment.model, optimism)
+
+    def as_it_is(hosts: Mapping[NodeId, Host]) -> dict[NodeId, Host]:
+        """A roofline knows nothing of what others compute there."""
+        return {
+            name: host if deployment.model in times[name] else host.slower(rest[name]) for name, host in hosts.items()
+        }
+
+    rested = as_it_is(believed(heard, times, manifest, deployment.model, optimism))
     trusted = frozenset(name for name in rested if snapshot.trusts(name))
     idle = rooms(snapshot, deployment, manifest, rested)
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
-    calm = timed(heard, steadied, manifest, deployment.model, optimism)
+    calm = as_it_is(timed(heard, steadied, manifest, deployment.model, optimism))
 
     def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""

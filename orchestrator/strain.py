@@ -4,7 +4,8 @@ A node that serves shares its processors with whatever serving takes: the ingres
 processes of a machine. A node at rest shows the times of an empty one, and beside it every node in use looks slow; a
 plan that moved there would find it as slow. So nodes are compared at rest, and each plan with the strain that serving
 puts on its nodes: the ingress bears one, the others another. Both are learned over a minute, so what slows one node
-now is that node's own, and it is remembered for a while after it is at rest.
+now is that node's own, and it is remembered for a while after it is at rest; unless that node says itself what others
+take of its device.
 """
 
 from collections.abc import Mapping
@@ -51,10 +52,15 @@ class Strain:
     def least(self) -> float:
         return min((one for one in (self.source, self.other) if one is not None), default=1.0)
 
-    def at_rest(self, node: NodeId, capacity: Capacity, chains: Placement, now: datetime) -> float:
-        """What to multiply the times of a node by, so that they are those of the node at rest."""
+    def at_rest(
+        self, node: NodeId, capacity: Capacity, chains: Placement, now: datetime, beside: bool = False
+    ) -> float:
+        """What to multiply the times of a node by, so that they are those of the node at rest. `beside`: it shares its
+        machine with nodes of `chains`, so that what it meets there may be them."""
         if capacity.slowdown is not None:
             return 1 / self.on(node, chains)
+        if capacity.contention is not None and not beside:
+            return capacity.contention if capacity.contention >= OWN_MIN else 1.0
         factor, seen_at = self.own.get(node, (1.0, now))
         return 1 + (factor - 1) * exp(-(now - seen_at).total_seconds() / REMEMBERED_S)
 

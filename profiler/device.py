@@ -10,6 +10,7 @@ from typing import Literal
 
 import psutil
 
+from profiler.contention import Contention
 from profiler.disk import DiskMeter
 from profiler.gpu import GpuReading, gpu_memory_bytes, read_gpu
 from profiler.power import CpuMeter, CpuReading
@@ -44,6 +45,8 @@ class Reading:
     pressure: Pressure
     gpu_load: float | None
     compute: GpuReading | CpuReading
+    contention: float | None = None
+    """Measured at rest alone."""
 
 
 class DeviceMeter:
@@ -52,17 +55,23 @@ class DeviceMeter:
     One thread at a time may read. What a process reads first has a load of 0 and no power of a processor.
     """
 
-    def __init__(self, provider: Literal["cpu", "cuda"], disk: Path) -> None:
+    def __init__(self, provider: Literal["cpu", "cuda"], disk: Path, threads: int = 1) -> None:
+        """`threads` of the processor compute."""
         self._provider = provider
+        self._threads = threads
+        self._contention: Contention | None = None
         self._disk = disk
         self._disk_meter = DiskMeter(disk)
         self._cpu_meter = CpuMeter()
 
-    def read(self, now_s: float, budget_bytes: int | None = None, used_bytes: int = 0) -> Reading:
+    def read(
+        self, now_s: float, budget_bytes: int | None = None, used_bytes: int = 0, at_rest: bool = False
+    ) -> Reading:
         """Measure the device once, at `now_s` of a steady clock.
 
         `budget_bytes` is what the operator lets this agent use, if it was told, and `used_bytes` what the agent's
-        blocks and caches already take of it.
+        blocks and caches already take of it. `at_rest`: this process computes nothing, so that what slows a small
+        calculation is somebody else.
         """
         gpu = read_gpu() if self._provider == "cuda" else None
         return Reading(
@@ -73,7 +82,13 @@ class DeviceMeter:
             pressure=read_pressure(),
             gpu_load=None if gpu is None else gpu.load,
             compute=self._cpu_meter.read(now_s) if gpu is None else gpu,
+            contention=self._contended() if at_rest else None,
         )
+
+    def _contended(self) -> float:
+        if self._contention is None:
+            self._contention = Contention(self._provider, self._threads)
+        return self._contention.measure()
 
 
 def within_budget(memory: Memory, budget_bytes: int | None, used_bytes: int) -> Memory:

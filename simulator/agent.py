@@ -399,6 +399,7 @@ class SimAgent:
             frame_ms=self._stages.frame_ms,
             slowdown=None if slowdown is None else slowdown * factor,
             finished=self.ingress.finished,
+            contention=None if self._plans() else max(1.0, self.machine.factor * factor),
         )
         self._heartbeats += 1
         around.heartbeat(capacity)

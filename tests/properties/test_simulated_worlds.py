@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from datetime import datetime
+from itertools import pairwise
 from math import inf
 
 import pytest
@@ -164,3 +165,20 @@ def test_caches_that_are_kept_for_the_next_turn_of_a_conversation_are_no_load() 
     assert late
     assert set(late) == {0}
     assert [len(epoch.placement) for epoch in result.epochs] == [1] * len(result.epochs)
+
+
+def test_nothing_moves_to_a_spare_node_that_others_use() -> None:
+    """It never ran a block: that it is slow it has to say itself."""
+    slow = (
+        Fault(kind="slow", at_s=6.0, lasts_s=60.0, factor=6.0, where=Where(nodes=("right-0",))),
+        Fault(kind="slow", at_s=20.0, lasts_s=40.0, factor=4.0, where=Where(in_plan=0)),
+    )
+    found = read_scenario(shipped()["small"]).model_copy(update={"faults": slow, "duration_s": 50.0})
+    for seed in range(4):
+        used = [
+            {stage.node for chain in epoch.placement for stage in chain}
+            for epoch in World(found, CONTENDERS["full"], seed).run().epochs
+        ]
+        entered = set[str]().union(*(after - before for before, after in pairwise(used)))
+        assert entered, f"seed {seed}: the slow node was never left"
+        assert "right-0" not in entered, f"seed {seed}"

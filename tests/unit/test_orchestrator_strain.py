@@ -73,3 +73,13 @@ def test_nodes_that_all_slow_by_serving_move_nothing_and_one_that_slows_besides_
     world.run(120)
     assert len(world.moves) == 1, "and it is not gone back to"
     assert world.snapshot.outlooks[CHAT].strain.own[victim][0] > 2
+
+
+def test_what_a_node_at_rest_measures_counts_before_what_is_remembered_of_it() -> None:
+    strain = Strain(1.0, 1.0, {B: (3.0, START)}, START)
+    resting = World(2, 0, noise=0).heartbeat(NodeId("n0"))
+    without: Placement = ((Stage(node=A, first=0, last=3),),)
+    freed, taken = (resting.model_copy(update={"contention": factor}) for factor in (1.1, 5.0))
+    assert strain.at_rest(B, freed, without, START) == 1.0, "a tenth is noise"
+    assert strain.at_rest(B, taken, without, START) == 5.0
+    assert strain.at_rest(B, taken, without, START, beside=True) == 3.0, "that may be the plan itself"
