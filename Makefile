@@ -1,11 +1,11 @@
-# Doors: setup, demo, test, test-slow, check, bench, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
+# Doors: setup, demo, test, test-slow, check, bench, benchmarks-doc, learn, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := split planning journal resplit handover chat overhead prediction validation
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow check bench faults simulate $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test test-slow check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -40,6 +40,15 @@ check: .venv/dev
 ## Everything that is measured; `make bench-resplit` and the like measure one thing alone.
 bench: $(BENCHES:%=bench-%)
 	$(BIN)/python -m benchmarks.page
+
+## Policies side by side in simulated worlds, as benchmarks/scenarios.toml says (an hour or more), and docs/benchmarks.md anew.
+benchmarks-doc: .venv/dev
+	$(BIN)/python -m benchmarks.scenarios
+	$(BIN)/python -m benchmarks.page
+
+## The small network that stands among the policies, on seeds of its own.
+learn: .venv/dev
+	$(BIN)/python -m simulator.learning --seed 0 --generations 16
 
 ## The journal's own cost is one of the figures that `overhead` adds up.
 bench-overhead: bench-journal

@@ -6,6 +6,8 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+from benchmarks import scenarios_page
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 TARGETS = {1: 0.95, 8: 0.90, 32: 0.95}
@@ -36,6 +38,8 @@ def main() -> None:
     ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
+    compared = scenarios_page.lines_of(RESULTS / "scenarios")
+    page.write_text(_between(page.read_text(), "scenarios", compared))
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))

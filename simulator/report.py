@@ -153,10 +153,10 @@ def parts(found: Results) -> list[Part]:
     return made
 
 
-def seed_grid(found: Results, runs: Sequence[Run]) -> Grid:
+def seed_grid(found: Results, runs: Sequence[Run], reasons: bool = True) -> Grid:
     """The seed's own rows with their verdicts."""
     static, system = ([run for run in runs if run.policy == name] for name in (found.reference, found.system))
-    return verdicts.grid(verdicts.seed_rows(static, system, SEED), 'The paper\'s "Expected Results"')
+    return verdicts.grid(verdicts.seed_rows(static, system, SEED), 'The paper\'s "Expected Results"', reasons)
 
 
 def headline(found: Results, runs: Sequence[Run]) -> tuple[Grid, Grid]:

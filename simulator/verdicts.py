@@ -138,17 +138,15 @@ def _row(figure: Figure, static: Sequence[Run], system: Sequence[Run], seed: int
     )
 
 
-def grid(rows: Sequence[SeedRow], title: str) -> Grid:
-    """The rows as a table of text, every verdict with its reason."""
+def grid(rows: Sequence[SeedRow], title: str, reasons: bool = True) -> Grid:
+    """The rows as a table of text, under each of our figures its verdict, with the reason where there is room."""
     header = (
         "",
         "paper, static",
-        "ours, static optimum",
-        "verdict",
         "paper, adaptive",
+        "ours, static optimum",
         "ours, full system",
         "full system less static optimum",
-        "verdict on adapting",
     )
     return Grid(
         title,
@@ -157,20 +155,20 @@ def grid(rows: Sequence[SeedRow], title: str) -> Grid:
             (
                 row.title,
                 row.paper_static,
-                row.static,
-                _said(row.static_verdict),
                 row.paper_adaptive,
-                row.system,
+                f"{row.static}\n{_said(row.static_verdict, reasons)}",
+                f"{row.system}\n{_said(row.system_verdict, reasons)}",
                 row.gain,
-                _said(row.system_verdict),
             )
             for row in rows
         ),
     )
 
 
-def _said(found: Verdict | None) -> str:
-    return "-" if found is None else f"{found.word}\n({found.why})"
+def _said(found: Verdict | None, reasons: bool) -> str:
+    if found is None:
+        return "-"
+    return f"{found.word}\n({found.why})" if reasons else found.word
 
 
 def _range(ends: tuple[float, float]) -> str:

@@ -74,7 +74,7 @@ def simulate(
     for grid in headline(results, results.runs):
         say.print(terminal(grid))
     if {results.reference, results.system} <= set(results.policies) and results.reference != results.system:
-        say.print(terminal(seed_grid(results, results.runs)))
+        say.print(terminal(seed_grid(results, results.runs, reasons=False)))
     for sentence in shortcomings(results, wanted[0]):
         say.print(f"[yellow]{sentence}[/]")
     say.print(f"[bold]{written[0]}[/]")
