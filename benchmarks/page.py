@@ -35,6 +35,7 @@ def main() -> None:
         ("overhead", _overhead),
         ("prediction", _prediction),
         ("validation", _validation),
+        ("worlds", _worlds),
     ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
@@ -276,6 +277,24 @@ def _validation(rows: list[Row]) -> list[str]:
             ]
         verdicts = [f"{label} {'met' if row[f'{label}_met'] else '**missed**'}" for label in ("p50", "p95")]
         lines.append(f"| {' | '.join(cells)} | {', '.join(verdicts)} |")
+    return lines
+
+
+def _worlds(rows: list[Row]) -> list[str]:
+    lines = [
+        "| world | nodes | virtual s | requests | completed | plans | events | wall s | of these deciding | "
+        "us per event, without | memory, MB | target |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        target = "-"
+        if "target_s" in row:
+            target = f"<= {row['target_s']:g} s: {'met' if row['wall_s'] <= row['target_s'] else '**missed**'}"
+        lines.append(
+            f"| {row['name']} | {row['nodes']:,} | {row['simulated_s']:,.0f} | {row['requests']:,} | "
+            f"{row['completed']:,} | {row['plans']} | {row['events']:,} | {row['wall_s']:,.0f} | "
+            f"{row['deciding_s']:,.0f} | {row['us_per_event']:.0f} | {row['memory_mb']:,} | {target} |"
+        )
     return lines
 
 
