@@ -206,11 +206,12 @@ def latency_bound_ms(
         return 0.0
     settings = settings or Settings()
     chunks, last = chunks_of(prompt_tokens, settings.chunk_tokens)
-    # A cache shorter than the one that times are quoted behind makes a step shorter.
+    # A cache shorter than the one that times are quoted behind makes a step shorter, for each sequence in it.
     short = max(0.0, REFERENCE_CONTEXT_TOKENS - prompt_tokens - demand.output_tokens / 2)
 
     times = np.stack([room.host.times.ms for room in offered.values()])
-    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - short * times[:, CONTEXT]).min(axis=0).sum())
+    saved_ms = short * np.stack([room.host.times.rows_min for room in offered.values()]) * times[:, CONTEXT]
+    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - saved_ms).min(axis=0).sum())
     tokens = np.array([last if block.role == "head" else prompt_tokens for block in manifest.blocks])
     # As many chunks as may be in flight are computed at once, at best.
     prefill_ms = strain * float((tokens * times[:, TOKEN].min(axis=0)).sum()) / min(settings.pipeline_depth, chunks)

@@ -184,8 +184,8 @@ def _moves(search: Search) -> Iterator[Found]:
     for number in search.slowest[:MOVED_ROUTES_MAX]:
         chain = search.current[number]
         others = (*search.current[:number], *search.current[number + 1 :])
-        left = beside(search.rooms, others, deployment, manifest)
-        moved = reassigned(chain, manifest, deployment.model, left, search.sensitive)
+        left = beside(search.rooms, others)
+        moved = reassigned(chain, manifest, left, search.sensitive)
         if moved is not None:
             yield _swapped(search.current, number, moved), Origin.REASSIGNED
         split = fastest_chain(deployment, manifest, left, search.ways, chain)
