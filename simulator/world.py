@@ -33,7 +33,7 @@ from simulator.model import Physics, physics_of
 from simulator.network import Network
 from simulator.office import Office
 from simulator.oracle import Oracle
-from simulator.policies import Contender
+from simulator.policies import Contender, Foreseen, Part
 from simulator.records import Arrival, Outcome, RunResult
 from simulator.scenario import NodeSpec, RequestClass, Scenario
 from simulator.spells import ORCHESTRATOR
@@ -77,8 +77,8 @@ class World:
         self.kernel = Kernel()
         self.draws = Draws(seed)
         self.journal: Stream = {}
-        self.hands_over = contender.hands_over
-        self.makes_before_breaks = contender.makes_before_breaks
+        self.hands_over = Part.HANDOVER in contender.parts
+        self.makes_before_breaks = Part.OVERLAP in contender.parts
         self._contender = contender
         self._seed = seed
         self._truth = timeline(scenario, self.draws)
@@ -104,11 +104,12 @@ class World:
         self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
         steps: tuple[Step, ...] = ()
         if placement is not None:
-            contender = replace(contender, recovers=False)
             steps = (Step(0.0, 0.0, (placement,)),)
-        elif contender.foresees is not None:
+            parts = contender.parts & ~Part.RECOVERY
+            contender = replace(contender, placing=Foreseen(lambda _: steps), parts=parts)
+        elif isinstance(contender.placing, Foreseen):
             oracle = Oracle(scenario, self.physics, self._truth, self._arrivals)
-            steps = contender.foresees(foresight or foresee(oracle))
+            steps = contender.placing.steps(foresight or foresee(oracle))
         self._office = Office(
             scenario,
             self.physics,
@@ -125,17 +126,16 @@ class World:
     @property
     def plan(self) -> Plan | None:
         """The one in force."""
-        event = self._office.log.get(DEPLOYMENT)
-        return None if event is None else event.current
+        return self._office.log.plan
 
     def place(self, placement: Chain) -> None:
         """An operator locks a placement."""
-        self._office.lock(placement)
+        self._office.placer.lock(placement)
 
     @property
     def at_rest(self) -> bool:
         """A plan is in force, and no other is prepared or drains."""
-        event = self._office.log.get(DEPLOYMENT)
+        event = self._office.log.event
         return event is not None and event.current is not None and len(event.plans) == 1
 
     def ask(self, client: SimClient) -> None:
@@ -169,7 +169,7 @@ class World:
             self._truth,
             self._arrivals,
             self.clients,
-            self._office.untrusted,
+            self._office.operators.untrusted,
             wall_s,
         )
 
@@ -200,7 +200,7 @@ class World:
         boot = f"{machine.life:08x}"  # no dash: lives are named after it
         self._books.started(machine.name)
         self.agents[machine.name] = agent = SimAgent(machine, boot, self)
-        for event in self._office.log.values():
+        for event in self._office.log.last.values():
             agent.hear(event)
         if agent.neighbourhood():
             self._listen_to_peers(machine.name)
@@ -224,9 +224,9 @@ class World:
                 case "leader" if change.begins:
                     self._office.kill()
                 case "lock":
-                    self._office.lock_current(change.begins)
+                    self._office.operators.lock_current(change.begins)
                 case "redeploy" if change.begins:
-                    self._office.redeploy()
+                    self._office.operators.redeploy()
             return
         for node in self._meant(change.what):
             machine, now = self.machines[node], self.kernel.now
@@ -245,7 +245,7 @@ class World:
                 case "cut":
                     self._cut(node) if change.begins else self._mend(node)
                 case "drain" | "distrust":
-                    self._office.wish(node, change.kind, change.begins)
+                    self._office.operators.wish(node, change.kind, change.begins)
 
     def _revive(self, machine: Machine) -> None:
         if self._truth.alive(machine.name, self.kernel.now):
@@ -253,10 +253,10 @@ class World:
 
     def _late(self, fault: Any) -> None:
         """A fault whose victim is found in the plan in force."""
-        event = self._office.log.get(DEPLOYMENT)
-        if event is None or event.current is None or fault.where.in_plan is None:
+        plan = self.plan
+        if plan is None or fault.where.in_plan is None:
             return
-        stages = event.current.routes[0].stages
+        stages = plan.routes[0].stages
         node = NodeId(stages[min(fault.where.in_plan, len(stages) - 1)].node)
         machine = self.machines[node]
         lasts_s = fault.lasts_s
@@ -271,8 +271,8 @@ class World:
                 machine.factor *= fault.factor
                 undo = lambda: setattr(machine, "factor", machine.factor / fault.factor)  # noqa: E731
             case "drain" | "distrust":
-                self._office.wish(node, fault.kind, True)
-                undo = lambda: self._office.wish(node, fault.kind, False)  # noqa: E731
+                self._office.operators.wish(node, fault.kind, True)
+                undo = lambda: self._office.operators.wish(node, fault.kind, False)  # noqa: E731
             case _:
                 self._cut(node)
                 undo = lambda: self._mend(node)  # noqa: E731
@@ -307,7 +307,7 @@ class World:
 
     def _catch_up(self) -> None:
         for agent in list(self.agents.values()):
-            for event in self._office.log.values():
+            for event in self._office.log.last.values():
                 if self._reachable(agent.machine.name):
                     agent.machine.reach(lambda agent=agent, event=event: agent.hear(event))  # type: ignore[misc]
 
@@ -360,7 +360,7 @@ class World:
     def receipt(self, receipt: Receipt) -> None:
         """Receipts are stored: they come, late or twice."""
         bus, rng = self.scenario.bus, self._bus_rng
-        self._office.ready(receipt)
+        self._office.log.ready(receipt)
         machine, life = self.machines[NodeId(receipt.node)], self.machines[NodeId(receipt.node)].life
         if not self._reachable(machine.name):
             if machine.alive:
@@ -490,7 +490,7 @@ class World:
         self._books.memory(machine, used)
 
     def loads(self, machine: Machine, plan: Plan) -> None:
-        self._office.check_load(machine, plan)
+        self._office.operators.check_load(machine, plan)
 
     def _sample(self) -> None:
         served = [s for agent in self.agents.values() if agent.machine.alive for s in agent.ingress.served.values()]
