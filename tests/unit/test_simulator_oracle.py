@@ -35,7 +35,11 @@ def slow(site: str, begin_s: float, end_s: float) -> Fault:
 
 CALM = SMALL.model_copy(update={"faults": ()})
 TURNS = SMALL.model_copy(
-    update={"faults": (slow("right", 0.0, TURN_S), slow("left", TURN_S, 60.0)), "duration_s": 45.0}
+    update={
+        "faults": (slow("right", 0.0, TURN_S), slow("left", TURN_S, 60.0)),
+        "duration_s": 45.0,
+        "workload": SMALL.workload.model_copy(update={"rate_per_s": 2.0}),
+    }
 )
 """First the nodes on the right are slow, then those on the left."""
 
