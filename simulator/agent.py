@@ -27,7 +27,6 @@ from schemas.capacity import (
     BlockTime,
     Capacity,
     LinkEstimate,
-    Provider,
     StoredBlocks,
 )
 from schemas.errors import ErrorCode
@@ -36,7 +35,7 @@ from schemas.plan import Plan, PlanEvent, Receipt
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
 from simulator.machine import Machine
-from simulator.model import scaled
+from simulator.model import provider_of, scaled
 from simulator.surroundings import Surroundings
 
 NOTICE_S = 0.012
@@ -115,10 +114,10 @@ class SimAgent:
             lambda deployment, epoch: self._step(core.Emptied(deployment, epoch)),
             lambda: self._kernel.now,
             self.neighbours.is_over,
-            lambda client, what: around.say(machine, client, what),
+            lambda client, what: around.bus.say(machine, client, what),
             sequence_numbers(int(self._rng.integers(1 << 31))),
-            around.listens,
-            lambda: around.on_bus(machine.name),
+            around.bus.listens,
+            lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
         )
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
@@ -195,7 +194,7 @@ class SimAgent:
         fetch_s = self._around.fetch_s(self.machine, sum(sizes[b] for b in missing))
         fresh = [b for b in blocks if b not in open_already]
         load_s = sum(sizes[b] / self.machine.spec.disk_bytes_per_s + LOAD_BLOCK_S for b in fresh) * self.machine.factor
-        self._around.moved(sum(sizes[b] for b in missing))
+        self._around.books.moved(sum(sizes[b] for b in missing))
         self._loaded[plan.deployment, plan.epoch] = cast(LoadedPlan, plan)
 
         def done() -> None:
@@ -256,7 +255,7 @@ class SimAgent:
         used = self._used.get(key)
         if used is None:
             used = self._used[key] = self._footprint(loaded)
-        self._around.memory(self.machine, used)
+        self._around.books.memory(self.machine, used)
         return used
 
     def _footprint(self, loaded: list[Plan]) -> int:
@@ -273,7 +272,7 @@ class SimAgent:
 
     def _answer(self, answer: core.Answer) -> None:
         plan = answer.plan
-        self._around.receipt(
+        self._around.bus.receipt(
             Receipt(
                 node=self.machine.name,
                 deployment=plan.deployment,
@@ -312,7 +311,7 @@ class SimAgent:
 
     def _computed(self, spent_s: float) -> None:
         self._busy_s += spent_s
-        self._around.busy(self.machine, spent_s)
+        self._around.books.busy(self.machine.name, spent_s)
 
     # Peers.
 
@@ -376,7 +375,7 @@ class SimAgent:
             sequence=self._heartbeats,
             issued_at=around.date_at(self.machine),
             version="simulated",
-            provider=around.provider(spec),
+            provider=provider_of(spec),
             tier=spec.tier,
             price_per_hour=spec.price_per_hour,
             threads=1,
@@ -401,7 +400,7 @@ class SimAgent:
             finished=self.ingress.finished,
         )
         self._heartbeats += 1
-        around.heartbeat(capacity)
+        around.bus.heartbeat(capacity)
 
     def _running(self, plan: Plan) -> int:
         return self.ingress.driven(plan) + self._stages.passing(plan)
@@ -446,10 +445,6 @@ class SimNeighbours(Neighbours):
 
     def look_for(self, node: NodeId) -> None:
         self._ask(node)
-
-
-def provider_of(flops_per_s: float, bytes_per_s: float) -> Provider:
-    return Provider(name="cpu", device="simulated", flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
 
 
 def _run(work: Coroutine[Any, Any, T] | Awaitable[T]) -> None:

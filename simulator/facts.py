@@ -8,10 +8,10 @@ from math import exp, inf, log, log1p
 from statistics import fmean
 
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate, Provider
+from schemas.capacity import Capacity, LinkEstimate
 from schemas.deployment import Placement
 from simulator.kernel import EPOCH
-from simulator.model import Physics, scaled
+from simulator.model import Physics, provider_of, scaled
 from simulator.scenario import LinkSpec, NodeSpec, Scenario
 from simulator.truth import Truth
 
@@ -134,9 +134,7 @@ class Facts:
             sequence=0,
             issued_at=EPOCH,
             version="truth",
-            provider=Provider(
-                name="cpu", device="simulated", flops_per_s=spec.flops_per_s, bytes_per_s=spec.bytes_per_s
-            ),
+            provider=provider_of(spec),
             tier=spec.tier,
             price_per_hour=spec.price_per_hour,
             threads=1,

@@ -13,11 +13,11 @@ import pytest
 from orchestrator import rollout
 from orchestrator.rollout import Rollout
 from schemas.base import NodeId
-from schemas.capacity import Capacity
 from schemas.deployment import Stage
 from schemas.plan import PlanEvent
 from simulator.files import read_scenario, shipped
 from simulator.foresight import Foresight, foresee
+from simulator.kernel import EPOCH
 from simulator.oracle import oracle_of
 from simulator.policies import CONTENDERS
 from simulator.records import RunResult
@@ -31,6 +31,7 @@ BRIEF = SMALL.model_copy(update={"faults": (), "duration_s": 8.0, "drain_s": 2.0
 ONCE_FAILED = {
     "caches that were kept took the last slot another ingress waited for": 1000121,
 }
+LISTEN_S = 0.05
 MOVED_S = 19.8
 """It takes a third of a second to be in force."""
 FINGERPRINT = (
@@ -55,9 +56,16 @@ def ran(policy: str) -> RunResult:
 @cache
 def calm() -> tuple[RunResult, list[tuple[float, int]]]:
     """A run in which nothing goes wrong, and what its nodes said of how much runs on them."""
-    world = _Heard(SMALL.model_copy(update={"faults": (), "duration_s": 40.0}), CONTENDERS["full"], 3)
-    world.said = []
-    return world.run(), world.said
+    world = World(SMALL.model_copy(update={"faults": (), "duration_s": 40.0}), CONTENDERS["full"], 3)
+    said: dict[tuple[NodeId, int], tuple[float, int]] = {}
+
+    def listen() -> None:
+        for node, capacity in world.bus.said.items():
+            running = max((stage.sequences for stage in capacity.stages), default=0)
+            said[node, capacity.sequence] = (capacity.issued_at - EPOCH).total_seconds(), running
+
+    world.kernel.every(LISTEN_S, listen)
+    return world.run(), list(said.values())
 
 
 def test_a_seed_is_the_same_world_in_another_process_whatever_its_hashes() -> None:
@@ -155,17 +163,6 @@ def test_who_hangs_while_its_plan_drains_for_another_reason_has_a_successor_at_o
     assert 20.0 < moved_at < 21.0, "else this is about something else"
     assert max(outcome.gap_s for outcome in result.outcomes) < 8.0
     assert not result.violations
-
-
-class _Heard(World):
-    """Remembers what nodes say runs on them."""
-
-    said: list[tuple[float, int]]
-
-    def heartbeat(self, capacity: Capacity) -> None:
-        running = max((stage.sequences for stage in capacity.stages), default=0)
-        self.said.append((self.kernel.now, running))
-        super().heartbeat(capacity)
 
 
 def test_caches_that_are_kept_for_the_next_turn_of_a_conversation_are_no_load() -> None:
