@@ -9,7 +9,6 @@ from statistics import fmean
 
 from schemas.base import NodeId
 from schemas.capacity import Capacity, LinkEstimate
-from schemas.deployment import Placement
 from simulator.kernel import EPOCH
 from simulator.model import Physics, provider_of, scaled
 from simulator.scenario import LinkSpec, NodeSpec, Scenario
@@ -159,11 +158,6 @@ class Facts:
         if self.truth.sites[a] == self.truth.sites[b]:
             return network.within
         return network.cloud if "cloud" in (self.specs[a].tier, self.specs[b].tier) else network.between
-
-
-def nodes_of(placement: Placement) -> tuple[NodeId, ...]:
-    """Each once, in the order in which they appear."""
-    return tuple(dict.fromkeys(NodeId(stage.node) for chain in placement for stage in chain))
 
 
 def stepped_back(steps: int) -> float:

@@ -10,7 +10,7 @@ from orchestrator.solvers.problem import Problem, Solution
 from orchestrator.staging import Advice
 from schemas.base import Digest, NodeId
 from schemas.capacity import StoredBlocks
-from schemas.deployment import Chain, Deployment, Placement, Stage
+from schemas.deployment import Chain, Deployment, Placement, Stage, blocks_by_node
 from simulator import petals
 from simulator.draws import Draws
 from simulator.foresight import Step
@@ -124,10 +124,8 @@ class Placer:
 
     def _stage(self) -> None:
         """What is known to be needed later is fetched ahead of need."""
-        blocks: dict[NodeId, set[int]] = {}
-        for stage in (stage for step in self._steps for chain in step.placement for stage in chain):
-            blocks.setdefault(NodeId(stage.node), set()).update(stage.blocks)
-        for node, needed in blocks.items():
+        chains = tuple(chain for step in self._steps for chain in step.placement)
+        for node, needed in blocks_by_node(chains).items():
             self._advise(node, (StoredBlocks.of(Digest(self._operators.wanted.model), needed),))
 
 
