@@ -6,7 +6,7 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -32,7 +32,7 @@ from profiler.objective import Demand, Weights
 from profiler.waiting import chunks_of
 from schemas.base import NodeId
 from schemas.capacity import REFERENCE_CONTEXT_TOKENS
-from schemas.deployment import Deployment, Placement, Settings
+from schemas.deployment import Deployment, Placement, Settings, nodes_of
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 
@@ -104,11 +104,11 @@ def slate(
 
     def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""
-        return {node: rested[node].slower(strain.on(node, chains)) for node in _nodes_of(chains)}
+        return {node: rested[node].slower(strain.on(node, chains)) for node in nodes_of(chains)}
 
     def steady(chains: Placement) -> dict[NodeId, Host]:
         """The same as they are over a longer time."""
-        those = guessed({node: calm[node] for node in _nodes_of(chains)})
+        those = guessed({node: calm[node] for node in nodes_of(chains)})
         return {node: host.slower(strain.on(node, chains)) for node, host in those.items()}
 
     alone = forecast(current.chains, serving(current.chains), manifest)
@@ -217,11 +217,12 @@ def latency_bound_ms(
         return 0.0
     settings = settings or Settings()
     chunks, last = chunks_of(prompt_tokens, settings.chunk_tokens)
-    # A cache shorter than the one that times are quoted behind makes a step shorter.
+    # A cache shorter than the one that times are quoted behind makes a step shorter, for each sequence in it.
     short = max(0.0, REFERENCE_CONTEXT_TOKENS - prompt_tokens - demand.output_tokens / 2)
 
     times = np.stack([room.host.times.ms for room in offered.values()])
-    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - short * times[:, CONTEXT]).min(axis=0).sum())
+    saved_ms = short * np.stack([room.host.times.rows_min for room in offered.values()]) * times[:, CONTEXT]
+    decode_ms = strain * float(np.maximum(0.0, times[:, DECODE] - saved_ms).min(axis=0).sum())
     tokens = np.array([last if block.role == "head" else prompt_tokens for block in manifest.blocks])
     # As many chunks as may be in flight are computed at once, at best.
     prefill_ms = strain * float((tokens * times[:, TOKEN].min(axis=0)).sum()) / min(settings.pipeline_depth, chunks)
@@ -240,7 +241,3 @@ def latency_bound_ms(
         return decode_ms + hops_ms
     steps = demand.output_tokens
     return (prefill_ms + (steps - 1) * decode_ms) / steps + hops_ms
-
-
-def _nodes_of(chains: Placement) -> Iterator[NodeId]:
-    return iter(dict.fromkeys(NodeId(stage.node) for chain in chains for stage in chain))

@@ -65,7 +65,7 @@ def best_chain(
         else:
             here = _found(deployment, manifest, edge, ways, known)
         if here is not None and anywhere is not None:
-            return anywhere if _well_worth(anywhere[0], here[0], deployment, manifest, offered) else here
+            return anywhere if _well_worth(anywhere[0], here[0], manifest, offered) else here
         found = here or anywhere
         if found is not None:
             return found
@@ -95,9 +95,7 @@ def on_the_edge(rooms: Mapping[NodeId, Room]) -> dict[NodeId, Room]:
     return {name: room for name, room in rooms.items() if room.capacity.tier == "edge"}
 
 
-def beside(
-    rooms: Mapping[NodeId, Room], taken: Sequence[Chain], deployment: Deployment, manifest: Manifest
-) -> dict[NodeId, Room]:
+def beside(rooms: Mapping[NodeId, Room], taken: Sequence[Chain]) -> dict[NodeId, Room]:
     """The rooms that are left beside routes: a node that serves one is slower by it and holds its blocks already."""
     found = dict(rooms)
     for name in {stage.node for chain in taken for stage in chain} & rooms.keys():
@@ -151,9 +149,7 @@ def _heads(problem: Problem, deployment: Deployment, offered: Mapping[NodeId, Ro
     return sorted(able, key=lambda number: (int(problem.time_ns[number].sum()), number))[:HEADS_MAX]
 
 
-def _well_worth(
-    there: Chain, here: Chain, deployment: Deployment, manifest: Manifest, offered: Mapping[NodeId, Room]
-) -> bool:
+def _well_worth(there: Chain, here: Chain, manifest: Manifest, offered: Mapping[NodeId, Room]) -> bool:
     """Whether the cloud's chain outweighs its price, its latency and what it sees."""
     hosts = {name: room.host for name, room in offered.items()}
     trusted = frozenset(name for name, room in offered.items() if room.trusted)

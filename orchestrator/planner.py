@@ -80,7 +80,7 @@ def further_chain(
     """The best route beside others, or None where none fits that brings a node which serves no route yet. `ways` and
     `known` as for `best_chain`."""
     used = {stage.node for chain in taken for stage in chain}
-    left = {name: room for name, room in beside(rooms, taken, deployment, manifest).items() if name not in avoid}
+    left = {name: room for name, room in beside(rooms, taken).items() if name not in avoid}
     for offered in (left, {name: room for name, room in left.items() if name not in used}):
         try:
             chain, _ = best_chain(deployment, manifest, offered, ways=ways, known=known)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from orchestrator.rooms import Room
 from profiler.network import boundary_bytes, hop_ms
-from schemas.base import Digest, NodeId
+from schemas.base import NodeId
 from schemas.deployment import Stage
 from schemas.manifest import Manifest
 
@@ -29,7 +29,6 @@ class _Partial:
 def reassigned(
     stages: tuple[Stage, ...],
     manifest: Manifest,
-    digest: Digest,
     rooms: Mapping[NodeId, Room],
     sensitive: frozenset[int] = frozenset(),
 ) -> tuple[Stage, ...] | None:

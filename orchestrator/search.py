@@ -17,7 +17,7 @@ from orchestrator.rooms import Room
 from orchestrator.searched import Facts, Ready, Searched, is_slowed, is_stale, longest_ago
 from orchestrator.trust import exposed
 from schemas.base import NodeId
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, blocks_by_node
 from schemas.manifest import Manifest
 
 FAILOVERS_MAX = OPTIONS_MAX - 3
@@ -108,8 +108,8 @@ def fits(
 ) -> bool:
     """Whether a plan can run on the rooms: its nodes are there, and have the memory and the trust. What `current` puts
     on a node is there already, wherever that is."""
-    here = _blocks(current)
-    for node, blocks in _blocks(chains).items():
+    here = blocks_by_node(current)
+    for node, blocks in blocks_by_node(chains).items():
         if node in here and blocks <= here[node]:
             continue
         room = rooms.get(node)
@@ -118,14 +118,6 @@ def fits(
         if sum(room.need_bytes[block] for block in blocks) > room.free_bytes:
             return False
     return True
-
-
-def _blocks(chains: Placement) -> dict[NodeId, set[int]]:
-    """By node, the blocks that a plan puts there."""
-    found: dict[NodeId, set[int]] = {}
-    for stage in (stage for chain in chains for stage in chain):
-        found.setdefault(stage.node, set()).update(stage.blocks)
-    return found
 
 
 def step_ms(chains: Placement, rooms: Mapping[NodeId, Room]) -> float:
@@ -184,8 +176,8 @@ def _moves(search: Search) -> Iterator[Found]:
     for number in search.slowest[:MOVED_ROUTES_MAX]:
         chain = search.current[number]
         others = (*search.current[:number], *search.current[number + 1 :])
-        left = beside(search.rooms, others, deployment, manifest)
-        moved = reassigned(chain, manifest, deployment.model, left, search.sensitive)
+        left = beside(search.rooms, others)
+        moved = reassigned(chain, manifest, left, search.sensitive)
         if moved is not None:
             yield _swapped(search.current, number, moved), Origin.REASSIGNED
         split = fastest_chain(deployment, manifest, left, search.ways, chain)

@@ -21,7 +21,7 @@ from orchestrator.trust import exposed
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import Capacity, StoredBlocks
-from schemas.deployment import Stage
+from schemas.deployment import Placement, blocks_by_node
 from schemas.envelope import STAGING_TYPE, seal
 from schemas.staging import Staging
 
@@ -52,9 +52,7 @@ def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
         if outlook is None or current is None or current.digest != outlook.plan:
             found[name] = before.get(name, {})
             continue
-        blocks: dict[NodeId, set[int]] = {}
-        for stage in _stages_that_may_come(outlook):
-            blocks.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+        blocks = blocks_by_node(_chains_that_may_come(outlook))
         found[name] = {node: StoredBlocks.of(current.model, mine) for node, mine in sorted(blocks.items())}
     return found
 
@@ -100,15 +98,15 @@ def advice_for(node: NodeId, history: History) -> Advice:
     return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
 
 
-def _stages_that_may_come(outlook: Outlook) -> list[Stage]:
-    failovers = [stage for chains in outlook.failovers.values() for chain in chains for stage in chain]
+def _chains_that_may_come(outlook: Outlook) -> Placement:
+    failovers = [chain for chains in outlook.failovers.values() for chain in chains]
     decision = outlook.decision
     better = [
         one.option
         for one in decision.runners_up
         if one.option.origin not in STAGED_OTHERWISE and one.option.phi < decision.current.phi
     ]
-    return failovers + [stage for option in better[:1] for chain in option.chains for stage in chain]
+    return (*failovers, *(chain for option in better[:1] for chain in option.chains))
 
 
 def has_all(capacity: Capacity, advice: Advice) -> bool:

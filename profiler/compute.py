@@ -5,7 +5,7 @@ grows with the sequences that share it and with the tokens behind them, a chunk 
 the last chunk alone. The times of a model on a node are one value of arrays, for they are scaled and added up often.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -162,17 +162,6 @@ def roofline(provider: Provider, sizes: Sizes) -> ModelTimes:
     ms[ROW] = compute_ms
     ms[TOKEN] = np.maximum(compute_ms, stream_ms / chunk) + OVERHEAD_MS / chunk
     return ModelTimes(tuple(range(sizes.blocks)), ms, np.ones(sizes.blocks, np.int64))
-
-
-def step_ms(times: Sequence[BlockTime], rows: float, context_tokens: float = REFERENCE_CONTEXT_TOKENS) -> float:
-    """One decode step of `rows` sequences through blocks of one stage, each behind so many tokens."""
-    rows = max(rows, 1.0, *(time.rows_min for time in times))  # a lone sequence runs in company
-    total = 0.0
-    for time in times:
-        more = rows - time.rows_min
-        attention = time.decode_ms_per_context_token * rows * (context_tokens - REFERENCE_CONTEXT_TOKENS)
-        total += max(0.0, time.decode_ms + (time.decode_ms_per_row or 0.0) * more + attention)
-    return total
 
 
 def _arrays(known: Mapping[int, BlockTime]) -> ModelTimes:

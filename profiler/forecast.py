@@ -16,7 +16,7 @@ from profiler.objective import Demand, Objective, Weights, exposure, imbalance, 
 from profiler.sizes import sizes_of
 from profiler.waiting import share_processors
 from schemas.base import NodeId
-from schemas.deployment import Placement, Settings
+from schemas.deployment import Placement, Settings, blocks_by_node
 from schemas.manifest import Manifest
 
 BUSY_MS_MIN = 1e-6
@@ -186,10 +186,7 @@ def shared_out(total: int, shares: Sequence[float]) -> tuple[int, ...]:
 def copies(placement: Placement, manifest: Manifest) -> float:
     """Bytes of weights that the nodes of a placement hold, each block once a node, over the bytes of the model."""
     weight_bytes = sizes_of(manifest).weight_bytes
-    held: dict[NodeId, set[int]] = {}
-    for chain in placement:
-        for stage in chain:
-            held.setdefault(stage.node, set()).update(stage.blocks)
+    held = blocks_by_node(placement)
     whole = sum(weight_bytes)
     return sum(sum([weight_bytes[block] for block in own]) for own in held.values()) / whole if whole else 1.0
 

@@ -54,13 +54,9 @@ def edge_ms(links: Links, source: NodeId, target: NodeId) -> tuple[float, float]
     return (EDGE_FAULT_MS if is_faulty else 0.0) + _rtt_ms(there, back) / 2, 1e3 / _bytes_per_s(there, back)
 
 
-def rtt_ms(links: Links, source: NodeId, target: NodeId) -> float:
+def _rtt_ms(there: LinkEstimate | None, back: LinkEstimate | None) -> float:
     """The slower of what the two nodes measured towards each other, over whichever road, a local network's if neither
     did."""
-    return _rtt_ms(links.get(source, NO_LINKS).get(target), links.get(target, NO_LINKS).get(source))
-
-
-def _rtt_ms(there: LinkEstimate | None, back: LinkEstimate | None) -> float:
     if there is None or back is None:
         known = there or back
         return DEFAULT_RTT_MS if known is None else known.rtt_ms

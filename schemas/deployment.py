@@ -4,7 +4,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import DeploymentId, NodeName, Sha256, Value
+from schemas.base import DeploymentId, NodeId, NodeName, Sha256, Value
 from schemas.slo import Slo
 
 DEFAULT_CHUNK_TOKENS = 128
@@ -106,6 +106,20 @@ def chains_of(placement: Chain | Placement | None) -> Placement | None:
     plain = tuple(part for part in placement if isinstance(part, Stage))
     listed = tuple(part for part in placement if not isinstance(part, Stage))
     return (*listed, plain) if plain or not listed else listed
+
+
+def nodes_of(placement: Placement) -> tuple[NodeId, ...]:
+    """Each once, in the order in which they appear."""
+    return tuple(dict.fromkeys(NodeId(stage.node) for chain in placement for stage in chain))
+
+
+def blocks_by_node(placement: Placement) -> dict[NodeId, set[int]]:
+    """What it puts where, over all of its routes."""
+    found: dict[NodeId, set[int]] = {}
+    for chain in placement:
+        for stage in chain:
+            found.setdefault(NodeId(stage.node), set()).update(stage.blocks)
+    return found
 
 
 class NodeWish(Value):

@@ -3,17 +3,13 @@
 `agent.step`, `agent.stages`, `agent.stage`, its batches, slots and hand-over, and the ingress' routes are production's.
 """
 
-from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any, TypeVar, cast
-
-import numpy as np
 
 from agent import step as core
 from agent.blocktimes import BlockTimes
 from agent.kv import KvPool
 from agent.loader import LoadedPlan
-from agent.neighbours import Neighbours
 from agent.run import sequence_numbers
 from agent.stage import StageHost
 from agent.stages import Stages
@@ -21,22 +17,17 @@ from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from profiler.network import TOKEN_BYTES, boundary_bytes
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import (
-    HEARTBEAT_IN_PLAN_S,
-    HEARTBEAT_SPARE_S,
-    BlockTime,
-    Capacity,
-    LinkEstimate,
-    Provider,
-    StoredBlocks,
-)
+from schemas.capacity import BlockTime, Capacity, HostedStage
 from schemas.errors import ErrorCode
 from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
 from schemas.plan import Plan, PlanEvent, Receipt
+from simulator.compute import SimCompute
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
 from simulator.machine import Machine
 from simulator.model import scaled
+from simulator.neighbours import SimNeighbours
+from simulator.reports import Reports
 from simulator.surroundings import Surroundings
 
 NOTICE_S = 0.012
@@ -47,48 +38,6 @@ LOAD_BLOCK_S = 0.02
 T = TypeVar("T")
 
 
-class SimCompute:
-    """The compute thread: one call after the other, each as long as its engine says."""
-
-    def __init__(self, machine: Machine, clock: Clockwork, frame_s: float, note_busy: Callable[[float], None]) -> None:
-        self._frame_s = frame_s
-        self._machine = machine
-        self._clock = clock
-        self._note_busy = note_busy
-        self._waiting: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
-        self._busy = False
-        self._held = False
-
-    def hold(self, held: bool) -> None:
-        """Begin nothing more until it is held no longer."""
-        self._held = held
-        self._next()
-
-    def submit(self, call: Callable[[], T], done: Callable[[T], None]) -> None:
-        self._waiting.append((call, done))
-        self._next()
-
-    async def call(self, function: Callable[[], T]) -> T:
-        """What takes no time: to install engines and to remove them."""
-        return function()
-
-    def _next(self) -> None:
-        if self._busy or self._held or not self._waiting:
-            return
-        self._busy = True
-        call, done = self._waiting.popleft()
-        result = call()
-        spent_s = self._clock.take()
-        self._note_busy(spent_s)
-
-        def over() -> None:
-            self._busy = False
-            done(result)
-            self._next()
-
-        self._machine.later(spent_s + (self._frame_s if spent_s else 0.0), over)
-
-
 class SimAgent:
     """One process of a node, from its start to its end."""
 
@@ -97,11 +46,12 @@ class SimAgent:
         self.boot = boot
         self._around = around
         self._kernel = around.kernel
-        self._rng = around.draws.stream(f"agent {machine.name} {boot}")
+        rng = around.draws.stream(f"agent {machine.name} {boot}")
+        self._reports = Reports(self, around, rng)
         self._state = core.State(machine.name)
         self._clock = Clockwork(self._kernel, lambda: machine.factor)
-        self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._computed)
-        self._times = BlockTimes(machine.name, lambda: self._kernel.now)
+        self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._reports.computed)
+        self.times = BlockTimes(machine.name, lambda: self._kernel.now)
         self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
         self.neighbours = SimNeighbours(
             machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost
@@ -115,10 +65,10 @@ class SimAgent:
             lambda deployment, epoch: self._step(core.Emptied(deployment, epoch)),
             lambda: self._kernel.now,
             self.neighbours.is_over,
-            lambda client, what: around.say(machine, client, what),
-            sequence_numbers(int(self._rng.integers(1 << 31))),
-            around.listens,
-            lambda: around.on_bus(machine.name),
+            lambda client, what: around.bus.say(machine, client, what),
+            sequence_numbers(int(rng.integers(1 << 31))),
+            around.bus.listens,
+            lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
         )
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
@@ -128,13 +78,7 @@ class SimAgent:
         self._boundary = boundary_bytes(around.physics.manifest, 0)
         self._used: dict[tuple[tuple[str, int], ...], int] = {}
         """Bytes, by the plans that are loaded."""
-        self._heartbeats = 0
-        self._said_at = -1.0
-        self._busy_s = 0.0
-        self._links: tuple[LinkEstimate, ...] = ()
-        self._links_at = -1e9
-        self._pending = False
-        machine.later(float(self._rng.uniform(0, 0.05)), self._say)
+        machine.later(float(rng.uniform(0, 0.05)), self._reports.say)
 
     # Plans.
 
@@ -153,7 +97,7 @@ class SimAgent:
         for instruction in instructions:
             self._act(instruction)
         if instructions:
-            self._changed()
+            self._reports.changed()
 
     def _act(self, instruction: core.Instruction) -> None:
         match instruction:
@@ -185,7 +129,7 @@ class SimAgent:
         needed = sum(weight_memory_bytes(manifest.blocks[b]) for b in blocks if b not in open_already)
         cached = {b for key in self._loaded for b in self._blocks_of(key, plan.family)}
         needed += sum(kv_memory_bytes(manifest.blocks[b], plan.settings) for b in blocks if b not in cached)
-        free = self.machine.spec.memory_bytes - self._memory_used()
+        free = self.machine.spec.memory_bytes - self.memory_used()
         if needed > free:
             why = f"{ErrorCode.MODEL_TOO_LARGE.value}: {needed} bytes needed, {free} are free"
             self.machine.later(0.001, lambda: self._step(core.LoadFailed(plan, why)))
@@ -195,7 +139,7 @@ class SimAgent:
         fetch_s = self._around.fetch_s(self.machine, sum(sizes[b] for b in missing))
         fresh = [b for b in blocks if b not in open_already]
         load_s = sum(sizes[b] / self.machine.spec.disk_bytes_per_s + LOAD_BLOCK_S for b in fresh) * self.machine.factor
-        self._around.moved(sum(sizes[b] for b in missing))
+        self._around.books.moved(sum(sizes[b] for b in missing))
         self._loaded[plan.deployment, plan.epoch] = cast(LoadedPlan, plan)
 
         def done() -> None:
@@ -223,12 +167,12 @@ class SimAgent:
 
     def _open_host(self, plan: Plan) -> StageHost:
         pool: KvPool = SimPool(length_classes(plan.settings))
-        return StageHost(self.machine.name, plan.model, pool, self._times.note, now_us=self._clock.now_us)
+        return StageHost(self.machine.name, plan.model, pool, self.times.note, now_us=self._clock.now_us)
 
     def _measure(self, model: Digest, block: int) -> None:
         """What the probe finds when a block is loaded: once for blocks of a kind, as fast as the machine is then."""
         role = self._around.physics.manifest.blocks[block].role
-        factor = self._kinds.setdefault((model, role), self.machine.factor * self._noise() / self.machine.lie)
+        factor = self._kinds.setdefault((model, role), self.machine.factor * self._reports.noise() / self.machine.lie)
         self._measured.setdefault((model, block), scaled(self._true_time(block), factor))
 
     def _true_time(self, block: int) -> BlockTime:
@@ -237,7 +181,7 @@ class SimAgent:
     def _open_blocks(self, model: Digest) -> set[int]:
         return {
             b
-            for plan in self._plans()
+            for plan in self.plans()
             for b in plan.blocks_on(self.machine.name)
             if (plan.deployment, plan.epoch) in self._loaded and plan.model == model
         }
@@ -245,18 +189,18 @@ class SimAgent:
     def _blocks_of(self, key: tuple[DeploymentName, int], family: Digest) -> set[int]:
         return {
             b
-            for p in self._plans()
+            for p in self.plans()
             if (p.deployment, p.epoch) == key and p.family == family
             for b in p.blocks_on(self.machine.name)
         }
 
-    def _memory_used(self) -> int:
-        loaded = [plan for plan in self._plans() if (plan.deployment, plan.epoch) in self._loaded]
+    def memory_used(self) -> int:
+        loaded = [plan for plan in self.plans() if (plan.deployment, plan.epoch) in self._loaded]
         key = tuple((plan.deployment, plan.epoch) for plan in loaded)
         used = self._used.get(key)
         if used is None:
             used = self._used[key] = self._footprint(loaded)
-        self._around.memory(self.machine, used)
+        self._around.books.memory(self.machine, used)
         return used
 
     def _footprint(self, loaded: list[Plan]) -> int:
@@ -273,7 +217,7 @@ class SimAgent:
 
     def _answer(self, answer: core.Answer) -> None:
         plan = answer.plan
-        self._around.receipt(
+        self._around.bus.receipt(
             Receipt(
                 node=self.machine.name,
                 deployment=plan.deployment,
@@ -310,10 +254,6 @@ class SimAgent:
             case _:
                 return 0.0
 
-    def _computed(self, spent_s: float) -> None:
-        self._busy_s += spent_s
-        self._around.busy(self.machine, spent_s)
-
     # Peers.
 
     def capacity_arrived(self, capacity: Capacity) -> None:
@@ -325,14 +265,14 @@ class SimAgent:
 
     def link_ended(self, node: NodeId) -> None:
         """A peer closed its link: ask the broker whether it is gone."""
-        if any(node in plan.nodes for plan in self._plans()):
+        if any(node in plan.nodes for plan in self.plans()):
             self._look_for(node)
 
     def _look_for(self, node: NodeId) -> None:
         def found() -> None:
             if not self._around.is_alive(node):
                 self.neighbours.lose(node)
-                self._changed()
+                self._reports.changed()
                 self._stages.peer_lost(node)
                 self._stages.ingress_lost(node)
                 self.ingress.node_lost(node)
@@ -341,116 +281,24 @@ class SimAgent:
 
     def neighbourhood(self) -> set[NodeId]:
         """Nodes of the plans that this one has a part in."""
-        return {NodeId(n) for plan in self._plans() for n in plan.nodes} - {self.machine.name}
+        return {NodeId(n) for plan in self.plans() for n in plan.nodes} - {self.machine.name}
 
-    # What the node reports.
+    # What it reports of.
 
-    def _plans(self) -> list[Plan]:
+    @property
+    def frame_ms(self) -> float | None:
+        return self._stages.frame_ms
+
+    def plans(self) -> list[Plan]:
+        """Those that it has a part in."""
         return core.plans_of(self._state)
 
-    def _changed(self) -> None:
-        """Say so at once, however much changes now."""
-        if not self._pending:
-            self._pending = True
-            self.machine.later(0.002, self._say)
+    def hosted(self) -> tuple[HostedStage, ...]:
+        return core.hosted(self._state, lambda plan: self.ingress.driven(plan) + self._stages.passing(plan))
 
-    def _say(self) -> None:
-        """A heartbeat, and the next one a while after the last, whatever that was said for."""
-        self._pending = False
-        said = self._heartbeats + 1
-
-        def again() -> None:
-            if self._heartbeats == said:
-                self._say()
-
-        self.machine.later(HEARTBEAT_IN_PLAN_S if self._plans() else HEARTBEAT_SPARE_S, again)
-        elapsed_s = max(1e-3, self._kernel.now - max(self._said_at, 0.0))
-        busy, self._busy_s, self._said_at = min(1.0, self._busy_s / elapsed_s), 0.0, self._kernel.now
-        spec, around = self.machine.spec, self._around
-        factor = self._noise() / self.machine.lie
-        times = tuple(scaled(time, factor) for time in self._times.now(self._measured, self._plans()))
-        slowdown = self._times.slowdown
-        capacity = Capacity(
-            node=self.machine.name,
-            boot=self.boot,
-            sequence=self._heartbeats,
-            issued_at=around.date_at(self.machine),
-            version="simulated",
-            provider=around.provider(spec),
-            tier=spec.tier,
-            price_per_hour=spec.price_per_hour,
-            threads=1,
-            memory_total_bytes=spec.memory_bytes,
-            memory_free_bytes=max(0, spec.memory_bytes - self._memory_used()),
-            disk_free_bytes=1 << 40,
-            load=busy,
-            throttled=("thermal",) if self.machine.throttled else (),
-            power_w=spec.idle_w + busy * (spec.busy_w - spec.idle_w),
-            disk_read_bytes_per_s=spec.disk_bytes_per_s,
-            stages=core.hosted(self._state, self._running),
-            block_times=times,
-            links=self._estimates(),
-            lost_peers=self.neighbours.lost,
-            stalled=self.ingress.stalled,
-            service=self.ingress.service,
-            on_disk=(StoredBlocks.of(around.physics.digest, self.machine.disk),),
-            machine=self.machine.name,
-            cores=(0,),
-            frame_ms=self._stages.frame_ms,
-            slowdown=None if slowdown is None else slowdown * factor,
-            finished=self.ingress.finished,
-            contention=None if self._plans() else max(1.0, self.machine.factor * factor),
-        )
-        self._heartbeats += 1
-        around.heartbeat(capacity)
-
-    def _running(self, plan: Plan) -> int:
-        return self.ingress.driven(plan) + self._stages.passing(plan)
-
-    def _estimates(self) -> tuple[LinkEstimate, ...]:
-        """Links to neighbours as they are; to the others as they were when they were last looked at."""
-        near = self.neighbourhood()
-        period = 1.0 if near else 600.0
-        if self._kernel.now - self._links_at >= period:
-            self._links_at = self._kernel.now
-            known = {link.peer: link for link in self._links}
-            for peer in near or self._around.peers(self.machine):
-                estimate = self._around.estimate(self.machine, peer, self._noise())
-                if estimate is None:
-                    known.pop(peer, None)
-                else:
-                    known[peer] = estimate
-            self._links = tuple(known.values())
-        return self._links
-
-    def _noise(self) -> float:
-        spread = self._around.scenario.telemetry.noise
-        return float(np.exp(spread * self._rng.standard_normal())) if spread else 1.0
-
-
-class SimNeighbours(Neighbours):
-    """Asks the broker in virtual time."""
-
-    def __init__(
-        self,
-        node: NodeId,
-        boot: str,
-        now: Callable[[], float],
-        look_for: Callable[[NodeId], None],
-        on_replaced: Callable[[NodeId], None],
-    ) -> None:
-        async def probe(_: NodeId) -> None:
-            raise AssertionError("it is asked for in virtual time")
-
-        super().__init__(node, boot, now, probe, on_replaced, lambda _: None)
-        self._ask = look_for
-
-    def look_for(self, node: NodeId) -> None:
-        self._ask(node)
-
-
-def provider_of(flops_per_s: float, bytes_per_s: float) -> Provider:
-    return Provider(name="cpu", device="simulated", flops_per_s=flops_per_s, bytes_per_s=bytes_per_s)
+    def block_times(self) -> tuple[BlockTime, ...]:
+        """What the probe found, and calls since then."""
+        return self.times.now(self._measured, self.plans())
 
 
 def _run(work: Coroutine[Any, Any, T] | Awaitable[T]) -> None:

@@ -37,6 +37,9 @@ class Books:
         """An invariant was."""
         self.violations.append(f"{self._kernel.now:.3f} s: {how}")
 
+    def moved(self, size: float) -> None:
+        self.moved_bytes += size
+
     def busy(self, node: NodeId, spent_s: float) -> None:
         self._uses[node].busy_s += spent_s
 

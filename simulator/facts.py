@@ -8,10 +8,9 @@ from math import exp, inf, log, log1p
 from statistics import fmean
 
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate, Provider
-from schemas.deployment import Placement
+from schemas.capacity import Capacity, LinkEstimate
 from simulator.kernel import EPOCH
-from simulator.model import Physics, scaled
+from simulator.model import Physics, provider_of, scaled
 from simulator.scenario import LinkSpec, NodeSpec, Scenario
 from simulator.truth import Truth
 
@@ -134,9 +133,7 @@ class Facts:
             sequence=0,
             issued_at=EPOCH,
             version="truth",
-            provider=Provider(
-                name="cpu", device="simulated", flops_per_s=spec.flops_per_s, bytes_per_s=spec.bytes_per_s
-            ),
+            provider=provider_of(spec),
             tier=spec.tier,
             price_per_hour=spec.price_per_hour,
             threads=1,
@@ -161,11 +158,6 @@ class Facts:
         if self.truth.sites[a] == self.truth.sites[b]:
             return network.within
         return network.cloud if "cloud" in (self.specs[a].tier, self.specs[b].tier) else network.between
-
-
-def nodes_of(placement: Placement) -> tuple[NodeId, ...]:
-    """Each once, in the order in which they appear."""
-    return tuple(dict.fromkeys(NodeId(stage.node) for chain in placement for stage in chain))
 
 
 def stepped_back(steps: int) -> float:

@@ -20,11 +20,10 @@ from orchestrator.planner import further_chain, make_plan
 from orchestrator.rooms import Room
 from schemas.base import NodeId
 from schemas.capacity import Capacity, HostedStage
-from schemas.deployment import ROUTES_MAX, Placement
+from schemas.deployment import ROUTES_MAX, Placement, blocks_by_node, nodes_of
 from schemas.errors import ResplitError
 from schemas.plan import Plan
 from simulator.agent import LOAD_BLOCK_S
-from simulator.facts import nodes_of
 from simulator.kernel import EPOCH
 from simulator.oracle import Moment, Oracle
 
@@ -145,21 +144,13 @@ def way_cost(costs: Floats, moves: Floats, chosen: tuple[int, ...]) -> float:
 def _ahead_s(oracle: Oracle, before: Placement, after: Placement, at_s: float) -> float:
     """From beginning with a placement to its being in force at a time, as loading truly takes. Its blocks are on the
     disks by then: who knows that they will be needed has them fetched at the beginning (`simulator.office`)."""
-    held, loads_s = _held(before), [0.0]
-    for node, blocks in _held(after).items():
+    held, loads_s = blocks_by_node(before), [0.0]
+    for node, blocks in blocks_by_node(after).items():
         fresh = blocks - held.get(node, set())
         size = sum(oracle.physics.manifest.blocks[block].weight_bytes for block in fresh)
         undisturbed_s = size / oracle.facts.specs[node].disk_bytes_per_s + LOAD_BLOCK_S * len(fresh)
         loads_s.append(undisturbed_s * oracle.facts.truth.node_factor(node, at_s - LOOKED_S))
     return AGREED_S + max(loads_s)
-
-
-def _held(placement: Placement) -> dict[NodeId, set[int]]:
-    held: dict[NodeId, set[int]] = {}
-    for chain in placement:
-        for stage in chain:
-            held.setdefault(NodeId(stage.node), set()).update(stage.blocks)
-    return held
 
 
 def _there_s(oracle: Oracle, placement: Placement, at_s: float) -> float:

@@ -12,31 +12,27 @@ from agent.attainment import Attainment, services
 from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
-from agent.heirs import life_name, process_of
 from agent.intake import Job
 from agent.run import RouteRun
 from agent.served import Served
 from agent.urgency import urgency
 from agent.usage import Meter
 from agent.ways import Position
-from bus.journal import Journal
 from models.text import Text
-from schemas.base import DeploymentName, LifeId, NodeId, RequestId
+from schemas.base import DeploymentName, NodeId, RequestId
 from schemas.capacity import FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
-from schemas.frame import Adopted, Failure, Frame, Result, SequenceId, Token
+from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent
 from schemas.request import TextRequest
-from simulator.journal import Life, Owed, SimJournal, Stream, fence
+from simulator.heirs import Heirs
+from simulator.journal import SimJournal, Stream
 from simulator.machine import Machine
 from simulator.trail import Trail
 
 CHECK_EVERY_S = 0.25
-LOOK_AGAIN_S = (0.003, 0.3, 1.0)
 LOOK_EVERY_S = 10.0
-FENCE_S = 0.006
-"""A fence, and to read what it closed."""
 
 
 class Silent:
@@ -88,20 +84,13 @@ class SimIngress:
         not hand over, what moves is computed anew."""
         self._hands_over = hands_over
         self._machine = machine
-        self._boot = boot
-        self._stream = stream
         self._on_empty = on_empty
         self._now = now
-        self._is_over = is_over
         self._numbers = numbers
         self._listens = listens
-        self._reaches_bus = reaches_bus
         self.served: dict[DeploymentName, Served] = {}
         self.in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
-        self._lives = 0
-        self._own: set[LifeId] = set()
-        self._taken: dict[tuple[LifeId, LifeId], set[RequestId]] = {}
         self._desk = Desk(
             machine.name,
             lambda reply, model, request: say(reply, model),
@@ -112,10 +101,13 @@ class SimIngress:
             machine.later,
             on_empty,
         )
+        self._heirs = Heirs(
+            machine, boot, stream, self.served, self.in_flight, self._desk, is_over, reaches_bus, self._job
+        )
         self._say = say
         self._check_at = now() + CHECK_EVERY_S
         self._checks = False
-        machine.every(lambda: LOOK_EVERY_S, self._look, LOOK_EVERY_S)
+        machine.every(lambda: LOOK_EVERY_S, self._heirs.see, LOOK_EVERY_S)
 
     # Plans.
 
@@ -132,7 +124,7 @@ class SimIngress:
         served.leave_at = None
         self._listens(self._machine.name, True)
         served.admit()
-        self.look()
+        self._heirs.look()
 
     def follow(self, event: PlanEvent) -> None:
         """Requests in flight go over to what is in force now."""
@@ -143,7 +135,7 @@ class SimIngress:
         for node in event.lost:
             served.node_lost(node)
         if event.lost:
-            self.look()
+            self._heirs.look()
         if served.runs:
             return
         for job in list(served.queue):
@@ -171,7 +163,7 @@ class SimIngress:
     def node_lost(self, node: NodeId) -> None:
         for served in self.served.values():
             served.node_lost(node)
-        self.look()
+        self._heirs.look()
 
     def node_serves(self, node: NodeId, deployment: DeploymentName, epoch: int) -> None:
         if (served := self.served.get(deployment)) is not None:
@@ -191,7 +183,7 @@ class SimIngress:
             if request_id in self.in_flight:
                 raise ResplitError(ErrorCode.INVALID_REQUEST, "it is in flight already", "request_id")
             served.refuse_if_full()
-            job = self._job(served, request, request_id, client, self._now(), plan)
+            job = self._job(request, request_id, client, self._now(), plan)
             served.appraise(job)
         except ResplitError as error:
             if served is not None and own is not None:
@@ -221,9 +213,7 @@ class SimIngress:
 
         cast(SimJournal, journal).accept(job, (), stored)
 
-    def _job(
-        self, served: Served, request: TextRequest, request_id: RequestId, client: Any, arrived: float, plan: Plan
-    ) -> Generation:
+    def _job(self, request: TextRequest, request_id: RequestId, client: Any, arrived: float, plan: Plan) -> Generation:
         assert request.token_ids is not None
         slo = request.slo(plan.slo)
         deadline = None if slo.deadline_ms is None else arrived + slo.deadline_ms / 1e3
@@ -246,104 +236,14 @@ class SimIngress:
             urgency=urgency(slo, arrived, tokens),
         )
 
-    # Lives.
-
     def _open(self, name: DeploymentName, manifest: Manifest) -> Served:
         attainment = self._attainments.setdefault(name, Attainment())
-        served = Served(name, manifest, SILENT, self._desk, *self._begin_life(name), attainment)
+        served = Served(name, manifest, SILENT, self._desk, *self._heirs.begin_life(name), attainment)
         if not self._hands_over:
             served.crossings = Anew(self._desk.send)
         self.served[name] = served
         self._begin_checks()
         return served
-
-    def _begin_life(self, name: DeploymentName) -> tuple[LifeId, Journal]:
-        life = life_name(self._machine.name, self._boot, self._lives)
-        self._lives += 1
-        self._own.add(life)
-        journal = SimJournal(
-            self._stream, Life(life, name), self._machine, self._reaches_bus, lambda: self._superseded(name, life)
-        )
-        return life, cast(Journal, journal)
-
-    def _superseded(self, name: DeploymentName, life: LifeId) -> None:
-        served = self.served.get(name)
-        self._own.discard(life)
-        if served is None or served.life != life:
-            return
-        served.superseded()
-        served.life, served.journal = self._begin_life(name)
-
-    def look(self) -> None:
-        """Something began or ended: see, now and a few times after, whether there is anything to take over."""
-        for delay_s in LOOK_AGAIN_S:
-            self._machine.later(delay_s, self._look)
-
-    def _look(self) -> None:
-        if not self._reaches_bus():
-            return
-        for served in self.served.values():
-            found = [life for life in self._stream.values() if life.deployment == served.name and not life.done]
-            heirs = {life.fenced_by for life in found}
-            for life in sorted(found, key=lambda life: life.name not in heirs):
-                over = life.name not in self._own and self._is_over(*process_of(life.name))
-                if life.name != served.life and over:
-                    self._take_over(served, life)
-
-    def _take_over(self, served: Served, life: Life) -> None:
-        by = life.fenced_by
-        others = by is not None and by != served.life
-        over = by is None or self._is_over(*process_of(by)) or self._was_here(by)
-        if by != served.life and (not served.runs.current or not over):
-            return
-        if by == served.life and (served.life, life.name) in self._taken:
-            return
-        try:
-            owed = fence(self._stream, life.name, served.life, by if others else None)
-        except ResplitError:
-            return
-        taken = self._taken.setdefault((served.life, life.name), set())
-        self._machine.later(FENCE_S, lambda: self._adopt(served, life, owed, taken))
-
-    def _was_here(self, life: LifeId) -> bool:
-        return process_of(life) == (self._machine.name, self._boot) and life not in self._own
-
-    def _adopt(self, served: Served, life: Life, owed: tuple[Owed, ...], taken: set[RequestId]) -> None:
-        if served.runs.newest is None:
-            return
-        plan, journal = served.runs.newest.plan, cast(SimJournal, served.journal)
-        new = [one for one in owed if one.job.request_id not in self.in_flight.keys() | taken]
-        new.sort(key=lambda one: not one.tokens)
-        left = len(new)
-        jobs: list[tuple[Generation, list[Token]]] = []
-
-        def all_stored() -> None:
-            served.resume([(job, said) for job, said in jobs if self._desk.holds(job)])
-            life.owed.clear()
-            life.done = True
-
-        def one_stored(job: Generation, tokens: list[int], handle: int | None) -> None:
-            nonlocal left
-            left -= 1
-            if handle is None:
-                self._desk.drop(job)
-            else:
-                job.handle = handle
-                taken.add(job.request_id)
-                jobs.append((job, [Token(0, 0, i, token) for i, token in enumerate(tokens)]))
-            if left == 0 and len(jobs) == len(new):
-                all_stored()
-
-        if not new:
-            # What is in flight here is answered here only if this life is not over too, which it may not have heard.
-            journal.confirm(all_stored)
-        for one in new:
-            before = one.job
-            job = self._job(served, before.request, before.request_id, before.reply, before.meter.arrived, plan)
-            job.max_tokens = before.max_tokens
-            self.in_flight[job.request_id] = (served, job)
-            tokens = list(one.tokens)
-            journal.accept(job, tokens, lambda handle, job=job, tokens=tokens: one_stored(job, tokens, handle))  # type: ignore[misc]
 
     # What time brings.
 

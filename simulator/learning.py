@@ -129,7 +129,7 @@ def training_world(seed: int) -> Scenario:
 def reward(values: tuple[float, ...], seed: int) -> float:
     """Of one policy in one world: its QoS compliance, less a little for each change and each failure."""
     scenario = training_world(seed)
-    result = World(scenario, Contender("learned", "in training", Learned(values)), seed).run()
+    result = World(scenario, Contender("learned", "in training", lambda: Learned(values)), seed).run()
     found = measure(result, scenario.workload.classes)
     hours = (result.end_s - result.begin_s) / 3600
     failures = sum(not completed(outcome, result.timeout_s) for outcome in result.outcomes)

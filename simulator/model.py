@@ -7,7 +7,7 @@ from hashlib import sha256
 
 from profiler.compute import OVERHEAD_MS
 from schemas.base import Digest, NodeId
-from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, Provider
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from simulator.scenario import ModelSpec, NodeSpec
 
@@ -101,6 +101,12 @@ def true_time(model: ModelSpec, node: NodeSpec, block: int) -> BlockTime:
         prefill_ms=stream_ms + OVERHEAD_MS,
         prefill_ms_per_token=compute_ms,
     )
+
+
+@cache
+def provider_of(node: NodeSpec) -> Provider:
+    """What a machine of a kind says of itself."""
+    return Provider(name="cpu", device="simulated", flops_per_s=node.flops_per_s, bytes_per_s=node.bytes_per_s)
 
 
 def scaled(time: BlockTime, factor: float) -> BlockTime:

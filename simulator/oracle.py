@@ -27,9 +27,9 @@ from profiler.memory import memory_bytes
 from profiler.objective import Demand, Weights
 from schemas.base import NodeId
 from schemas.capacity import Capacity, StoredBlocks
-from schemas.deployment import Placement
+from schemas.deployment import Placement, blocks_by_node, nodes_of
 from simulator.draws import Draws
-from simulator.facts import Facts, Pair, Span, nodes_of, stepped
+from simulator.facts import Facts, Pair, Span, stepped
 from simulator.kernel import EPOCH
 from simulator.model import Physics, physics_of
 from simulator.records import Arrival
@@ -171,15 +171,11 @@ class Oracle:
         if placement not in self._fitting:
             manifest, settings = self.physics.manifest, self.deployment.settings
             secret = self.deployment.sensitive_of(len(manifest.blocks))
-            held: dict[NodeId, set[int]] = {}
-            for chain in placement:
-                for stage in chain:
-                    held.setdefault(NodeId(stage.node), set()).update(stage.blocks)
             self._fitting[placement] = all(
                 sum(memory_bytes(manifest.blocks[block], settings) for block in blocks)
                 <= self.facts.specs[node].memory_bytes
                 and (node in self.trusted or not secret & blocks)
-                for node, blocks in held.items()
+                for node, blocks in blocks_by_node(placement).items()
             )
         return self._fitting[placement]
 

@@ -1,33 +1,32 @@
 """Who decides: the full system, and what it is compared with, each under a name (mathematics.md, part D).
 
-A contender differs from the full system in what it wants of the deployment, in the trigger's policy, or in what it does
-about the sequences that run; everything else is the same code over the same world.
+A contender differs from the full system in who places its blocks, in the trigger's policy, or in the parts that it does
+without; everything else is the same code over the same world.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from enum import Flag, auto
+from functools import partial
 from typing import Literal
 
-from orchestrator.chain import problem_of
 from orchestrator.decision import Action, Decision, Observation
-from orchestrator.fold import Snapshot
 from orchestrator.moving import MoveCost
-from orchestrator.rooms import believed_rooms
-from orchestrator.solvers import baselines
-from orchestrator.solvers.problem import Problem, Solution
-from orchestrator.trigger import AlwaysArgmin, EwmaThreshold, Policy, RoundTripRegret, TriggerState, WorkFunction
-from schemas.base import NodeId
-from schemas.deployment import Chain, Deployment, Stage
+from orchestrator.trigger import (
+    DEFAULT_POLICY,
+    AlwaysArgmin,
+    EwmaThreshold,
+    Policy,
+    RoundTripRegret,
+    TriggerState,
+    WorkFunction,
+)
 from schemas.errors import ErrorCode, ResplitError
 from simulator.foresight import Foresight, Step
 from simulator.learned import shipped
 
-Foresees = Callable[[Foresight], tuple[Step, ...]]
-Static = Literal["optimum", "even", "greedy", "random", "round-robin", "edgeshard", "source", "cloud"]
-
-
-DEFAULT_RULE: Policy = WorkFunction()
+Rule = Literal["even", "greedy", "random", "round-robin", "edgeshard", "source", "cloud"]
 
 
 class Never:
@@ -58,7 +57,6 @@ class Filtered:
 
     keeps: Callable[[Observation, int], bool] = lambda seen, number: True
     prices: Callable[[MoveCost], MoveCost] = lambda cost: cost
-    rule: Policy = DEFAULT_RULE
 
     def __call__(self, state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
         options = tuple(
@@ -67,7 +65,11 @@ class Filtered:
             if number == 0 or observation.hard is not None or self.keeps(observation, number)
         )
         moves = {pair: self.prices(cost) for pair, cost in observation.moves.items()}
-        return self.rule(state, replace(observation, options=options, moves=moves), now)
+        return DEFAULT_POLICY(state, replace(observation, options=options, moves=moves), now)
+
+
+def _shipped_rule() -> Policy:
+    return DEFAULT_POLICY
 
 
 def _moves_nodes_alone(seen: Observation, number: int) -> bool:
@@ -79,31 +81,63 @@ def _free(cost: MoveCost) -> MoveCost:
 
 
 @dataclass(frozen=True)
+class Planned:
+    """Placed by the planner, as in production. What is planned `once` is locked from then on."""
+
+    once: bool = False
+
+
+@dataclass(frozen=True)
+class ByRule:
+    """Placed once, by a rule, as soon as all nodes have reported."""
+
+    rule: Rule
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """Told its placements beforehand by whoever knows the run (`simulator.foresight`). Where it is told none, the
+    planner's."""
+
+    steps: Callable[[Foresight], tuple[Step, ...]]
+
+
+@dataclass(frozen=True)
+class Swarming:
+    """Placed, and placed anew, by Petals' rule (`simulator.petals`)."""
+
+
+Placing = Planned | ByRule | Foreseen | Swarming
+
+
+class Part(Flag):
+    """Parts of the full system that a contender may do without."""
+
+    STAGING = auto()
+    """Blocks that may be needed are fetched ahead of need."""
+    OVERLAP = auto()
+    """What is in force serves while another plan is prepared (make before break)."""
+    HANDOVER = auto()
+    """Sequences that move take their caches along; without it they are computed anew."""
+    RECOVERY = auto()
+    """Another plan is made when a node is lost; without it, it is waited for."""
+
+
+WHOLE = Part.STAGING | Part.OVERLAP | Part.HANDOVER | Part.RECOVERY
+
+
+@dataclass(frozen=True)
 class Contender:
-    """One way to decide. A `static` one is placed once, by a rule, and stays. One that `foresees` is told placements
-    beforehand by whoever knows the run (`simulator.foresight`)."""
+    """One way to decide: where blocks run first, who says when they move, and what there is to help."""
 
     name: str
     title: str
-    policy: Policy = DEFAULT_RULE
-    static: Static | None = None
-    foresees: Foresees | None = None
-    stages_ahead: bool = True
-    hands_over: bool = True
-    recovers: bool = True
-    """Whether another plan is made when a node is lost; a static one waits for it."""
-    swarms: bool = False
-    """Placed, and placed anew, by Petals' rule (`simulator.petals`)."""
-    makes_before_breaks: bool = True
-    """Whether what is in force serves while another plan is prepared."""
-    is_learned: bool = False
-    """Decides as `simulator.learned` has it from its file."""
-    bound: bool = False
+    policy: Callable[[], Policy] = _shipped_rule
+    """Makes the trigger's policy; raises what reading it from a file raises."""
+    placing: Placing = Planned()
+    parts: Part = WHOLE
+    is_bound: bool = False
     """It knows what no system knows: nobody is expected to do better."""
-
-    def decides(self) -> Policy:
-        """Its policy; raises what `simulator.learned.shipped` raises where there is no such file."""
-        return shipped() if self.is_learned else self.policy
 
 
 def _mean_optimum(known: Foresight) -> tuple[Step, ...]:
@@ -114,48 +148,45 @@ def _cheapest_way(known: Foresight) -> tuple[Step, ...]:
     return known.schedule
 
 
+def _placed_once(name: str, title: str, placing: Placing) -> Contender:
+    """One that never moves, whatever is lost."""
+    return Contender(name, title, Never, placing, WHOLE & ~Part.RECOVERY)
+
+
 CONTENDERS: Mapping[str, Contender] = {
     one.name: one
     for one in (
         Contender("full", "the full system"),
-        Contender(
-            "static",
-            "static optimum on the mean state, waits for what is lost",
-            Never(),
-            None,
-            _mean_optimum,
-            recovers=False,
-        ),
+        _placed_once("static", "static optimum on the mean state, waits for what is lost", Foreseen(_mean_optimum)),
         Contender(
             "static-restart",
             "static optimum on the mean state, and another plan when a node is lost",
-            Never(),
-            None,
-            _mean_optimum,
+            Never,
+            Foreseen(_mean_optimum),
         ),
+        _placed_once("static-start", "the optimum at the beginning, waits for what is lost", Planned(once=True)),
         Contender(
-            "static-start", "the optimum at the beginning, waits for what is lost", Never(), "optimum", recovers=False
+            "clairvoyant", "knows the run, and pays for its moves", Never, Foreseen(_cheapest_way), is_bound=True
         ),
-        Contender("clairvoyant", "knows the run, and pays for its moves", Never(), None, _cheapest_way, bound=True),
-        Contender("even", "even split over the fastest nodes", Never(), "even", recovers=False),
-        Contender("random", "random split", Never(), "random", recovers=False),
-        Contender("round-robin", "nodes as they stand", Never(), "round-robin", recovers=False),
-        Contender("greedy", "fastest node first", Never(), "greedy", recovers=False),
-        Contender("edgeshard", "EdgeShard's dynamic programme, once", Never(), "edgeshard", recovers=False),
-        Contender("source-only", "one node of the first site alone", Never(), "source", recovers=False),
-        Contender("cloud-only", "the cloud alone", Never(), "cloud", recovers=False),
-        Contender("periodic", "plans anew every minute", Periodic()),
-        Contender("always-argmin", "goes wherever it looks better", AlwaysArgmin()),
-        Contender("threshold", "smoothed threshold and a cooldown", EwmaThreshold()),
-        Contender("regret", "round-trip regret", RoundTripRegret()),
-        Contender("petals", "Petals' rule: every server where blocks are worst served", Never(), swarms=True),
-        Contender("learned", "a small network, trained in the simulator", is_learned=True),
-        Contender("redistribute-only", "moves blocks, never cuts", Filtered(keeps=_moves_nodes_alone)),
-        Contender("no-hysteresis", "the full system without its margin", WorkFunction(margin=0.0)),
-        Contender("no-move-cost", "the full system, to which moves are free", Filtered(prices=_free)),
-        Contender("no-staging", "the full system without blocks fetched ahead", stages_ahead=False),
-        Contender("no-make-before-break", "the full system that serves nothing meanwhile", makes_before_breaks=False),
-        Contender("no-handover", "the full system that computes anew what it moves", hands_over=False),
+        _placed_once("even", "even split over the fastest nodes", ByRule("even")),
+        _placed_once("random", "random split", ByRule("random")),
+        _placed_once("round-robin", "nodes as they stand", ByRule("round-robin")),
+        _placed_once("greedy", "fastest node first", ByRule("greedy")),
+        _placed_once("edgeshard", "EdgeShard's dynamic programme, once", ByRule("edgeshard")),
+        _placed_once("source-only", "one node of the first site alone", ByRule("source")),
+        _placed_once("cloud-only", "the cloud alone", ByRule("cloud")),
+        Contender("periodic", "plans anew every minute", Periodic),
+        Contender("always-argmin", "goes wherever it looks better", AlwaysArgmin),
+        Contender("threshold", "smoothed threshold and a cooldown", EwmaThreshold),
+        Contender("regret", "round-trip regret", RoundTripRegret),
+        Contender("petals", "Petals' rule: every server where blocks are worst served", Never, Swarming()),
+        Contender("learned", "a small network, trained in the simulator", shipped),
+        Contender("redistribute-only", "moves blocks, never cuts", partial(Filtered, keeps=_moves_nodes_alone)),
+        Contender("no-hysteresis", "the full system without its margin", partial(WorkFunction, margin=0.0)),
+        Contender("no-move-cost", "the full system, to which moves are free", partial(Filtered, prices=_free)),
+        Contender("no-staging", "the full system without blocks fetched ahead", parts=WHOLE & ~Part.STAGING),
+        Contender("no-make-before-break", "the full system that serves nothing meanwhile", parts=WHOLE & ~Part.OVERLAP),
+        Contender("no-handover", "the full system that computes anew what it moves", parts=WHOLE & ~Part.HANDOVER),
     )
 }
 
@@ -166,30 +197,3 @@ def named(name: str) -> Contender:
         message = f"there is no policy {name!r}; the policies are: {', '.join(CONTENDERS)}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "policies")
     return CONTENDERS[name]
-
-
-def placed(static: Static, snapshot: Snapshot, deployment: Deployment, seed: int) -> Chain | None:
-    """The one chain of a static contender over the nodes that have reported, or None where its rule finds none."""
-    manifest = snapshot.manifests[deployment.model]
-    rooms = believed_rooms(snapshot, deployment, manifest)
-    if static == "cloud":
-        rooms = {node: room for node, room in rooms.items() if room.capacity.tier == "cloud"}
-    if static == "source":
-        rooms = dict(list(rooms.items())[:1])
-    if not rooms:
-        return None
-    problem = problem_of(deployment, manifest, rooms)
-    rules: dict[Static, Callable[[Problem], Solution]] = {
-        "even": baselines.even,
-        "greedy": baselines.greedy,
-        "random": lambda asked: baselines.random(asked, seed),
-        "round-robin": baselines.round_robin,
-        "edgeshard": baselines.edgeshard,
-        "source": baselines.greedy,
-        "cloud": baselines.greedy,
-    }
-    found = rules[static](problem)
-    if found.pieces is None:
-        return None
-    nodes = [NodeId(node) for node in rooms]
-    return tuple(Stage(node=nodes[piece.node], first=piece.first, last=piece.last) for piece in found.pieces)

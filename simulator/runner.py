@@ -68,7 +68,7 @@ def simulate(
         policies={name: CONTENDERS[name].title for name in policies},
         reference=REFERENCE if REFERENCE in policies else policies[0],
         system=SYSTEM if SYSTEM in policies else policies[0],
-        bounds=tuple(name for name in policies if CONTENDERS[name].bound),
+        bounds=tuple(name for name in policies if CONTENDERS[name].is_bound),
         runs=tuple(run for run, _ in done),
         shown=tuple(line for _, line in done if line is not None),
     )

@@ -13,16 +13,15 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
-from orchestrator.fold import CapacityReceived, ReceiptReceived
 from orchestrator.staging import Advice
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate, Provider
+from schemas.capacity import LinkEstimate
 from schemas.deployment import Chain
 from schemas.frame import Frame
-from schemas.plan import Plan, PlanEvent, Receipt
-from schemas.request import TokenReply
-from simulator.agent import SimAgent, provider_of
+from schemas.plan import Plan
+from simulator.agent import SimAgent
 from simulator.books import Books
+from simulator.bus import Bus
 from simulator.client import SimClient
 from simulator.draws import Draws
 from simulator.foresight import Foresight, Step, foresee
@@ -33,23 +32,21 @@ from simulator.model import Physics, physics_of
 from simulator.network import Network
 from simulator.office import Office
 from simulator.oracle import Oracle
-from simulator.policies import Contender
+from simulator.policies import Contender, Foreseen, Part
 from simulator.records import Arrival, Outcome, RunResult
-from simulator.scenario import NodeSpec, RequestClass, Scenario
+from simulator.scenario import RequestClass, Scenario
 from simulator.spells import ORCHESTRATOR
 from simulator.traces import TraceRow
 from simulator.trail import Trail
 from simulator.truth import Change, timeline
-from simulator.wishes import DEPLOYMENT
 from simulator.workload import arrivals
 
 CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
-REORDERED = 10.0
-"""How many times as long a message takes that is overtaken."""
 SLOWEST = 20.0
+"""How many times as long a link takes at most to bring a file."""
 GARBAGE_MIN = 50_000
 """New objects before it is worth looking for cycles among them: events make few, and looking cost a tenth of a run."""
 CLOSED_S = 0.004
@@ -77,8 +74,8 @@ class World:
         self.kernel = Kernel()
         self.draws = Draws(seed)
         self.journal: Stream = {}
-        self.hands_over = contender.hands_over
-        self.makes_before_breaks = contender.makes_before_breaks
+        self.hands_over = Part.HANDOVER in contender.parts
+        self.makes_before_breaks = Part.OVERLAP in contender.parts
         self._contender = contender
         self._seed = seed
         self._truth = timeline(scenario, self.draws)
@@ -89,26 +86,30 @@ class World:
             spec = scenario.kinds[site.node]
             for node in site.members:
                 self.machines[node] = Machine(node, site.name, spec, self.kernel)
-        self._books = Books(self.kernel, self.machines)
-        self.trail = Trail(lambda: self.kernel.now, hear=self._books.told)
+        self.books = Books(self.kernel, self.machines)
+        self.trail = Trail(lambda: self.kernel.now, hear=self.books.told)
         self.network = Network(scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network"))
         self.agents: dict[NodeId, SimAgent] = {}
-        self._bus_rng = self.draws.stream("bus")
+        self.bus = Bus(
+            scenario,
+            self.machines,
+            self.network,
+            self.kernel,
+            self.draws.stream("bus"),
+            self.agents,
+            lambda report: self._office.report(report),  # noqa: PLW0108 - there is no office yet
+            lambda receipt: self._office.log.ready(receipt),  # noqa: PLW0108
+        )
         self._skew = self._skews()
-        self._ears: dict[NodeId, None] = {}
-        """Who takes requests, in the order in which they began."""
-        self._hearers: dict[NodeId, None] = {}
-        self._said: dict[NodeId, Capacity] = {}
-        """The last heartbeat of each."""
         self.clients: list[SimClient] = []
-        self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
         steps: tuple[Step, ...] = ()
         if placement is not None:
-            contender = replace(contender, recovers=False)
             steps = (Step(0.0, 0.0, (placement,)),)
-        elif contender.foresees is not None:
+            parts = contender.parts & ~Part.RECOVERY
+            contender = replace(contender, placing=Foreseen(lambda _: steps), parts=parts)
+        elif isinstance(contender.placing, Foreseen):
             oracle = Oracle(scenario, self.physics, self._truth, self._arrivals)
-            steps = contender.foresees(foresight or foresee(oracle))
+            steps = contender.placing.steps(foresight or foresee(oracle))
         self._office = Office(
             scenario,
             self.physics,
@@ -117,25 +118,24 @@ class World:
             steps,
             self.kernel,
             self.trail,
-            self._books,
-            self._deliver_event,
+            self.books,
+            self.bus.tell,
             self._advise,
         )
 
     @property
     def plan(self) -> Plan | None:
         """The one in force."""
-        event = self._office.log.get(DEPLOYMENT)
-        return None if event is None else event.current
+        return self._office.log.plan
 
     def place(self, placement: Chain) -> None:
         """An operator locks a placement."""
-        self._office.lock(placement)
+        self._office.placer.lock(placement)
 
     @property
     def at_rest(self) -> bool:
         """A plan is in force, and no other is prepared or drains."""
-        event = self._office.log.get(DEPLOYMENT)
+        event = self._office.log.event
         return event is not None and event.current is not None and len(event.plans) == 1
 
     def ask(self, client: SimClient) -> None:
@@ -146,7 +146,7 @@ class World:
     def client(self, arrival: Arrival) -> SimClient:
         """Whoever asks for it."""
         until = self.scenario.duration_s + self.scenario.drain_s
-        return SimClient(Outcome(arrival), self._class(arrival), self.kernel, self._publish, until)
+        return SimClient(Outcome(arrival), self._classes[arrival.name], self.kernel, self.bus.publish, until)
 
     def run(self) -> RunResult:
         """All of it, from the first process to the last answer."""
@@ -162,14 +162,14 @@ class World:
             logging.disable(said)
         self._office.close()
         wall_s = time.perf_counter() - began
-        return self._books.result(
+        return self.books.result(
             self.scenario,
             self._contender.name,
             self._seed,
             self._truth,
             self._arrivals,
             self.clients,
-            self._office.untrusted,
+            self._office.operators.untrusted,
             wall_s,
         )
 
@@ -188,7 +188,7 @@ class World:
             self.clients.append(client)
             kernel.at(arrival.at_s, client.ask)
         kernel.every(1.0, self._sample, 1.0)
-        kernel.every(CATCH_UP_S, self._catch_up)
+        kernel.every(CATCH_UP_S, lambda: self.bus.catch_up(self._office.log.last.values()))
         kernel.run(scenario.duration_s + scenario.drain_s)
 
     # Processes.
@@ -198,21 +198,20 @@ class World:
             return
         machine.start()
         boot = f"{machine.life:08x}"  # no dash: lives are named after it
-        self._books.started(machine.name)
+        self.books.started(machine.name)
         self.agents[machine.name] = agent = SimAgent(machine, boot, self)
-        for event in self._office.log.values():
+        for event in self._office.log.last.values():
             agent.hear(event)
         if agent.neighbourhood():
-            self._listen_to_peers(machine.name)
+            self.bus.listen_to_peers(machine.name)
 
     def _kill(self, machine: Machine) -> None:
         if not machine.alive:
             return
         near = self.agents[machine.name].neighbourhood()
-        self._books.ended(machine.name)
+        self.books.ended(machine.name)
         machine.kill()
-        self._ears.pop(machine.name, None)
-        self._hearers.pop(machine.name, None)
+        self.bus.ended(machine.name)
         for peer in sorted(near):
             other = self.agents.get(peer)
             if other is not None and self.network.reaches(peer, machine.name):
@@ -224,9 +223,9 @@ class World:
                 case "leader" if change.begins:
                     self._office.kill()
                 case "lock":
-                    self._office.lock_current(change.begins)
+                    self._office.operators.lock_current(change.begins)
                 case "redeploy" if change.begins:
-                    self._office.redeploy()
+                    self._office.operators.redeploy()
             return
         for node in self._meant(change.what):
             machine, now = self.machines[node], self.kernel.now
@@ -243,9 +242,9 @@ class World:
                 case "lie":
                     machine.lie = self._truth.lies(node, now)
                 case "cut":
-                    self._cut(node) if change.begins else self._mend(node)
+                    self.network.cut_off(node) if change.begins else self._mend(node)
                 case "drain" | "distrust":
-                    self._office.wish(node, change.kind, change.begins)
+                    self._office.operators.wish(node, change.kind, change.begins)
 
     def _revive(self, machine: Machine) -> None:
         if self._truth.alive(machine.name, self.kernel.now):
@@ -253,10 +252,10 @@ class World:
 
     def _late(self, fault: Any) -> None:
         """A fault whose victim is found in the plan in force."""
-        event = self._office.log.get(DEPLOYMENT)
-        if event is None or event.current is None or fault.where.in_plan is None:
+        plan = self.plan
+        if plan is None or fault.where.in_plan is None:
             return
-        stages = event.current.routes[0].stages
+        stages = plan.routes[0].stages
         node = NodeId(stages[min(fault.where.in_plan, len(stages) - 1)].node)
         machine = self.machines[node]
         lasts_s = fault.lasts_s
@@ -271,45 +270,22 @@ class World:
                 machine.factor *= fault.factor
                 undo = lambda: setattr(machine, "factor", machine.factor / fault.factor)  # noqa: E731
             case "drain" | "distrust":
-                self._office.wish(node, fault.kind, True)
-                undo = lambda: self._office.wish(node, fault.kind, False)  # noqa: E731
+                self._office.operators.wish(node, fault.kind, True)
+                undo = lambda: self._office.operators.wish(node, fault.kind, False)  # noqa: E731
             case _:
-                self._cut(node)
+                self.network.cut_off(node)
                 undo = lambda: self._mend(node)  # noqa: E731
         if lasts_s is not None:
             self.kernel.after(lasts_s, undo)
 
-    def _cut(self, node: NodeId) -> None:
-        self.network.cut_off(node)
-
     def _mend(self, node: NodeId) -> None:
         self.network.mended(node)
-        held, self._unsaid = self._unsaid, []
-        for machine, life, client, what in held:
-            if machine.alive and machine.life == life:
-                self.say(machine, client, what)
+        self.bus.mended()
 
     def _meant(self, what: str) -> list[NodeId]:
         if what in self.machines:
             return [NodeId(what)]
         return [node for node, machine in self.machines.items() if machine.site == what]
-
-    # The bus.
-
-    def _deliver_event(self, event: PlanEvent) -> None:
-        """An event is in the log of plans: whoever it concerns may hear of it."""
-        concerned = {NodeId(node) for plan in event.plans for node in plan.nodes}
-        for node in sorted(concerned):
-            self._listen_to_peers(node)
-        for node, agent in self.agents.items():
-            if node in concerned or agent.knows(event.deployment):
-                self._deliver(node, lambda agent=agent: agent.hear(event))  # type: ignore[misc]
-
-    def _catch_up(self) -> None:
-        for agent in list(self.agents.values()):
-            for event in self._office.log.values():
-                if self._reachable(agent.machine.name):
-                    agent.machine.reach(lambda agent=agent, event=event: agent.hear(event))  # type: ignore[misc]
 
     def _advise(self, node: NodeId, advice: Advice) -> None:
         """Blocks that a node fetches ahead of need, at its leisure."""
@@ -321,54 +297,9 @@ class World:
         size = sum(manifest.blocks[block].weight_bytes for block in blocks)
         # It rests as long as each piece takes.
         machine.later(2 * self.fetch_s(machine, size), lambda: machine.disk.update(blocks))
-        self._books.moved_bytes += size
+        self.books.moved(size)
 
-    def _deliver(self, node: NodeId, call: Callable[[], None]) -> None:
-        """One message to one process, as the bus of the scenario treats it."""
-        bus, machine = self.scenario.bus, self.machines[node]
-        life, rng = machine.life, self._bus_rng
-        if not self._reachable(node) or (bus.drop and rng.random() < bus.drop):
-            return  # what is stored is read again later
-        copies = 2 if bus.duplicate and rng.random() < bus.duplicate else 1
-        for _ in range(copies):
-            self.kernel.after(self._delay_s(), machine.reach, call, life)
-
-    def _delay_s(self) -> float:
-        bus, rng = self.scenario.bus, self._bus_rng
-        delay = bus.delay_ms / 1e3
-        return delay * REORDERED if bus.reorder and rng.random() < bus.reorder else delay
-
-    def _reachable(self, node: NodeId) -> bool:
-        return node not in self.network.cut
-
-    def heartbeat(self, capacity: Capacity) -> None:
-        bus, rng = self.scenario.bus, self._bus_rng
-        node = NodeId(capacity.node)
-        if not self._reachable(node):
-            return
-        if not (bus.drop and rng.random() < bus.drop):
-            delay = self._delay_s() + self.scenario.telemetry.delay_s
-            self.kernel.after(delay, self._office.report, CapacityReceived(capacity))
-        self._said[node] = capacity
-        for other in self._hearers:
-            if other != node:
-                self._deliver(other, lambda other=other: self._peer(other, capacity))  # type: ignore[misc]
-
-    def _peer(self, node: NodeId, capacity: Capacity) -> None:
-        self.agents[node].capacity_arrived(capacity)
-
-    def receipt(self, receipt: Receipt) -> None:
-        """Receipts are stored: they come, late or twice."""
-        bus, rng = self.scenario.bus, self._bus_rng
-        self._office.ready(receipt)
-        machine, life = self.machines[NodeId(receipt.node)], self.machines[NodeId(receipt.node)].life
-        if not self._reachable(machine.name):
-            if machine.alive:
-                self.kernel.after(1.0, lambda: self.receipt(receipt) if machine.life == life else None)
-            return
-        late = 1.0 if bus.drop and rng.random() < bus.drop else 0.0
-        for _ in range(2 if bus.duplicate and rng.random() < bus.duplicate else 1):
-            self.kernel.after(late + self._delay_s(), self._office.report, ReceiptReceived(receipt))
+    # What processes ask of the world.
 
     def frame(self, source: NodeId, target: NodeId, frame: Frame, size: float) -> None:
         def arrive() -> None:
@@ -376,72 +307,8 @@ class World:
 
         self.network.send(source, target, size, arrive)
 
-    def listens(self, node: NodeId, whether: bool) -> None:
-        if not whether:
-            self._ears.pop(node, None)
-        else:
-            self._ears[node] = None
-            self._listen_to_peers(node)
-
-    def _listen_to_peers(self, node: NodeId) -> None:
-        """Every agent hears all heartbeats. Only where a plan is does it matter, so that others are told once they are
-        in one."""
-        if node in self._hearers or not self.machines[node].alive:
-            return
-        self._hearers[node] = None
-        for other, capacity in self._said.items():
-            if other != node:
-                self.agents[node].capacity_arrived(capacity)
-
-    # Clients.
-
-    def _class(self, arrival: Arrival) -> RequestClass:
-        return self._classes[arrival.name]
-
-    def _publish(self, client: SimClient) -> bool:
-        """Give a request to one of those who listen, whichever the server picks; False if nobody does."""
-        ears = [node for node in self._ears if self._reachable(node)]
-        if not ears:
-            return False
-        node = ears[int(self._bus_rng.integers(len(ears)))]
-        machine, agent = self.machines[node], self.agents[node]
-        delay = self._way_s(client, machine) + self.scenario.bus.delay_ms / 1e3
-        life = machine.life
-        self.kernel.after(
-            delay,
-            lambda: machine.reach(
-                lambda: agent.ingress.requested(DEPLOYMENT, client.request, client.request_id, client), life
-            ),
-        )
-        return True
-
-    def say(self, machine: Machine, client: Any, what: Any) -> None:
-        assert isinstance(client, SimClient)
-        if self._reachable(machine.name):
-            at_s = self.kernel.now + self._way_s(client, machine)
-            if not (isinstance(what, TokenReply) and client.take_early(what, at_s)):
-                self.kernel.at(at_s, client.take, what)
-        else:
-            self._unsaid.append((machine, machine.life, client, what))  # its connection keeps it until it is back
-
-    def _way_s(self, client: SimClient, machine: Machine) -> float:
-        site, network = client.outcome.arrival.site, self.scenario.network
-        link = (
-            network.within
-            if site == machine.site
-            else network.cloud
-            if machine.spec.tier == "cloud"
-            else network.between
-        )
-        return link.rtt_ms / 2e3
-
-    # What processes ask of the world.
-
     def is_alive(self, node: NodeId) -> bool:
         return self.machines[node].alive
-
-    def on_bus(self, node: NodeId) -> bool:
-        return self._reachable(node)
 
     def peers(self, machine: Machine) -> tuple[NodeId, ...]:
         return _sample_of(tuple(self.machines), machine.name)
@@ -467,9 +334,6 @@ class World:
         factor = min(factor, SLOWEST)  # a link that is cut is tried until it is back
         return link.rtt_ms / 1e3 + size * 8 / (link.mbit_per_s * 1e6) * factor
 
-    def provider(self, spec: NodeSpec) -> Provider:
-        return _provider(spec.flops_per_s, spec.bytes_per_s)
-
     def date_at(self, machine: Machine) -> datetime:
         return self.kernel.date + timedelta(seconds=self._skew[machine.name])
 
@@ -478,28 +342,12 @@ class World:
         rng = self.draws.stream("clocks")
         return {node: float(rng.normal(0, spread)) if spread else 0.0 for node in self.machines}
 
-    # Books.
-
-    def moved(self, size: float) -> None:
-        self._books.moved_bytes += size
-
-    def busy(self, machine: Machine, spent_s: float) -> None:
-        self._books.busy(machine.name, spent_s)
-
-    def memory(self, machine: Machine, used: int) -> None:
-        self._books.memory(machine, used)
-
     def loads(self, machine: Machine, plan: Plan) -> None:
-        self._office.check_load(machine, plan)
+        self._office.operators.check_load(machine, plan)
 
     def _sample(self) -> None:
         served = [s for agent in self.agents.values() if agent.machine.alive for s in agent.ingress.served.values()]
-        self._books.sample(sum(len(one.jobs) for one in served), sum(len(one.queue) for one in served))
-
-
-@cache
-def _provider(flops_per_s: float, bytes_per_s: float) -> Provider:
-    return provider_of(flops_per_s, bytes_per_s)
+        self.books.sample(sum(len(one.jobs) for one in served), sum(len(one.queue) for one in served))
 
 
 @cache

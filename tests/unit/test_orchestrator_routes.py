@@ -106,7 +106,7 @@ def test_a_route_brings_a_node_that_serves_none_yet() -> None:
         "2 routes are asked for, and 1 fit(s) beside one another on the nodes that are here; ask for 1, or add nodes",
     )
     world = quiet(2, wish=wish(routes=2))
-    left = beside(rooms(world.snapshot, world.wish, manifest()), world.plan.chains, world.wish, manifest())
+    left = beside(rooms(world.snapshot, world.wish, manifest()), world.plan.chains)
     assert all(room.need_bytes == (0,) * 8 for room in left.values())
     few = wish(routes=3, settings=Settings(context_tokens=1024, max_sequences=2))
     with pytest.raises(ResplitError) as caught:
@@ -412,6 +412,6 @@ def test_what_was_measured_here_is_not_held_against_what_a_roofline_promises_the
 def test_a_node_beside_another_route_is_slower_in_every_term() -> None:
     world = quiet(2)
     free = rooms(world.snapshot, world.wish, manifest())
-    shared = beside(free, (chain((N0, 0, 7)),), world.wish, manifest())[N0]
+    shared = beside(free, (chain((N0, 0, 7)),))[N0]
     assert shared.host.times.ms.tolist() == (2 * free[N0].host.times.ms).tolist()
     assert shared.host.times.ms.any(axis=1).sum() > 1

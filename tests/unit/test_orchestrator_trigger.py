@@ -3,6 +3,7 @@
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import pytest
 
 from orchestrator.beliefs import GUESS_PRUDENCE, believed, optimism_of, smoothed
@@ -18,11 +19,12 @@ from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
-from profiler.compute import roofline, times_of
+from profiler.compute import CONTEXT, ROW, roofline, times_of
+from profiler.forecast import forecast
 from profiler.objective import Demand
 from profiler.sizes import sizes_of
 from schemas.base import DeploymentName, NodeId
-from schemas.capacity import BlockTime, LinkEstimate
+from schemas.capacity import REFERENCE_CONTEXT_TOKENS, BlockTime, LinkEstimate
 from schemas.deployment import Deployment, NodeWish, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import KvCache
@@ -104,6 +106,19 @@ def test_no_plan_beats_the_bound_on_latency() -> None:
     assert latency_bound_ms({}, manifest(), Demand()) == 0
 
 
+def test_a_lone_sequence_in_company_behind_few_tokens_beats_the_bound_no_more_than_others() -> None:
+    world = quiet(1, room=9.0)
+    room = rooms(world.snapshot, world.wish, manifest())[N0]
+    per_token = 0.005
+    ms = room.host.times.ms.copy()
+    ms[ROW], ms[CONTEXT] = REFERENCE_CONTEXT_TOKENS * per_token, per_token
+    host = replace(room.host, times=replace(room.host.times, ms=ms, rows_min=np.full(8, 4)))
+    demand = Demand(output_tokens=100)
+    found = forecast((stages((N0, 0, 7)),), {N0: host}, manifest(), 1, demand=demand, settings=SETTINGS)
+    bound_ms = latency_bound_ms({N0: replace(room, host=host)}, manifest(), demand, 1, 1, SETTINGS)
+    assert 0.9 * found.e2e_ms / 100 < bound_ms <= found.e2e_ms / 100
+
+
 def test_memory_that_a_node_holds_for_the_model_counts_for_the_bound() -> None:
     world = quiet(3)
     free = rooms(world.snapshot, world.wish, manifest())
@@ -183,12 +198,12 @@ def test_stages_go_to_the_fastest_nodes_and_what_shares_a_node_goes_on_sharing_i
     world.run(20)
     free = rooms(world.snapshot, world.wish, manifest())
     u_shaped = stages((N0, 0, 0), (N1, 1, 6), (N0, 7, 7))
-    found = reassigned(u_shaped, manifest(), MODEL, free)
+    found = reassigned(u_shaped, manifest(), free)
     assert found is not None
     assert [(s.first, s.last) for s in found] == [(0, 0), (1, 6), (7, 7)]
     assert found[0].node == found[2].node
     assert {s.node for s in found} == {N2, N3}
-    assert reassigned(u_shaped, manifest(), MODEL, {N0: free[N0]}) is None
+    assert reassigned(u_shaped, manifest(), {N0: free[N0]}) is None
 
 
 def placed(*parts: tuple[NodeId, int, int]) -> Placed:

@@ -11,7 +11,6 @@ from profiler.forecast import forecast
 from profiler.host import hosts_of
 from profiler.objective import Weights
 from schemas.base import NodeId
-from schemas.capacity import Capacity
 from schemas.deployment import Placement, Stage
 from simulator.files import read_scenario, shipped
 from simulator.foresight import Foresight, cheapest_way, foresee, way_cost
@@ -35,7 +34,11 @@ def slow(site: str, begin_s: float, end_s: float) -> Fault:
 
 CALM = SMALL.model_copy(update={"faults": ()})
 TURNS = SMALL.model_copy(
-    update={"faults": (slow("right", 0.0, TURN_S), slow("left", TURN_S, 60.0)), "duration_s": 45.0}
+    update={
+        "faults": (slow("right", 0.0, TURN_S), slow("left", TURN_S, 60.0)),
+        "duration_s": 45.0,
+        "workload": SMALL.workload.model_copy(update={"rate_per_s": 2.0}),
+    }
 )
 """First the nodes on the right are slow, then those on the left."""
 
@@ -50,29 +53,18 @@ def ran(policy: str) -> RunResult:
     return World(TURNS, CONTENDERS[policy], 10, foresight=known()).run()
 
 
-class Heard(World):
-    """A world in which what nodes say of themselves is kept."""
-
-    heard: dict[NodeId, Capacity]
-
-    def heartbeat(self, capacity: Capacity) -> None:
-        self.heard[capacity.node] = capacity
-        super().heartbeat(capacity)
-
-
 # What a placement costs.
 
 
 def test_the_oracle_prices_a_plan_as_production_does_from_what_nodes_say_that_do_not_err() -> None:
     scenario = CALM.model_copy(update={"telemetry": Telemetry(noise=0.0)})
-    world = Heard(scenario, CONTENDERS["static-start"], 10)
-    world.heard = {}
+    world = World(scenario, CONTENDERS["static-start"], 10)
     plan = world.run().epochs[-1].placement
     oracle = oracle_of(scenario, 10)
     asked = oracle.asked[2]
     told = forecast(
         plan,
-        hosts_of(world.heard, oracle.physics.manifest, oracle.physics.digest),
+        hosts_of(world.bus.said, oracle.physics.manifest, oracle.physics.digest),
         oracle.physics.manifest,
         asked.prompt_tokens,
         demand=asked.demand,
