@@ -213,7 +213,7 @@ class World:
         machine.kill()
         self._ears.pop(machine.name, None)
         self._hearers.pop(machine.name, None)
-        for peer in sorted(near):
+        for peer in near:
             other = self.agents.get(peer)
             if other is not None and self.network.reaches(peer, machine.name):
                 self.machines[peer].later(CLOSED_S, lambda other=other: other.link_ended(machine.name))  # type: ignore[misc]
