@@ -12,7 +12,7 @@ from agent.attainment import Attainment, services
 from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
-from agent.heirs import life_name, process_of
+from agent.heirs import goes_on, life_name, process_of
 from agent.intake import Job
 from agent.run import RouteRun
 from agent.served import Served
@@ -283,18 +283,20 @@ class SimIngress:
         if not self._reaches_bus():
             return
         for served in self.served.values():
-            found = [life for life in self._stream.values() if life.deployment == served.name and not life.done]
+            every = [life for life in self._stream.values() if life.deployment == served.name]
+            fences = {life.name: life.fenced_by for life in every}
+            found = [life for life in every if not life.done]
             heirs = {life.fenced_by for life in found}
             for life in sorted(found, key=lambda life: life.name not in heirs):
                 over = life.name not in self._own and self._is_over(*process_of(life.name))
                 if life.name != served.life and over:
-                    self._take_over(served, life)
+                    self._take_over(served, life, goes_on(life.fenced_by, fences))
 
-    def _take_over(self, served: Served, life: Life) -> None:
+    def _take_over(self, served: Served, life: Life, begun_by: LifeId | None) -> None:
         by = life.fenced_by
         others = by is not None and by != served.life
-        over = by is None or self._is_over(*process_of(by)) or self._was_here(by)
-        if by != served.life and (not served.runs.current or not over):
+        over = begun_by is None or self._is_over(*process_of(begun_by))
+        if begun_by != served.life and (not served.runs.current or not over):
             return
         if by == served.life and (served.life, life.name) in self._taken:
             return
@@ -304,9 +306,6 @@ class SimIngress:
             return
         taken = self._taken.setdefault((served.life, life.name), set())
         self._machine.later(FENCE_S, lambda: self._adopt(served, life, owed, taken))
-
-    def _was_here(self, life: LifeId) -> bool:
-        return process_of(life) == (self._machine.name, self._boot) and life not in self._own
 
     def _adopt(self, served: Served, life: Life, owed: tuple[Owed, ...], taken: set[RequestId]) -> None:
         if served.runs.newest is None:
