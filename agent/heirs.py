@@ -95,7 +95,9 @@ class Heirs:
         heirs = set(fences.values())
         # One that died while it took over comes first: what it had not taken over yet is then there for its own heir.
         for life in sorted(found, key=lambda life: life.life not in heirs):
-            if life.life != served.life and self._is_over(life.life) and not _is_done(life):
+            # One that is fenced is over, though its process may live.
+            over = life.fenced_by is not None or self._is_over(life.life)
+            if over and life.life != served.life and not _is_done(life):
                 await self._take_over(served, life, goes_on(life.fenced_by, fences))
 
     async def _take_over(self, served: Served, life: Life, begun_by: LifeId | None) -> None:

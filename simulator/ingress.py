@@ -288,7 +288,8 @@ class SimIngress:
             found = [life for life in every if not life.done]
             heirs = {life.fenced_by for life in found}
             for life in sorted(found, key=lambda life: life.name not in heirs):
-                over = life.name not in self._own and self._is_over(*process_of(life.name))
+                mine = life.name in self._own
+                over = life.fenced_by is not None or (not mine and self._is_over(*process_of(life.name)))
                 if life.name != served.life and over:
                     self._take_over(served, life, goes_on(life.fenced_by, fences))
 

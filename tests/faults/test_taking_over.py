@@ -223,6 +223,28 @@ async def test_what_two_lives_owe_that_each_fenced_the_other_is_whoever_s_that_s
     assert len(one.replies["r1"]) == 1
 
 
+async def test_what_is_left_of_a_life_that_was_taken_over_from_is_its_heir_s_heir_s_though_its_process_lives(
+    one: OneIngress,
+) -> None:
+    slow, heir = LifeId("n2-boot-0"), LifeId("n3-boot-0")
+    await wrote(one.client, slow, owed("r1"))
+    await fence(one.client, D, slow, heir)  # which ends before it has taken over anything
+    one.over = {NodeId("n3")}
+    one.ingress.heirs.look()
+    async with asyncio.timeout(SOON_S):
+        while not one.sent:  # noqa: ASYNC110 (the journal tells only the ingress)
+            await asyncio.sleep(0.01)
+    one.answer(one.sent[0])
+    await one.until_said("r1")
+
+
+async def test_a_node_that_others_hold_for_lost_is_not_lost_to_itself(one: OneIngress) -> None:
+    assert N0 in one.plan.routes[0].nodes
+    one.ingress.node_lost(N0)
+    await one.adopt(owed("r1"))
+    assert len(one.sent) == 1
+
+
 async def test_a_deadline_that_passes_while_the_journal_stands_still_is_the_one_final_answer(
     one: OneIngress, nats_server: NatsServer
 ) -> None:

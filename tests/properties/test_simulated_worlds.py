@@ -27,6 +27,8 @@ SMALL = read_scenario(shipped()["small"])
 ONCE_FAILED = {
     "caches that were kept took the last slot another ingress waited for": 1000121,
     "two ingresses that had each taken over from the other left their requests to nobody": 1000141,
+    "an ingress whose heir was taken over from in turn was alive, so that nobody looked after its requests": 1040055,
+    "an ingress that was held for lost, and heard of it, held itself for lost for good": 1040058,
 }
 MOVED_S = 19.8
 """It takes a third of a second to be in force."""
