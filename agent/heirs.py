@@ -98,9 +98,11 @@ class Heirs:
             # One that is fenced is over, though its process may live.
             over = life.fenced_by is not None or self._is_over(life.life)
             if over and life.life != served.life and not _is_done(life):
-                await self._take_over(served, life, goes_on(life.fenced_by, fences))
+                begun = [other.life for other in found if other.fenced_by == life.life and not _is_done(other)]
+                await self._take_over(served, life, goes_on(life.fenced_by, fences), begun)
 
-    async def _take_over(self, served: Served, life: Life, begun_by: LifeId | None) -> None:
+    async def _take_over(self, served: Served, life: Life, begun_by: LifeId | None, begun: Sequence[LifeId]) -> None:
+        """`begun_by` goes on with what was begun of it, if anybody does; `begun` are those of which it had begun."""
         by = life.fenced_by
         over = begun_by is None or self._is_over(begun_by) or self._ingress.was_here(begun_by)
         if begun_by != served.life and (not served.runs.current or not over):
@@ -113,7 +115,10 @@ class Heirs:
         if owed.requests:
             log.warning("taking over from %s: %s, %d requests", life.life, served.name, len(owed.requests))
         lives_of = (served.life, life.life)
-        await self._ingress.adopt(served, owed.requests, self._taken.setdefault(lives_of, set()))
+        taken = self._taken.setdefault(lives_of, set())
+        await self._ingress.adopt(served, owed.requests, taken)
+        for other in begun:  # which may owe the same requests still, and is taken over once they have ended here
+            self._taken.setdefault((served.life, other), set()).update(taken)
         await release(self._client, owed)
         self._taken.pop(lives_of, None)
 

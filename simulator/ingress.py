@@ -318,6 +318,9 @@ class SimIngress:
         jobs: list[tuple[Generation, list[Token]]] = []
 
         def all_stored() -> None:
+            for other in self._stream.values():
+                if other.fenced_by == life.name and not other.done:  # it may owe the same requests still
+                    self._taken.setdefault((served.life, other.name), set()).update(taken)
             served.resume([(job, said) for job, said in jobs if self._desk.holds(job)])
             life.owed.clear()
             life.done = True

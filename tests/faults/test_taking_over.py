@@ -238,6 +238,26 @@ async def test_what_is_left_of_a_life_that_was_taken_over_from_is_its_heir_s_hei
     await one.until_said("r1")
 
 
+async def test_what_an_heir_had_begun_to_take_over_is_answered_once_whoever_inherits_from_it(one: OneIngress) -> None:
+    dead, slow, heir = LifeId("n4-boot-0"), LifeId("n2-boot-0"), LifeId("n3-boot-0")
+    await wrote(one.client, dead, owed("r1"))
+    await wrote(one.client, slow, owed("r1"))  # taken over from the dead one, of which nothing was released yet
+    await fence(one.client, D, dead, slow)
+    await fence(one.client, D, slow, heir)
+    one.over = {NodeId("n3"), NodeId("n4")}
+    one.ingress.heirs.look()
+    async with asyncio.timeout(SOON_S):
+        while not one.sent:  # noqa: ASYNC110 (the journal tells only the ingress)
+            await asyncio.sleep(0.01)
+        one.answer(one.sent[0])
+        both = dead, slow
+        while [found.messages for found in await lives(one.client, D) if found.life in both] != [1, 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await one.until_said("r1")
+    await one.settled()
+    assert (len(one.sent), len(one.replies["r1"])) == (1, 1)
+
+
 async def test_a_node_that_others_hold_for_lost_is_not_lost_to_itself(one: OneIngress) -> None:
     assert N0 in one.plan.routes[0].nodes
     one.ingress.node_lost(N0)
