@@ -169,8 +169,9 @@ class Crossings:
                     lost.append(sequence)
             elif now - crossing.asked >= ASK_AGAIN_S:
                 crossing.asked = now
-                for node in crossing.waiting:
-                    self._send(NodeId(node), crossing.frames[node])
+                for node, frame in crossing.frames.items():
+                    if node in crossing.waiting:
+                        self._send(NodeId(node), frame)
         return lost
 
     def forget(self, sequence: SequenceId) -> None:

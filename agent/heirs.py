@@ -5,7 +5,7 @@ The journal decides (`bus.succession`): a fence on the dead life, then its reque
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from nats.aio.client import Client
@@ -91,16 +91,21 @@ class Heirs:
 
     async def _inherit(self, served: Served) -> None:
         found = await lives(self._client, served.name)
-        heirs = {life.fenced_by for life in found}
+        fences = {life.life: life.fenced_by for life in found}
+        heirs = set(fences.values())
         # One that died while it took over comes first: what it had not taken over yet is then there for its own heir.
         for life in sorted(found, key=lambda life: life.life not in heirs):
-            if life.life != served.life and self._is_over(life.life) and not _is_done(life):
-                await self._take_over(served, life)
+            # One that is fenced is over, though its process may live.
+            over = life.fenced_by is not None or self._is_over(life.life)
+            if over and life.life != served.life and not _is_done(life):
+                begun = [other.life for other in found if other.fenced_by == life.life and not _is_done(other)]
+                await self._take_over(served, life, goes_on(life.fenced_by, fences), begun)
 
-    async def _take_over(self, served: Served, life: Life) -> None:
+    async def _take_over(self, served: Served, life: Life, begun_by: LifeId | None, begun: Sequence[LifeId]) -> None:
+        """`begun_by` goes on with what was begun of it, if anybody does; `begun` are those of which it had begun."""
         by = life.fenced_by
-        over = by is None or self._is_over(by) or self._ingress.was_here(by)
-        if by != served.life and (not served.runs.current or not over):
+        over = begun_by is None or self._is_over(begun_by) or self._ingress.was_here(begun_by)
+        if begun_by != served.life and (not served.runs.current or not over):
             return  # whoever serves the deployment now begins; and what somebody has begun, nobody else does
         try:
             owed = await fence(self._client, served.name, life.life, served.life, None if by == served.life else by)
@@ -110,9 +115,26 @@ class Heirs:
         if owed.requests:
             log.warning("taking over from %s: %s, %d requests", life.life, served.name, len(owed.requests))
         lives_of = (served.life, life.life)
-        await self._ingress.adopt(served, owed.requests, self._taken.setdefault(lives_of, set()))
+        taken = self._taken.setdefault(lives_of, set())
+        await self._ingress.adopt(served, owed.requests, taken)
+        for other in begun:  # which may owe the same requests still, and is taken over once they have ended here
+            self._taken.setdefault((served.life, other), set()).update(taken)
         await release(self._client, owed)
         self._taken.pop(lives_of, None)
+
+
+def goes_on(by: LifeId | None, fences: Mapping[LifeId, LifeId | None]) -> LifeId | None:
+    """PURE: who goes on with what the life `by` began to take over, given who fenced which life; None if nobody does.
+
+    A life that is fenced stores nothing any more, though its process may not have heard it: what it began is its own
+    heir's. Where each of several was fenced by another of them, as after one that hung was taken over from and then
+    inherited in turn, none of them goes on.
+    """
+    seen: set[LifeId] = set()
+    while by is not None and by not in seen and fences.get(by) is not None:
+        seen.add(by)
+        by = fences[by]
+    return None if by in seen else by
 
 
 def _is_done(life: Life) -> bool:

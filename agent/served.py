@@ -188,6 +188,8 @@ class Served:
 
     def node_lost(self, node: NodeId) -> None:
         """What ran over a node that is gone is recomputed elsewhere, as soon as there is a plan for it."""
+        if node == self.desk.node:
+            return  # It was another process of it, or cut off: this one lives, and no heartbeat would tell it so.
         for run in self.runs.values():
             if node in run.route.nodes and node not in run.lost:
                 run.lost.add(node)

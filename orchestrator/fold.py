@@ -275,7 +275,8 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
             return snapshot
         past_boots = (*past_boots, known.capacity.boot)[-BOOTS_KEPT:]
         times = steady = said
-        rollouts = {other: note(rollout, NodeRestarted(name), now) for other, rollout in rollouts.items()}
+        restarted = NodeRestarted(name, known.heard_at)
+        rollouts = {other: note(rollout, restarted, now) for other, rollout in rollouts.items()}
     returns = known is None or name in snapshot.absent
     if returns or rollouts is not snapshot.rollouts:
         # Whatever failed for want of a node may be tried again at once.

@@ -103,6 +103,8 @@ class NodeRestarted:
     """A node's process is a new one: whatever it had ready or in flight is gone."""
 
     node: NodeId
+    heard_at: datetime
+    """When the process before it was last heard: what came later is the word of the new one."""
 
 
 Fact = Receipt | NodeRestarted | Capacity
@@ -113,8 +115,8 @@ def note(rollout: Rollout, fact: Fact, now: datetime) -> Rollout:
     match fact:
         case Receipt():
             return _note_receipt(rollout, fact, now)
-        case NodeRestarted(node):
-            return _without(rollout, node)
+        case NodeRestarted(node, heard_at):
+            return _without(rollout, node, heard_at)
         case Capacity():
             return _note_hosted(rollout, fact)
         case _:
@@ -175,14 +177,19 @@ def _note_hosted(rollout: Rollout, said: Capacity) -> Rollout:
     return replace(rollout, candidate=replace(candidate, ready=candidate.ready | {NodeId(said.node)}))
 
 
-def _without(rollout: Rollout, node: NodeId) -> Rollout:
-    """The node's process is gone: what it had ready, applied, refused or in flight says nothing any more."""
-    candidate = rollout.candidate
+def _without(rollout: Rollout, node: NodeId, heard_at: datetime) -> Rollout:
+    """The node's process is gone: what it had ready, applied, refused or in flight says nothing any more.
+
+    What was refused since it was last heard was refused by the new one, and no heartbeat would say it again. If it was
+    the old one's last word all the same, the new one says APPLIED where it can run its part.
+    """
+    candidate, refused_at = rollout.candidate, rollout.refused.get(node)
+    forgotten = frozenset[NodeId]() if refused_at is not None and refused_at > heard_at else frozenset({node})
     return replace(
         rollout,
         applied=rollout.applied - {node},
-        current_faults={name: why for name, why in rollout.current_faults.items() if name != node},
-        refused={name: at for name, at in rollout.refused.items() if name != node},
+        current_faults={name: why for name, why in rollout.current_faults.items() if name not in forgotten},
+        refused={name: at for name, at in rollout.refused.items() if name not in forgotten},
         candidate=replace(candidate, ready=candidate.ready - {node}) if candidate is not None else None,
         draining=tuple(replace(old, waiting=old.waiting - {node}) for old in rollout.draining),
     )

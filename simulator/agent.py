@@ -279,9 +279,9 @@ class SimAgent:
 
         self.machine.later(NOTICE_S, found)
 
-    def neighbourhood(self) -> set[NodeId]:
-        """Nodes of the plans that this one has a part in."""
-        return {NodeId(n) for plan in self.plans() for n in plan.nodes} - {self.machine.name}
+    def neighbourhood(self) -> tuple[NodeId, ...]:
+        """The other nodes of the plans that this one has a part in, ascending: for each of them noise is drawn."""
+        return tuple(sorted({NodeId(n) for plan in self.plans() for n in plan.nodes} - {self.machine.name}))
 
     # What it reports of.
 

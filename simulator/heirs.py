@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from agent.desk import Desk
 from agent.generation import Generation
-from agent.heirs import life_name, process_of
+from agent.heirs import goes_on, life_name, process_of
 from agent.intake import Job
 from agent.served import Served
 from bus.journal import Journal
@@ -82,18 +82,21 @@ class Heirs:
         if not self._reaches_bus():
             return
         for served in self._served.values():
-            found = [life for life in self._stream.values() if life.deployment == served.name and not life.done]
+            every = [life for life in self._stream.values() if life.deployment == served.name]
+            fences = {life.name: life.fenced_by for life in every}
+            found = [life for life in every if not life.done]
             heirs = {life.fenced_by for life in found}
             for life in sorted(found, key=lambda life: life.name not in heirs):
-                over = life.name not in self._own and self._is_over(*process_of(life.name))
+                mine = life.name in self._own
+                over = life.fenced_by is not None or (not mine and self._is_over(*process_of(life.name)))
                 if life.name != served.life and over:
-                    self._take_over(served, life)
+                    self._take_over(served, life, goes_on(life.fenced_by, fences))
 
-    def _take_over(self, served: Served, life: Life) -> None:
+    def _take_over(self, served: Served, life: Life, begun_by: LifeId | None) -> None:
         by = life.fenced_by
         others = by is not None and by != served.life
-        over = by is None or self._is_over(*process_of(by)) or self._was_here(by)
-        if by != served.life and (not served.runs.current or not over):
+        over = begun_by is None or self._is_over(*process_of(begun_by))
+        if begun_by != served.life and (not served.runs.current or not over):
             return
         if by == served.life and (served.life, life.name) in self._taken:
             return
@@ -103,9 +106,6 @@ class Heirs:
             return
         taken = self._taken.setdefault((served.life, life.name), set())
         self._machine.later(FENCE_S, lambda: self._adopt(served, life, owed, taken))
-
-    def _was_here(self, life: LifeId) -> bool:
-        return process_of(life) == (self._machine.name, self._boot) and life not in self._own
 
     def _adopt(self, served: Served, life: Life, owed: tuple[Owed, ...], taken: set[RequestId]) -> None:
         if served.runs.newest is None:
@@ -117,6 +117,9 @@ class Heirs:
         jobs: list[tuple[Generation, list[Token]]] = []
 
         def all_stored() -> None:
+            for other in self._stream.values():
+                if other.fenced_by == life.name and not other.done:  # it may owe the same requests still
+                    self._taken.setdefault((served.life, other.name), set()).update(taken)
             served.resume([(job, said) for job, said in jobs if self._desk.holds(job)])
             life.owed.clear()
             life.done = True

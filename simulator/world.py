@@ -212,7 +212,7 @@ class World:
         self.books.ended(machine.name)
         machine.kill()
         self.bus.ended(machine.name)
-        for peer in sorted(near):
+        for peer in near:
             other = self.agents.get(peer)
             if other is not None and self.network.reaches(peer, machine.name):
                 self.machines[peer].later(CLOSED_S, lambda other=other: other.link_ended(machine.name))  # type: ignore[misc]

@@ -22,7 +22,7 @@ from agent.runs import predicted
 from agent.served import INTERRUPTED_MAX_S, Served
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.journal import WAITING_BYTES_MAX
+from bus.journal import WAITING_BYTES_MAX, Journal
 from bus.keys import create_keys, load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
@@ -37,6 +37,7 @@ from tests.conftest import NatsServer
 from tests.nodes import plan_of
 
 N0, N1 = NodeId("n0"), NodeId("n1")
+D = DeploymentName("d")
 SOON_S = 20.0
 X = TensorSpec(name="x", dtype="float32", shape=(1,))
 BLOB = BlobRef(digest=Digest("0" * 64), size_bytes=10)
@@ -64,6 +65,8 @@ class OneIngress:
     sent: list[Activation] = field(default_factory=list)
     replies: dict[str, list[dict[str, object]]] = field(default_factory=dict)
     taken: set[RequestId] = field(default_factory=set)
+    over: set[NodeId] = field(default_factory=set)
+    """Nodes whose processes have ended."""
 
     async def start(self) -> None:
         plan = plan_of(1, [Stage(node=N1, first=0, last=0)], Settings(max_sequences=2), 1)
@@ -71,7 +74,14 @@ class OneIngress:
         self.plan = plan.model_copy(update={"routes": (route,)})
         audit = AuditTrail(self.client.jetstream(), load_identity(self.keys, N0))
         self.ingress = Ingress(
-            N0, "boot", self.client, audit, self.send, lambda *_: None, lambda: self.at, lambda *_: False
+            N0,
+            "boot",
+            self.client,
+            audit,
+            self.send,
+            lambda *_: None,
+            lambda: self.at,
+            lambda node, _: node in self.over,
         )
         await self.ingress.serve(self.plan, MANIFEST, None)
         await self.client.subscribe("inbox.*", cb=self.heard)
@@ -131,6 +141,15 @@ async def one(nats_url: str, tmp_path: Path) -> AsyncIterator[OneIngress]:
     await client.close()
 
 
+async def wrote(client: Client, life: LifeId, *owed: LiveRequest) -> None:
+    """A life of another ingress accepted these, and ended."""
+    journal = Journal(client, D, life, lambda _: None, lambda: 1000.0)
+    running = asyncio.create_task(journal.run())
+    for one in owed:
+        await journal.accept(one.request)
+    await end([running])
+
+
 async def test_more_than_the_journal_lets_wait_is_taken_over_whole(one: OneIngress) -> None:
     size = 900_000
     many = [owed(f"r{i}", size) for i in range(WAITING_BYTES_MAX // size + 3)]
@@ -161,14 +180,89 @@ async def test_nothing_is_left_of_what_another_ingress_answers_for(one: OneIngre
     await one.adopt(owed("r1"), owed("r2"), owed("r3"))
     served = one.served
     life = served.life
-    await fence(one.client, DeploymentName("d"), life, LifeId("n2-0-0"), None)
-    assert [found.fenced_by for found in await lives(one.client, DeploymentName("d"))] == ["n2-0-0"]
+    await fence(one.client, D, life, LifeId("n2-0-0"), None)
+    assert [found.fenced_by for found in await lives(one.client, D)] == ["n2-0-0"]
     one.answer(one.sent[0])
     async with asyncio.timeout(SOON_S):
         while served.life == life:  # noqa: ASYNC110 (the journal tells only the ingress)
             await asyncio.sleep(0.01)
     await one.settled()
     assert (served.desk.in_flight, served.jobs, len(served.queue), one.replies) == ({}, {}, 0, {})
+
+
+async def test_what_is_in_flight_here_is_this_life_s_to_answer_only_if_the_stream_shows_that_it_goes_on(
+    one: OneIngress, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("agent.ingress.CONFIRM_S", 1.0)
+    await one.adopt(owed("r1"))
+    await one.ingress.adopt(one.served, [owed("r1")], set())
+    assert len(one.sent) == 1, "it runs here, and the life that owed it besides may be forgotten"
+    life = one.served.life
+    await fence(one.client, D, life, LifeId("n2-0-0"), None)  # while this process hung
+    with pytest.raises(ResplitError) as refused:
+        await one.ingress.adopt(one.served, [owed("r1")], set())
+    assert refused.value.code is ErrorCode.NODE_LOST
+    assert one.served.life != life
+    assert not one.served.desk.in_flight
+
+
+async def test_what_two_lives_owe_that_each_fenced_the_other_is_whoever_s_that_serves_now(one: OneIngress) -> None:
+    hung, heir = LifeId("n2-boot-0"), LifeId("n3-boot-0")
+    await wrote(one.client, heir, owed("r1"))
+    # The heir took over from the one that hung, and died; that one inherits before it has heard of it.
+    await fence(one.client, D, hung, heir)
+    await fence(one.client, D, heir, hung)
+    one.over = {NodeId("n3")}
+    one.ingress.heirs.look()
+    async with asyncio.timeout(SOON_S):
+        while not one.sent:  # noqa: ASYNC110 (the journal tells only the ingress)
+            await asyncio.sleep(0.01)
+    one.answer(one.sent[0])
+    await one.until_said("r1")
+    await one.settled()
+    assert len(one.replies["r1"]) == 1
+
+
+async def test_what_is_left_of_a_life_that_was_taken_over_from_is_its_heir_s_heir_s_though_its_process_lives(
+    one: OneIngress,
+) -> None:
+    slow, heir = LifeId("n2-boot-0"), LifeId("n3-boot-0")
+    await wrote(one.client, slow, owed("r1"))
+    await fence(one.client, D, slow, heir)  # which ends before it has taken over anything
+    one.over = {NodeId("n3")}
+    one.ingress.heirs.look()
+    async with asyncio.timeout(SOON_S):
+        while not one.sent:  # noqa: ASYNC110 (the journal tells only the ingress)
+            await asyncio.sleep(0.01)
+    one.answer(one.sent[0])
+    await one.until_said("r1")
+
+
+async def test_what_an_heir_had_begun_to_take_over_is_answered_once_whoever_inherits_from_it(one: OneIngress) -> None:
+    dead, slow, heir = LifeId("n4-boot-0"), LifeId("n2-boot-0"), LifeId("n3-boot-0")
+    await wrote(one.client, dead, owed("r1"))
+    await wrote(one.client, slow, owed("r1"))  # taken over from the dead one, of which nothing was released yet
+    await fence(one.client, D, dead, slow)
+    await fence(one.client, D, slow, heir)
+    one.over = {NodeId("n3"), NodeId("n4")}
+    one.ingress.heirs.look()
+    async with asyncio.timeout(SOON_S):
+        while not one.sent:  # noqa: ASYNC110 (the journal tells only the ingress)
+            await asyncio.sleep(0.01)
+        one.answer(one.sent[0])
+        both = dead, slow
+        while [found.messages for found in await lives(one.client, D) if found.life in both] != [1, 1]:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+    await one.until_said("r1")
+    await one.settled()
+    assert (len(one.sent), len(one.replies["r1"])) == (1, 1)
+
+
+async def test_a_node_that_others_hold_for_lost_is_not_lost_to_itself(one: OneIngress) -> None:
+    assert N0 in one.plan.routes[0].nodes
+    one.ingress.node_lost(N0)
+    await one.adopt(owed("r1"))
+    assert len(one.sent) == 1
 
 
 async def test_a_deadline_that_passes_while_the_journal_stands_still_is_the_one_final_answer(

@@ -125,7 +125,7 @@ class Rollouts(RuleBasedStateMachine):
     def restart(self, node: NodeId) -> None:
         self.absent -= {node}
         self.really_ready = {(other, epoch) for other, epoch in self.really_ready if other != node}
-        self.rollout = note(self.rollout, NodeRestarted(node), self.now)
+        self.rollout = note(self.rollout, NodeRestarted(node, self.now), self.now)
         self.take(Proceed())
 
     @rule(seconds=st.sampled_from([1, 60, 300, 600]))

@@ -13,6 +13,7 @@ from orchestrator.fold import (
     DeploymentRemoved,
     DeploymentWritten,
     ManifestKnown,
+    ReceiptReceived,
     RolloutAdvanced,
     Snapshot,
     Tick,
@@ -312,6 +313,20 @@ def test_each_need_is_found_from_the_state_alone() -> None:
     assert status(lost, START).deployments[0].state == "degraded"
     removed = fold(served, DeploymentRemoved(CHAT), START)
     assert decide(removed, START) == (End(CHAT, "the deployment was removed"),)
+
+
+def test_a_plan_that_a_new_process_refuses_before_it_is_heard_is_broken() -> None:
+    snapshot = fold(world(heartbeat(A), heartbeat(B)), DeploymentWritten(wish(stages=2)), START)
+    plan = planned(snapshot, wish(stages=2))
+    soon = START + timedelta(seconds=0.5)
+    refusal = Receipt(
+        node=A, deployment=CHAT, epoch=1, plan=plan.digest, status=ReceiptStatus.REFUSED, error="full", elapsed_ms=1
+    )
+    refused = fold(in_force(snapshot, plan), ReceiptReceived(refusal), soon)
+    heard = fold(refused, CapacityReceived(heartbeat(A, boot="two")), soon)
+    (decision,) = decide(heard, soon)
+    assert isinstance(decision, Replan)
+    assert decision.need == Need(Cause.PLAN_BROKEN, "the plan does not run any more (a: full)")
 
 
 def test_a_candidate_that_is_not_wanted_any_more_is_dropped() -> None:

@@ -1,6 +1,8 @@
 """When a plan that drains may end."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+
+import pytest
 
 from orchestrator.rollout import NodeRestarted, Proceed, Propose, Rollout, note, step
 from schemas.base import DeploymentName, NodeId
@@ -68,7 +70,7 @@ def test_a_new_process_that_was_ready_before_its_first_heartbeat_came_counts_onc
     wanted = plan(1, A, B)
     prepared = step(Rollout(DeploymentName("d"), term=1), Propose(wanted), NOW)
     assert prepared is not None
-    rollout = note(said(prepared[0], wanted, ReceiptStatus.READY, A, B), NodeRestarted(A), NOW)
+    rollout = note(said(prepared[0], wanted, ReceiptStatus.READY, A, B), NodeRestarted(A, NOW), NOW)
     assert step(rollout, Proceed(), NOW) is None, "it may have been said by the process before"
     loading = shows(A, hosted(wanted, A, "loading"))
     other_plan = shows(A, hosted(plan(1, B, A), A, "ready"))
@@ -77,6 +79,17 @@ def test_a_new_process_that_was_ready_before_its_first_heartbeat_came_counts_onc
     taken = step(note(rollout, shows(A, hosted(wanted, A, "ready")), NOW), Proceed(), NOW)
     assert taken is not None
     assert taken[1].phase is PlanPhase.COMMIT
+
+
+@pytest.mark.parametrize(("heard_s", "kept"), [(-1, True), (0, False), (1, False)])
+def test_what_a_new_process_refused_before_its_first_heartbeat_came_is_its_word(heard_s: int, kept: bool) -> None:
+    wanted = plan(1, A, B)
+    rollout = said(committed(Rollout(DeploymentName("d"), term=1), wanted), wanted, ReceiptStatus.APPLIED, A, B)
+    rollout = said(rollout, wanted, ReceiptStatus.REFUSED, B)
+    after = note(rollout, NodeRestarted(B, NOW + timedelta(seconds=heard_s)), NOW + timedelta(seconds=2))
+    assert (B in after.current_faults, B in after.refused) == (kept, kept)
+    assert after.applied == {A}
+    assert not said(after, wanted, ReceiptStatus.APPLIED, B).current_faults
 
 
 def shows(node: NodeId, stage: HostedStage) -> Capacity:
