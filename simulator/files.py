@@ -75,10 +75,10 @@ def with_value(scenario: Scenario, key: str, value: object) -> Scenario:
 
 
 def at_chi(scenario: Scenario, chi: float, t_mig_s: float = T_MIG_S, detection_s: float = DETECTION_S) -> Scenario:
-    """The scenario in which a node becomes slow `chi` times as seldom as one can react to it.
+    """The scenario in which some node becomes slow `chi` times as seldom as one can react to it.
 
-    chi = time between environment changes / (T_mig + detection delay) (mathematics.md, part D). A node is slow for
-    half as long as it was not.
+    chi = time between environment changes / (T_mig + detection delay) (mathematics.md, part D), a change being that any
+    node of the cluster becomes slow. Each is slow for half as long as it was not.
     """
     return _at_chi(scenario, chi, t_mig_s + detection_s, f"scenario {scenario.name!r}")
 
@@ -108,8 +108,10 @@ def _varied(scenario: Scenario, key: str, value: float, source: str) -> Scenario
 def _at_chi(scenario: Scenario, chi: float, reaction_s: float, source: str) -> Scenario:
     if not 0 < chi < inf:
         raise _refused(f"{source}: {CHI}: it is a finite number above 0 (got {chi})", CHI)
-    slower = _with_value(scenario, "churn.slow_every_s", chi * reaction_s, source)
-    return _with_value(slower, "churn.slow_s", chi * reaction_s / 2, source)
+    # A node's turn comes once in so many, and a turn is the time in which it is well and the time in which it is slow.
+    well_s = chi * reaction_s * sum(site.nodes for site in scenario.sites) / 1.5
+    slower = _with_value(scenario, "churn.slow_every_s", well_s, source)
+    return _with_value(slower, "churn.slow_s", well_s / 2, source)
 
 
 def _with_value(scenario: Scenario, key: str, value: object, source: str) -> Scenario:

@@ -224,10 +224,11 @@ def test_a_sweep_is_the_product_of_its_values() -> None:
 
 
 def test_chi_is_the_time_between_changes_over_the_time_to_react() -> None:
+    """Of four nodes one becomes slow every 30 s, so each of them every 120 s."""
     churn = at_chi(small(), 3.0, t_mig_s=4.0, detection_s=6.0).churn
-    assert (churn.slow_every_s, churn.slow_s) == (30, 15)
+    assert (churn.slow_every_s, churn.slow_s) == (80, 40)
     assert [one.churn.slow_every_s for _, one in swept(read_scenario(shipped()["chi"]))] == pytest.approx(
-        [0.7, 2.1, 7, 21, 70, 210]
+        [2.8, 8.4, 28, 84, 280, 840]
     )
 
 
