@@ -53,6 +53,7 @@ class Bus:
         """`agents` are those that were started last, by node; `report` is what a leader hears, and `stored` is called
         as soon as a receipt is."""
         self._spec = scenario.bus
+        self._is_even = not (scenario.bus.drop or scenario.bus.duplicate or scenario.bus.reorder)
         self._links = scenario.network
         self._telemetry_s = scenario.telemetry.delay_s
         self._machines = machines
@@ -126,9 +127,18 @@ class Bus:
         if not (spec.drop and rng.random() < spec.drop):
             self._kernel.after(self._delay_s() + self._telemetry_s, self._report, CapacityReceived(capacity))
         self.said[node] = capacity
-        for other in self._hearers:
-            if other != node:
-                self._deliver(other, lambda other=other: self._agents[other].capacity_arrived(capacity))  # type: ignore[misc]
+        others = [other for other in self._hearers if other != node]
+        if self._is_even:
+            # All hear it at once: one event does for as many as there are.
+            hearers = [self._machines[other] for other in others if self.reaches(other)]
+            self._kernel.after(self._delay_s(), self._hear, [(each, each.life) for each in hearers], capacity)
+            return
+        for other in others:
+            self._deliver(other, lambda other=other: self._agents[other].capacity_arrived(capacity))  # type: ignore[misc]
+
+    def _hear(self, hearers: list[tuple[Machine, int]], capacity: Capacity) -> None:
+        for machine, life in hearers:
+            machine.reach(lambda node=machine.name: self._agents[node].capacity_arrived(capacity), life)  # type: ignore[misc]
 
     def listen_to_peers(self, node: NodeId) -> None:
         """Every agent hears all heartbeats. Only where a plan is does it matter, so that others are told once they are
