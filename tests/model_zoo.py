@@ -39,17 +39,17 @@ def decoder_folder(root: Path, family: str, layers: int = LAYERS, tie: bool = Fa
     return folder
 
 
-def built_folder(root: Path, family: str, precision: str) -> Path:
+def built_folder(root: Path, family: str, precision: str, tie: bool = False) -> Path:
     """What onnxruntime-genai's builder makes of a tiny decoder, tokenizer included: a source for `import_model`.
 
     Made in this process, in 0.2 s: where `import_model` starts one for the builder, that spends eight on imports.
     """
-    folder = root / f"{family}-{precision}"
+    folder = root / f"{family}-{precision}{'-tied' if tie else ''}"
     if (folder / "ready").exists():
         return folder
     from onnxruntime_genai.models import builder  # noqa: PLC0415
 
-    source = decoder_folder(root, family)
+    source = decoder_folder(root, family, tie=tie)
     where = ("", str(source), str(folder), precision, "cpu", str(root / "cache"))
     with warnings.catch_warnings():
         # The builder warns of its own uses of torch, which are not this project's to mend.
@@ -109,7 +109,7 @@ def minilm_folder() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
-def bert_folder(root: Path, layers: int = 3) -> Path:
+def bert_folder(root: Path, layers: int) -> Path:
     """A Hugging Face folder of a tiny BERT with a sentence-transformers pooling configuration."""
     folder = root / f"bert-{layers}"
     if (folder / "ready").exists():

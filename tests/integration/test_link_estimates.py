@@ -14,7 +14,7 @@ from agent.busroad import BusRoad
 from agent.links import PROBE_BYTES, LinkServer
 from agent.peers import ESTIMATES_MAX, Peers
 from agent.survey import Survey
-from bus.connection import connect
+from bus.connection import connect, settle
 from bus.keys import create_keys, load_identity
 from bus.stopping import end
 from models.store import Store
@@ -137,7 +137,7 @@ async def ends(folder: Path, url: str, survey: bool = False) -> AsyncIterator[tu
     _, port = await b.server.start("127.0.0.1:0")
     await a.bus.start()
     await b.bus.start()
-    await b.client.flush()
+    await settle(b.client)
     jobs = [asyncio.create_task(a.peers.ping())]
     if survey:
         jobs.append(asyncio.create_task(a.survey.run()))
