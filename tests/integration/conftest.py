@@ -1,4 +1,4 @@
-"""Models and one cluster that every test of requests shares."""
+"""Models, and a cluster for a module whose tests only ask."""
 
 from collections.abc import AsyncIterator
 
@@ -47,9 +47,12 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def shared(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle) -> AsyncIterator[Serving]:
-    """Three agents that serve the decoder over three stages, the embedder and the CNN over two each."""
+    """Three agents that serve the decoder over three stages, the embedder and the CNN over two each.
+
+    One cluster a module: one that idles through the rest of a run costs it more than starting another does.
+    """
     async with serving(tmp_path_factory.mktemp("shared") / "cluster", zoo_store, oracle) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
         await running.deploy(EMBED, "embedder", stages=2)

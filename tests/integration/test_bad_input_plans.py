@@ -51,6 +51,7 @@ from tests.integration.cluster_fixtures import (
     serving,
     three_stages,
 )
+from tests.integration.test_cluster_adder import run
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -281,6 +282,8 @@ async def test_a_model_larger_than_all_nodes_is_refused_with_the_bytes_short(tmp
             await control.deploy(cluster.url, DeployRequest(name="large", model="llama"))
         assert caught.value.code is ErrorCode.MODEL_TOO_LARGE
         assert (await control.status(cluster.url)).deployments == ()
+        code, _, error = await run("deploy", "llama", "--url", cluster.url)
+        assert (code, error.count("\n")) == (Exit.REFUSED, 1)
 
 
 async def test_a_request_over_the_limit_is_refused_where_the_server_lets_it_through(exposed: Serving) -> None:
@@ -301,6 +304,7 @@ async def test_a_deployment_that_makes_no_sense_names_its_field(exposed: Serving
         with pytest.raises(ResplitError) as caught:
             await control.deploy(exposed.cluster.url, request)
         assert caught.value.field == field
+    assert caught.value.code is ErrorCode.UNKNOWN_MODEL
     assert "wrong" not in {found.name for found in (await control.status(exposed.cluster.url)).deployments}
 
 
