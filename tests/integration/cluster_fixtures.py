@@ -60,14 +60,14 @@ def build_store(cache: Path) -> Store:
         folder.mkdir(parents=True)
         store = Store(folder / "store")
         import_model(str(model_zoo.built_folder(folder, "llama", "fp32")), store, "llama")
-        import_model(str(model_zoo.built_bert(folder, layers=1)), store, "embedder")
+        import_model(str(model_zoo.built_bert(folder, layers=2)), store, "embedder")
         import_model(str(model_zoo.cnn_file(folder)), store, "cnn")
         (folder / "ready").touch()
     return Store(folder / "store")
 
 
 def _fingerprint() -> str:
-    sources = [Path(model_zoo.__file__), *sorted(Path(models.__path__[0]).glob("*.py"))]
+    sources = [Path(__file__), Path(model_zoo.__file__), *sorted(Path(models.__path__[0]).glob("*.py"))]
     tools = str([version(name) for name in TOOLS])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources) + tools.encode()).hexdigest()[:16]
 

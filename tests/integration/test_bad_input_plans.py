@@ -66,7 +66,7 @@ async def exposed(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, or
         tmp_path_factory.mktemp("exposed") / "cluster", zoo_store, oracle, max_payload_bytes=2 << 20
     ) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
-        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=1),))
+        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=2),))
         yield running
         running.alive()
 
