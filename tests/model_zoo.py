@@ -16,6 +16,8 @@ from schemas.base import Digest
 
 VOCAB_SIZE = 512
 LAYERS = 4
+BERT_LAYERS = 2
+"""The fewest that are cut as layers; torch's export takes seconds for each."""
 DECODERS = ("llama", "qwen2", "qwen3")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
@@ -109,9 +111,9 @@ def minilm_folder() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
-def bert_folder(root: Path, layers: int) -> Path:
+def bert_folder(root: Path) -> Path:
     """A Hugging Face folder of a tiny BERT with a sentence-transformers pooling configuration."""
-    folder = root / f"bert-{layers}"
+    folder = root / "bert"
     if (folder / "ready").exists():
         return folder
     import torch  # noqa: PLC0415
@@ -121,7 +123,7 @@ def bert_folder(root: Path, layers: int) -> Path:
     config = BertConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=BERT_LAYERS,
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=64,
@@ -136,9 +138,9 @@ def bert_folder(root: Path, layers: int) -> Path:
     return folder
 
 
-def built_bert(root: Path, layers: int) -> Path:
+def built_bert(root: Path) -> Path:
     """An ONNX file of that BERT, its tokenizer in the folder above; made in this process, as `built_folder` is."""
-    folder = bert_folder(root, layers)
+    folder = bert_folder(root)
     path = folder / "onnx" / "model.onnx"
     if not path.exists():
         from models import torch_export  # noqa: PLC0415

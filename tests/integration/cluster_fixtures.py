@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
+from typer.testing import CliRunner
 
 import models
 from bus.connection import settle
@@ -26,6 +27,7 @@ from models.reference import Reference
 from models.store import Store
 from models.text import Text
 from resplit import control
+from resplit.cli import app
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.replies import RequestError, Token
@@ -60,14 +62,14 @@ def build_store(cache: Path) -> Store:
         folder.mkdir(parents=True)
         store = Store(folder / "store")
         import_model(str(model_zoo.built_folder(folder, "llama", "fp32")), store, "llama")
-        import_model(str(model_zoo.built_bert(folder, layers=2)), store, "embedder")
+        import_model(str(model_zoo.built_bert(folder)), store, "embedder")
         import_model(str(model_zoo.cnn_file(folder)), store, "cnn")
         (folder / "ready").touch()
     return Store(folder / "store")
 
 
 def _fingerprint() -> str:
-    sources = [Path(__file__), Path(model_zoo.__file__), *sorted(Path(models.__path__[0]).glob("*.py"))]
+    sources = [Path(model_zoo.__file__), *sorted(Path(models.__path__[0]).glob("*.py"))]
     tools = str([version(name) for name in TOOLS])
     return hashlib.sha256(b"".join(path.read_bytes() for path in sources) + tools.encode()).hexdigest()[:16]
 
@@ -290,6 +292,17 @@ def error_of(reply: Plain) -> tuple[str, str | None]:
 def three_stages(*nodes: NodeId) -> tuple[Stage, ...]:
     """The six blocks of the tiny decoder, two on each node."""
     return tuple(Stage(node=node, first=2 * i, last=2 * i + 1) for i, node in enumerate(nodes))
+
+
+async def command(*arguments: str) -> tuple[int, str, str]:
+    """Run one command of `resplit` in a thread: (exit code, stdout, stderr).
+
+    A process of its own does the same and takes most of a second of a core to start; test_cluster_adder starts some.
+    """
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 @asynccontextmanager

@@ -47,11 +47,11 @@ from tests.integration.cluster_fixtures import (
     SETTINGS,
     Oracle,
     Serving,
+    command,
     error_of,
     serving,
     three_stages,
 )
-from tests.integration.test_cluster_adder import run
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -282,7 +282,7 @@ async def test_a_model_larger_than_all_nodes_is_refused_with_the_bytes_short(tmp
             await control.deploy(cluster.url, DeployRequest(name="large", model="llama"))
         assert caught.value.code is ErrorCode.MODEL_TOO_LARGE
         assert (await control.status(cluster.url)).deployments == ()
-        code, _, error = await run("deploy", "llama", "--url", cluster.url)
+        code, _, error = await command("deploy", "llama", "--url", cluster.url)
         assert (code, error.count("\n")) == (Exit.REFUSED, 1)
 
 

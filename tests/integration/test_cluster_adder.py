@@ -18,6 +18,7 @@ from resplit import Client, RequestError, control
 from resplit.cluster import LocalCluster
 from resplit.exits import Exit
 from schemas.errors import ResplitError
+from tests.integration.cluster_fixtures import command
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -55,36 +56,36 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 
 async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_now(cluster: LocalCluster) -> None:
     at = ["--url", cluster.url]
-    nothing = await run("explain", *at)
+    nothing = await command("explain", *at)
     assert nothing[:2] == (Exit.OK, "no deployment has a plan yet; see `resplit status`\n")
-    assert (await run("deploy", "adder", "--name", "why", "--stages", "2", "--context", "64", *at))[0] == Exit.OK
+    assert (await command("deploy", "adder", "--name", "why", "--stages", "2", "--context", "64", *at))[0] == Exit.OK
 
-    code, out, error = await run("explain", "why", *at)
+    code, out, error = await command("explain", "why", *at)
     assert code == Exit.OK, error
     assert out.startswith("why, epoch 1: the deployment has no plan yet; 2 stage(s)")
     assert "Epoch 1 stays (" in out
     assert "why not" in out
     assert "no plan has less than Phi" in out
 
-    [decision] = json.loads((await run("explain", "--json", *at))[1])["decisions"]
+    [decision] = json.loads((await command("explain", "--json", *at))[1])["decisions"]
     assert (decision["deployment"], decision["epoch"], decision["action"]) == ("why", 1, "keep")
     assert decision["candidates"][0]["origin"] == "current"
     assert decision["bound"] <= decision["candidates"][0]["phi"]
 
-    planned = json.loads((await run("plan", "--dry-run", "why", "--json", *at))[1])["decision"]
+    planned = json.loads((await command("plan", "--dry-run", "why", "--json", *at))[1])["decision"]
     assert planned["candidates"][0]["routes"] == decision["candidates"][0]["routes"]
-    code, _, error = await run("plan", "why", *at)
+    code, _, error = await command("plan", "why", *at)
     assert (code, "--dry-run" in error) == (Exit.USAGE, True)
 
-    code, out, _ = await run("explain", "why", "--epoch", "1", "--keys", str(cluster.keys), *at)
+    code, out, _ = await command("explain", "why", "--epoch", "1", "--keys", str(cluster.keys), *at)
     assert code == Exit.OK
     assert "the deployment has no plan yet" in out
     assert "committed: every node of epoch 1 is ready" in out
     assert "FORGED" not in out
     assert "unverified" not in out
     for missing in (["explain", "nobody"], ["plan", "--dry-run", "nobody"], ["explain", "--epoch", "9"]):
-        assert (await run(*missing, *at))[0] == Exit.NOT_FOUND
-    assert (await run("remove", "why", *at))[0] == Exit.OK
+        assert (await command(*missing, *at))[0] == Exit.NOT_FOUND
+    assert (await command("remove", "why", *at))[0] == Exit.OK
     async with asyncio.timeout(COMMAND_S):
         while (await control.status(cluster.url)).deployments:  # noqa: ASYNC110 (it drains first)
             await asyncio.sleep(0.1)
@@ -102,18 +103,18 @@ async def test_a_model_is_deployed_asked_watched_and_removed(cluster: LocalClust
     assert len({answer.token_ids for answer in answers}) == 1
     said = await run("infer", "adder", "12+34=", "--max-tokens", "8", *at)
     assert said[:2] == (Exit.OK, answers[0].text + "\n")
-    lines = (await run("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *at))[1].splitlines()
+    lines = (await command("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *at))[1].splitlines()
     assert [json.loads(line)["token_id"] for line in lines] == list(answers[0].token_ids)
 
-    seen: dict[str, Any] = json.loads((await run("status", "--json", *at))[1])
+    seen: dict[str, Any] = json.loads((await command("status", "--json", *at))[1])
     assert [(d["name"], d["state"]) for d in seen["deployments"]] == [("adder", "serving")]
-    told = (await run("events", "--json", "--keys", str(cluster.keys), *at))[1].splitlines()
+    told = (await command("events", "--json", "--keys", str(cluster.keys), *at))[1].splitlines()
     events = [json.loads(line) for line in told]
     assert {"node_joined", "plan_prepared", "plan_committed"} <= {event["kind"] for event in events}
     assert {event["standing"] for event in events} == {"verified"}
 
     assert (await run("remove", "adder", "--json", *at))[0] == Exit.OK
-    assert (await run("remove", "never-there", *at))[0] == Exit.NOT_FOUND
+    assert (await command("remove", "never-there", *at))[0] == Exit.NOT_FOUND
     async with Client(cluster.url) as client:
         for _ in range(100):  # it drains first
             try:
