@@ -30,7 +30,7 @@ from tests.integration.cluster_fixtures import (
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
-TOKENS = 600
+TOKENS = 400
 PLACE_S = 60.0
 REQUESTS = 6
 
