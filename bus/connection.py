@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
-from nats.errors import NoRespondersError
+from nats.aio.msg import Msg
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -86,10 +86,19 @@ async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
     """Return once the server has acted on all that was subscribed and published here before. Raises TimeoutError.
 
     `Client.flush` does not promise that: nats-py sends its PING ahead of what still waits to be written, so for a
-    moment the server may tell others that nobody listens. A request waits its turn.
+    moment the server may tell others that nobody listens. What is said to oneself waits its turn.
     """
-    with contextlib.suppress(NoRespondersError):  # the server's own answer
-        await client.request(client.new_inbox(), timeout=timeout_s)
+    arrived = asyncio.Event()
+
+    async def note(_: Msg) -> None:
+        arrived.set()
+
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=note)
+    await client.publish(inbox)
+    async with asyncio.timeout(timeout_s):
+        await arrived.wait()
+    await subscription.unsubscribe()
 
 
 async def _port_open(url: str) -> bool:
