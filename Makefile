@@ -28,7 +28,8 @@ demo: .venv/base
 test: .venv/dev
 	$(BIN)/python -m pytest
 
-## What takes minutes: processes that are killed, leaders, the journal under faults, sequences that cross in other models.
+## What takes minutes: processes that are killed, leaders, the journal under faults, sequences that cross in other models,
+## and more instances of what `make test` shows on a few.
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
 

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
+from nats.aio.msg import Msg
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -17,6 +18,7 @@ FLUSHER_BYTES_MAX = 16 << 20
 RETRY_S = 0.5
 RECONNECT_S = 0.25
 """Before clients, who try once a second: what they ask then finds somebody."""
+SETTLE_S = 10.0
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
 
@@ -46,6 +48,8 @@ async def connect(
     client = Client()
 
     async def lost() -> None:
+        if client.is_closed:  # which nats-py tells like a loss
+            return
         log.warning("the NATS server is gone; trying until it is back")
         if on_lost is not None:
             await on_lost()
@@ -76,6 +80,25 @@ async def connect(
     if waiting:
         log.warning("connected to %s", url)
     return client
+
+
+async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
+    """Return once the server has acted on all that was subscribed and published here before. Raises TimeoutError.
+
+    `Client.flush` does not promise that: nats-py sends its PING ahead of what still waits to be written, so for a
+    moment the server may tell others that nobody listens. What is said to oneself waits its turn.
+    """
+    arrived = asyncio.Event()
+
+    async def note(_: Msg) -> None:
+        arrived.set()
+
+    inbox = client.new_inbox()
+    subscription = await client.subscribe(inbox, cb=note)
+    await client.publish(inbox)
+    async with asyncio.timeout(timeout_s):
+        await arrived.wait()
+    await subscription.unsubscribe()
 
 
 async def _port_open(url: str) -> bool:

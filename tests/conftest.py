@@ -116,3 +116,9 @@ def shared_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one server that all tests share, for those that leave nothing behind that others would see."""
     with running_server(tmp_path_factory.mktemp("shared-nats")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def zoo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where `tests.model_zoo` makes each of its models once."""
+    return tmp_path_factory.mktemp("zoo")

@@ -10,8 +10,14 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from models.importer import import_model
+from models.store import Store
+from schemas.base import Digest
+
 VOCAB_SIZE = 512
 LAYERS = 4
+BERT_LAYERS = 2
+"""The fewest that are cut as layers; torch's export takes seconds for each."""
 DECODERS = ("llama", "qwen2", "qwen3")
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}<|{{ message.role }}|>{{ message.content }}{% endfor %}"
@@ -33,6 +39,40 @@ def decoder_folder(root: Path, family: str, layers: int = LAYERS, tie: bool = Fa
     save_tokenizer(folder)
     (folder / "ready").touch()
     return folder
+
+
+def built_folder(root: Path, family: str, precision: str, tie: bool = False) -> Path:
+    """What onnxruntime-genai's builder makes of a tiny decoder, tokenizer included: a source for `import_model`.
+
+    Made in this process, in 0.2 s: where `import_model` starts one for the builder, that spends eight on imports.
+    """
+    folder = root / f"{family}-{precision}{'-tied' if tie else ''}"
+    if (folder / "ready").exists():
+        return folder
+    from onnxruntime_genai.models import builder  # noqa: PLC0415
+
+    source = decoder_folder(root, family, tie=tie)
+    where = ("", str(source), str(folder), precision, "cpu", str(root / "cache"))
+    with warnings.catch_warnings():
+        # The builder warns of its own uses of torch, which are not this project's to mend.
+        warnings.simplefilter("ignore")
+        builder.create_model(*where, **builder.parse_extra_options(*where, []))
+    (folder / "ready").touch()
+    return folder
+
+
+def import_decoder(root: Path, store: Store, name: str) -> Digest:
+    """Import a tiny decoder named by family and precision; `dynamo-fp32` is one without fused attention.
+
+    That is Phi3, which the model builder refuses and torch exports instead.
+    """
+    family, precision = name.split("-")
+    if family == "dynamo":
+        _, digest = import_model(str(decoder_folder(root, "phi3")), store, name)
+        assert "torch export" in store.manifest(digest).source
+    else:
+        _, digest = import_model(str(built_folder(root, family, precision)), store, name)
+    return digest
 
 
 def save_tokenizer(folder: Path) -> None:
@@ -71,9 +111,9 @@ def minilm_folder() -> Path | None:
     return Path(spec.origin).parent / "model"
 
 
-def bert_folder(root: Path, layers: int = 3) -> Path:
+def bert_folder(root: Path) -> Path:
     """A Hugging Face folder of a tiny BERT with a sentence-transformers pooling configuration."""
-    folder = root / f"bert-{layers}"
+    folder = root / "bert"
     if (folder / "ready").exists():
         return folder
     import torch  # noqa: PLC0415
@@ -83,7 +123,7 @@ def bert_folder(root: Path, layers: int = 3) -> Path:
     config = BertConfig(
         vocab_size=VOCAB_SIZE,
         hidden_size=64,
-        num_hidden_layers=layers,
+        num_hidden_layers=BERT_LAYERS,
         num_attention_heads=4,
         intermediate_size=128,
         max_position_embeddings=64,
@@ -96,6 +136,21 @@ def bert_folder(root: Path, layers: int = 3) -> Path:
     (folder / "modules.json").write_text(json.dumps(modules))
     (folder / "ready").touch()
     return folder
+
+
+def built_bert(root: Path) -> Path:
+    """An ONNX file of that BERT, its tokenizer in the folder above; made in this process, as `built_folder` is."""
+    folder = bert_folder(root)
+    path = folder / "onnx" / "model.onnx"
+    if not path.exists():
+        from models import torch_export  # noqa: PLC0415
+
+        path.parent.mkdir()
+        with warnings.catch_warnings():
+            # As in `_export`.
+            warnings.simplefilter("ignore")
+            torch_export.export_encoder(str(folder), str(path))
+    return path
 
 
 def cnn_file(root: Path) -> Path:

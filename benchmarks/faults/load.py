@@ -15,6 +15,7 @@ from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 
 from agent.sampling import choose
+from bus.connection import settle
 from models.reference import Reference
 from models.store import Store
 from models.text import Text
@@ -97,7 +98,7 @@ class Wire:
 
     async def listen(self, connection: Nats) -> Subscription:
         subscription = await connection.subscribe(f"{INBOX}.>", cb=self._note)
-        await connection.flush()
+        await settle(connection)
         return subscription
 
     def from_now(self) -> None:

@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 
 from benchmarks.faults.load import DEPLOYMENT, SETTINGS, Asked, Load, Wire
 from benchmarks.faults.wires import Wires
+from bus.connection import settle
 from bus.keys import Identity
 from resplit import control
 from resplit.cluster import LocalCluster
@@ -49,7 +50,7 @@ class Ear:
         await connection.subscribe(subjects.LEADER, cb=self._leader)
         await connection.subscribe(subjects.ALL_RECEIPTS, cb=self._receipt)
         await connection.subscribe(subjects.ALL_AUDIT, cb=self._audited)
-        await connection.flush()
+        await settle(connection)
 
     async def wait(self, wanted: Callable[[Word], bool], since: float, timeout_s: float) -> tuple[float, Word]:
         """The first word as wanted that came after `since`, and when; raises TimeoutError."""

@@ -22,11 +22,14 @@ def oracle(zoo_store: Store) -> Oracle:
     return Oracle(zoo_store)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def breakable(
     tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle
 ) -> AsyncIterator[Serving]:
-    """Three agents; what is deployed on them, each test says."""
+    """Three agents for one module; what is deployed on them, each test says.
+
+    A cluster that idles through the rest of a run costs it more than starting another does.
+    """
     async with serving(tmp_path_factory.mktemp("breakable") / "cluster", zoo_store, oracle) as running:
         yield running
 

@@ -12,6 +12,7 @@ import pytest_asyncio
 from nats.aio.msg import Msg
 
 from agent.neighbours import SILENT_S
+from bus.connection import settle
 from resplit import control
 from resplit.client import Client
 from schemas.audit import AuditKind
@@ -55,7 +56,7 @@ class Said:
 async def heard(serving: Serving) -> AsyncIterator[tuple[Client, Said]]:
     said = Said()
     subscription = await serving.bus.nats.subscribe(f"{INBOX}.>", cb=said.note)
-    await serving.bus.nats.flush()
+    await settle(serving.bus.nats)
     async with Client(serving.cluster.url, idle_timeout_s=ENDS_S, nats_options={"inbox_prefix": INBOX}) as client:
         yield client, said
     await subscription.unsubscribe()
@@ -81,7 +82,7 @@ async def under_way(serving: Serving, client: Client) -> tuple[list[Streaming], 
     """Streams that run or wait, and a request that is not streamed."""
     whole = asyncio.create_task(ask_whole(serving))
     await asyncio.sleep(0)
-    await serving.bus.nats.flush()
+    await settle(serving.bus.nats)
     streams = await serving.accepted(client, STREAMED)
     await asyncio.gather(*(stream.began() for stream in streams[:3]))
     return streams, whole

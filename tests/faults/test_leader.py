@@ -14,6 +14,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import resplit.demo
+from bus.connection import settle
 from bus.keys import Identity, load_identity
 from models.reference import Reference
 from models.store import Store
@@ -58,7 +59,7 @@ class Ear:
     async def listen(self, connection: Nats) -> None:
         for subject in (subjects.ALL_PLANS, subjects.LEADER, subjects.ALL_RECEIPTS, subjects.ALL_AUDIT):
             await connection.subscribe(subject, cb=self._note)
-        await connection.flush()
+        await settle(connection)
 
     async def _note(self, message: Msg) -> None:
         self.heard.append(self._read(message.subject, message.data))

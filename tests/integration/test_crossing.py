@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from agent.sampling import Choice, choose
-from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
 from schemas.base import NodeId
@@ -30,11 +29,9 @@ WANTED = 40
     scope="module",
     params=["llama-fp32", *(pytest.param(name, marks=pytest.mark.slow) for name in ("qwen3-int4", "dynamo-fp32"))],
 )
-def oracle(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
-    family, precision = request.param.split("-")
+def oracle(request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.TempPathFactory) -> "Oracle":
     store = Store(tmp_path_factory.mktemp("store"))
-    source = model_zoo.decoder_folder(Path(tmp_path_factory.mktemp("zoo")), "phi3" if family == "dynamo" else family)
-    _, digest = import_model(str(source), store, request.param, precision, lambda *_: None)
+    digest = model_zoo.import_decoder(zoo, store, request.param)
     return Oracle(Reference(store, digest, "cpu", 1), EngineCache(store, digest))
 
 

@@ -1,8 +1,7 @@
 """Against onnxruntime-genai on the same graph: equal greedy tokens where one call prefills the prompt, and
 teacher-forced logits within `LOGITS_TOLERANCE` where we prefill in chunks."""
 
-import subprocess
-import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,15 +23,14 @@ activations are quantised per call, so other calls give other roundings (0.41 wa
 
 
 @pytest.fixture(scope="module", params=["llama-fp32", "llama-int4", "qwen3-int4"])
-def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, og.Model, EngineCache]:
+def pair(
+    request: pytest.FixtureRequest, zoo: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, og.Model, EngineCache]:
     family, precision = request.param.split("-")
-    root = tmp_path_factory.mktemp("genai")
-    source, exported = model_zoo.decoder_folder(root, family), root / "exported"
-    builder = [sys.executable, "-m", "onnxruntime_genai.models.builder", "-e", "cpu", "-c", str(root / "cache")]
-    subprocess.run([*builder, "-i", source, "-o", exported, "-p", precision], check=True, capture_output=True)
-    store = Store(root / "store")
-    _, digest = import_model(str(exported), store, request.param, precision)
-    return precision, og.Model(str(exported)), EngineCache(store, digest)
+    built = model_zoo.built_folder(zoo, family, precision)
+    store = Store(tmp_path_factory.mktemp("genai-store"))
+    _, digest = import_model(str(built), store, request.param)
+    return precision, og.Model(str(built)), EngineCache(store, digest)
 
 
 def genai_generator(model: og.Model, prompt: list[int]) -> Any:

@@ -8,13 +8,15 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
 from nats.aio.client import Client
 
+from agent import peers
 from agent.busroad import BusRoad
 from agent.links import PROBE_BYTES, LinkServer
 from agent.peers import ESTIMATES_MAX, Peers
 from agent.survey import Survey
-from bus.connection import connect
+from bus.connection import connect, settle
 from bus.keys import create_keys, load_identity
 from bus.stopping import end
 from models.store import Store
@@ -137,7 +139,7 @@ async def ends(folder: Path, url: str, survey: bool = False) -> AsyncIterator[tu
     _, port = await b.server.start("127.0.0.1:0")
     await a.bus.start()
     await b.bus.start()
-    await b.client.flush()
+    await settle(b.client)
     jobs = [asyncio.create_task(a.peers.ping())]
     if survey:
         jobs.append(asyncio.create_task(a.survey.run()))
@@ -216,7 +218,12 @@ async def test_a_peer_that_one_sends_nothing_to_is_called_on_and_left(tmp_path: 
         await road.close()
 
 
-async def test_a_cut_between_two_nodes_is_not_the_loss_of_one(tmp_path: Path, shared_nats_url: str) -> None:
+async def test_a_cut_between_two_nodes_is_not_the_loss_of_one(
+    tmp_path: Path, shared_nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Asked over the bus twice a second and not every five, a peer that answers nothing is known sooner to be gone.
+    monkeypatch.setattr(peers, "BUS_PING_EVERY_S", 0.5)
+    monkeypatch.setattr(peers, "ANSWER_LATEST_S", 3.0)
     async with ends(tmp_path, shared_nats_url) as (a, b, port):
         road = Road(port)
         address = await road.open()

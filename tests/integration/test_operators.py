@@ -33,6 +33,7 @@ from tests.integration.cluster_fixtures import (
     Oracle,
     Serving,
     Streaming,
+    command,
     serving,
     three_stages,
 )
@@ -80,13 +81,8 @@ async def wished(running: Serving) -> object:
 
 
 async def run(running: Serving, *arguments: str) -> tuple[int, str, str]:
-    """Run `resplit` as a process: (exit code, stdout, stderr)."""
-    command = [sys.executable, "-m", "resplit", *arguments, "--url", running.cluster.url]
-    process = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    async with asyncio.timeout(COMMAND_S):
-        out, error = await process.communicate()
-    assert process.returncode is not None
-    return process.returncode, out.decode(), error.decode()
+    """Run a command of `resplit` on this cluster: (exit code, stdout, stderr)."""
+    return await command(*arguments, "--url", running.cluster.url)
 
 
 async def test_a_drain_under_load_moves_the_blocks_and_loses_no_request(chat: Serving) -> None:

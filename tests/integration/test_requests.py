@@ -170,7 +170,7 @@ async def test_an_explicit_cancel_ends_a_request_in_a_typed_error(shared: Servin
 
 
 async def test_a_cancelled_request_that_waits_never_starts(shared: Serving) -> None:
-    busy = [await Streaming(shared.client, max_tokens=900).began()]
+    busy = [await Streaming(shared.client, max_tokens=400).began()]
     busy += [Streaming(shared.client, max_tokens=30) for _ in range(SLOTS + 1)]
     waiting = Streaming(shared.client, request_id="not-yet", max_tokens=900)
     await asyncio.sleep(0)
@@ -192,8 +192,8 @@ async def test_a_vanished_client_frees_its_slot(shared: Serving) -> None:
     event = await shared.ear.wait(AuditKind.REQUEST_ENDED, request="ghost")
     assert event.fields["code"] == "cancelled"
     # There is one slot of this length: it is free, or this would wait behind a thousand tokens.
-    answer = await shared.client.complete(CHAT, PROMPT, max_tokens=900, ignore_eos=True)
-    assert answer.token_ids == shared.oracle.tokens(PROMPT, 900)
+    answer = await shared.client.complete(CHAT, PROMPT, max_tokens=300, ignore_eos=True)
+    assert answer.token_ids == shared.oracle.tokens(PROMPT, 300)
     assert answer.usage.queued_ms < 100
 
 

@@ -13,7 +13,6 @@ import pytest
 from agent.driver import Prompt
 from agent.sampling import Choice, choose
 from agent.stage import Queued
-from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
 from schemas.deployment import Settings
@@ -36,23 +35,14 @@ DECODERS = [
 
 
 @pytest.fixture(scope="module")
-def zoo(tmp_path_factory: pytest.TempPathFactory) -> Store:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return Store(tmp_path_factory.mktemp("zoo-store"))
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("zoo")
-
-
 @pytest.fixture(scope="module", params=DECODERS)
-def oracle(request: pytest.FixtureRequest, zoo: Store, folder: Path) -> "Oracle":
-    family, precision = request.param.split("-")
-    source = model_zoo.decoder_folder(folder, "phi3" if family == "dynamo" else family)
-    _, digest = import_model(str(source), zoo, request.param, precision, lambda *_: None)
-    # The model builder refuses Phi3, which then goes through torch's exporter, without fused attention.
-    assert ("torch export" in zoo.manifest(digest).source) == (family == "dynamo")
-    return Oracle(Reference(zoo, digest, "cpu", 1), EngineCache(zoo, digest))
+def oracle(request: pytest.FixtureRequest, zoo: Path, store: Store) -> "Oracle":
+    digest = model_zoo.import_decoder(zoo, store, request.param)
+    return Oracle(Reference(store, digest, "cpu", 1), EngineCache(store, digest))
 
 
 class Oracle:

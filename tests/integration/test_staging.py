@@ -15,7 +15,7 @@ from agent.fetching import Fetcher, block_files
 from agent.staging import Gate, Stager
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
-from bus.connection import connect
+from bus.connection import connect, settle
 from bus.keys import ORCHESTRATOR, create_keys, load_identity
 from models.store import Store
 from schemas import subjects
@@ -82,7 +82,7 @@ async def scene(
     holder, client = await connect(nats_url, "holder"), await connect(nats_url, "agent n0")
     manifest = zoo_store.manifest(model)
     await BlobServer(holder, zoo_store).offer([model, *(Digest(file) for file in manifest.blobs)])
-    await holder.flush()
+    await settle(holder)
     damaged: list[Digest] = []
     files = Fetcher(client, mine, BlobServer(client, mine), damaged.append)
     found = Scene(client, files, mine, zoo_store, model, manifest, tmp_path / "keys", damaged)

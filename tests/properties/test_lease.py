@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -213,8 +214,15 @@ class Leases(RuleBasedStateMachine):
             assert self.server.value == self.claims[process], "who leads holds the lease"
 
 
-Leases.TestCase.settings = settings(max_examples=200, stateful_step_count=30, deadline=None)
 TestLeases = Leases.TestCase
+TestLeases.settings = settings(max_examples=60, stateful_step_count=30, deadline=None)
+
+
+@pytest.mark.slow
+class TestLeasesAtLength(TestLeases):  # type: ignore[misc, valid-type]
+    """The same with more stories."""
+
+    settings = settings(max_examples=400, stateful_step_count=30, deadline=None)
 
 
 def test_a_leader_whose_renewals_are_lost_stops_before_its_lease_can_expire() -> None:

@@ -7,6 +7,7 @@ demand that comes and goes: whatever is proposed, prepared, ready for a failure 
 from dataclasses import replace
 from datetime import timedelta
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -128,4 +129,11 @@ def exposed(world: World, chains: Placement) -> list[str]:
 
 
 TestPrivacy = Privacy.TestCase
-TestPrivacy.settings = settings(max_examples=40, stateful_step_count=20, deadline=None)
+TestPrivacy.settings = settings(max_examples=15, stateful_step_count=20, deadline=None)
+
+
+@pytest.mark.slow
+class TestPrivacyAtLength(TestPrivacy):  # type: ignore[misc, valid-type]
+    """The same with more stories."""
+
+    settings = settings(max_examples=80, stateful_step_count=20, deadline=None)

@@ -13,6 +13,7 @@ import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -141,4 +142,11 @@ class Reconfiguration(RuleBasedStateMachine):
 
 
 TestReconfiguration = Reconfiguration.TestCase
-TestReconfiguration.settings = settings(max_examples=25, stateful_step_count=25, deadline=None)
+TestReconfiguration.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
+
+
+@pytest.mark.slow
+class TestReconfigurationAtLength(TestReconfiguration):  # type: ignore[misc, valid-type]
+    """The same with more stories."""
+
+    settings = settings(max_examples=50, stateful_step_count=25, deadline=None)

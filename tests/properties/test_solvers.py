@@ -24,6 +24,13 @@ from orchestrator.solvers.ushape import u_shaped
 from schemas.errors import ErrorCode, ResplitError
 
 INSTANCES = 240
+
+
+def parts(whole: int, always: int) -> list[Any]:
+    """Of so many parts of the instances the first few, and with `make test-slow` the others."""
+    return [*range(always), *(pytest.param(part, marks=pytest.mark.slow) for part in range(always, whole))]
+
+
 SITES = (None, 1, 2, 3)
 
 
@@ -81,7 +88,7 @@ def chains_with(problem: Problem, nodes: tuple[int, ...]) -> list[tuple[Piece, .
     return found
 
 
-@pytest.mark.parametrize("part", range(6))
+@pytest.mark.parametrize("part", parts(6, 2))
 def test_dssr_the_subset_programme_and_the_milp_agree(part: int) -> None:
     feasible = 0
     for seed in range(part, INSTANCES, 6):
@@ -115,8 +122,9 @@ def test_a_number_of_stages_that_is_asked_for_is_met_as_the_subset_programme_mee
                 assert latency_ns(problem, found.pieces) == latency_ns(problem, expected), (seed, stages)
 
 
-def test_a_number_of_stages_can_be_asked_of_the_least_latency_too() -> None:
-    for seed in range(80):
+@pytest.mark.parametrize("part", parts(4, 1))
+def test_a_number_of_stages_can_be_asked_of_the_least_latency_too(part: int) -> None:
+    for seed in range(part, 80, 4):
         problem = instance(seed, nodes=5, blocks=5)
         for stages in (1, 2, 3):
             every = [c for order in permutations(range(5), stages) for c in chains_with(problem, order)]
@@ -247,8 +255,9 @@ def test_replicas_add_their_rates_and_a_lone_stage_limits_all() -> None:
     assert replicated_rate(problem, [Piece(0, 0, 1)]) == 0
 
 
-def test_models_that_share_nodes_share_their_memory() -> None:
-    for seed in range(6):
+@pytest.mark.parametrize("part", parts(3, 1))
+def test_models_that_share_nodes_share_their_memory(part: int) -> None:
+    for seed in range(part, 6, 3):
         one = wide(seed, nodes=12, sites=3, blocks=8)
         models = [
             Problem(one.time_ns, one.need_bytes * k, one.free_bytes * 3, one.hop_ns, one.site, one.boundary)
@@ -295,9 +304,10 @@ def test_a_problem_that_contradicts_itself_is_refused_by_field(field: str, value
     assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, field)
 
 
-def test_where_a_chain_is_known_the_answer_is_as_good_and_of_equals_that_chain() -> None:
+@pytest.mark.parametrize("part", parts(6, 2))
+def test_where_a_chain_is_known_the_answer_is_as_good_and_of_equals_that_chain(part: int) -> None:
     asked = 0
-    for seed in range(INSTANCES):
+    for seed in range(part, INSTANCES, 6):
         problem = instance(seed)
         best = solve(problem)
         chains = [
@@ -313,7 +323,7 @@ def test_where_a_chain_is_known_the_answer_is_as_good_and_of_equals_that_chain()
             if latency_ns(problem, chain) == best.value_ns:
                 assert found.pieces == chain
             asked += 1
-    assert asked > INSTANCES
+    assert asked > INSTANCES / 6
 
 
 def test_what_is_no_chain_of_the_problem_is_not_begun_with() -> None:
@@ -323,9 +333,10 @@ def test_what_is_no_chain_of_the_problem_is_not_begun_with() -> None:
             assert solve(problem, known=wrong) == solve(problem)
 
 
-def test_a_cut_off_leaves_out_exactly_the_u_that_is_no_better() -> None:
+@pytest.mark.parametrize("part", parts(3, 1))
+def test_a_cut_off_leaves_out_exactly_the_u_that_is_no_better(part: int) -> None:
     found = 0
-    for seed in range(INSTANCES):
+    for seed in range(part, INSTANCES, 3):
         problem = instance(seed)
         heads = list(range(problem.nodes))
         best = u_shaped(problem, heads)
@@ -336,4 +347,4 @@ def test_a_cut_off_leaves_out_exactly_the_u_that_is_no_better() -> None:
         none = u_shaped(problem, heads, cutoff_ns=best.value_ns)
         assert none.pieces is None
         assert none.bound_ns == best.value_ns
-    assert found > INSTANCES / 4
+    assert found > INSTANCES / 12

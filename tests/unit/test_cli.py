@@ -17,7 +17,7 @@ import pytest
 from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
-from bus.connection import connect
+from bus.connection import connect, settle
 from bus.keys import create_keys, load_identity
 from bus.streams import ensure_streams
 from resplit.cli import app
@@ -185,7 +185,7 @@ def test_infer_streams_text_and_with_json_one_line_a_token(server_url: str, loop
 
     peer = loop(nats.connect(server_url))
     loop(peer.subscribe("resplit.v1.infer.adder", cb=answer))
-    loop(peer.flush())
+    loop(settle(peer))
     assert run("infer", "adder", "-", "--url", server_url, "--seed", 7, stdin="1+2=").stdout == "3|\n"
     lines = run("infer", "adder", "1+2", "--chat", "--json", "--url", server_url).stdout.splitlines()
     tokens = [json.loads(line) for line in lines]

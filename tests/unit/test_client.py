@@ -17,6 +17,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import resplit
+from bus.connection import settle
 from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage, exchange
 from resplit.server import NatsServer
 
@@ -81,7 +82,7 @@ async def serve(peer: Nats, handler: Handler, deployment: str = "adder") -> asyn
 
     await peer.subscribe(f"resplit.v1.infer.{deployment}", "ingress", cb=answer)
     await peer.subscribe("resplit.v1.cancel.*", cb=cancel)
-    await peer.flush()
+    await settle(peer)
     return cancelled
 
 
