@@ -9,6 +9,7 @@ from pydantic import BaseModel
 from agent.finished import Finished
 from agent.intake import Job
 from agent.replies import ReplyTo
+from agent.speeds import Speeds
 from bus.audit import Trail
 from schemas.base import DeploymentName, NodeId, RequestId
 from schemas.frame import Frame
@@ -31,6 +32,8 @@ class Desk:
     """`(seconds, call)`: call it then, on the event loop."""
     on_empty: Callable[[DeploymentName, int], None]
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
+    speeds: Speeds = field(default_factory=Speeds)
+    """What nodes say of themselves."""
     finished: Finished = field(default_factory=Finished)
     """What those that ended in text met."""
 

@@ -125,6 +125,8 @@ class _Flight:
     attempts: int
     missing: int
     """Items of the frame that are not answered yet."""
+    ahead: int = 0
+    """Of a prefill chunk: how many others were on their way when it was sent."""
 
 
 class RouteDriver:
@@ -142,6 +144,8 @@ class RouteDriver:
         self._lanes = max(depth, stages)
         self._running: dict[SequenceId, _Running] = {}
         self._flights: list[_Flight] = []
+        self._chunk_answered = 0.0
+        """When the last prefill chunk was."""
         self.typical_s: dict[str, float] = {}
         """What a step of each kind lately took, in seconds."""
         self.pace = Pace()
@@ -183,6 +187,11 @@ class RouteDriver:
     def prompt(self, sequence: SequenceId) -> Prompt:
         """As it was admitted."""
         return self._running[sequence].prompt
+
+    @property
+    def chunks_in_flight(self) -> int:
+        """Prefill chunks that are on their way."""
+        return sum(flight.kind == "prefill" for flight in self._flights)
 
     def unfilled(self, sequence: SequenceId) -> int:
         """Tokens of its prompt that are still to be sent."""
@@ -312,8 +321,7 @@ class RouteDriver:
         # Earliest due first: whatever set of prompts can be in time, is. The least slack first would alternate between
         # two prompts as each gets ahead of the other, and make both late.
         running = min(unfilled, key=lambda r: r.prompt.urgency.due)
-        flying = sum(flight.kind == "prefill" for flight in self._flights)
-        if flying >= (self._lanes if running.is_recovering else self._depth):
+        if self.chunks_in_flight >= (self._lanes if running.is_recovering else self._depth):
             return None
         tokens = running.prompt.tokens
         # A chunk ends at the next absolute multiple of the chunk size, whatever else is going on: results
@@ -335,7 +343,7 @@ class RouteDriver:
 
     def _launch(self, kind: Kind, group: list[_Running], items: list[Item], ids: np.ndarray, now: float) -> _Flight:
         frame = Activation(*self._head, 0, kind, tuple(items), {"x": ids}, self._ingress)
-        flight = _Flight(kind, frame, now, 1, len(items))
+        flight = _Flight(kind, frame, now, 1, len(items), self.chunks_in_flight if kind == "prefill" else 0)
         for running, item in zip(group, items, strict=True):
             running.unanswered[item.step] = flight
         return flight
@@ -364,7 +372,10 @@ class RouteDriver:
         if flight.missing < len(items):
             return  # by another of its answers
         if flight.kind == "prefill":
-            self.pace.chunk.add(items[0].count, took_s, now)
+            self.pace.chunk_took(
+                items[0].count, took_s, flight.ahead, now - max(flight.sent, self._chunk_answered), now
+            )
+            self._chunk_answered = now
         elif flight.kind == "decode":
             self.pace.step.add(len(items), took_s, now)
 

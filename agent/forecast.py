@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import ceil
 
-from agent.pace import Pace
+from agent.pace import Likened, Pace
 
 PRUDENCE = 1.25
 """A deadline is given up only where the forecast exceeds it by a quarter: it is an estimate, and a request that
@@ -39,6 +39,8 @@ class Line:
     depth: int
     running: Sequence[Work] = ()
     ahead: Sequence[Work] = ()
+    chunks_in_flight: int = 0
+    """Of prompts that run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,25 +58,24 @@ class Forecast:
         return self.e2e_ms <= PRUDENCE * deadline_ms
 
 
-def forecast(pace: Pace, line: Line, work: Work, now: float) -> Forecast | None:
-    """When `work` would be done if it came last; None while it is not known how fast the route is.
+def forecast(pace: Pace | Likened, line: Line, work: Work) -> Forecast:
+    """When `work` would be done if it came last.
 
     Slots free in the order in which what holds them ends; prompts are prefilled one after the other; everybody
     decodes at the pace of a full route, if it will be full.
     """
-    if not pace.generates(now):
-        return None
     sequences = max(len(line.running), min(line.sequences_max, len(line.running) + len(line.ahead) + 1))
-    step_s = pace.step.seconds(ceil(sequences / line.depth))
-    prefilled_s, free_s = 0.0, [0.0] * (line.slots - sum(other.contends for other in line.running))
+    step_s = pace.step_s(ceil(sequences / line.depth))
+    prefilled_s = line.chunks_in_flight * pace.gap_s(line.chunk_tokens)
+    free_s = [0.0] * (line.slots - sum(other.contends for other in line.running))
     for other in line.running:
-        prefilled_s += _prefill_s(pace, line, other.prefill)
+        prefilled_s += _gaps_s(pace, line, other.prefill)
         if other.contends:
             free_s.append((prefilled_s if other.prefill else 0.0) + other.tokens * step_s)
     heapq.heapify(free_s)
     for other in line.ahead:
         begins_s = free_s[0] if other.contends else 0.0
-        prefilled_s = max(prefilled_s, begins_s) + _prefill_s(pace, line, other.prefill)
+        prefilled_s = max(prefilled_s, begins_s) + _gaps_s(pace, line, other.prefill)
         if other.contends:
             heapq.heapreplace(free_s, prefilled_s + other.tokens * step_s)
     wait_s = free_s[0]
@@ -92,10 +93,15 @@ def forecast_calls(pace: Pace, slots: int, ahead: int, calls: int, now: float) -
     return Forecast(1e3 * each_s * (ahead // slots), 1e3 * e2e_s, 0.0, 1e3 * e2e_s)
 
 
-def _prefill_s(pace: Pace, line: Line, tokens: int) -> float:
-    """Whole chunks and a rest; `depth` of them are under way at once."""
+def _prefill_s(pace: Pace | Likened, line: Line, tokens: int) -> float:
+    """Chunks that follow each other, the last one to its end."""
     if not tokens:
         return 0.0
     whole = (tokens - 1) // line.chunk_tokens
-    rest_s = pace.chunk.seconds(tokens - whole * line.chunk_tokens)
-    return rest_s + whole * pace.chunk.seconds(line.chunk_tokens) / line.depth
+    return whole * pace.gap_s(line.chunk_tokens) + pace.chunk_s(tokens - whole * line.chunk_tokens)
+
+
+def _gaps_s(pace: Pace | Likened, line: Line, tokens: int) -> float:
+    """How much later what comes behind so many tokens is through."""
+    whole, rest = divmod(tokens, line.chunk_tokens)
+    return whole * pace.gap_s(line.chunk_tokens) + (pace.gap_s(rest) if rest else 0.0)

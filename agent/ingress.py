@@ -161,10 +161,15 @@ class Ingress:
 
     def heard(self, capacity: Capacity) -> None:
         """A node's heartbeat: what it runs, it runs."""
+        self.speaks(capacity)
         for stage in capacity.stages:
             served = self._served.get(stage.deployment)
             if served is not None and stage.state != "loading":
                 served.node_serves(capacity.node, stage.epoch)
+
+    def speaks(self, capacity: Capacity) -> None:
+        """What a heartbeat of this node, or another, says of how fast it is."""
+        self._desk.speeds.heard(capacity)
 
     def driven(self, plan: Plan) -> int:
         """How many sequences of a plan run that this ingress drives."""

@@ -35,9 +35,9 @@ class Timing:
         self._wxx = fade * self._wxx + size * size
         self._wxy = fade * self._wxy + size * took_s
 
-    def is_known(self, now: float) -> bool:
-        """Whether there is evidence, and fresh."""
-        return self.calls >= CALLS_MIN and now - self.last < FRESH_S
+    def is_known(self, now: float, fresh_s: float = FRESH_S) -> bool:
+        """Whether there is evidence, and none of it older than that."""
+        return self.calls >= CALLS_MIN and now - self.last < fresh_s
 
     def seconds(self, size: float) -> float:
         """What a call of this size takes; there must be evidence. Neither a larger call nor an empty one takes less
@@ -53,12 +53,68 @@ class Pace:
     """The timings of one route as its ingress sees them: from sending a frame to its answer, queues included."""
 
     chunk: Timing = field(default_factory=Timing)
-    """Prefill, over tokens."""
+    """Prefill, over tokens: a chunk that follows no other."""
+    gap: Timing = field(default_factory=Timing)
+    """The same of one that follows another: what its busiest stage, or the number that may be on their way, allows."""
     step: Timing = field(default_factory=Timing)
     """Decode, over sequences in the group."""
     call: Timing = field(default_factory=Timing)
     """Of a model without caches; all count as of one size."""
 
-    def generates(self, now: float) -> bool:
+    def generates(self, now: float, fresh_s: float = FRESH_S) -> bool:
         """Whether it is known how fast tokens come."""
-        return self.chunk.is_known(now) and self.step.is_known(now)
+        return self.chunk.is_known(now, fresh_s) and self.step.is_known(now, fresh_s)
+
+    @property
+    def last(self) -> float:
+        """How old the evidence is."""
+        return min(self.chunk.last, self.step.last)
+
+    def chunk_took(self, tokens: int, took_s: float, ahead: int, behind_s: float, now: float) -> None:
+        """A prefill chunk was answered `now`, `took_s` after it was sent behind `ahead` others, and `behind_s` after
+        the one before it, or after it was sent itself."""
+        if ahead:
+            self.gap.add(tokens, behind_s, now)
+            if not self.gap.is_known(now):
+                return
+            took_s = max(behind_s, took_s - ahead * self.gap.seconds(tokens))
+        self.chunk.add(tokens, took_s, now)
+
+    def chunk_s(self, tokens: int) -> float:
+        """A prefill chunk of so many tokens by itself; there must be evidence."""
+        return self.chunk.seconds(tokens)
+
+    def gap_s(self, tokens: int) -> float:
+        """How long after another one it is through."""
+        alone_s = self.chunk_s(tokens)
+        return min(alone_s, self.gap.seconds(tokens)) if self.gap.calls >= CALLS_MIN else alone_s
+
+    def step_s(self, sequences: int) -> float:
+        """A decode step of so many sequences; there must be evidence."""
+        return self.step.seconds(sequences)
+
+
+@dataclass(frozen=True, slots=True)
+class Likened:
+    """The pace of a route that was not used lately: that of another, and what its nodes say that they take more."""
+
+    like: Pace
+    more_step_s: float
+    more_token_s: float
+    more_gap_s: float
+    """For each token."""
+
+    def chunk_s(self, tokens: int) -> float:
+        """As for `Pace`; what is less than none takes a tenth."""
+        known_s = self.like.chunk_s(tokens)
+        return max(0.1 * known_s, known_s + self.more_token_s * tokens)
+
+    def gap_s(self, tokens: int) -> float:
+        """The same."""
+        known_s = self.like.gap_s(tokens)
+        return max(0.1 * known_s, known_s + self.more_gap_s * tokens)
+
+    def step_s(self, sequences: int) -> float:
+        """The same."""
+        known_s = self.like.step_s(sequences)
+        return max(0.1 * known_s, known_s + self.more_step_s)

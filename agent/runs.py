@@ -5,15 +5,25 @@ from collections.abc import Iterable, Sequence
 from agent.forecast import Forecast, Line, Work, forecast, forecast_calls
 from agent.generation import Generation
 from agent.intake import Job
+from agent.pace import Likened, Pace
 from agent.run import RouteRun
+from agent.speeds import Speeds
 from agent.tensorjob import TensorJob
 from schemas.frame import SequenceId
 
 Running = tuple[Job, RouteRun, SequenceId]
 
 
+LATELY_S = 5.0
+"""What was measured on a route before that counts for less than what its nodes say, held against a route in use."""
+
+
 class Runs(dict[tuple[int, int], RouteRun]):
     """By (epoch, route). A route need not begin at this node: any ingress may drive any route of a plan."""
+
+    def __init__(self, speeds: Speeds) -> None:
+        super().__init__()
+        self._speeds = speeds
 
     @property
     def current(self) -> list[RouteRun]:
@@ -59,7 +69,7 @@ class Runs(dict[tuple[int, int], RouteRun]):
         held, prompt = tuple(running), job.prompt if isinstance(job, Generation) else ()
         keys = {}
         for run in could:
-            seen = predicted(run, job, held, (), now, could)
+            seen = self.predicted(run, job, held, (), now, could)
             ends_ms = 0.0 if seen is None else seen.e2e_ms
             keys[run] = (run.driver.stalled, ends_ms, -run.cached(prompt, now), run.active, not run.is_own)
         return sorted(could, key=keys.__getitem__)
@@ -70,48 +80,77 @@ class Runs(dict[tuple[int, int], RouteRun]):
         held, could = tuple(running), self.able(job)
         # What waits goes to whichever route is free: each of them takes its share.
         shares = [ahead[i :: len(could)] for i in range(len(could))]
-        seen = [predicted(run, job, held, share, now) for run, share in zip(could, shares, strict=True)]
+        seen = [self.predicted(run, job, held, share, now) for run, share in zip(could, shares, strict=True)]
         return min((one for one in seen if one is not None), key=lambda one: one.e2e_ms, default=None)
 
+    def predicted(
+        self,
+        run: RouteRun,
+        job: Job,
+        running: Iterable[Running],
+        ahead: Sequence[Job],
+        now: float,
+        others: Sequence[RouteRun] = (),
+    ) -> Forecast | None:
+        """How long the request would take on one route, if it is known how fast that is."""
+        if isinstance(job, TensorJob):
+            called = run.driver.pace
+            if not called.call.is_known(now):
+                # It is thought as fast as the fastest of the others, so that it is tried.
+                known = [other.driver.pace for other in others if other.driver.pace.call.is_known(now)]
+                called = min(known, key=lambda one: one.call.seconds(1), default=called)
+            calls = sum(len(other.waiting) for other in ahead if isinstance(other, TensorJob))
+            return forecast_calls(called, run.route.max_sequences, calls + run.active, len(job.waiting), now)
+        pace = self.pace(run, others, now)
+        if pace is None:
+            return None
+        need, settings = job.slots_needed, run.plan.settings
+        line = Line(
+            run.rows_for(need),
+            run.route.max_sequences,
+            settings.chunk_tokens,
+            settings.pipeline_depth,
+            [
+                Work(
+                    # The most urgent prompt goes first.
+                    run.driver.unfilled(sequence) if other.urgency.due <= job.urgency.due else 0,
+                    other.tokens_left,
+                    run.driver.prompt(sequence).capacity >= need,
+                )
+                for other, over, sequence in running
+                if over is run and isinstance(other, Generation)
+            ],
+            [
+                Work(len(other.prompt), other.tokens_left, run.contends(other.slots_needed, need))
+                for other in ahead
+                if isinstance(other, Generation)
+            ],
+            run.driver.chunks_in_flight,
+        )
+        return forecast(pace, line, Work(len(job.prompt) - run.cached(job.prompt, now), job.tokens_left))
 
-def predicted(
-    run: RouteRun,
-    job: Job,
-    running: Iterable[Running],
-    ahead: Sequence[Job],
-    now: float,
-    others: Sequence[RouteRun] = (),
-) -> Forecast | None:
-    """How long the request would take on one route; one that was not measured is thought as fast as the fastest of
-    `others`, so that it is tried."""
-    pace = run.driver.pace
-    if isinstance(job, TensorJob):
-        if not pace.call.is_known(now):
-            known = [other.driver.pace for other in others if other.driver.pace.call.is_known(now)]
-            pace = min(known, key=lambda one: one.call.seconds(1), default=pace)
-        calls = sum(len(other.waiting) for other in ahead if isinstance(other, TensorJob))
-        return forecast_calls(pace, run.route.max_sequences, calls + run.active, len(job.waiting), now)
-    if not pace.generates(now):
-        known = [other.driver.pace for other in others if other.driver.pace.generates(now)]
-        pace = min(known, key=lambda one: one.step.seconds(1), default=pace)
-    need, settings = job.slots_needed, run.plan.settings
-    line = Line(
-        run.rows_for(need),
-        run.route.max_sequences,
-        settings.chunk_tokens,
-        settings.pipeline_depth,
-        [
-            Work(run.driver.unfilled(sequence), other.tokens_left, run.driver.prompt(sequence).capacity >= need)
-            for other, over, sequence in running
-            if over is run and isinstance(other, Generation)
-        ],
-        [
-            Work(len(other.prompt), other.tokens_left, run.contends(other.slots_needed, need))
-            for other in ahead
-            if isinstance(other, Generation)
-        ],
-    )
-    return forecast(pace, line, Work(len(job.prompt) - run.cached(job.prompt, now), job.tokens_left), now)
+    def pace(self, run: RouteRun, others: Sequence[RouteRun], now: float) -> Pace | Likened | None:
+        """How fast a route is. One that was not used lately is held against the one that was used last, by what the
+        nodes of both say; where they do not say, it is thought as fast, so that it is tried."""
+        own = run.driver.pace
+        if own.generates(now, LATELY_S):
+            return own
+        known = [other for other in others if other is not run and other.driver.pace.generates(now)]
+        if not known:
+            return own if own.generates(now) else None
+        other = max(known, key=lambda one: one.driver.pace.last)
+        if own.generates(now) and own.last >= other.driver.pace.last:
+            return own
+        mine = self._speeds.of(run.plan.model, run.route)
+        theirs = self._speeds.of(other.plan.model, other.route)
+        if mine is None or theirs is None:
+            return own if own.generates(now) else other.driver.pace
+        return Likened(
+            other.driver.pace,
+            mine.step_s - theirs.step_s,
+            mine.token_s - theirs.token_s,
+            mine.busiest_token_s - theirs.busiest_token_s,
+        )
 
 
 def succeeds(run: RouteRun, old: RouteRun) -> bool:

@@ -65,7 +65,7 @@ class Served:
     """Requests that are being stored in the journal, before they wait in the queue."""
     current_nodes: tuple[str, ...] = ()
     """Nodes of the plan in force. If this one is not among them it serves its last requests to their end."""
-    runs: Runs = field(default_factory=Runs)
+    runs: Runs = field(init=False)
     queue: Waiting = field(default_factory=Waiting)
     jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
     subscription: Subscription | None = None
@@ -78,6 +78,7 @@ class Served:
     """Epochs that drain and that this node is to say it has emptied, even those that it never drove anything over."""
 
     def __post_init__(self) -> None:
+        self.runs = Runs(self.desk.speeds)
         self.crossings = Crossings(self.desk.send)
         self.answers = Answers(self)
 

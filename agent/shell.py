@@ -350,7 +350,9 @@ class Agent:
         except ResplitError as error:
             log.warning("dropped a capacity report: %s", error.message)
             return
-        if signer == capacity.node != self._identity.name and self._neighbours.heard(capacity):
+        if signer == capacity.node == self._identity.name:
+            self._ingress.speaks(capacity)
+        elif signer == capacity.node and self._neighbours.heard(capacity):
             self._peers.learn(capacity)
             self._ingress.heard(capacity)
 
@@ -386,7 +388,7 @@ class Agent:
 
     def _read(self) -> Reading:
         return self._meter.read(
-            time.monotonic(), self._config.memory_bytes, self._memory_used(), at_rest=not self._plans()
+            time.monotonic(), self._config.memory_bytes, self._memory_used(), at_rest=self._block_times.at_rest
         )
 
     def _memory_free(self) -> int:

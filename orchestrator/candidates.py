@@ -6,8 +6,8 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 import numpy as np
@@ -19,22 +19,27 @@ from orchestrator.demand import averaged, demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost, reaches_of
+from orchestrator.past import NONE_SEEN, Past, State, remembered, state_of, weighed
 from orchestrator.rooms import Room, rooms
 from orchestrator.search import Search, looked_around
 from orchestrator.searched import Searched
 from orchestrator.strain import UNSTRAINED, Strain
 from profiler.compute import CONTEXT, DECODE, TOKEN
 from profiler.cost import PROMPT_TOKENS
-from profiler.forecast import forecast
+from profiler.forecast import Forecast, forecast
 from profiler.host import Host
 from profiler.network import DEFAULT_RTT_MS
 from profiler.objective import Demand, Weights
+from profiler.sizes import sizes_of
 from profiler.waiting import chunks_of
 from schemas.base import NodeId
 from schemas.capacity import REFERENCE_CONTEXT_TOKENS
 from schemas.deployment import Deployment, Placement, Settings, nodes_of
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
+
+WORST = 3.0
+"""A bad state does not last: by the time that it has, another plan is in force."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,8 @@ class Slate:
     """The same."""
     load: float
     """The same: how many sequences run on average."""
+    past: Past
+    """The same."""
 
 
 def slate(
@@ -62,12 +69,14 @@ def slate(
     load: float | None = None,
     elapsed_s: float = 0.0,
     strain: Strain = UNSTRAINED,
+    past: Past = NONE_SEEN,
     optimism: float | None = None,
     avoid: frozenset[NodeId] = frozenset(),
     unfit: Mapping[NodeId, str] | None = None,
     exposed: str | None = None,
     weights: Weights | None = None,
     prices: Prices | None = None,
+    prepared: Placement = (),
     searched: Searched | None = None,
     anew: bool = False,
 ) -> Slate:
@@ -102,6 +111,14 @@ def slate(
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
     calm = as_it_is(timed(heard, steadied, manifest, deployment.model, optimism))
 
+    slowness = {
+        name: found
+        for name, capacity in heard.items()
+        if (found := strain.slowness(name, capacity, current.chains, beside=capacity.machine in in_use)) is not None
+    }
+    state = state_of(slowness)
+    states = weighed(past, state)
+
     def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""
         return {node: rested[node].slower(strain.on(node, chains)) for node in nodes_of(chains)}
@@ -117,30 +134,47 @@ def slate(
     load = averaged(load, live.sequences, elapsed_s)
     demand = demand_of(load, habit, current, serving(current.chains), steady(current.chains), manifest)
     prompt_tokens = round(habit.prompt_tokens)
-    bound_ms = latency_bound_ms(
-        idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
-    )
-    latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
+
+    def bound_ms_on(offered: Mapping[NodeId, Room]) -> float:
+        return latency_bound_ms(
+            offered, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
+        )
+
+    latency_ref_ms = max(bound_ms_on(idle), LATENCY_REF_MS_MIN)
+    bound_ms = bound_ms_on(_at_best(idle, states))
     weights = weights or Weights()
 
-    def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed]:
-        found = forecast(
-            chains,
-            serving(chains),
-            manifest,
-            prompt_tokens,
-            demand=demand,
-            settings=deployment.settings,
-            weights=weights,
-            trusted=trusted,
-            steady=steady(chains) if demand.requests_per_s else None,
-        )
+    def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed, list[float]]:
+        now_hosts, calm_hosts = serving(chains), steady(chains) if demand.requests_per_s else None
+
+        def in_state(changed: State) -> Forecast:
+            return forecast(
+                chains,
+                _changed(now_hosts, changed),
+                manifest,
+                prompt_tokens,
+                demand=demand,
+                settings=deployment.settings,
+                weights=weights,
+                trusted=trusted,
+                steady=None if calm_hosts is None else _changed(calm_hosts, changed),
+            )
+
+        found, mine, known = in_state({}), nodes_of(chains), dict[tuple[tuple[NodeId, float], ...], float]()
+        objective = found.objective(latency_ref_ms, weights, deployment.slo)
+        phis = []
+        for _, changed in states:
+            key = tuple((node, factor) for node, factor in changed.items() if node in mine)
+            if key not in known:
+                there = in_state(changed) if key else found
+                known[key] = there.objective(latency_ref_ms, weights, deployment.slo).phi
+            phis.append(known[key])
         prefill_ms = sum(
             share * sum(stage.prefill_ms for stage in route.stages) / prompt_tokens
             for share, route in zip(found.shares, found.routes, strict=True)
         )
-        priced = Option(chains, origin, found.objective(latency_ref_ms, weights), found.terms, without)
-        return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares)
+        priced = Option(chains, origin, objective, found.terms, without, found.missing(deployment.slo))
+        return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares), phis
 
     here = option(current.chains, Origin.CURRENT)
     pinned = deployment.chains is not None
@@ -153,7 +187,7 @@ def slate(
         current.chains,
         here[0].phi,
         tuple(order),
-        demand.requests_per_s > 0,
+        load > 1,
         deployment.sensitive_of(len(manifest.blocks)),
         trusted,
     )
@@ -170,10 +204,13 @@ def slate(
     ]
     alternatives = [(chains, origin, None) for chains, origin in searched.found]
     others: dict[Placement, tuple[Origin, NodeId | None]] = {}
+    if prepared and set(nodes_of(prepared)) <= rested.keys():
+        others[prepared] = (Origin.PREPARED, None)
     for chains, origin, without in [*alternatives, *spares]:
         if chains != current.chains:
             others.setdefault(chains, (origin, without))
-    kept = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
+    priced = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
+    kept = _with_past(priced, states)
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     reaches = reaches_of(heard, deployment.model)
@@ -193,8 +230,41 @@ def slate(
         hard=reasons or None,
         unfit=frozenset(unfit),
         pinned=pinned,
+        model_bytes=sum(sizes_of(manifest).weight_bytes),
     )
-    return Slate(observation, failovers, optimism, searched, load)
+    return Slate(observation, failovers, optimism, searched, load, remembered(past, state, now))
+
+
+def _changed(hosts: Mapping[NodeId, Host], changed: State) -> dict[NodeId, Host]:
+    return {node: host.slower(changed[node]) if node in changed else host for node, host in hosts.items()}
+
+
+def _at_best(idle: Mapping[NodeId, Room], states: Sequence[tuple[float, State]]) -> dict[NodeId, Room]:
+    """The rooms with each node as fast as it is in any of the states."""
+    least: dict[NodeId, float] = {}
+    for _, changed in states:
+        for node, factor in changed.items():
+            least[node] = min(least.get(node, 1.0), factor)
+    return {
+        name: replace(room, host=room.host.slower(least[name])) if least.get(name, 1.0) < 1 else room
+        for name, room in idle.items()
+    }
+
+
+def _with_past(
+    priced: Sequence[tuple[Option, Placed, list[float]]], states: Sequence[tuple[float, State]]
+) -> list[tuple[Option, Placed]]:
+    """The options with what the states that were add to what they cost now. A state in which another plan is so much
+    better is left for that one: no plan counts there for more than `WORST` times the best."""
+    least = [min(column) for column in zip(*(phis for _, _, phis in priced), strict=True)]
+    found = []
+    for one, placed, phis in priced:
+        past = sum(
+            weight * (min(phi, WORST * best) - phis[0])
+            for (weight, _), phi, best in zip(states[1:], phis[1:], least[1:], strict=True)
+        )
+        found.append((replace(one, objective=replace(one.objective, past=past)), placed))
+    return found
 
 
 def latency_bound_ms(

@@ -42,6 +42,7 @@ class Origin(StrEnum):
     ROUTE_ADDED = "route added"
     ROUTE_GIVEN_BACK = "route given back"
     FAILOVER = "failover"
+    PREPARED = "being prepared"
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,8 @@ class Option:
     """`profiler.forecast.Forecast.terms`"""
     without: NodeId | None = None
     """The node that a failover plan does without."""
+    missing: float = 0.0
+    """The share of requests that is predicted to miss what the deployment promises; 0 where it promises nothing."""
 
     @cached_property
     def key(self) -> str:
@@ -91,6 +94,10 @@ class Observation:
     """Nodes that a plan chosen for that reason must do without."""
     pinned: bool = False
     """An operator placed the current plan: it never moves by itself."""
+    model_bytes: int = 0
+    """Weights of one copy of the model."""
+    settling: bool = False
+    """The plan before the current one still drains: it is left for need alone."""
     burn: tuple[float, float] | None = None
     """How fast the SLO's error budget burns, over a short and a long window; None while nobody measures it."""
 

@@ -58,8 +58,7 @@ def demand_of(
 ) -> Demand:
     """How often requests of this habit arrive if `count` sequences run on average. By Little's law N that take E2E
     each arrive N/E2E a second, E2E being what they take in the queues that this rate makes: N = lambda *
-    E2E(lambda) grows with lambda, so bisection finds it. N is one less than `count`: the one that would be there
-    anyway waits for nobody."""
+    E2E(lambda) grows with lambda, so bisection finds it."""
     output_tokens, prompt_tokens = round(habit.output_tokens), round(habit.prompt_tokens)
     ground = surveyed(current.chains, seen, manifest, steady)
 
@@ -70,12 +69,12 @@ def demand_of(
         found = forecast_on(ground, prompt_tokens, demand=at(rate), settings=current.settings)
         return found.e2e_ms / 1e3
 
-    if count <= 1:
+    if count <= 0:
         return at(0.0)
 
     alone_s = e2e_s(0.0)
-    low, high = 0.0, (count - 1) / alone_s if alone_s > 0 else 0.0
+    low, high = 0.0, count / alone_s if alone_s > 0 else 0.0
     for _ in range(BISECTIONS if high else 0):
         middle = (low + high) / 2
-        low, high = (middle, high) if middle * e2e_s(middle) <= count - 1 else (low, middle)
+        low, high = (middle, high) if middle * e2e_s(middle) <= count else (low, middle)
     return at(low)

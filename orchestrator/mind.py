@@ -150,6 +150,11 @@ class Mind:
                 request=None,
                 **audited(decision),
             )
+        if outlook.regret is not None and rollout.candidate is not None:
+            epoch, why = outlook.regret
+            if rollout.candidate.plan.epoch == epoch:
+                yield from self._take(name, Abandon(why))
+            return
         hard = decision.action is Action.HARD
         needed = what_is_needed(self.snapshot, deployment, rollout)
         if not decision.acts or not serves(needed) or not may_propose(rollout, hard):

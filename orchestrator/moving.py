@@ -99,7 +99,7 @@ class Reach:
     """How fast a node comes by blocks, and those of one model that it has on its disk."""
 
     fetch_bytes_per_s: float
-    """Over the best of its links."""
+    """Over the slowest of its links: pieces of a file come from whichever holder the server picks."""
     slowest_bytes_per_s: float | None
     """Over the worst of them; None while none was measured."""
     read_bytes_per_s: float
@@ -112,7 +112,7 @@ def reaches_of(capacities: Mapping[NodeId, Capacity], digest: Digest) -> dict[No
     for node, capacity in capacities.items():
         rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
         found[node] = Reach(
-            max(rates, default=DEFAULT_LINK_BYTES_PER_S),
+            min(rates, default=DEFAULT_LINK_BYTES_PER_S),
             min(rates, default=None),
             capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S,
             frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest)),

@@ -50,7 +50,7 @@ def make_plan(
         wanted = min(deployment.routes or max(routes, len(kept)), settings.max_sequences)
         chains, how = _routes(deployment, manifest, rooms, avoid, kept, wanted)
     estimate = forecast(chains, {name: room.host for name, room in rooms.items()}, manifest)
-    parts = shared_out(settings.max_sequences, estimate.shares)
+    parts = shared_out(settings.max_sequences, estimate.speeds)
     plan = Plan(
         deployment=deployment.name,
         model=deployment.model,

@@ -17,7 +17,7 @@ from orchestrator.rooms import Room
 from orchestrator.searched import Facts, Ready, Searched, is_slowed, is_stale, longest_ago
 from orchestrator.trust import exposed
 from schemas.base import NodeId
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, blocks_by_node
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Stage, blocks_by_node
 from schemas.manifest import Manifest
 
 FAILOVERS_MAX = OPTIONS_MAX - 3
@@ -80,6 +80,11 @@ class Search:
         )
 
     @property
+    def used(self) -> frozenset[NodeId]:
+        """The nodes in use."""
+        return frozenset(stage.node for chain in self.current for stage in chain)
+
+    @property
     def protected(self) -> tuple[NodeId, ...]:
         """The nodes in use for whose failure a plan is ready."""
         nodes = dict.fromkeys(NodeId(stage.node) for chain in self.current for stage in chain)
@@ -128,7 +133,7 @@ def step_ms(chains: Placement, rooms: Mapping[NodeId, Room]) -> float:
 
 def neighbours(search: Search) -> tuple[Found, ...]:
     """The plans next to the current one that are allowed, the likeliest first."""
-    return tuple(one for one in (*_moves(search), *_counts(search)) if search.allows(one[0]))
+    return tuple(one for one in (*_moves(search), *_regrouped(search), *_counts(search)) if search.allows(one[0]))
 
 
 def looked_around(
@@ -191,6 +196,31 @@ def _moves(search: Search) -> Iterator[Found]:
             yield _swapped(search.current, number, home), Origin.EDGE
 
 
+def _regrouped(search: Search) -> Iterator[Found]:
+    """Routes of the same cuts exchange nodes, so that slow ones are together and a route is without them. They hold the
+    same blocks, so nothing has to be loaded."""
+    for number in search.slowest[-1:]:
+        cuts = [(stage.first, stage.last) for stage in search.current[number]]
+        alike = [
+            at for at in reversed(search.slowest) if [(stage.first, stage.last) for stage in search.current[at]] == cuts
+        ]
+        if len(alike) < 2:
+            return
+        columns = [
+            sorted(
+                (search.current[at][position].node for at in alike),
+                key=lambda node: float(search.rooms[node].host.times.decode_ms[first : last + 1].sum()),
+            )
+            for position, (first, last) in enumerate(cuts)
+        ]
+        placement = list(search.current)
+        for at, nodes in zip(alike, zip(*columns, strict=True), strict=True):
+            placement[at] = tuple(
+                Stage(node=node, first=first, last=last) for node, (first, last) in zip(nodes, cuts, strict=True)
+            )
+        yield tuple(placement), Origin.REASSIGNED
+
+
 def _counts(search: Search) -> Iterator[Found]:
     """A route more where there is work for it, and fewer where the planner decides how many there are."""
     deployment, current = search.deployment, search.current
@@ -200,6 +230,9 @@ def _counts(search: Search) -> Iterator[Found]:
         more = further_chain(deployment, search.manifest, search.rooms, current, ways=search.ways)
         if more is not None:
             yield (*current, more), Origin.ROUTE_ADDED
+        apart = further_chain(deployment, search.manifest, search.rooms, current, search.used, search.ways)
+        if apart is not None and apart != more:
+            yield (*current, apart), Origin.ROUTE_ADDED
     if len(current) > 1:
         for number in search.slowest[:MOVED_ROUTES_MAX]:
             yield (*current[:number], *current[number + 1 :]), Origin.ROUTE_GIVEN_BACK

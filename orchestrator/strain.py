@@ -64,6 +64,13 @@ class Strain:
         factor, seen_at = self.own.get(node, (1.0, now))
         return 1 + (factor - 1) * exp(-(now - seen_at).total_seconds() / REMEMBERED_S)
 
+    def slowness(self, node: NodeId, capacity: Capacity, chains: Placement, beside: bool = False) -> float | None:
+        """How many times slower than with nothing else to do a node is now; None where it does not say. `beside` as
+        for `at_rest`."""
+        if capacity.slowdown is not None:
+            return capacity.slowdown / self.on(node, chains)
+        return None if beside else capacity.contention
+
 
 UNSTRAINED = Strain()
 

@@ -27,11 +27,17 @@ HORIZON_S = 120.0
 BUDGET_BYTES_PER_S = 16 * 2**20
 """What migrations may take for good: an eighth of Gigabit Ethernet."""
 BUDGET_SCALE_BYTES = 256 * 2**20
-"""V: this much overdrawn, a move costs twice its price."""
+"""V: this much overdrawn, or as much as the whole model, a move costs twice its price."""
 MOVE_BYTES_MIN = 256 * 2**20
 """What every move is charged at least, so that moves that carry nothing are bounded too."""
 BURN_MAX = 2.0
 """An error budget that burns this many times too fast, in both windows, is a hard trigger."""
+BROKEN, KEPT = 0.2, 1 / 3
+"""A plan under which more than this share of the requests is predicted to miss what is promised is left at once for one
+under which at most that part of them does: their distance is more than what noise makes of two that are alike."""
+URGENT_S = 60.0
+UNSERVED = 4.0
+"""What a plan that cannot stay costs at least, in Phi of the best there is."""
 EPSILON = 1e-9
 STAYING_COST_MORE = "by now staying has cost more than going there and back would"
 
@@ -173,6 +179,11 @@ class EwmaThreshold:
 DEFAULT_POLICY: Policy = WorkFunction()
 
 
+def awaited(state: TriggerState, seen: Observation, now: datetime) -> tuple[TriggerState, Decision]:
+    """The decision while another plan is being prepared: none, and what was gathered for one stands."""
+    return replace(state, at=now, here=seen.current.key), _kept(seen, "another plan is being prepared", now, 1.0)
+
+
 def decided(
     state: TriggerState, seen: Observation, now: datetime, horizon_s: float | None, margin: float, rule: Rule
 ) -> tuple[TriggerState, Decision]:
@@ -182,12 +193,14 @@ def decided(
     # The budget is paid back by time alone, whether anybody looked or not.
     debt = max(0.0, state.debt_bytes - BUDGET_BYTES_PER_S * max(elapsed_s, 0.0))
     elapsed_s = min(max(elapsed_s, 0.0), ELAPSED_MAX_S)
-    scale = 1 + debt / BUDGET_SCALE_BYTES
+    scale = 1 + debt / max(BUDGET_SCALE_BYTES, seen.model_bytes)
     after = replace(state, at=now, here=seen.current.key, debt_bytes=debt)
     hard = _hard_reason(seen)
     if hard is not None:
         return _hard(after, seen, hard, now)
     here = seen.current
+    if seen.settling:
+        return after, _kept(seen, "the plan before it still drains", now, scale)
     cheapest = min((scale * seen.distance(here, x) for x in seen.options[1:]), default=None)
     certificate = _certificate(seen, cheapest, horizon_s)
     if certificate is not None:
@@ -205,6 +218,9 @@ def decided(
 def _hard_reason(seen: Observation) -> str | None:
     if seen.hard is not None:
         return seen.hard
+    missing = seen.current.missing
+    if missing > BROKEN and any(_keeps_more(x, seen.current) for x in seen.options[1:]):
+        return f"{missing:.0%} of the requests are predicted to miss what is promised"
     if seen.burn is not None and min(seen.burn) > BURN_MAX:
         short, long = seen.burn
         return f"the error budget burns {short:.1f} times too fast now and {long:.1f} times over the longer window"
@@ -212,15 +228,30 @@ def _hard_reason(seen: Observation) -> str | None:
 
 
 def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) -> tuple[TriggerState, Decision]:
-    """The best feasible candidate now, whatever it costs."""
+    """The best feasible candidate for the next `URGENT_S`, whatever the move costs, with what it takes until it is
+    ready: a plan whose blocks are there is in force while one that is a little better would still be loading."""
     able = [x for x in seen.options[1:] if not x.nodes & seen.unfit]
     if seen.hard is None:
         # Where no plan can keep the promise, noise must not send the deployment from one to the next.
         able = [x for x in able if _better(x, seen.current, MARGIN)]
+        able = [x for x in able if _keeps_more(x, seen.current)] or able
     if not able:
         return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
-    chosen = min(able, key=lambda x: (x.phi, x.key))
+    chosen = min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key))
     return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
+
+
+def _keeps_more(option: Option, here: Option) -> bool:
+    return option.missing <= KEPT * here.missing
+
+
+def _meanwhile(option: Option, seen: Observation) -> float:
+    """Phi over the next `URGENT_S` if it is moved to now."""
+    wait_s = min(seen.moves[seen.current.key, option.key].seconds, URGENT_S)
+    until = seen.current.phi
+    if seen.hard is not None:
+        until = max(until, UNSERVED * min(x.phi for x in seen.options))
+    return (wait_s * until + (URGENT_S - wait_s) * option.phi) / URGENT_S
 
 
 def _certificate(seen: Observation, cheapest: float | None, horizon_s: float | None) -> str | None:

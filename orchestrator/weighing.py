@@ -7,13 +7,15 @@ from datetime import datetime, timedelta
 from orchestrator.burn import attainment
 from orchestrator.candidates import slate
 from orchestrator.decide import drained_of, exposed_by, serves, what_is_needed
+from orchestrator.decision import Observation
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
+from orchestrator.past import NONE_SEEN
 from orchestrator.planner import Proposal, make_plan
-from orchestrator.rollout import Rollout
+from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
 from orchestrator.strain import UNSTRAINED, learned
-from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState
+from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState, awaited
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -27,14 +29,14 @@ STARVED_PRESSURE = 10.0
 
 
 def weighable(snapshot: Snapshot, now: datetime) -> tuple[DeploymentName, ...]:
-    """The deployments that serve as asked with nothing under way: only those are weighed."""
+    """The deployments that serve as asked and could be given another plan: only those are weighed."""
     return tuple(name for name in sorted(snapshot.deployments) if _at_rest(snapshot, name, now))
 
 
 def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
     deployment, rollout = snapshot.deployments[name], snapshot.rollout(name)
     current = rollout.current
-    if current is None or rollout.candidate is not None or rollout.draining:
+    if current is None or not (rollout.candidate is not None or may_propose(rollout, hard=True)):
         return False
     need = what_is_needed(snapshot, deployment, rollout)
     # A route that cannot be added yet is tried now and then, and what serves is weighed meanwhile.
@@ -75,15 +77,18 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         load=before.load if before is not None else None,
         elapsed_s=0.0 if state.at is None else (now - state.at).total_seconds(),
         strain=strain,
+        past=before.past if before is not None else NONE_SEEN,
         optimism=before.optimism if before is not None else None,
         avoid=rollout.shunned(now),
         unfit=unfit,
         exposed=exposed_by(snapshot, deployment, current),
+        prepared=() if rollout.candidate is None else rollout.candidate.plan.chains,
         searched=same,
         anew=burn is not None and min(burn) > BURN_MAX,
     )
-    seen = replace(found.observation, burn=burn)
-    state, decision = policy(state, seen, now)
+    seen = replace(found.observation, burn=burn, settling=bool(rollout.draining))
+    prepared = rollout.candidate
+    state, decision = policy(state, seen, now) if prepared is None else awaited(state, seen, now)
     return Outlook(
         name,
         current.digest,
@@ -95,7 +100,18 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         starved,
         found.searched,
         found.load,
+        found.past,
+        None if prepared is None else _regretted(prepared.plan, seen),
     )
+
+
+def _regretted(prepared: Plan, seen: Observation) -> tuple[int, str] | None:
+    """Why a plan is not to be prepared any further, if it is not."""
+    here = seen.current
+    found = next((one for one in seen.options if one.chains == prepared.chains), None)
+    if found is None or seen.hard is not None or found.phi < here.phi:
+        return None
+    return prepared.epoch, f"by now it would be worse (Phi {found.phi:.2f}) than the plan in force ({here.phi:.2f})"
 
 
 def _at_work(snapshot: Snapshot, current: Plan) -> dict[NodeId, float]:

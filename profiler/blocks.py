@@ -111,6 +111,11 @@ def keep(running: Running, stages: Iterable[StageKey]) -> Running:
     return {key: running[key] for key in stages if key in running}
 
 
+def rested(running: Running) -> Running:
+    """What is known after a pause: what stages take undisturbed, and nothing of what disturbs them now."""
+    return {key: StageTimes(times.undisturbed_us) for key, times in running.items()}
+
+
 def block_times(running: Running, loaded: Loaded) -> tuple[BlockTime, ...]:
     """Every block's times now, given those measured at load time, in their order.
 

@@ -7,6 +7,7 @@ The terms themselves are in `profiler.compute`, `profiler.network` and `profiler
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from math import exp
 
 from profiler.course import Course, Work, course_of, loads_of, prefill_hop_ms, waits_of, work_of
 from profiler.host import Hosts
@@ -28,6 +29,7 @@ from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Route
+from schemas.slo import Slo
 
 PROMPT_TOKENS = 128
 """The prompt for which a time to first token is quoted when nobody says another."""
@@ -108,6 +110,25 @@ class Estimate:
     def latency_ms(self) -> float:
         """L: what a request takes per token of its answer, so that the prompt counts but does not rule."""
         return self.e2e_ms / (self.output_tokens or 1)
+
+    def missing(self, slo: Slo) -> float:
+        """The share of requests that is predicted to miss a target of a class. What a prompt waits is taken to be
+        distributed as in an M/M/1 queue: P(W > t) = rho * exp(-rho * t / w), where rho = w / (w + what it takes)."""
+        wait_ms = sum(stage.prefill_wait_ms for stage in self.stages)
+        targets = (
+            (self.ttft_ms - wait_ms, slo.ttft_ms),
+            (self.e2e_ms - wait_ms, slo.deadline_ms),
+        )
+        missing = 1.0 if slo.tpot_ms is not None and self.tpot_ms > slo.tpot_ms else 0.0
+        for alone_ms, target in targets:
+            if target is None:
+                continue
+            if alone_ms >= target:
+                return 1.0
+            if wait_ms > 0:
+                rho = wait_ms / (wait_ms + alone_ms)
+                missing = max(missing, rho * exp(-rho * (target - alone_ms) / wait_ms))
+        return missing
 
     @property
     def bottleneck_ms(self) -> float:
@@ -208,6 +229,17 @@ def waiting_of(course: Course, work: Work, loads: Mapping[NodeId, float]) -> Wai
         _in_proportion(found.chunks_ms, work.prefill_ms),
         found.overlap_ms,
     )
+
+
+def end_to_end_ms(course: Course, work: Work, waiting: Waiting) -> float:
+    """What a request takes: `Estimate.e2e_ms` without its terms."""
+    step_ms = sum(work.decode_ms) + sum(waiting.step_ms) + course.frames_ms
+    step_ms += sum([hop.empty_ms + work.rows * hop.token_ms for hop in course.hops])
+    if not course.decoder:
+        return step_ms
+    first_ms = sum(work.prefill_ms) + sum(waiting.prompt_ms) + work.chunks * course.frames_ms - waiting.overlap_ms
+    first_ms += sum([prefill_hop_ms(hop, work) for hop in course.hops])
+    return first_ms + (work.steps - 1) * step_ms
 
 
 def memory_on(course: Course, manifest: Manifest, cached_tokens: int | None) -> dict[NodeId, int | None]:

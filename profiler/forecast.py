@@ -1,14 +1,15 @@
 """PURE: what a whole placement would cost: the routes that share a deployment's requests, taken together.
 
-Requests are split over the routes in proportion to their speed, so every latency is a mean weighted by these shares
-(mathematics.md A1, one term for each route). A node that serves two routes bears the load of both.
+Requests go to where they end first, so that routes share them as their predicted ends do once the waits that the shares
+make are in them; every latency is a mean weighted by these shares (mathematics.md A1, one term for each route). A node
+that serves two routes bears the load of both.
 """
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, estimate, memory_on, waiting_of
+from profiler.cost import ALONE, PROMPT_TOKENS, Estimate, Waiting, end_to_end_ms, estimate, memory_on, waiting_of
 from profiler.course import Course, Work, course_of, links_busy_ms, loads_of, work_of
 from profiler.host import Hosts
 from profiler.kv import kv_tokens
@@ -18,7 +19,13 @@ from profiler.waiting import share_processors
 from schemas.base import NodeId
 from schemas.deployment import Placement, Settings, blocks_by_node
 from schemas.manifest import Manifest
+from schemas.slo import Slo
 
+PULL = 4.0
+"""A route that ends requests in half the time takes so many powers of two more of them: ingresses send each to where
+they think that it ends first, and they are not always right."""
+ROUNDS = 5
+"""Until shares and the waits that they make agree within some per cent."""
 BUSY_MS_MIN = 1e-6
 """A route that takes no time at all is as fast as this."""
 
@@ -29,7 +36,9 @@ class Forecast:
 
     routes: tuple[Estimate, ...]
     shares: tuple[float, ...]
-    """Of the requests that each route takes; they add up to 1."""
+    """Of the requests that each route takes: ingresses send each to where it will end first. They add up to 1."""
+    speeds: tuple[float, ...]
+    """Of the throughput of all routes, what each has; they add up to 1."""
     imbalance: float
     """U of mathematics.md A1, over all nodes of the placement."""
     price_per_hour: float
@@ -53,15 +62,21 @@ class Forecast:
     def output_tokens(self) -> int | None:
         return self.routes[0].output_tokens
 
-    def objective(self, latency_ref_ms: float, weights: Weights) -> Objective:
-        """Phi against a reference latency; raises INVALID_REQUEST for one that is not above 0."""
+    def objective(self, latency_ref_ms: float, weights: Weights, slo: Slo | None = None) -> Objective:
+        """Phi against a reference latency, and against what is promised; raises INVALID_REQUEST for a reference that is
+        not above 0."""
         parts = [(share, route.objective(latency_ref_ms, weights)) for share, route in self._parts()]
         return Objective(
             latency=sum(share * part.latency for share, part in parts),
             balance=weights.beta * self.imbalance,
             privacy=sum(share * part.privacy for share, part in parts),
             cost=upkeep([self.price_per_hour], self.copies, weights),
+            missing=weights.missing * self.missing(slo),
         )
+
+    def missing(self, slo: Slo | None) -> float:
+        """The share of requests that is predicted to miss a target of a class."""
+        return 0.0 if slo is None else sum(share * route.missing(slo) for share, route in self._parts())
 
     @property
     def terms(self) -> dict[str, float]:
@@ -131,7 +146,7 @@ def forecast_on(
     trusted: frozenset[NodeId] | None = None,
 ) -> Forecast:
     """The forecast of a placement that was surveyed."""
-    manifest, now, calm, shares = ground.manifest, ground.now, ground.calm, ground.shares
+    manifest, now, calm = ground.manifest, ground.now, ground.calm
 
     def works(courses: Sequence[Course], parts: Sequence[float]) -> list[Work]:
         return [
@@ -139,11 +154,21 @@ def forecast_on(
             for course, part in zip(courses, parts, strict=True)
         ]
 
-    alone = works(calm, shares)
-    loads = _added(loads_of(course, work) for course, work in zip(calm, alone, strict=True))
-    felt = _felt(now, alone, shares)
-    company = alone if felt == shares else works(calm, felt)
-    waiting = [waiting_of(course, work, loads) for course, work in zip(calm, company, strict=True)]
+    def held_up(
+        shares: tuple[float, ...],
+    ) -> tuple[tuple[float, ...], list[Work], dict[NodeId, float], list[Waiting]]:
+        alone = works(calm, shares)
+        loads = _added(loads_of(course, work) for course, work in zip(calm, alone, strict=True))
+        felt = _felt(now, alone, shares)
+        company = alone if felt == shares else works(calm, felt)
+        return felt, company, loads, [waiting_of(*one, loads) for one in zip(calm, company, strict=True)]
+
+    shares = ground.shares
+    for _ in range(ROUNDS if len(shares) > 1 else 0):
+        _, company, _, waiting = held_up(shares)
+        taken = [end_to_end_ms(*one) for one in zip(calm, company, waiting, strict=True)]
+        shares = _drawn(shares, taken)
+    felt, company, loads, waiting = held_up(shares)
     if calm is not now:
         # The compute of now, with the waits of the longer time; chunks overlap as those of now do.
         company = works(now, felt)
@@ -166,6 +191,7 @@ def forecast_on(
     return Forecast(
         routes,
         shares,
+        ground.shares,
         imbalance(list(loads.values()), weights),
         sum({node: host.capacity.price_per_hour for course in now for node, host in course.at()}.values()),
         copies(ground.placement, manifest),
@@ -233,6 +259,14 @@ def _felt(courses: Sequence[Course], works: Sequence[Work], shares: tuple[float,
         min(1.0, sum([part if one == other else part * overlap(one, other) for other, part in enumerate(shares)]))
         for one in range(len(courses))
     )
+
+
+def _drawn(shares: tuple[float, ...], taken_ms: Sequence[float]) -> tuple[float, ...]:
+    """The shares after some requests have gone to where they end sooner."""
+    least = min(taken_ms)
+    drawn = [(least / max(ms, BUSY_MS_MIN)) ** PULL for ms in taken_ms]
+    whole = sum(drawn)
+    return tuple((share + one / whole) / 2 for share, one in zip(shares, drawn, strict=True))
 
 
 def _share_of(demand: Demand, share: float) -> Demand:

@@ -259,6 +259,7 @@ class SimAgent:
     def capacity_arrived(self, capacity: Capacity) -> None:
         """A peer's heartbeat."""
         if self.neighbours.heard(capacity):
+            self.ingress.speaks(capacity)
             for stage in capacity.stages:
                 if stage.state != "loading":
                     self.ingress.node_serves(capacity.node, DeploymentName(stage.deployment), stage.epoch)

@@ -20,7 +20,7 @@ from agent.usage import Meter
 from agent.ways import Position
 from models.text import Text
 from schemas.base import DeploymentName, NodeId, RequestId
-from schemas.capacity import FinishedRequest, RouteName, Service
+from schemas.capacity import Capacity, FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
 from schemas.manifest import Manifest
@@ -272,6 +272,10 @@ class SimIngress:
             self._begin_checks()
 
     # What is reported.
+
+    def speaks(self, capacity: Capacity) -> None:
+        """What a heartbeat says of how fast a node is."""
+        self._desk.speeds.heard(capacity)
 
     def driven(self, plan: Plan) -> int:
         """How many sequences of a plan run that this ingress drives."""

@@ -85,6 +85,7 @@ class Reports:
         self._machine.later(HEARTBEAT_IN_PLAN_S if self._process.plans() else HEARTBEAT_SPARE_S, again)
         capacity = self._capacity()
         self._heartbeats += 1
+        self._process.ingress.speaks(capacity)
         self._around.bus.heartbeat(capacity)
 
     def noise(self) -> float:
@@ -129,7 +130,7 @@ class Reports:
             frame_ms=process.frame_ms,
             slowdown=None if slowdown is None else slowdown * factor,
             finished=process.ingress.finished,
-            contention=None if process.plans() else max(1.0, machine.factor * factor),
+            contention=max(1.0, machine.factor * factor) if process.times.at_rest else None,
         )
 
     def _estimates(self) -> tuple[LinkEstimate, ...]:

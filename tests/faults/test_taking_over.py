@@ -18,7 +18,6 @@ from nats.aio.msg import Msg
 from agent.ingress import Ingress
 from agent.pace import CALLS_MIN
 from agent.run import RouteRun, sequence_numbers
-from agent.runs import predicted
 from agent.served import INTERRUPTED_MAX_S, Served
 from bus.audit import AuditTrail
 from bus.connection import connect
@@ -322,6 +321,6 @@ async def test_a_route_that_was_not_measured_is_thought_as_fast_as_the_fastest_a
     unmeasured = RouteRun(one.plan, measured.route, N0, sequence_numbers(), one.send)
     for _ in range(CALLS_MIN):
         measured.driver.pace.call.add(1, 0.5, one.at)
-    found = predicted(unmeasured, job, (), (), one.at, [measured, unmeasured])
+    found = one.served.runs.predicted(unmeasured, job, (), (), one.at, [measured, unmeasured])
     assert found is not None
     assert found.e2e_ms == pytest.approx(500)

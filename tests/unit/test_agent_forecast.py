@@ -1,9 +1,11 @@
 """What a request is predicted to take, and who goes first."""
 
+from dataclasses import replace
+
 import pytest
 
 from agent.forecast import PRUDENCE, Line, Work, forecast, forecast_calls
-from agent.pace import CALLS_MIN, FRESH_S, Pace, Timing
+from agent.pace import CALLS_MIN, FRESH_S, Likened, Pace, Timing
 from agent.urgency import PATIENCE_S, PRIORITY_S, urgency
 from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
@@ -23,18 +25,19 @@ def line(running: list[Work] | None = None, ahead: list[Work] | None = None, slo
     return Line(slots, slots, CHUNK, 1, running or (), ahead or ())
 
 
-def test_before_anything_was_measured_there_is_no_forecast() -> None:
+def test_before_anything_was_measured_nobody_knows_the_pace() -> None:
     pace = Pace()
-    assert forecast(pace, line(), Work(1, 1), 0.0) is None
+    assert not pace.generates(0.0)
     for _ in range(CALLS_MIN):
-        pace.chunk.add(CHUNK, 0.1, 0.0)
-    assert forecast(pace, line(), Work(1, 1), 0.0) is None, "nobody knows how long a step takes"
+        pace.chunk_took(CHUNK, 0.1, 0, 0.1, 0.0)
+    assert not pace.generates(0.0), "nobody knows how long a step takes"
     assert forecast_calls(pace, 4, 0, 1, 0.0) is None
 
 
 def test_what_was_measured_long_ago_says_nothing() -> None:
-    assert forecast(measured(), line(), Work(1, 1), FRESH_S - 1) is not None
-    assert forecast(measured(), line(), Work(1, 1), FRESH_S) is None
+    assert measured().generates(FRESH_S - 1)
+    assert not measured().generates(FRESH_S)
+    assert not measured().generates(5.0, fresh_s=5.0)
 
 
 def test_one_slow_call_is_forgotten_when_the_evidence_was_stale() -> None:
@@ -46,26 +49,41 @@ def test_one_slow_call_is_forgotten_when_the_evidence_was_stale() -> None:
 
 
 def test_a_lone_request_takes_its_chunks_and_its_steps() -> None:
-    found = forecast(measured(), line(), Work(2 * CHUNK + 1, 11), 0.0)
-    assert found is not None
+    found = forecast(measured(), line(), Work(2 * CHUNK + 1, 11))
     assert [found.wait_ms, found.tpot_ms] == pytest.approx([0, 10])
     assert found.ttft_ms == pytest.approx(300)
     assert found.e2e_ms == pytest.approx(300 + 10 * 10)
 
 
+def test_chunks_that_follow_each_other_take_what_the_busiest_stage_takes() -> None:
+    pace = measured()
+    for i in range(CALLS_MIN):  # three chunks of a prompt at once: the first is through after 100 ms, then one each 30
+        for ahead in range(3):
+            pace.chunk_took(CHUNK, 0.1 + 0.03 * ahead, ahead, 0.03 if ahead else 0.1, i)
+    assert (pace.chunk_s(CHUNK), pace.gap_s(CHUNK)) == pytest.approx((0.1, 0.03))
+    alone = forecast(pace, line(), Work(4 * CHUNK, 1))
+    assert alone.ttft_ms == pytest.approx(100 + 3 * 30)
+    behind = forecast(pace, line([Work(4 * CHUNK, 1)]), Work(4 * CHUNK, 1))
+    assert behind.ttft_ms == pytest.approx(alone.ttft_ms + 4 * 30)
+    on_their_way = replace(line(), chunks_in_flight=2)
+    assert forecast(pace, on_their_way, Work(4 * CHUNK, 1)).ttft_ms == pytest.approx(alone.ttft_ms + 2 * 30)
+
+
+def test_a_route_takes_what_another_takes_and_what_its_nodes_say_that_they_take_more() -> None:
+    slower, faster = Likened(measured(), 0.02, 0.001, 0.0005), Likened(measured(), -1.0, -1.0, -1.0)
+    assert (slower.step_s(1), slower.chunk_s(CHUNK), slower.gap_s(CHUNK)) == pytest.approx((0.03, 0.116, 0.108))
+    assert (faster.step_s(1), faster.chunk_s(CHUNK), faster.gap_s(CHUNK)) == pytest.approx((0.001, 0.01, 0.01))
+
+
 def test_what_is_cached_is_not_prefilled() -> None:
-    whole, cached = (forecast(measured(), line(), Work(tokens, 1), 0.0) for tokens in (5 * CHUNK, CHUNK))
-    assert whole is not None
-    assert cached is not None
+    whole, cached = (forecast(measured(), line(), Work(tokens, 1)) for tokens in (5 * CHUNK, CHUNK))
     assert whole.ttft_ms - cached.ttft_ms == pytest.approx(400)
 
 
 def test_a_request_waits_for_the_slot_that_is_free_first_and_behind_those_ahead() -> None:
     running = [Work(0, 100), Work(0, 20)]
-    alone = forecast(measured(), line(running), Work(1, 1), 0.0)
-    behind = forecast(measured(), line(running, [Work(1, 50)]), Work(1, 1), 0.0)
-    assert alone is not None
-    assert behind is not None
+    alone = forecast(measured(), line(running), Work(1, 1))
+    behind = forecast(measured(), line(running, [Work(1, 50)]), Work(1, 1))
     assert alone.wait_ms == pytest.approx(200)
     # The one ahead takes that slot until 200 + 100 + 500 ms; at 800 the other one has ended too, at 1000.
     assert behind.wait_ms == pytest.approx(800)
@@ -73,16 +91,13 @@ def test_a_request_waits_for_the_slot_that_is_free_first_and_behind_those_ahead(
 
 def test_a_sequence_in_a_slot_that_is_too_short_for_the_request_keeps_nobody_waiting_for_it() -> None:
     short = [Work(0, 100, contends=False)] * 3
-    found = forecast(measured(), line(short, slots=1), Work(1, 1), 0.0)
-    assert found is not None
+    found = forecast(measured(), line(short, slots=1), Work(1, 1))
     assert found.wait_ms == 0
 
 
 def test_a_fuller_route_decodes_more_slowly() -> None:
     pace = measured(step_s=0.01, each_s=0.002)
-    idle, busy = (forecast(pace, line(running, slots=8), Work(1, 2), 0.0) for running in ([], [Work(0, 5)] * 6))
-    assert idle is not None
-    assert busy is not None
+    idle, busy = (forecast(pace, line(running, slots=8), Work(1, 2)) for running in ([], [Work(0, 5)] * 6))
     assert idle.tpot_ms == pytest.approx(12)
     assert busy.tpot_ms == pytest.approx(24)
 
@@ -107,8 +122,7 @@ def test_calls_go_in_rounds_of_as_many_as_there_are_slots() -> None:
 
 
 def test_a_deadline_is_given_up_only_well_past_it() -> None:
-    found = forecast(measured(), line(), Work(1, 91), 0.0)
-    assert found is not None
+    found = forecast(measured(), line(), Work(1, 91))
     assert found.e2e_ms == pytest.approx(1000)
     assert found.attains(1001 / PRUDENCE)
     assert not found.attains(999 / PRUDENCE)

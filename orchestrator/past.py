@@ -1,0 +1,65 @@
+"""PURE: how slow nodes were at times of the last minutes, so that a plan is not made for the moment alone.
+
+What nodes do now says little about what they will do in a minute where they are slow now and then. A route that is just
+fast enough while all of its nodes are well is too slow as soon as one of them is not, and then it is late to look for
+another. So a plan is priced in the state of now, and in states that were: a second route is worth what it would have
+saved then.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+
+from schemas.base import NodeId
+
+APART = timedelta(seconds=30)
+"""Between the states that are kept: most of what is slow now and then is so for longer."""
+KEPT_MAX = 10
+"""So that they are of five minutes."""
+NOW_WEIGHT = 0.75
+"""Of the state of now; those that were have the rest, in equal parts. A plan that is bad now and was so in no other
+state counts as half as bad, and the work function leaves it one planning period later."""
+NOISE = 1.25
+"""Less than this is noise: the node is as fast as it ever is."""
+
+State = Mapping[NodeId, float]
+"""How many times slower than with nothing else to do each node is of which that is known, where it is slow at all."""
+
+
+@dataclass(frozen=True)
+class Past:
+    """States that were, the latest last."""
+
+    states: tuple[tuple[datetime, State], ...] = ()
+
+
+NONE_SEEN = Past()
+
+
+def state_of(slowness: Mapping[NodeId, float]) -> State:
+    """A state without what is noise."""
+    return {node: factor if factor >= NOISE else 1.0 for node, factor in slowness.items()}
+
+
+def remembered(before: Past, state: State, now: datetime) -> Past:
+    """What is remembered after a look at `state`."""
+    last = before.states[-1][0] if before.states else None
+    if last is not None and last <= now < last + APART:
+        return before
+    return Past((*before.states, (now, state))[-KEPT_MAX:])
+
+
+def weighed(past: Past, now: State) -> Sequence[tuple[float, State]]:
+    """The states to price a plan in, with weights that add up to 1: that of now first, each other one once. A state
+    says how many times slower than now each node is in it; a node that it does not name is as now."""
+    counts: dict[tuple[tuple[NodeId, float], ...], int] = {}
+    for _, state in past.states:
+        changed = {node: factor / now[node] for node, factor in state.items() if node in now and factor != now[node]}
+        key = tuple(sorted(changed.items()))
+        counts[key] = counts.get(key, 0) + 1
+    same = counts.pop((), 0)
+    total = same + sum(counts.values())
+    if not counts:
+        return [(1.0, {})]
+    each = (1 - NOW_WEIGHT) / total
+    return [(NOW_WEIGHT + each * same, {}), *((each * count, dict(key)) for key, count in counts.items())]
