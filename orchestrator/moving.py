@@ -98,10 +98,8 @@ class Placed:
 class Reach:
     """How fast a node comes by blocks, and those of one model that it has on its disk."""
 
-    fetch_bytes_per_s: float
+    bytes_per_s: float
     """Over the slowest of its links: pieces of a file come from whichever holder the server picks."""
-    slowest_bytes_per_s: float | None
-    """Over the worst of them; None while none was measured."""
     read_bytes_per_s: float
     on_disk: frozenset[int]
 
@@ -113,7 +111,6 @@ def reaches_of(capacities: Mapping[NodeId, Capacity], digest: Digest) -> dict[No
         rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
         found[node] = Reach(
             min(rates, default=DEFAULT_LINK_BYTES_PER_S),
-            min(rates, default=None),
             capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S,
             frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest)),
         )
@@ -216,7 +213,7 @@ def _node_move(node: NodeId, reach: Reach, new: frozenset[int], loaded: frozense
         node=node,
         blocks=len(new),
         fetch_bytes=missing,
-        fetch_s=missing / reach.fetch_bytes_per_s,
+        fetch_s=missing / reach.bytes_per_s,
         read_s=size / reach.read_bytes_per_s,
         build_s=size / BUILD_BYTES_PER_S + BUILD_S_PER_BLOCK * len(new),
     )
@@ -238,9 +235,8 @@ def _handover(
     kv = round(live.sequences * live.tokens * kv_per_token)
     if not kv:
         return Way.NONE, 0.0, 0
-    rates = [rate for node in after.held if (rate := reaches[node].slowest_bytes_per_s) is not None]
     ways = [
-        (kv / min(rates, default=DEFAULT_LINK_BYTES_PER_S), Way.KV, kv),
+        (kv / min(reaches[node].bytes_per_s for node in after.held), Way.KV, kv),
         (live.sequences * affected * live.tokens * after.prefill_ms_per_token / 1e3, Way.RECOMPUTE, 0),
         (live.tokens_to_come * before.tpot_ms / 1e3, Way.DRAIN, 0),
     ]

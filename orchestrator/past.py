@@ -12,9 +12,9 @@ from datetime import datetime, timedelta
 
 from schemas.base import NodeId
 
-APART = timedelta(seconds=30)
+APART = timedelta(seconds=60)
 """Between the states that are kept: most of what is slow now and then is so for longer."""
-KEPT_MAX = 10
+KEPT_MAX = 5
 """So that they are of five minutes."""
 NOW_WEIGHT = 0.75
 """Of the state of now; those that were have the rest, in equal parts. A plan that is bad now and was so in no other

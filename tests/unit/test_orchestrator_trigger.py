@@ -1,7 +1,7 @@
 """Beliefs, candidates, the cost of moving, failover plans and the sentence that explains a decision."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from orchestrator.beliefs import GUESS_PRUDENCE, believed, optimism_of, smoothed
 from orchestrator.candidates import latency_bound_ms, slate
 from orchestrator.decide import Cause, Need, Replan, decide
-from orchestrator.decision import Action, Origin
+from orchestrator.decision import Action, Decision, Observation, Origin
 from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
 from orchestrator.mind import propose
@@ -17,7 +17,14 @@ from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.planner import make_plan
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
-from orchestrator.trigger import BUDGET_BYTES_PER_S, DEFAULT_POLICY, PLANNING_PERIOD_S, TriggerState
+from orchestrator.trigger import (
+    BUDGET_BYTES_PER_S,
+    DEFAULT_POLICY,
+    PLANNING_PERIOD_S,
+    TriggerState,
+    Verdict,
+    decided,
+)
 from orchestrator.weighing import STARVED, chosen_plan, failover_plan, weigh, weighable
 from profiler.compute import CONTEXT, ROW, roofline, times_of
 from profiler.forecast import forecast
@@ -222,7 +229,8 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     assert cold.seconds > staged.seconds
     assert cold.total == pytest.approx(cold.price + cold.slowdown + cold.pause + cold.fixed)
     link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=1e6)
-    slow = {name: one.model_copy(update={"links": (link,)}) for name, one in bare.items()}
+    fast = LinkEstimate(peer=N2, rtt_ms=1, direct=True, goodput_bytes_per_s=1e9)  # whoever has it may send it
+    slow = {name: one.model_copy(update={"links": (fast, link)}) for name, one in bare.items()}
     assert move_cost(before, after, reaches_of(slow, MODEL), manifest(), Live(), Prices()).nodes[
         0
     ].fetch_s == pytest.approx(20)
@@ -386,3 +394,35 @@ def test_the_budget_is_paid_back_by_time_that_nobody_looked_in() -> None:
     world.now += timedelta(seconds=100)
     world.look()
     assert world.snapshot.outlooks[CHAT].state.debt_bytes == pytest.approx(20 * BUDGET_BYTES_PER_S)
+
+
+def test_a_move_of_the_whole_model_overdraws_the_budget_of_a_large_one_no_more_than_of_a_small_one() -> None:
+    world = quiet()
+    world.look()
+    owed = {}
+    for copies, model_bytes in ((1, 1 << 30), (1, 1 << 34), (4, 1 << 30)):
+        state = TriggerState(at=world.now, debt_bytes=float(copies * model_bytes))
+        told: list[float] = []
+
+        def rule(
+            state: TriggerState, seen: Observation, elapsed_s: float, scale: float, told: list[float] = told
+        ) -> Verdict:
+            told.append(scale)
+            return Verdict({}, (), "")
+
+        seen = replace(observed(world), model_bytes=model_bytes, bound=0.0)
+        decided(state, seen, world.now, None, 0.15, rule)
+        owed[copies, model_bytes] = told[0]
+    assert owed == {(1, 1 << 30): 2.0, (1, 1 << 34): 2.0, (4, 1 << 30): 5.0}
+
+
+def observed(world: World) -> Observation:
+    """What a policy would decide on now."""
+    seen: list[Observation] = []
+
+    def policy(state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
+        seen.append(observation)
+        return DEFAULT_POLICY(state, observation, now)
+
+    weigh(world.snapshot, CHAT, policy, world.now)
+    return seen[0]

@@ -6,9 +6,12 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
+from agent.blocktimes import REST_S, BlockTimes
 from profiler.blocks import CALLS_MAX, Call, Running, StageKey, block_times, keep, observe
-from schemas.base import Digest
+from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
+from schemas.deployment import Settings, Stage
+from tests.nodes import plan_of
 
 MODEL, OTHER = Digest("1" * 64), Digest("2" * 64)
 STAGE: StageKey = (MODEL, 0, 2)
@@ -238,3 +241,30 @@ def test_a_long_chunk_says_more_than_several_short_ones() -> None:
     short = [Call(STAGE, "prefill", 32, 32 * 900, float(i)) for i in range(3)]
     running = observe({}, [*short, Call(STAGE, "prefill", 128, 128 * 150, 4.0)], 5.0)
     assert sum(t.prefill_ms_per_token for t in block_times(running, LOADED)) == pytest.approx(0.15)
+
+
+def test_after_a_pause_times_are_those_of_load_time_until_calls_show_others() -> None:
+    now_s = 0.0
+    times = BlockTimes(NodeId("n0"), lambda: now_s)
+    stages = [Stage(node=NodeId("n0"), first=0, last=2)]
+    plans = [plan_of(1, stages, Settings(), 3).model_copy(update={"model": MODEL})]
+    assert times.at_rest
+    for call in itertools.islice(steps(0.0, lambda: 5.0), 20):
+        times.note(call)
+    now_s = 0.2
+    times.now(LOADED, plans)
+    for call in itertools.islice(steps(now_s, lambda: 20.0), 250):
+        times.note(call)
+    now_s += 250 * 0.02
+    rests, took_ms, slowdowns = [times.at_rest], [stage_of(times.now(LOADED, plans))[0]], [times.slowdown]
+    now_s += REST_S
+    rests.append(times.at_rest)
+    took_ms.append(stage_of(times.now(LOADED, plans))[0])
+    slowdowns.append(times.slowdown)
+    assert rests == [False, True]
+    assert took_ms == pytest.approx([20.0, 5.0])
+    assert slowdowns == [pytest.approx(4.0), None]
+    for call in itertools.islice(steps(now_s, lambda: 10.0), 20):
+        times.note(call)
+    now_s += 0.5
+    assert stage_of(times.now(LOADED, plans))[0] == pytest.approx(10.0, rel=0.1), "what is undisturbed it still knows"

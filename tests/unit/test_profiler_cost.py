@@ -1,5 +1,6 @@
 """KV length classes and the cost model's terms."""
 
+import math
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from profiler import compute, cost, memory, network
+from profiler.forecast import forecast
 from profiler.host import hosts_of
 from profiler.kv import ALIGNMENT_TOKENS, kv_tokens, length_classes
 from profiler.objective import Demand, Weights, imbalance, queue_wait_ms
@@ -19,6 +21,7 @@ from schemas.deployment import DEFAULT_CHUNK_TOKENS, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef, Block, KvCache, Manifest, ModelKind, TensorSpec, TextSpec
 from schemas.plan import Route
+from schemas.slo import Slo
 
 MODEL = Digest("1" * 64)
 BLOB = Digest("2" * 64)
@@ -221,6 +224,42 @@ def test_load_is_what_arrives_times_what_it_takes_and_makes_steps_wait() -> None
     assert [node.rho for node in alone.nodes] == [0, 0]
     assert found.imbalance == pytest.approx((0.51 - 0.255) / 2)
     assert alone.imbalance == 0
+
+
+def test_requests_miss_a_target_by_what_they_wait_or_by_what_they_take_anyway() -> None:
+    route, nodes = two_stages()
+    alone = predicted(route, nodes, decoder(), 10)
+    assert [alone.missing(Slo(ttft_ms=share * alone.ttft_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
+    assert [alone.missing(Slo(tpot_ms=share * alone.tpot_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
+    assert [alone.missing(Slo(deadline_ms=share * alone.e2e_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
+    assert alone.missing(Slo()) == 0.0
+    busy = predicted(route, nodes, decoder(), 10, demand=Demand(requests_per_s=5.0, output_tokens=100))
+    wait_ms = sum(stage.prefill_wait_ms for stage in busy.stages)
+    takes_ms = busy.ttft_ms - wait_ms
+    # M/M/1: w = rho/(1-rho) * s, and one in 1/rho waits at all, each e-fold as long as the one before.
+    rho = wait_ms / (wait_ms + takes_ms)
+    assert busy.missing(Slo(ttft_ms=takes_ms + 1e-9)) == pytest.approx(rho)
+    assert busy.missing(Slo(ttft_ms=takes_ms + wait_ms / rho)) == pytest.approx(rho / math.e)
+
+
+def test_requests_go_where_they_end_first_until_that_is_as_late_as_elsewhere() -> None:
+    def on(node: NodeId) -> tuple[Stage, ...]:
+        return (Stage(node=node, first=0, last=2),)
+
+    def took(ms: float) -> tuple[BlockTime, ...]:
+        return tuple(BlockTime(model=MODEL, block=b, decode_ms=ms, prefill_ms_per_token=ms / 10) for b in range(3))
+
+    nodes = hosts_of({A: capacity("a", block_times=took(5)), B: capacity("b", block_times=took(15))}, decoder(), MODEL)
+    idle, busy, full = (
+        forecast((on(A), on(B)), nodes, decoder(), 10, demand=Demand(rate, 32)) for rate in (0.0, 10.0, 100.0)
+    )
+    assert idle.speeds == busy.speeds == pytest.approx((0.75, 0.25))
+    assert idle.shares[0] > 0.95
+    assert idle.shares[0] > busy.shares[0] > full.shares[0] > 0.5
+    assert [sum(one.shares) for one in (idle, busy, full)] == pytest.approx([1, 1, 1])
+    alone = forecast((on(A),), nodes, decoder(), 10, demand=Demand(100.0, 32))
+    assert full.ttft_ms < alone.ttft_ms, "a slow route is better than to wait"
+    assert idle.e2e_ms < 1.1 * forecast((on(A),), nodes, decoder(), 10).e2e_ms, "and keeps nobody while none waits"
 
 
 def test_an_overloaded_node_waits_long_but_not_forever_and_is_charged_for_it() -> None:
