@@ -10,7 +10,9 @@ from schemas.capacity import BlockTime
 from schemas.plan import Plan
 
 REST_S = 3.0
-"""Without a call for this long a node is at rest: what its last calls showed says nothing of what the next will."""
+REST_SHARE = 0.01
+"""A node that computed for less than this share of so long is at rest: what its last calls showed, or a stage that
+takes next to nothing does, says nothing of what the next calls will take."""
 
 
 class BlockTimes:
@@ -22,20 +24,24 @@ class BlockTimes:
         self._now = now
         self._calls: deque[Call] = deque(maxlen=CALLS_MAX)
         self._running: Running = {}
-        self._last_s = -REST_S
-        """When the last call ended."""
+        self._spent_us = 0
+        """In calls, since the process began."""
+        self._marks: deque[tuple[float, int]] = deque([(now() - REST_S, 0)])
+        """What it was at earlier times, the first of them at least `REST_S` ago."""
         self.slowdown: float | None = None
         """How many times longer than at load time the times are that were last asked for."""
 
     def note(self, call: Call) -> None:
         """A call ended; one append, from the compute thread. Beyond `CALLS_MAX` in a heartbeat the oldest go."""
         self._calls.append(call)
-        self._last_s = call.ended_s
+        self._spent_us += call.compute_us
 
     @property
     def at_rest(self) -> bool:
-        """Whether nothing was computed lately."""
-        return self._now() - self._last_s >= REST_S
+        """Whether next to nothing was computed lately."""
+        now_s = self._now()
+        since_s, then_us = max((mark for mark in self._marks if mark[0] <= now_s - REST_S), default=self._marks[0])
+        return self._spent_us - then_us < 1e6 * REST_SHARE * (now_s - since_s)
 
     def now(self, loaded: Mapping[tuple[Digest, int], BlockTime], plans: Iterable[Plan]) -> tuple[BlockTime, ...]:
         """The present times of the blocks of `plans` on this node, given those measured when they were `loaded`."""
@@ -48,8 +54,11 @@ class BlockTimes:
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}
+        self._marks.append((self._now(), self._spent_us))
+        while len(self._marks) > 1 and self._marks[1][0] <= self._now() - REST_S:
+            self._marks.popleft()
+        self._running = keep(observe(self._running, calls, self._now(), loaded), stages)
         if self.at_rest:
             self._running = rested(self._running)
-        self._running = keep(observe(self._running, calls, self._now(), loaded), stages)
         self.slowdown = slowdown(self._running, loaded)
         return block_times(self._running, {key: value for key, value in loaded.items() if key[0] in models})

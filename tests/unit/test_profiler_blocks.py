@@ -11,6 +11,7 @@ from profiler.blocks import CALLS_MAX, Call, Running, StageKey, block_times, kee
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.deployment import Settings, Stage
+from schemas.plan import Plan
 from tests.nodes import plan_of
 
 MODEL, OTHER = Digest("1" * 64), Digest("2" * 64)
@@ -243,15 +244,20 @@ def test_a_long_chunk_says_more_than_several_short_ones() -> None:
     assert sum(t.prefill_ms_per_token for t in block_times(running, LOADED)) == pytest.approx(0.15)
 
 
+def plans_here() -> list[Plan]:
+    """One plan that puts the stage on this node."""
+    stages = [Stage(node=NodeId("n0"), first=0, last=2)]
+    return [plan_of(1, stages, Settings(), 3).model_copy(update={"model": MODEL})]
+
+
 def test_after_a_pause_times_are_those_of_load_time_until_calls_show_others() -> None:
     now_s = 0.0
     times = BlockTimes(NodeId("n0"), lambda: now_s)
-    stages = [Stage(node=NodeId("n0"), first=0, last=2)]
-    plans = [plan_of(1, stages, Settings(), 3).model_copy(update={"model": MODEL})]
+    plans = plans_here()
     assert times.at_rest
+    now_s = 0.1
     for call in itertools.islice(steps(0.0, lambda: 5.0), 20):
         times.note(call)
-    now_s = 0.2
     times.now(LOADED, plans)
     for call in itertools.islice(steps(now_s, lambda: 20.0), 250):
         times.note(call)
@@ -268,3 +274,18 @@ def test_after_a_pause_times_are_those_of_load_time_until_calls_show_others() ->
         times.note(call)
     now_s += 0.5
     assert stage_of(times.now(LOADED, plans))[0] == pytest.approx(10.0, rel=0.1), "what is undisturbed it still knows"
+
+
+def test_a_node_whose_stage_takes_next_to_nothing_is_at_rest() -> None:
+    now_s = 0.0
+    times = BlockTimes(NodeId("n0"), lambda: now_s)
+    plans = plans_here()
+    for _ in range(10):
+        now_s += 1.0
+        for _ in range(50):
+            times.note(Call(STAGE, "decode", 1, 20, now_s))
+        times.now(LOADED, plans)
+        assert times.at_rest
+        assert times.slowdown is None
+    times.note(Call(STAGE, "decode", 1, 31_000, now_s))
+    assert not times.at_rest
