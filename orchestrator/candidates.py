@@ -6,7 +6,7 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 
@@ -19,7 +19,7 @@ from orchestrator.demand import averaged, demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost, reaches_of
-from orchestrator.past import NONE_SEEN, Past, State, remembered, state_of, weighed
+from orchestrator.past import NONE_SEEN, Past, State, added_by, changed, fastest, remembered, state_of, weighed
 from orchestrator.rooms import Room, rooms
 from orchestrator.search import Search, looked_around
 from orchestrator.searched import Searched
@@ -37,9 +37,6 @@ from schemas.capacity import REFERENCE_CONTEXT_TOKENS
 from schemas.deployment import Deployment, Placement, Settings, nodes_of
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
-
-WORST = 3.0
-"""A bad state does not last: by the time that it has, another plan is in force."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,8 @@ def slate(
     are nodes that no candidate but the current plan uses, `unfit` nodes of the current plan that must be left, each
     with the reason why, and `exposed` says that a node of it must not hold what it holds. `searched` is the last
     search for other plans than `current`: what it found is priced anew while nothing speaks for another search
-    (`searched.is_stale`); `anew` asks for one whatever it says.
+    (`searched.is_stale`); `anew` asks for one whatever it says. `prepared` is the plan that is being prepared, if one
+    is. `past` are states that were: every candidate is priced in them, too.
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}
@@ -116,8 +114,8 @@ def slate(
         for name, capacity in heard.items()
         if (found := strain.slowness(name, capacity, current.chains, beside=capacity.machine in in_use)) is not None
     }
-    state = state_of(slowness)
-    states = weighed(past, state)
+    here_and_now = state_of(slowness)
+    states = weighed(past, here_and_now)
 
     def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""
@@ -141,34 +139,38 @@ def slate(
         )
 
     latency_ref_ms = max(bound_ms_on(idle), LATENCY_REF_MS_MIN)
-    bound_ms = bound_ms_on(_at_best(idle, states))
+    least = fastest(states)
+    bound_ms = bound_ms_on(
+        {name: replace(room, host=room.host.slower(least.get(name, 1.0))) for name, room in idle.items()}
+    )
     weights = weights or Weights()
 
     def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed, list[float]]:
+        """A plan as it is now, and its Phi in each of the states."""
         now_hosts, calm_hosts = serving(chains), steady(chains) if demand.requests_per_s else None
 
-        def in_state(changed: State) -> Forecast:
+        def in_state(state: State) -> Forecast:
             return forecast(
                 chains,
-                _changed(now_hosts, changed),
+                changed(now_hosts, state),
                 manifest,
                 prompt_tokens,
                 demand=demand,
                 settings=deployment.settings,
                 weights=weights,
                 trusted=trusted,
-                steady=None if calm_hosts is None else _changed(calm_hosts, changed),
+                steady=None if calm_hosts is None else changed(calm_hosts, state),
             )
 
-        found, mine, known = in_state({}), nodes_of(chains), dict[tuple[tuple[NodeId, float], ...], float]()
+        found, mine = in_state({}), nodes_of(chains)
         objective = found.objective(latency_ref_ms, weights, deployment.slo)
+        known: dict[tuple[tuple[NodeId, float], ...], float] = {(): objective.phi}
         phis = []
-        for _, changed in states:
-            key = tuple((node, factor) for node, factor in changed.items() if node in mine)
-            if key not in known:
-                there = in_state(changed) if key else found
-                known[key] = there.objective(latency_ref_ms, weights, deployment.slo).phi
-            phis.append(known[key])
+        for _, state in states:
+            own = tuple((node, factor) for node, factor in state.items() if node in mine)
+            if own not in known:
+                known[own] = in_state(dict(own)).objective(latency_ref_ms, weights, deployment.slo).phi
+            phis.append(known[own])
         prefill_ms = sum(
             share * sum(stage.prefill_ms for stage in route.stages) / prompt_tokens
             for share, route in zip(found.shares, found.routes, strict=True)
@@ -210,7 +212,11 @@ def slate(
         if chains != current.chains:
             others.setdefault(chains, (origin, without))
     priced = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
-    kept = _with_past(priced, states)
+    added = added_by([phis for _, _, phis in priced], [weight for weight, _ in states])
+    kept = [
+        (replace(one, objective=replace(one.objective, past=past)), placed)
+        for (one, placed, _), past in zip(priced, added, strict=True)
+    ]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
     reaches = reaches_of(heard, deployment.model)
@@ -232,39 +238,7 @@ def slate(
         pinned=pinned,
         model_bytes=sum(sizes_of(manifest).weight_bytes),
     )
-    return Slate(observation, failovers, optimism, searched, load, remembered(past, state, now))
-
-
-def _changed(hosts: Mapping[NodeId, Host], changed: State) -> dict[NodeId, Host]:
-    return {node: host.slower(changed[node]) if node in changed else host for node, host in hosts.items()}
-
-
-def _at_best(idle: Mapping[NodeId, Room], states: Sequence[tuple[float, State]]) -> dict[NodeId, Room]:
-    """The rooms with each node as fast as it is in any of the states."""
-    least: dict[NodeId, float] = {}
-    for _, changed in states:
-        for node, factor in changed.items():
-            least[node] = min(least.get(node, 1.0), factor)
-    return {
-        name: replace(room, host=room.host.slower(least[name])) if least.get(name, 1.0) < 1 else room
-        for name, room in idle.items()
-    }
-
-
-def _with_past(
-    priced: Sequence[tuple[Option, Placed, list[float]]], states: Sequence[tuple[float, State]]
-) -> list[tuple[Option, Placed]]:
-    """The options with what the states that were add to what they cost now. A state in which another plan is so much
-    better is left for that one: no plan counts there for more than `WORST` times the best."""
-    least = [min(column) for column in zip(*(phis for _, _, phis in priced), strict=True)]
-    found = []
-    for one, placed, phis in priced:
-        past = sum(
-            weight * (min(phi, WORST * best) - phis[0])
-            for (weight, _), phi, best in zip(states[1:], phis[1:], least[1:], strict=True)
-        )
-        found.append((replace(one, objective=replace(one.objective, past=past)), placed))
-    return found
+    return Slate(observation, failovers, optimism, searched, load, remembered(past, here_and_now, now))
 
 
 def latency_bound_ms(

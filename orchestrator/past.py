@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from profiler.host import Host
 from schemas.base import NodeId
 
 APART = timedelta(seconds=60)
@@ -19,6 +20,8 @@ KEPT_MAX = 5
 NOW_WEIGHT = 0.75
 """Of the state of now; those that were have the rest, in equal parts. A plan that is bad now and was so in no other
 state counts as half as bad, and the work function leaves it one planning period later."""
+WORST = 3.0
+"""A bad state does not last: by the time that it has, another plan is in force."""
 NOISE = 1.25
 """Less than this is noise: the node is as fast as it ever is."""
 
@@ -63,3 +66,31 @@ def weighed(past: Past, now: State) -> Sequence[tuple[float, State]]:
         return [(1.0, {})]
     each = (1 - NOW_WEIGHT) / total
     return [(NOW_WEIGHT + each * same, {}), *((each * count, dict(key)) for key, count in counts.items())]
+
+
+def changed(hosts: Mapping[NodeId, Host], state: State) -> dict[NodeId, Host]:
+    """Nodes as they are now, as they are in a state."""
+    return {node: host.slower(state[node]) if node in state else host for node, host in hosts.items()}
+
+
+def fastest(states: Sequence[tuple[float, State]]) -> State:
+    """How many times slower than now each node is in the state in which it is fastest, if that is not now."""
+    least: dict[NodeId, float] = {}
+    for _, state in states:
+        for node, factor in state.items():
+            least[node] = min(least.get(node, 1.0), factor)
+    return least
+
+
+def added_by(phis: Sequence[Sequence[float]], weights: Sequence[float]) -> list[float]:
+    """What the states that were add to the Phi of now of each plan; `phis` is that of each plan in each state, now
+    first. A state in which another plan is much better is left for that one, so that no plan counts there for more than
+    `WORST` times the best."""
+    least = [min(column) for column in zip(*phis, strict=True)]
+    return [
+        sum(
+            weight * (min(phi, WORST * best) - own[0])
+            for weight, phi, best in zip(weights[1:], own[1:], least[1:], strict=True)
+        )
+        for own in phis
+    ]

@@ -1,13 +1,15 @@
 """PURE: other plans than the one in force: its neighbours, and for each node in use the best plan without it.
 
-For its slowest routes the best reassignment with their cuts and the best re-split; a route more, and fewer. `stages`
-and `routes` bound them, and none shows a sensitive block to an untrusted node (I6).
+For its slowest routes the best reassignment with their cuts and the best re-split; nodes exchanged between routes of
+the same cuts; a route more, and fewer. `stages` and `routes` bound them, and none shows a sensitive block to an
+untrusted node (I6).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cached_property
+from functools import cached_property, partial
+from math import inf
 
 from orchestrator.chain import Ways, beside, fastest_chain, on_the_edge, ways_of, within
 from orchestrator.decision import OPTIONS_MAX, Origin
@@ -78,6 +80,11 @@ class Search:
             roundabout,
             self.busy,
         )
+
+    def stage_ms(self, first: int, last: int, node: NodeId) -> float:
+        """What a step of these blocks takes on a node; one that other plans may not use is the slowest."""
+        room = self.rooms.get(node)
+        return inf if room is None else float(room.host.times.decode_ms[first : last + 1].sum())
 
     @property
     def used(self) -> frozenset[NodeId]:
@@ -199,25 +206,20 @@ def _moves(search: Search) -> Iterator[Found]:
 def _regrouped(search: Search) -> Iterator[Found]:
     """Routes of the same cuts exchange nodes, so that slow ones are together and a route is without them. They hold the
     same blocks, so nothing has to be loaded."""
-    for number in search.slowest[-1:]:
-        cuts = [(stage.first, stage.last) for stage in search.current[number]]
-        alike = [
-            at for at in reversed(search.slowest) if [(stage.first, stage.last) for stage in search.current[at]] == cuts
-        ]
-        if len(alike) < 2:
-            return
+    groups: dict[tuple[tuple[int, int], ...], list[int]] = {}
+    for number in reversed(search.slowest):
+        groups.setdefault(tuple((stage.first, stage.last) for stage in search.current[number]), []).append(number)
+    placement = list(search.current)
+    for cuts, alike in groups.items():
         columns = [
-            sorted(
-                (search.current[at][position].node for at in alike),
-                key=lambda node: float(search.rooms[node].host.times.decode_ms[first : last + 1].sum()),
-            )
-            for position, (first, last) in enumerate(cuts)
+            sorted((search.current[number][position].node for number in alike), key=partial(search.stage_ms, *cut))
+            for position, cut in enumerate(cuts)
         ]
-        placement = list(search.current)
-        for at, nodes in zip(alike, zip(*columns, strict=True), strict=True):
-            placement[at] = tuple(
+        for number, nodes in zip(alike, zip(*columns, strict=True), strict=True):
+            placement[number] = tuple(
                 Stage(node=node, first=first, last=last) for node, (first, last) in zip(nodes, cuts, strict=True)
             )
+    if tuple(placement) != search.current:
         yield tuple(placement), Origin.REASSIGNED
 
 

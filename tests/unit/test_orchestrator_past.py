@@ -5,10 +5,20 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.candidates import WORST
 from orchestrator.decision import Action, Observation, Origin
 from orchestrator.fold import Weighed, fold
-from orchestrator.past import APART, KEPT_MAX, NOISE, NONE_SEEN, NOW_WEIGHT, remembered, state_of, weighed
+from orchestrator.past import (
+    APART,
+    KEPT_MAX,
+    NOISE,
+    NONE_SEEN,
+    NOW_WEIGHT,
+    WORST,
+    added_by,
+    remembered,
+    state_of,
+    weighed,
+)
 from orchestrator.rollout import Propose, step
 from orchestrator.trigger import BROKEN, KEPT, URGENT_S, TriggerState, WorkFunction
 from orchestrator.weighing import weigh, weighable
@@ -60,6 +70,12 @@ def test_the_weights_of_states_add_up_and_alike_ones_are_one() -> None:
     assert weighed(past, {N1: 1.0}) == [(1.0, {})], "of n0 it is not known how slow it is now"
     assert weighed(NONE_SEEN, {N0: 3.0}) == [(1.0, {})]
     assert state_of({N0: NOISE - 0.01, N1: NOISE}) == {N0: 1.0, N1: NOISE}
+
+
+def test_no_plan_counts_in_a_state_for_more_than_three_times_the_best() -> None:
+    found = added_by([[2.0, 2.0, 30.0], [3.0, 3.0, 4.0], [5.0, 1.0, 5.0]], [0.5, 0.25, 0.25])
+    assert found == pytest.approx([0.25 * (WORST * 4.0 - 2.0), 0.25 * 1.0, 0.25 * (1.0 - 5.0)])
+    assert added_by([[2.0], [3.0]], [1.0]) == [0, 0]
 
 
 def test_a_node_that_was_slow_costs_more_than_one_that_was_not_and_no_more_than_three_times_the_best() -> None:
