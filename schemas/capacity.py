@@ -240,7 +240,8 @@ class Capacity(Value):
     """How many times longer than at load time a step takes by `block_times`; None where nothing has run, and the times
     are those of load time. It is the load of the node and of whatever shares its processors."""
     contention: float | None = Field(default=None, ge=1, le=1e6)
-    """How many times longer than at its best a small calculation takes here while nothing of a plan runs: what others
-    take of the device. None while something runs, or where it was not measured."""
+    """How many times longer than at its best a small calculation takes here while next to nothing runs: what others
+    take of the device, by which the times of blocks are longer than when they were loaded. None while something runs,
+    or where it was not measured."""
     finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
     """Requests that this ingress brought to their end in the last seconds."""
