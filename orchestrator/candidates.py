@@ -163,19 +163,20 @@ def slate(
             )
 
         found, mine = in_state({}), nodes_of(chains)
-        objective = found.objective(latency_ref_ms, weights, deployment.slo)
+        objective = found.objective(latency_ref_ms, weights)
         known: dict[tuple[tuple[NodeId, float], ...], float] = {(): objective.phi}
         phis = []
         for _, state in states:
             own = tuple((node, factor) for node, factor in state.items() if node in mine)
             if own not in known:
-                known[own] = in_state(dict(own)).objective(latency_ref_ms, weights, deployment.slo).phi
+                known[own] = in_state(dict(own)).objective(latency_ref_ms, weights).phi
             phis.append(known[own])
         prefill_ms = sum(
             share * sum(stage.prefill_ms for stage in route.stages) / prompt_tokens
             for share, route in zip(found.shares, found.routes, strict=True)
         )
-        priced = Option(chains, origin, objective, found.terms, without, found.missing(deployment.slo))
+        slo = deployment.slo
+        priced = Option(chains, origin, objective, found.terms, without, found.missing(slo), found.of_promised(slo))
         return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares), phis
 
     here = option(current.chains, Origin.CURRENT)

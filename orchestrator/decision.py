@@ -58,6 +58,8 @@ class Option:
     """The node that a failover plan does without."""
     missing: float = 0.0
     """The share of requests that is predicted to miss what the deployment promises; 0 where it promises nothing."""
+    of_promised: float = 0.0
+    """How many times what is promised they are predicted to take on average."""
 
     @cached_property
     def key(self) -> str:

@@ -7,7 +7,7 @@ The terms themselves are in `profiler.compute`, `profiler.network` and `profiler
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import exp
+from math import exp, log
 
 from profiler.course import Course, Work, course_of, loads_of, prefill_hop_ms, waits_of, work_of
 from profiler.host import Hosts
@@ -33,6 +33,8 @@ from schemas.slo import Slo
 
 PROMPT_TOKENS = 128
 """The prompt for which a time to first token is quoted when nobody says another."""
+SURE = 0.06
+"""A logistic of this width over the logarithm is a normal error of a tenth: what noise leaves of a prediction."""
 ALONE = Demand()
 """One sequence that waits for nobody."""
 
@@ -111,24 +113,24 @@ class Estimate:
         """L: what a request takes per token of its answer, so that the prompt counts but does not rule."""
         return self.e2e_ms / (self.output_tokens or 1)
 
+    def of_promised(self, slo: Slo) -> float:
+        """How many times what a class promises a request takes on average, by the target that is missed most."""
+        targets = ((self.ttft_ms, slo.ttft_ms), (self.tpot_ms, slo.tpot_ms), (self.e2e_ms, slo.deadline_ms))
+        return max((ms / target for ms, target in targets if target is not None), default=0.0)
+
     def missing(self, slo: Slo) -> float:
-        """The share of requests that is predicted to miss a target of a class. What a prompt waits is taken to be
-        distributed as in an M/M/1 queue: P(W > t) = rho * exp(-rho * t / w), where rho = w / (w + what it takes)."""
+        """The share of requests that is predicted to miss a target of a class.
+
+        What a prompt waits is taken to be distributed as in an M/M/1 queue: P(W > t) = rho * exp(-rho * t / w), where
+        rho = w / (w + what it takes). What it takes is known to `SURE` alone, so that the step at the target is none.
+        """
         wait_ms = sum(stage.prefill_wait_ms for stage in self.stages)
         targets = (
-            (self.ttft_ms - wait_ms, slo.ttft_ms),
-            (self.e2e_ms - wait_ms, slo.deadline_ms),
+            (self.ttft_ms - wait_ms, slo.ttft_ms, wait_ms),
+            (self.tpot_ms, slo.tpot_ms, 0.0),
+            (self.e2e_ms - wait_ms, slo.deadline_ms, wait_ms),
         )
-        missing = 1.0 if slo.tpot_ms is not None and self.tpot_ms > slo.tpot_ms else 0.0
-        for alone_ms, target in targets:
-            if target is None:
-                continue
-            if alone_ms >= target:
-                return 1.0
-            if wait_ms > 0:
-                rho = wait_ms / (wait_ms + alone_ms)
-                missing = max(missing, rho * exp(-rho * (target - alone_ms) / wait_ms))
-        return missing
+        return max((_late(takes_ms, waits_ms, target) for takes_ms, target, waits_ms in targets if target), default=0.0)
 
     @property
     def bottleneck_ms(self) -> float:
@@ -311,6 +313,17 @@ def estimate(
     ]
     steps = work.steps if course.decoder else None
     return Estimate(stages, tuple(hops), tuple(nodes), steps, imbalance, exposure, waiting.overlap_ms)
+
+
+def _late(takes_ms: float, waits_ms: float, target_ms: float) -> float:
+    """The share of requests that is later than a target, if each takes so long and waits so long on average."""
+    if takes_ms <= 0:
+        return 0.0
+    anyway = 1 / (1 + exp(min(log(target_ms / takes_ms) / SURE, 30.0)))
+    if waits_ms <= 0:
+        return anyway
+    rho = waits_ms / (waits_ms + takes_ms)
+    return anyway + (1 - anyway) * rho * exp(-rho * max(0.0, target_ms - takes_ms) / waits_ms)
 
 
 def _in_proportion(whole_ms: float, parts_ms: Sequence[float]) -> list[float]:

@@ -62,21 +62,23 @@ class Forecast:
     def output_tokens(self) -> int | None:
         return self.routes[0].output_tokens
 
-    def objective(self, latency_ref_ms: float, weights: Weights, slo: Slo | None = None) -> Objective:
-        """Phi against a reference latency, and against what is promised; raises INVALID_REQUEST for a reference that is
-        not above 0."""
+    def objective(self, latency_ref_ms: float, weights: Weights) -> Objective:
+        """Phi against a reference latency; raises INVALID_REQUEST for one that is not above 0."""
         parts = [(share, route.objective(latency_ref_ms, weights)) for share, route in self._parts()]
         return Objective(
             latency=sum(share * part.latency for share, part in parts),
             balance=weights.beta * self.imbalance,
             privacy=sum(share * part.privacy for share, part in parts),
             cost=upkeep([self.price_per_hour], self.copies, weights),
-            missing=weights.missing * self.missing(slo),
         )
 
     def missing(self, slo: Slo | None) -> float:
         """The share of requests that is predicted to miss a target of a class."""
         return 0.0 if slo is None else sum(share * route.missing(slo) for share, route in self._parts())
+
+    def of_promised(self, slo: Slo | None) -> float:
+        """How many times what a class promises requests take on average."""
+        return 0.0 if slo is None else sum(share * route.of_promised(slo) for share, route in self._parts())
 
     @property
     def terms(self) -> dict[str, float]:

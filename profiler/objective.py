@@ -38,8 +38,6 @@ class Weights:
     copies: float = 0.25
     """Of what a further copy of the model takes, the memory and the energy of its nodes. It is more than what another
     plan must save to count as better (`orchestrator.trigger.MARGIN`), so a route without work is given back."""
-    missing: float = 1.0
-    """Of requests that miss what the deployment promises: all of them weigh as much as the reference latency."""
     overload: float = 5.0
     """K_o: a node a tenth above `rho_safe` weighs as much as the worst imbalance."""
     rho_safe: float = 0.7
@@ -98,14 +96,12 @@ class Objective:
     """gamma*P"""
     cost: float = 0.0
     """C: what the plan takes in money, and in memory and energy for further copies of the model."""
-    missing: float = 0.0
-    """What requests weigh that are predicted to miss what the deployment promises."""
     past: float = 0.0
     """What states of the last minutes add, or take off (`orchestrator.past`)."""
 
     @property
     def phi(self) -> float:
-        return self.latency + self.balance + self.privacy + self.cost + self.missing + self.past
+        return self.latency + self.balance + self.privacy + self.cost + self.past
 
     @property
     def terms(self) -> dict[str, float]:
@@ -116,7 +112,6 @@ class Objective:
             "phi_balance": self.balance,
             "phi_privacy": self.privacy,
             "phi_cost": self.cost,
-            "phi_missing": self.missing,
             "phi_past": self.past,
         }
         return {name: round(value, 4) for name, value in named.items()}

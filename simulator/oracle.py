@@ -94,7 +94,7 @@ class Oracle:
         """L_ref of the whole run: for the mean request, what no plan beats on the cluster undisturbed."""
         timeout_ms = 1e3 * scenario.timeout_s / lengths[1]
         full = WEIGHTS.overload * (1 - WEIGHTS.rho_safe)
-        self.unserved = WEIGHTS.alpha * timeout_ms / self.latency_ref_ms + WEIGHTS.beta * full + WEIGHTS.missing
+        self.unserved = WEIGHTS.alpha * timeout_ms / self.latency_ref_ms + WEIGHTS.beta * full
         """Phi of not being served, one constant whoever decides: the mean request takes the hard timeout, and a node
         has no time left. No placement counts as worse."""
         self.mean_asked = self._asked(len(requests) / (self.end_s - self.begin_s), *lengths)
@@ -147,8 +147,7 @@ class Oracle:
 
     def price(self, placement: Placement, moment: Moment) -> float:
         """Phi of a placement in a moment that has all of its nodes; at most `unserved`."""
-        found = self._forecast(placement, moment).objective(self.latency_ref_ms, WEIGHTS, self.deployment.slo)
-        return min(found.phi, self.unserved)
+        return min(self._forecast(placement, moment).objective(self.latency_ref_ms, WEIGHTS).phi, self.unserved)
 
     def move(
         self, before: Placement, after: Placement, asked: Asked, disks: Mapping[NodeId, frozenset[int]]

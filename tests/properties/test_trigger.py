@@ -23,9 +23,10 @@ from orchestrator.trigger import (
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.objective import Objective
 from schemas.base import NodeId
-from schemas.deployment import Stage
+from schemas.deployment import Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
-from tests.trigger_world import CHAT, START, World, manifest
+from schemas.slo import Slo
+from tests.trigger_world import CHAT, MODEL, SETTINGS, START, World, manifest
 
 HALF_AN_HOUR_S = 1800
 RULES: tuple[Policy, ...] = (WorkFunction(), RoundTripRegret(), AlwaysArgmin(), EwmaThreshold())
@@ -67,6 +68,21 @@ def test_half_an_hour_of_noise_moves_nothing(nodes: int, seed: int) -> None:
     world = World(nodes, seed, noise=0.2)
     world.run(HALF_AN_HOUR_S)
     assert len(world.decisions) == HALF_AN_HOUR_S / PLANNING_PERIOD_S
+    assert [decision.sentence for decision in world.moves] == []
+
+
+@pytest.mark.parametrize(
+    "share", [1.0, *(pytest.param(share, marks=pytest.mark.slow) for share in (0.8, 0.9, 1.1, 1.2))]
+)
+def test_a_promise_that_is_just_kept_or_just_broken_moves_nothing_under_noise(share: float) -> None:
+    probe = World(3, 0, noise=0.0, room=9.0)
+    probe.sequences = 1
+    probe.look()
+    takes_ms = probe.decisions[0].current.terms["ttft_ms"]
+    wish = Deployment(name=CHAT, model=MODEL, settings=SETTINGS, slo=Slo(ttft_ms=share * takes_ms))
+    world = World(3, 1, noise=0.2, room=9.0, wish=wish)
+    world.sequences = 1
+    world.run(600)
     assert [decision.sentence for decision in world.moves] == []
 
 

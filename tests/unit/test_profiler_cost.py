@@ -229,17 +229,23 @@ def test_load_is_what_arrives_times_what_it_takes_and_makes_steps_wait() -> None
 def test_requests_miss_a_target_by_what_they_wait_or_by_what_they_take_anyway() -> None:
     route, nodes = two_stages()
     alone = predicted(route, nodes, decoder(), 10)
-    assert [alone.missing(Slo(ttft_ms=share * alone.ttft_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
-    assert [alone.missing(Slo(tpot_ms=share * alone.tpot_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
-    assert [alone.missing(Slo(deadline_ms=share * alone.e2e_ms)) for share in (0.99, 1.01)] == [1.0, 0.0]
-    assert alone.missing(Slo()) == 0.0
+    for slo in (Slo(ttft_ms=alone.ttft_ms), Slo(tpot_ms=alone.tpot_ms), Slo(deadline_ms=alone.e2e_ms)):
+        assert alone.missing(slo) == pytest.approx(0.5)
+        assert alone.of_promised(slo) == pytest.approx(1.0)
+    # An error of a tenth is a step of a tenth: at 20 % more or less it is over.
+    shares = [alone.missing(Slo(ttft_ms=share * alone.ttft_ms)) for share in (0.8, 0.9, 1.1, 1.2)]
+    assert shares == pytest.approx([0.98, 0.85, 0.17, 0.05], abs=0.01)
+    assert (alone.missing(Slo()), alone.of_promised(Slo())) == (0.0, 0.0)
     busy = predicted(route, nodes, decoder(), 10, demand=Demand(requests_per_s=5.0, output_tokens=100))
     wait_ms = sum(stage.prefill_wait_ms for stage in busy.stages)
     takes_ms = busy.ttft_ms - wait_ms
-    # M/M/1: w = rho/(1-rho) * s, and one in 1/rho waits at all, each e-fold as long as the one before.
+    # M/M/1: w = rho/(1-rho) * s, and of those that wait at all each e-fold is as long as the one before.
     rho = wait_ms / (wait_ms + takes_ms)
-    assert busy.missing(Slo(ttft_ms=takes_ms + 1e-9)) == pytest.approx(rho)
-    assert busy.missing(Slo(ttft_ms=takes_ms + wait_ms / rho)) == pytest.approx(rho / math.e)
+    far = takes_ms + 20 * wait_ms / rho
+    assert busy.missing(Slo(ttft_ms=far)) == pytest.approx(rho * math.exp(-20), abs=1e-6)
+    near = takes_ms + wait_ms / rho
+    anyway = alone.missing(Slo(ttft_ms=near * alone.ttft_ms / takes_ms))
+    assert busy.missing(Slo(ttft_ms=near)) == pytest.approx(anyway + (1 - anyway) * rho / math.e)
 
 
 def test_requests_go_where_they_end_first_until_that_is_as_late_as_elsewhere() -> None:
