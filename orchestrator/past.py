@@ -22,8 +22,8 @@ NOW_WEIGHT = 0.75
 state counts as half as bad, and the work function leaves it one planning period later."""
 WORST = 3.0
 """A bad state does not last: by the time that it has, another plan is in force."""
-NOISE = 1.25
-"""Less than this is noise: the node is as fast as it ever is."""
+NOISE = 1.5
+"""Less than this is noise (of 20 % a second two looks in a hundred are more): the node is as fast as it ever is."""
 
 State = Mapping[NodeId, float]
 """How many times slower than with nothing else to do each node is of which that is known, where it is slow at all."""
