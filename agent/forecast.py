@@ -3,7 +3,8 @@
     TTFT = max(wait for a slot, the prefill before it) + its own;  E2E = TTFT + (tokens - 1) * TPOT
 
 (mathematics.md A1, with what was measured in place of the model.) Before anything was measured there is no forecast,
-and what was measured long ago says nothing: so nothing is refused on a guess, and after a pause one request finds out.
+and what was measured long ago says nothing: so nothing is refused on a guess, and after a pause one request finds out,
+unless another route was in use meanwhile (`agent.runs`).
 """
 
 import heapq

@@ -67,7 +67,7 @@ class Pace:
 
     @property
     def last(self) -> float:
-        """How old the evidence is."""
+        """When the older part of the evidence came."""
         return min(self.chunk.last, self.step.last)
 
     def chunk_took(self, tokens: int, took_s: float, ahead: int, behind_s: float, now: float) -> None:

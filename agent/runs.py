@@ -13,7 +13,6 @@ from schemas.frame import SequenceId
 
 Running = tuple[Job, RouteRun, SequenceId]
 
-
 LATELY_S = 5.0
 """What was measured on a route before that counts for less than what its nodes say, held against a route in use."""
 
