@@ -61,7 +61,7 @@ def environment() -> Row:
     called = Path(sys.argv[0])
     module = called.parent.name if called.stem == "__main__" else called.stem
     return {
-        # Options alone: where somebody keeps the model is of no interest to anybody else.
+        # Options alone, and of them what makes a difference: where somebody keeps the model makes none.
         "command": " ".join(["python", "-m", f"benchmarks.{module}", *_flags(sys.argv[1:])]),
         "hardware": {
             "cpu": cpu_name(),
@@ -74,7 +74,7 @@ def environment() -> Row:
 
 
 def _flags(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if argument.startswith("--") and argument != "--folder"]
+    return [argument for argument in arguments if argument.startswith("--") and argument not in ("--folder", "--jobs")]
 
 
 def _shown(value: Any) -> str:
