@@ -6,6 +6,9 @@ from schemas.base import Digest, NodeId
 from schemas.capacity import Capacity
 from schemas.plan import Route
 
+STAGES_MAX = 1024
+"""Stages whose speed is kept: of plans that are over nobody asks again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Speed:
@@ -24,24 +27,19 @@ class Speeds:
 
     def __init__(self) -> None:
         self._said: dict[NodeId, Capacity] = {}
-        self._found: dict[tuple[NodeId, Digest, int, int], Speed | None] = {}
-        """Of stages, while what their nodes said stands."""
+        self._found: dict[tuple[NodeId, Digest, int, int], tuple[Capacity | None, Speed | None]] = {}
+        """Of stages, and what their nodes had said then."""
 
     def heard(self, capacity: Capacity) -> None:
         """A heartbeat, of this node or another."""
         self._said[capacity.node] = capacity
-        for key in [key for key in self._found if key[0] == capacity.node]:
-            del self._found[key]
 
     def of(self, model: Digest, route: Route) -> Speed | None:
         """Of a whole route; None while some node of it has not said."""
         step_s = token_s = 0.0
         by_node: dict[NodeId, float] = {}
         for stage in route.stages:
-            key = (stage.node, model, stage.first, stage.last)
-            if key not in self._found:
-                self._found[key] = self._of_stage(*key)
-            found = self._found[key]
+            found = self._of_stage(stage.node, model, stage.first, stage.last)
             if found is None:
                 return None
             step_s, token_s = step_s + found.step_s, token_s + found.token_s
@@ -49,13 +47,21 @@ class Speeds:
         return Speed(step_s, token_s, max(by_node.values()))
 
     def _of_stage(self, node: NodeId, model: Digest, first: int, last: int) -> Speed | None:
-        capacity = self._said.get(node)
-        if capacity is None:
-            return None
-        own = [time for time in capacity.block_times if time.model == model and first <= time.block <= last]
-        if len(own) <= last - first:
-            return None
-        # The times of a node at rest are those of when it loaded its blocks.
-        slower = (capacity.contention or 1.0) / 1e3
-        token_s = slower * sum(time.prefill_ms_per_token for time in own)
-        return Speed(slower * sum(time.decode_ms for time in own), token_s, token_s)
+        capacity, key = self._said.get(node), (node, model, first, last)
+        then, found = self._found.get(key, (None, None))
+        if then is not capacity:
+            found = None if capacity is None else _said_by(capacity, model, first, last)
+            if len(self._found) >= STAGES_MAX:
+                self._found.clear()
+            self._found[key] = (capacity, found)
+        return found
+
+
+def _said_by(capacity: Capacity, model: Digest, first: int, last: int) -> Speed | None:
+    own = [time for time in capacity.block_times if time.model == model and first <= time.block <= last]
+    if len(own) <= last - first:
+        return None
+    # The times of a node at rest are those of when it loaded its blocks.
+    slower = (capacity.contention or 1.0) / 1e3
+    token_s = slower * sum(time.prefill_ms_per_token for time in own)
+    return Speed(slower * sum(time.decode_ms for time in own), token_s, token_s)
