@@ -19,7 +19,7 @@ from orchestrator.rooms import Room
 from orchestrator.searched import Facts, Ready, Searched, is_slowed, is_stale, longest_ago
 from orchestrator.trust import exposed
 from schemas.base import NodeId
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Stage, blocks_by_node
+from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Stage, blocks_by_node, nodes_of
 from schemas.manifest import Manifest
 
 FAILOVERS_MAX = OPTIONS_MAX - 3
@@ -87,15 +87,9 @@ class Search:
         return inf if room is None else float(room.host.times.decode_ms[first : last + 1].sum())
 
     @property
-    def used(self) -> frozenset[NodeId]:
-        """The nodes in use."""
-        return frozenset(stage.node for chain in self.current for stage in chain)
-
-    @property
     def protected(self) -> tuple[NodeId, ...]:
         """The nodes in use for whose failure a plan is ready."""
-        nodes = dict.fromkeys(NodeId(stage.node) for chain in self.current for stage in chain)
-        return tuple(nodes)[:FAILOVERS_MAX]
+        return nodes_of(self.current)[:FAILOVERS_MAX]
 
     def private(self, chain: Chain) -> bool:
         """Whether no untrusted node holds a sensitive block of it."""
@@ -232,7 +226,8 @@ def _counts(search: Search) -> Iterator[Found]:
         more = further_chain(deployment, search.manifest, search.rooms, current, ways=search.ways)
         if more is not None:
             yield (*current, more), Origin.ROUTE_ADDED
-        apart = further_chain(deployment, search.manifest, search.rooms, current, search.used, search.ways)
+        used = frozenset(nodes_of(current))
+        apart = further_chain(deployment, search.manifest, search.rooms, current, used, search.ways)
         if apart is not None and apart != more:
             yield (*current, apart), Origin.ROUTE_ADDED
     if len(current) > 1:

@@ -51,6 +51,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     looks for other plans as if nobody had before; else that is done when there is reason to (`searched`)."""
     deployment, manifest, current = subject(snapshot, name)
     rollout = snapshot.rollout(name)
+    prepared = rollout.candidate
     before = snapshot.outlooks.get(name)
     starved = _starved(snapshot, current, before, now)
     unfit = {
@@ -82,12 +83,11 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         avoid=rollout.shunned(now),
         unfit=unfit,
         exposed=exposed_by(snapshot, deployment, current),
-        prepared=() if rollout.candidate is None else rollout.candidate.plan.chains,
+        prepared=() if prepared is None else prepared.plan.chains,
         searched=same,
         anew=burn is not None and min(burn) > BURN_MAX,
     )
     seen = replace(found.observation, burn=burn, settling=bool(rollout.draining))
-    prepared = rollout.candidate
     state, decision = policy(state, seen, now) if prepared is None else awaited(state, seen, now)
     return Outlook(
         name,

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import numpy as np
 
-from orchestrator.decision import Decision
+from orchestrator.decision import Decision, Observation
 from orchestrator.fold import (
     CapacityReceived,
     DeploymentWritten,
@@ -19,7 +19,7 @@ from orchestrator.fold import (
 from orchestrator.planner import make_plan
 from orchestrator.rollout import Proceed, Propose, Withdraw, note, step
 from orchestrator.rooms import rooms
-from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy
+from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy, TriggerState
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import predict
 from profiler.host import hosts_of
@@ -128,6 +128,23 @@ class World:
         self.decisions.append(outlook.decision)
         if outlook.decision.acts:
             self.adopt(chosen_plan(self.snapshot, outlook).plan)
+
+    def observed(self) -> Observation:
+        """What the policy would decide on now."""
+        seen: list[Observation] = []
+
+        def policy(state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
+            seen.append(observation)
+            return self.policy(state, observation, now)
+
+        weigh(self.snapshot, CHAT, policy, self.now)
+        return seen[0]
+
+    def wait(self, seconds: int) -> None:
+        """Heartbeats a second apart, and nobody looks."""
+        for _ in range(seconds):
+            self.now += timedelta(seconds=1)
+            self.hear()
 
     def hear(self) -> None:
         for name in self.names:

@@ -5,7 +5,7 @@ from datetime import timedelta
 
 import pytest
 
-from orchestrator.decision import Action, Observation, Origin
+from orchestrator.decision import Action, Origin
 from orchestrator.fold import Weighed, fold
 from orchestrator.past import (
     APART,
@@ -27,7 +27,7 @@ from schemas.deployment import Deployment
 from schemas.slo import Slo
 from tests.trigger_world import CHAT, MODEL, SETTINGS, START, World
 
-N0, N1, N2, N3 = (NodeId(f"n{i}") for i in range(4))
+N0, N1 = NodeId("n0"), NodeId("n1")
 SECOND = timedelta(seconds=1)
 
 
@@ -38,17 +38,6 @@ def quiet(nodes: int, **fields: object) -> World:
 def promised(ttft_ms: float, **fields: object) -> World:
     wish = Deployment(name=CHAT, model=MODEL, settings=SETTINGS, slo=Slo(ttft_ms=ttft_ms))
     return quiet(wish=wish, **{"nodes": 3, "room": 9.0, **fields})  # type: ignore[arg-type]
-
-
-def observed(world: World) -> Observation:
-    seen: list[Observation] = []
-
-    def policy(state: TriggerState, observation: Observation, now: object) -> object:
-        seen.append(observation)
-        return WorkFunction()(state, observation, world.now)
-
-    weigh(world.snapshot, CHAT, policy, world.now)  # type: ignore[arg-type]
-    return seen[0]
 
 
 def test_states_are_kept_apart_and_only_the_latest() -> None:
@@ -84,11 +73,11 @@ def test_a_node_that_was_slow_costs_more_than_one_that_was_not_and_no_more_than_
     world.run(20)
     used = NodeId(world.plan.nodes[0])
     past = remembered(NONE_SEEN, {used: 50.0}, world.now)
-    before = observed(world)
+    before = world.observed()
     outlook = world.snapshot.outlooks[CHAT]
     world.snapshot = fold(world.snapshot, Weighed(replace(outlook, past=past)), world.now)
     # What is known of the others is what they were when they loaded; of the one in use what it is now.
-    after = observed(world)
+    after = world.observed()
     risk = after.current.objective.past
     assert before.current.objective.past == 0.0
     others = [x for x in after.options if used not in x.nodes]
@@ -115,7 +104,7 @@ def test_a_plan_that_cannot_keep_what_is_promised_is_left_at_once_for_one_that_c
 def test_where_no_plan_could_keep_it_much_better_nothing_is_left_for_that() -> None:
     world = promised(1.0)
     world.sequences = 1
-    seen = observed(world)
+    seen = world.observed()
     assert seen.current.missing > 0.99 > BROKEN
     assert all(x.missing > KEPT for x in seen.options)
     world.run(60)
@@ -127,10 +116,8 @@ def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_litt
     world.sequences = 1
     world.look()
     world.slow[NodeId(world.plan.nodes[0])] = 20.0
-    for _ in range(8):
-        world.now += SECOND
-        world.hear()
-    seen = observed(world)
+    world.wait(8)
+    seen = world.observed()
     able = [x for x in seen.options[1:] if x.missing <= KEPT * seen.current.missing]
     best = min(able, key=lambda x: (x.phi, x.key))
     _, decision = WorkFunction()(TriggerState(), seen, world.now)
@@ -144,7 +131,7 @@ def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_litt
 
 def prepared(world: World) -> World:
     """The world while the plan on the best other node is being prepared."""
-    chosen = min(observed(world).options[1:], key=lambda x: (x.phi, x.key))
+    chosen = min(world.observed().options[1:], key=lambda x: (x.phi, x.key))
     plan = world.plan.model_copy(
         update={
             "epoch": 2,
@@ -173,9 +160,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     candidate = world.snapshot.rollout(CHAT).candidate
     assert candidate is not None
     world.slow[NodeId(candidate.plan.nodes[0])] = 9.0
-    for _ in range(8):
-        world.now += SECOND
-        world.hear()
+    world.wait(8)
     regret = weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret
     assert regret is not None
     assert regret[0] == 2
@@ -186,13 +171,11 @@ def test_while_a_plan_drains_the_one_in_force_is_left_for_need_alone() -> None:
     world = promised(400.0)
     world.sequences = 1
     world.look()
-    seen = observed(world)
+    seen = world.observed()
     assert not seen.settling
     world.slow[NodeId(world.plan.nodes[0])] = 20.0
-    for _ in range(8):
-        world.now += SECOND
-        world.hear()
-    needed = replace(observed(world), settling=True)
+    world.wait(8)
+    needed = replace(world.observed(), settling=True)
     assert WorkFunction()(TriggerState(), needed, world.now)[1].action is Action.HARD
     unpromised = replace(needed, options=tuple(replace(x, missing=0.0) for x in needed.options))
     state = TriggerState(at=world.now - 60 * SECOND)
@@ -208,11 +191,9 @@ def test_routes_of_the_same_cuts_exchange_nodes_so_that_one_is_without_the_slow_
     world.look()
     first, second = world.plan.chains
     world.slow[first[0].node] = world.slow[second[1].node] = 6.0
-    for _ in range(8):
-        world.now += SECOND
-        world.hear()
+    world.wait(8)
     together = {(first[0].node, second[1].node), (second[0].node, first[1].node)}
-    found = observed(world)
+    found = world.observed()
     regrouped = [x for x in found.options if {tuple(s.node for s in chain) for chain in x.chains} == together]
     assert [x.origin for x in regrouped] == [Origin.REASSIGNED]
     assert regrouped[0].phi < found.current.phi

@@ -1,7 +1,7 @@
 """Beliefs, candidates, the cost of moving, failover plans and the sentence that explains a decision."""
 
 from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ import pytest
 from orchestrator.beliefs import GUESS_PRUDENCE, believed, optimism_of, smoothed
 from orchestrator.candidates import latency_bound_ms, slate
 from orchestrator.decide import Cause, Need, Replan, decide
-from orchestrator.decision import Action, Decision, Observation, Origin
+from orchestrator.decision import Action, Observation, Origin
 from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
 from orchestrator.mind import propose
@@ -410,19 +410,7 @@ def test_a_move_of_the_whole_model_overdraws_the_budget_of_a_large_one_no_more_t
             told.append(scale)
             return Verdict({}, (), "")
 
-        seen = replace(observed(world), model_bytes=model_bytes, bound=0.0)
+        seen = replace(world.observed(), model_bytes=model_bytes, bound=0.0)
         decided(state, seen, world.now, None, 0.15, rule)
         owed[copies, model_bytes] = told[0]
     assert owed == {(1, 1 << 30): 2.0, (1, 1 << 34): 2.0, (4, 1 << 30): 5.0}
-
-
-def observed(world: World) -> Observation:
-    """What a policy would decide on now."""
-    seen: list[Observation] = []
-
-    def policy(state: TriggerState, observation: Observation, now: datetime) -> tuple[TriggerState, Decision]:
-        seen.append(observation)
-        return DEFAULT_POLICY(state, observation, now)
-
-    weigh(world.snapshot, CHAT, policy, world.now)
-    return seen[0]
