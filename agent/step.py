@@ -151,6 +151,13 @@ def plans_of(state: State) -> list[Plan]:
     return [held.plan for deployment in state.deployments.values() for held in deployment.hosted.values()]
 
 
+def is_loading(state: State) -> bool:
+    """Whether a plan is being loaded."""
+    return any(
+        held.phase is Phase.LOADING for deployment in state.deployments.values() for held in deployment.hosted.values()
+    )
+
+
 def hosted(state: State, sequences: Callable[[Plan], int]) -> tuple[HostedStage, ...]:
     """What a heartbeat says of those that did not fail, given how many sequences run on each."""
     return tuple(

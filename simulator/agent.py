@@ -28,6 +28,7 @@ from simulator.machine import Machine
 from simulator.model import scaled
 from simulator.neighbours import SimNeighbours
 from simulator.reports import Reports
+from simulator.staging import Stager
 from simulator.surroundings import Surroundings
 
 NOTICE_S = 0.012
@@ -71,6 +72,7 @@ class SimAgent:
             lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
         )
+        self.staging = Stager(machine, around, lambda: core.is_loading(self._state))
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._measured: dict[tuple[Digest, int], BlockTime] = {}
         """Of blocks of models that are loaded: what the probe found."""

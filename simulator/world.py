@@ -288,16 +288,9 @@ class World:
         return [node for node, machine in self.machines.items() if machine.site == what]
 
     def _advise(self, node: NodeId, advice: Advice) -> None:
-        """Blocks that a node fetches ahead of need, at its leisure."""
-        machine = self.machines[node]
-        blocks = {block for stored in advice for block in stored.blocks} - machine.disk
-        if not blocks:
-            return
-        manifest = self.physics.manifest
-        size = sum(manifest.blocks[block].weight_bytes for block in blocks)
-        # It rests as long as each piece takes.
-        machine.later(2 * self.fetch_s(machine, size), lambda: machine.disk.update(blocks))
-        self.books.moved(size)
+        """Blocks that a node is to have ahead of need."""
+        if self.is_alive(node):
+            self.agents[node].staging.want({block for stored in advice for block in stored.blocks})
 
     # What processes ask of the world.
 
