@@ -22,6 +22,9 @@ LEARNED_S = 60.0
 """A node that is slowed is to be left within ten seconds, of which this takes for usual a sixth."""
 ELAPSED_MAX_S = 10.0
 REMEMBERED_S = 300.0
+INGRESS_MAX = 1.5
+"""An ingress that is so many times slower than the others is so of its own: there may be but one, and what it suffers
+would be expected of every other that could take its place."""
 OWN_MIN = 1.25
 """Less than this is noise, and nothing of a node's own."""
 
@@ -89,6 +92,7 @@ def learned(before: Strain, slowdowns: Mapping[NodeId, float], chains: Placement
     other = _between(before.other, [slowdown for node, slowdown in shown.items() if node not in sources], weight)
     if source is not None and other is not None:
         other = min(other, source)  # an ingress does what the others do, and more
+        source = min(source, INGRESS_MAX * other)
     found = Strain(source, other, at=now)
     own = {
         node: (excess, at)

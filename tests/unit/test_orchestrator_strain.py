@@ -24,11 +24,11 @@ def test_before_anything_served_nobody_bears_anything() -> None:
 
 
 def test_the_first_that_is_seen_is_believed_and_each_place_has_its_own() -> None:
-    strain = learned(UNSTRAINED, {A: 4.0, B: 2.0}, CHAINS, START)
-    assert (strain.on(A, CHAINS), strain.on(B, CHAINS)) == (4.0, 2.0)
+    strain = learned(UNSTRAINED, {A: 3.0, B: 2.0}, CHAINS, START)
+    assert (strain.on(A, CHAINS), strain.on(B, CHAINS)) == (3.0, 2.0)
     assert not strain.own, "what all in their places bear is nobody's own"
     moved: Placement = ((Stage(node=C, first=0, last=1), Stage(node=A, first=2, last=3)),)
-    assert (strain.on(C, moved), strain.on(A, moved)) == (4.0, 2.0), "it is of the place, not of the node"
+    assert (strain.on(C, moved), strain.on(A, moved)) == (3.0, 2.0), "it is of the place, not of the node"
     assert strain.least == 2.0
 
 
