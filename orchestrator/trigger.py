@@ -220,9 +220,8 @@ def decided(
 def _hard_reason(seen: Observation) -> str | None:
     if seen.hard is not None:
         return seen.hard
-    missing = seen.current.missing
-    if missing > BROKEN and any(_keeps_more(x, seen.current) for x in seen.options[1:]):
-        return f"{missing:.0%} of the requests are predicted to miss what is promised"
+    if breaks(seen.current, seen):
+        return f"{seen.current.missing:.0%} of the requests are predicted to miss what is promised"
     if seen.burn is not None and min(seen.burn) > BURN_MAX:
         short, long = seen.burn
         return f"the error budget burns {short:.1f} times too fast now and {long:.1f} times over the longer window"
@@ -241,6 +240,11 @@ def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) ->
         return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
     chosen = min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key))
     return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
+
+
+def breaks(option: Option, seen: Observation) -> bool:
+    """Whether a plan would break the promise so that it would be left for another at once."""
+    return option.missing > BROKEN and any(_keeps_more(x, option) for x in seen.options)
 
 
 def _keeps_more(option: Option, here: Option) -> bool:

@@ -15,7 +15,7 @@ from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
 from orchestrator.strain import UNSTRAINED, learned
-from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState, awaited
+from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState, awaited, breaks
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -109,9 +109,13 @@ def _regretted(prepared: Plan, seen: Observation) -> tuple[int, str] | None:
     """Why a plan is not to be prepared any further, if it is not."""
     here = seen.current
     found = next((one for one in seen.options if one.chains == prepared.chains), None)
-    if found is None or seen.hard is not None or found.phi < here.phi:
+    if found is None or seen.hard is not None:
         return None
-    return prepared.epoch, f"by now it would be worse (Phi {found.phi:.2f}) than the plan in force ({here.phi:.2f})"
+    if found.phi >= here.phi:
+        return prepared.epoch, f"by now it would be worse (Phi {found.phi:.2f}) than the plan in force ({here.phi:.2f})"
+    if breaks(found, seen):
+        return prepared.epoch, f"by now {found.missing:.0%} of the requests would miss what is promised, and it be left"
+    return None
 
 
 def _at_work(snapshot: Snapshot, current: Plan) -> dict[NodeId, float]:

@@ -19,7 +19,8 @@ from orchestrator.fold import (
 from orchestrator.planner import make_plan
 from orchestrator.rollout import Proceed, Propose, Withdraw, note, step
 from orchestrator.rooms import rooms
-from orchestrator.trigger import DEFAULT_POLICY, PLANNING_PERIOD_S, Policy, TriggerState
+from orchestrator.scales import Turns
+from orchestrator.trigger import DEFAULT_POLICY, Policy, TriggerState
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import predict
 from profiler.host import hosts_of
@@ -90,7 +91,7 @@ class World:
     sequences: int = 0
     """How many run, shared out over the routes."""
     decisions: list[Decision] = field(default_factory=list)
-    weighed_at: datetime = START
+    turns: Turns = field(default_factory=Turns)
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -114,12 +115,11 @@ class World:
         return [decision for decision in self.decisions if decision.acts]
 
     def run(self, seconds: float) -> None:
-        """Heartbeats a second apart; once a planning period the plan is weighed, and moved if that is decided."""
+        """Heartbeats a second apart; whenever it is its turn the plan is weighed, and moved if that is decided."""
         for _ in range(int(seconds)):
             self.now += timedelta(seconds=1)
             self.hear()
-            if (self.now - self.weighed_at).total_seconds() >= PLANNING_PERIOD_S:
-                self.weighed_at = self.now
+            if self.turns.next(self.snapshot, self.now) is not None:
                 self.look()
 
     def look(self) -> None:

@@ -152,7 +152,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     world = quiet(3, room=9.0)
     world.sequences = 1
     world.slow[NodeId(world.plan.nodes[0])] = 3.0
-    world.run(4)
+    world.wait(4)
     world = prepared(world)
     assert weighable(world.snapshot, world.now) == (CHAT,)
     outlook = weigh(world.snapshot, CHAT, WorkFunction(), world.now)
@@ -165,6 +165,22 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     assert regret is not None
     assert regret[0] == 2
     assert "by now it would be worse" in regret[1]
+
+
+def test_what_is_being_prepared_is_regretted_once_it_would_be_left_at_once() -> None:
+    world = promised(400.0, room=9.0)
+    world.sequences = 1
+    world.slow[NodeId(world.plan.nodes[0])] = 20.0
+    world.wait(8)
+    world = prepared(world)
+    assert weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret is None
+    candidate = world.snapshot.rollout(CHAT).candidate
+    assert candidate is not None
+    world.slow[NodeId(candidate.plan.nodes[0])] = 10.0
+    world.wait(8)
+    regret = weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret
+    assert regret is not None
+    assert "would miss what is promised" in regret[1]
 
 
 def test_while_a_plan_drains_the_one_in_force_is_left_for_need_alone() -> None:
