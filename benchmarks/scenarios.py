@@ -7,7 +7,6 @@ which anybody may reckon anew.
 import argparse
 import csv
 import os
-import time
 import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -25,12 +24,15 @@ from simulator.report import headline, seed_grid
 from simulator.results import Results, Run
 from simulator.runner import count, simulate
 from simulator.scenario import Scenario
+from simulator.shelf import Shelf
 from simulator.shortcomings import shortcomings
 from simulator.statistics import Interval
 from simulator.table import BY_KEY, Grid, interval, markdown, paired, run_rows
 
 PARAMETERS = Path(__file__).with_suffix(".toml")
 FOLDER = "scenarios"
+SHELF = Path("build") / "runs"
+"""A comparison takes an hour or more: one that was ended early goes on where it was, while the code is the same."""
 SEED = 0
 """Of the resamples."""
 
@@ -62,26 +64,29 @@ class Parameters(Value):
 
 def main() -> None:
     parameters = Parameters.model_validate(tomllib.loads(PARAMETERS.read_text()))
-    names = [each.scenario for each in parameters.comparison]
+    compared = {each.varied().name: each for each in parameters.comparison}
     parser = argparse.ArgumentParser(description="Compare policies in simulated worlds, as scenarios.toml says.")
-    parser.add_argument("scenario", nargs="*", help=f"those alone: {', '.join(names)}", default=names, metavar="NAME")
+    parser.add_argument(
+        "scenario", nargs="*", help=f"those alone: {', '.join(compared)}", default=list(compared), metavar="NAME"
+    )
     parser.add_argument("--seeds", default=parameters.seeds, help="worlds to draw; default: %(default)s")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="processes; default: one for each core")
     asked = parser.parse_args()
-    if unknown := set(asked.scenario) - set(names):
-        parser.error(f"{', '.join(sorted(unknown))}: the comparisons are {', '.join(names)}")
-    for each in parameters.comparison:
-        if each.scenario in asked.scenario:
+    if unknown := set(asked.scenario) - compared.keys():
+        parser.error(f"{', '.join(sorted(unknown))}: the comparisons are {', '.join(compared)}")
+    for name, each in compared.items():
+        if name in asked.scenario:
             compare(each, seeds_of(asked.seeds), asked.jobs)
 
 
 def compare(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
     """Run one comparison and keep what came of it."""
-    scenario, began = comparison.varied(), time.monotonic()
+    scenario = comparison.varied()
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task(scenario.name, total=count(scenario, comparison.policies, seeds))
-        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: progress.advance(task))
+        shelf = Shelf(SHELF)
+        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: progress.advance(task), shelf)
     folder = table.RESULTS / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{scenario.name}.csv").open("w", newline="") as file:
@@ -93,7 +98,7 @@ def compare(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
         seeds=f"{seeds[0]}-{seeds[-1]}" if len(seeds) > 1 else str(seeds[0]),
         policies=found.policies,
         other=comparison.other,
-        took_s=round(time.monotonic() - began, 1),
+        core_s=round(sum(run.wall_s for run in found.runs), 1),
         events=sum(run.events for run in found.runs),
         requests=sum(run.metrics.arrived for run in found.runs),
         shortcomings=shortcomings(found, SEED),

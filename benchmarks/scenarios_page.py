@@ -73,8 +73,7 @@ def _comparison(result: Row) -> list[str]:
     other = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in result["other"].items())
     told = (
         f"`{result['command']} {name}`, {result['at'][:10]}; {result['requests']:,} requests, "
-        f"{result['events']:,} events, {result['took_s'] / 60:.0f} min on {result['hardware']['cores']} cores of "
-        f"{result['hardware']['cpu']}"
+        f"{result['events']:,} events, {result['core_s'] / 60:.0f} min of one core of {result['hardware']['cpu']}"
     )
     lines = [f"### {result['title']}", "", f"{told}. Other than in the scenario: {other or 'nothing'}."]
     for row in result["rows"]:

@@ -15,8 +15,9 @@ from simulator.foresight import Foresight, foresee
 from simulator.oracle import oracle_of
 from simulator.policies import CONTENDERS
 from simulator.pricing import priced
-from simulator.results import Results, Run, Timeline, summary, timeline
+from simulator.results import Results, Run, summary, timeline
 from simulator.scenario import Scenario
+from simulator.shelf import Done, Shelf
 from simulator.traces import TraceRow, read_trace
 from simulator.world import World
 
@@ -43,23 +44,36 @@ def simulate(
     command: str,
     jobs: int,
     on_done: Callable[[Job, Run], None],
+    shelf: Shelf | None = None,
 ) -> Results:
-    """Run them all; `on_done` hears of each run as it ends. Raises what the scenario's trace raises."""
-    todo = list(_jobs(scenario, policies, seeds))
-    runs: dict[int, tuple[Run, Timeline | None]] = {}
+    """Run them all; `on_done` hears of each run as it ends. What is on the `shelf` is not run again. Raises what the
+    scenario's trace raises."""
+    wanted = list(_jobs(scenario, policies, seeds))
+    runs: dict[int, Done] = {}
+
+    def ended(job: Job, done: Done, is_new: bool = True) -> None:
+        runs[job.number] = done
+        if shelf is not None and is_new:
+            shelf.keep(job.scenario, job.policy, job.seed, done)
+        on_done(job, done.run)
+
+    todo = []
+    for job in wanted:
+        before = None if shelf is None else shelf.find(job.scenario, job.policy, job.seed, job.shows)
+        if before is None:
+            todo.append(job)
+        else:
+            ended(job, before, is_new=False)
     if jobs == 1:
         for job in todo:
-            runs[job.number] = run_one(job)
-            on_done(job, runs[job.number][0])
+            ended(job, run_one(job))
     else:
         # Not forked: threads of numerical libraries do not survive that.
         with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
             futures = {pool.submit(run_one, job): job for job in todo}
             for future in as_completed(futures):
-                job = futures[future]
-                runs[job.number] = future.result()
-                on_done(job, runs[job.number][0])
-    done = [runs[job.number] for job in todo]
+                ended(futures[future], future.result())
+    done = [runs[job.number] for job in wanted]
     return Results(
         scenario=scenario,
         command=command,
@@ -69,8 +83,8 @@ def simulate(
         reference=REFERENCE if REFERENCE in policies else policies[0],
         system=SYSTEM if SYSTEM in policies else policies[0],
         bounds=tuple(name for name in policies if CONTENDERS[name].is_bound),
-        runs=tuple(run for run, _ in done),
-        shown=tuple(line for _, line in done if line is not None),
+        runs=tuple(one.run for one in done),
+        shown=tuple(one.timeline for one in done if one.timeline is not None),
     )
 
 
@@ -79,14 +93,14 @@ def count(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> 
     return len(list(_jobs(scenario, policies, seeds)))
 
 
-def run_one(job: Job) -> tuple[Run, Timeline | None]:
+def run_one(job: Job) -> Done:
     """One run, in whichever process."""
     scenario = job.scenario
     known = _known(scenario.model_dump_json(), job.seed)
     result = World(scenario, CONTENDERS[job.policy], job.seed, _trace(scenario), foresight=known).run()
     priced(result, known)
     line = timeline(result) if job.shows else None
-    return summary(result, scenario.workload.classes, dict(job.swept)), line
+    return Done(run=summary(result, scenario.workload.classes, dict(job.swept)), timeline=line)
 
 
 @lru_cache(maxsize=2)
