@@ -1,8 +1,10 @@
 """Runs that were done before, kept in a folder, so that a comparison of hours that ended early goes on where it was.
 
-A run is found again by all that makes it what it is: its scenario, trace, policy and seed, and the source of the code.
+A run is found again by all that makes it what it is: its scenario, trace, policy and seed, and the source of the code
+that it goes through.
 """
 
+import ast
 import hashlib
 import os
 from functools import cache
@@ -16,9 +18,10 @@ from simulator.results import Run, Timeline
 from simulator.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = ("agent", "bus", "models", "orchestrator", "profiler", "schemas", "simulator")
+RUN = "simulator.runner"
+"""What it imports, and what that imports, and so on, is what a run goes through."""
+DATA = ("simulator/learned.json",)
 LIBRARIES = ("numpy", "pydantic", "scipy")
-SOURCES = ("*.py", "*.json", "*.csv")
 
 
 class Done(Value):
@@ -66,8 +69,29 @@ class Shelf:
 def source_digest() -> str:
     """Of all code that a run goes through, and of the libraries that it reckons with."""
     found = hashlib.sha256(" ".join(version(name) for name in LIBRARIES).encode())
-    for package in PACKAGES:
-        for path in sorted(path for pattern in SOURCES for path in (ROOT / package).rglob(pattern)):
-            found.update(path.relative_to(ROOT).as_posix().encode())
-            found.update(path.read_bytes())
+    for path in [*sources(RUN), *(ROOT / name for name in DATA)]:
+        found.update(path.relative_to(ROOT).as_posix().encode())
+        found.update(path.read_bytes())
     return found.hexdigest()
+
+
+def sources(module: str) -> list[Path]:
+    """The files of a module of ours and of all modules of ours that it leads to."""
+    found: set[Path] = set()
+    todo = [module]
+    while todo:
+        path = _file_of(todo.pop())
+        if path is None or path in found:
+            continue
+        found.add(path)
+        for node in ast.walk(ast.parse(path.read_bytes())):
+            if isinstance(node, ast.Import):
+                todo += [name.name for name in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.module is not None:
+                todo += [node.module, *(f"{node.module}.{name.name}" for name in node.names)]
+    return sorted(found)
+
+
+def _file_of(module: str) -> Path | None:
+    place = ROOT.joinpath(*module.split("."))
+    return next((path for path in (place.with_suffix(".py"), place / "__init__.py") if path.is_file()), None)

@@ -8,7 +8,7 @@ from simulator.files import read_scenario, shipped, with_value
 from simulator.results import Run
 from simulator.runner import Job, simulate
 from simulator.scenario import Scenario
-from simulator.shelf import Shelf
+from simulator.shelf import DATA, ROOT, RUN, Shelf, sources
 
 SEEDS = (1, 2)
 
@@ -52,6 +52,20 @@ def test_another_policy_seed_or_scenario_was_not_run(scenario: Scenario, folder:
 def test_other_code_runs_it_anew(scenario: Scenario, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("simulator.shelf.source_digest", lambda: "other")
     assert Shelf(folder).find(scenario, "static", 1, shows=False) is None
+
+
+def test_the_code_of_a_run_is_what_it_leads_to() -> None:
+    found = {path.relative_to(ROOT).as_posix() for path in sources(RUN)}
+    assert {
+        "simulator/world.py",
+        "orchestrator/trigger.py",
+        "agent/stage.py",
+        "profiler/forecast.py",
+        "simulator/metrics.py",
+    } <= found
+    assert not any(path.startswith(("resplit/", "benchmarks/", "tests/")) for path in found)
+    assert "orchestrator/shell.py" not in found, "no run has sockets"
+    assert all((ROOT / name).is_file() for name in DATA)
 
 
 def test_a_file_that_was_cut_off_is_no_run(scenario: Scenario, folder: Path) -> None:
