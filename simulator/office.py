@@ -1,7 +1,7 @@
 """The leader's office in a world: one leader after another over one log of plans."""
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.fold import ReceiptReceived, Report, Snapshot
 from orchestrator.lease import LEASE_S
@@ -38,8 +38,10 @@ class Office:
         books: Books,
         deliver: Callable[[PlanEvent], None],
         advise: Callable[[NodeId, Advice], None],
+        foresee: Callable[[NodeId, Collection[int]], None],
     ) -> None:
-        """`deliver` has agents hear of an event that is stored; the first of `steps` is locked from the beginning."""
+        """`deliver` has agents hear of an event that is stored; the first of `steps` is locked from the beginning.
+        `advise` is the leader's word on what to have on a disk, `foresee` that of whoever knows the run."""
         self._policy = contender.policy()
         self._kernel = kernel
         self._trail = trail
@@ -54,7 +56,7 @@ class Office:
         self.operators = Operators(
             scenario, physics, kernel, self.log, books, self._known, self.report, one_route=one_route
         )
-        self.placer = Placer(contender, seed, steps, kernel, self.operators, self._known, advise)
+        self.placer = Placer(contender, seed, steps, kernel, self.operators, self._known, foresee)
 
     def open(self) -> None:
         """The first leader takes office."""

@@ -1,15 +1,13 @@
 """Where a contender's blocks run first, and who says so if not the planner: a rule, a swarm, or foresight."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 from orchestrator.chain import problem_of
 from orchestrator.fold import Snapshot
 from orchestrator.rooms import believed_rooms
 from orchestrator.solvers import baselines
 from orchestrator.solvers.problem import Problem, Solution
-from orchestrator.staging import Advice
-from schemas.base import Digest, NodeId
-from schemas.capacity import StoredBlocks
+from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, Placement, Stage, blocks_by_node
 from simulator import petals
 from simulator.draws import Draws
@@ -38,7 +36,7 @@ class Placer:
         kernel: Kernel,
         operators: Operators,
         known: Callable[[], Snapshot | None],
-        advise: Callable[[NodeId, Advice], None],
+        foresee: Callable[[NodeId, Collection[int]], None],
     ) -> None:
         """The first of `steps` is locked from the beginning; `known` is the leader's snapshot."""
         self._contender = contender
@@ -47,7 +45,7 @@ class Placer:
         self._kernel = kernel
         self._operators = operators
         self._known = known
-        self._advise = advise
+        self._foresee = foresee
         self._recovers = Part.RECOVERY in contender.parts
         self._insisted: Placement | None = None
         """A placement that is locked until it is in force, or for good."""
@@ -126,7 +124,7 @@ class Placer:
         """What is known to be needed later is fetched ahead of need."""
         chains = tuple(chain for step in self._steps for chain in step.placement)
         for node, needed in blocks_by_node(chains).items():
-            self._advise(node, (StoredBlocks.of(Digest(self._operators.wanted.model), needed),))
+            self._foresee(node, needed)
 
 
 def placed(rule: Rule, snapshot: Snapshot, deployment: Deployment, seed: int) -> Chain | None:

@@ -16,17 +16,26 @@ class Stager:
         self._machine = machine
         self._around = around
         self._is_busy = is_busy
-        self._wanted: tuple[int, ...] = ()
+        self._wanted: frozenset[int] = frozenset()
+        self._foreseen: frozenset[int] = frozenset()
         self._at_it = False
 
     def want(self, blocks: Collection[int]) -> None:
-        """What is to be on the disk, from now on."""
-        self._wanted = tuple(sorted(blocks))
+        """What the leader wants on the disk from now on."""
+        self._wanted = frozenset(blocks)
+        self._begin()
+
+    def foresee(self, blocks: Collection[int]) -> None:
+        """What somebody who knows the run wants there, whatever the leader does."""
+        self._foreseen |= frozenset(blocks)
+        self._begin()
+
+    def _begin(self) -> None:
         if not self._at_it:
             self._go_on()
 
     def _go_on(self) -> None:
-        block = next((one for one in self._wanted if one not in self._machine.disk), None)
+        block = min((self._wanted | self._foreseen) - self._machine.disk, default=None)
         self._at_it = block is not None
         if block is None:
             return

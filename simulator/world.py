@@ -7,7 +7,7 @@ named streams of the seed, and nothing reads a clock of this machine but to say 
 import gc
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
@@ -121,6 +121,7 @@ class World:
             self.books,
             self.bus.tell,
             self._advise,
+            self._foresee,
         )
 
     @property
@@ -291,6 +292,11 @@ class World:
         """Blocks that a node is to have ahead of need."""
         if self.is_alive(node):
             self.agents[node].staging.want({block for stored in advice for block in stored.blocks})
+
+    def _foresee(self, node: NodeId, blocks: Collection[int]) -> None:
+        """The same, from whoever knows the run."""
+        if self.is_alive(node):
+            self.agents[node].staging.foresee(blocks)
 
     # What processes ask of the world.
 

@@ -34,7 +34,7 @@ def test_a_better_plan_that_waits_to_repay_the_move_is_advised_too() -> None:
     world = weighed()
     before = to_stage(world.snapshot, {})[CHAT]
     world.slow[NodeId(world.plan.nodes[0])] = 1.3
-    world.run(5)
+    world.run(6)
     decision = world.snapshot.outlooks[CHAT].decision
     assert not decision.acts, "the move has not repaid itself yet"
     better = [one.option for one in decision.runners_up if one.option.phi < decision.current.phi]
