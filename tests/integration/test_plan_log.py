@@ -57,15 +57,18 @@ async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
     client = await connect(nats_url, "writers")
     js = await ensure_streams(client)
     deposed = 0
+    met = asyncio.Barrier(WRITERS)
 
     async def write(writer: int) -> None:
         nonlocal deposed
         dice = random.Random(seed * 100 + writer)
-        for _ in range(OFFICES):
+        for office in range(OFFICES):
             plans = PlanLog(js, identity, sleepy(dice))
             leadership, rollouts = await plans.take_office(
                 NodeId(f"w{writer}"), datetime.now(UTC), lambda _, error: pytest.fail(str(error))
             )
+            if office == 0:
+                await met.wait()  # however busy the machine is, all but one write after another took office
             try:
                 for _ in range(EVENTS):
                     name = dice.choice(NAMES)
@@ -98,7 +101,7 @@ async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
     assert [one.term for one in seen] == sorted(one.term for one in seen)
     offices = [one for one in seen if isinstance(one, Leadership)]
     assert [one.term for one in offices] == list(range(1, WRITERS * OFFICES + 1))
-    assert deposed > 0, "the writers never met"
+    assert deposed >= WRITERS - 1
     for name in NAMES:
         events = [one for one in seen if isinstance(one, PlanEvent) and one.deployment == name]
         assert [event.revision for event in events] == list(range(1, len(events) + 1)), "each built on the one before"
