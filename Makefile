@@ -42,7 +42,8 @@ check: .venv/dev
 bench: $(BENCHES:%=bench-%)
 	$(BIN)/python -m benchmarks.page
 
-## Policies side by side in simulated worlds, as benchmarks/scenarios.toml says (an hour or more), and docs/benchmarks.md anew.
+## Policies side by side in simulated worlds, as benchmarks/scenarios.toml says, and docs/benchmarks.md anew. Half a day of one
+## core; what was run stays in build/runs, so that it goes on where it was ended.
 benchmarks-doc: .venv/dev
 	$(BIN)/python -m benchmarks.scenarios
 	$(BIN)/python -m benchmarks.page
