@@ -34,13 +34,15 @@ class Handover:
         pool: KvPool,
         records: Records,
         stages_on: Callable[[int, int], tuple[int, ...]],
+        blocks_on: Callable[[int, int], frozenset[int]],
         now_us: Callable[[], int],
     ) -> None:
-        """`stages_on(epoch, route)`: the stages that this node runs of a route."""
+        """`stages_on(epoch, route)`: the stages that this node runs of a route; `blocks_on`: their blocks."""
         self._node = node
         self._pool = pool
         self._records = records
         self._stages_on = stages_on
+        self._blocks_on = blocks_on
         self._now_us = now_us
 
     def adopt(self, frame: Adopt) -> Outgoing:
@@ -53,6 +55,11 @@ class Handover:
                 self._hosts(m.first, m.last) for m in frame.moves
             ):
                 return [self._refused(frame, f"epoch {frame.epoch} is not served by {self._node}")]
+            if record is None or record.epoch is None:
+                brought = {block for move in frame.moves for block in range(move.first, move.last + 1)}
+                if self._blocks_on(frame.epoch, frame.route) - brought:
+                    # A process that was restarted since: what is to stay was never here.
+                    return [self._refused(frame, f"{self._node} has no caches of blocks that were to stay")]
             if record is None:
                 self._pool.open(frame.sequence, frame.capacity)
                 record = self._records[frame.sequence] = Record(frame.ingress, self._now_us())

@@ -68,7 +68,7 @@ class StageHost:
         self._now_us = now_us
         self._engines: dict[tuple[int, int, int], Engine] = {}
         self._records: Records = {}
-        self.handover = Handover(node, pool, self._records, self.stages_on, now_us)
+        self.handover = Handover(node, pool, self._records, self.stages_on, self.blocks_on, now_us)
 
     def install(self, engines: Mapping[tuple[int, int, int], Engine]) -> None:
         """Serve these (epoch, route, stage) too; their blocks get caches in the pool."""
@@ -94,6 +94,11 @@ class StageHost:
     def stages_on(self, epoch: int, route: int) -> tuple[int, ...]:
         """The numbers of the stages that this node runs of a route."""
         return tuple(stage for e, r, stage in self._engines if (e, r) == (epoch, route))
+
+    def blocks_on(self, epoch: int, route: int) -> frozenset[int]:
+        """The blocks of these stages."""
+        engines = [engine for (e, r, _), engine in self._engines.items() if (e, r) == (epoch, route)]
+        return frozenset(block.index for engine in engines for block in engine.blocks)
 
     def engine_key(self, frame: Activation) -> Hashable:
         """Equal for frames that one call may serve: same engine, same stage number."""

@@ -141,6 +141,28 @@ class Reconfiguration(RuleBasedStateMachine):
         assert not self.ingress.live
 
 
+def test_a_process_that_was_restarted_while_it_handed_over_brings_no_caches_of_its_own() -> None:
+    """A story that was found once: blocks that stay on a node stay on its process, and nowhere else."""
+    story = Reconfiguration()
+    story.begin(seed=3288074, lossy=0.0)
+    story.recut()
+    story.recut()
+    story.deliver(frames=52)
+    story.retire()
+    story.recut()
+    story.retire()
+    story.recut()
+    for prompt, wanted in (("1+2=", 24), ("12345+67890=", 30), ("1+2=", 21), ("1+2=", 3)):
+        story.ask(prompt=prompt, wanted=wanted)
+    story.deliver(frames=36)
+    story.recut()
+    story.deliver(frames=44)
+    story.forget(node="n3")
+    story.recut()
+    story.every_token_is_the_uncut_models()
+    story.teardown()
+
+
 TestReconfiguration = Reconfiguration.TestCase
 TestReconfiguration.settings = settings(max_examples=8, stateful_step_count=25, deadline=None)
 
