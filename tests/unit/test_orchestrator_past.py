@@ -148,6 +148,17 @@ def prepared(world: World) -> World:
     return world
 
 
+def regretted(world: World, factor: float) -> tuple[int, str]:
+    """Why what is being prepared is given up once its first node is `factor` times slower."""
+    candidate = world.snapshot.rollout(CHAT).candidate
+    assert candidate is not None
+    world.slow[NodeId(candidate.plan.nodes[0])] = factor
+    world.wait(8)
+    regret = weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret
+    assert regret is not None
+    return regret
+
+
 def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     world = quiet(3, room=9.0)
     world.sequences = 1
@@ -157,12 +168,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     assert weighable(world.snapshot, world.now) == (CHAT,)
     outlook = weigh(world.snapshot, CHAT, WorkFunction(), world.now)
     assert (outlook.decision.action, outlook.regret) == (Action.KEEP, None)
-    candidate = world.snapshot.rollout(CHAT).candidate
-    assert candidate is not None
-    world.slow[NodeId(candidate.plan.nodes[0])] = 9.0
-    world.wait(8)
-    regret = weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret
-    assert regret is not None
+    regret = regretted(world, 9.0)
     assert regret[0] == 2
     assert "by now it would be worse" in regret[1]
 
@@ -174,12 +180,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_left_at_once() -> 
     world.wait(8)
     world = prepared(world)
     assert weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret is None
-    candidate = world.snapshot.rollout(CHAT).candidate
-    assert candidate is not None
-    world.slow[NodeId(candidate.plan.nodes[0])] = 10.0
-    world.wait(8)
-    regret = weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret
-    assert regret is not None
+    regret = regretted(world, 10.0)
     assert "would miss what is promised" in regret[1]
 
 
