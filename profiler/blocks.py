@@ -97,13 +97,29 @@ class _Line:
         return self.alone + (self.per_row or 0.0) * self.beyond(rows)
 
 
+class _Pace(NamedTuple):
+    """A stage's steps beside what they took at load time."""
+
+    loaded: _Line
+    now: _Line
+    """Undisturbed."""
+    slowdown: float
+    """By which calls took longer than that lately; 1 where nobody knows."""
+    alone: float
+    """How many times longer than at load time a step takes with what disturbs it."""
+
+
 def observe(running: Running, calls: Iterable[Call], now_s: float, loaded: Loaded | None = None) -> Running:
     """What is known after `calls`, in the order of their ends; to be asked about once a heartbeat or so."""
     grouped: dict[StageKey, list[Call]] = {}
     for call in calls:
         if call.size >= 1 and call.compute_us >= 0:
-            grouped.setdefault(call.stage, []).append(_at_reference(call, loaded or {}))
-    return {**running, **{key: _observe(running.get(key, StageTimes()), new, now_s) for key, new in grouped.items()}}
+            grouped.setdefault(call.stage, []).append(call)
+    found = dict(running)
+    for key, new in grouped.items():
+        rate = sum([block.decode_ms_per_context_token for block in _blocks(key, loaded or {})])
+        found[key] = _observe(running.get(key, StageTimes()), [_at_reference(call, rate) for call in new], now_s)
+    return found
 
 
 def keep(running: Running, stages: Iterable[StageKey]) -> Running:
@@ -137,8 +153,9 @@ def slowdown(running: Running, loaded: Loaded) -> float | None:
     for key, times in running.items():
         blocks = _blocks(key, loaded)
         if blocks and times.recent:
-            took += sum(block.decode_ms for block in _shared_out(times, blocks))
-            usual += sum(block.decode_ms for block in blocks)
+            alone = _paced(times, blocks).alone
+            took += sum([alone * block.decode_ms for block in blocks])
+            usual += sum([block.decode_ms for block in blocks])
     return took / usual if took > 0 and usual > 0 else None
 
 
@@ -147,11 +164,10 @@ def _blocks(key: StageKey, loaded: Loaded) -> list[BlockTime]:
     return [time for i in range(first, last + 1) if (time := loaded.get((model, i))) is not None]
 
 
-def _at_reference(call: Call, loaded: Loaded) -> Call:
-    """A decode call as if every sequence of it had the reference context."""
+def _at_reference(call: Call, rate: float) -> Call:
+    """A decode call as if every sequence of it had the reference context; `rate`: ms that a token of context costs."""
     if call.kind != "decode":
         return call
-    rate = sum(block.decode_ms_per_context_token for block in _blocks(call.stage, loaded))
     more_us = 1e3 * rate * call.size * (call.context - REFERENCE_CONTEXT_TOKENS)
     return call._replace(compute_us=max(0, round(call.compute_us - more_us)))
 
@@ -176,18 +192,25 @@ def _shared_out(times: StageTimes, blocks: Sequence[BlockTime]) -> list[BlockTim
     """The times of a stage's blocks now."""
     if not blocks:
         return []
+    pace = _paced(times, blocks)
+    # What slows a step slows a chunk: the better guess until there is one.
+    prefill = _chunk_ratio(times.chunks, blocks) or pace.alone
+    return [_scaled(block, pace, prefill) for block in blocks]
+
+
+def _paced(times: StageTimes, blocks: Sequence[BlockTime]) -> _Pace:
+    """A stage's steps now and at load time; it has one block or more."""
     slopes = [block.decode_ms_per_row for block in blocks]
-    per_row = None if None in slopes else 1e3 * sum(slope for slope in slopes if slope is not None)
-    loaded = _Line(1e3 * sum(b.decode_ms for b in blocks), per_row, max(b.rows_min for b in blocks))
+    per_row = None if None in slopes else 1e3 * sum([slope for slope in slopes if slope is not None])
+    loaded = _Line(1e3 * sum([b.decode_ms for b in blocks]), per_row, max([b.rows_min for b in blocks]))
     slowdown = times.slowdown
     now = loaded if slowdown is None else _fitted(times.undisturbed_us, loaded)
     alone = (slowdown or 1.0) * (now.alone / loaded.alone if loaded.alone > 0 else 1.0)
-    # What slows a step slows a chunk: the better guess until there is one.
-    prefill = _chunk_ratio(times.chunks, blocks) or alone
-    return [_scaled(block, loaded, now, alone, slowdown or 1.0, prefill) for block in blocks]
+    return _Pace(loaded, now, slowdown or 1.0, alone)
 
 
-def _scaled(block: BlockTime, loaded: _Line, now: _Line, alone: float, slowdown: float, prefill: float) -> BlockTime:
+def _scaled(block: BlockTime, pace: _Pace, prefill: float) -> BlockTime:
+    loaded, now, slowdown, alone = pace
     if loaded.per_row and now.per_row is not None and block.decode_ms_per_row is not None:
         per_row: float | None = slowdown * now.per_row / loaded.per_row * block.decode_ms_per_row
     elif now.per_row is not None and loaded.alone > 0:
