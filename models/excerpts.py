@@ -21,9 +21,9 @@ from schemas.errors import ErrorCode, ResplitError
 Ids = NDArray[np.int64]
 
 ZIPF_SHIFT = 2.7
-TEST_ONE_IN = 4
-SEQUENCES_MIN = 20
-"""Fewer leave five sequences or less to be tried on, and an interval of those says little."""
+TEST_ONE_IN = 8
+SEQUENCES_MIN = 40
+"""Fewer leave less than five sequences to be tried on, and an interval of those says little."""
 SEQUENCES_MAX = 4096
 TOKENS_MIN = 4
 TOKENS_MAX = 512
@@ -61,9 +61,15 @@ def by_rank(vocab_size: int, without: Collection[int], sequences: int, tokens: i
     _require_in_range(sequences, tokens)
     drawable = np.setdiff1d(np.arange(vocab_size), np.array(sorted(without), np.int64))
     assert drawable.size, "a vocabulary has more than special tokens"
-    weights = 1 / (np.arange(drawable.size) + 1 + ZIPF_SHIFT)
-    draw = np.random.default_rng(seed).choice(drawable, (sequences, tokens), p=weights / weights.sum())
+    draw = np.random.default_rng(seed).choice(drawable, (sequences, tokens), p=zipf(drawable.size))
     return _divided(draw)
+
+
+def zipf(count: int) -> NDArray[np.float64]:
+    """The probabilities of the ranks 0 to `count` - 1."""
+    weights = 1 / (np.arange(count) + 1 + ZIPF_SHIFT)
+    found: NDArray[np.float64] = weights / weights.sum()
+    return found
 
 
 def _divided(sequences: Ids) -> Excerpts:

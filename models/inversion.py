@@ -2,16 +2,21 @@
 
 The attacker knows the model, embeddings included, and sees one vector a token. It makes calibration sequences itself,
 runs them through the first blocks, and so has pairs of state and token without ever seeing a prompt. With these it
-reads the states of others in two ways, and keeps the one that does better on a fifth of its own sequences:
+reads the states of others in two ways, and keeps the one that does better on a tenth of its own sequences:
 
 - *embedding*: one affine map from states to embeddings, fitted by ridge regression in closed form, then the nearest
   row of the embedding table by cosine. It names tokens that it never calibrated on;
 - *state*: the token of the nearest calibration state by cosine. It needs no straight way back to the embeddings, and
   names only what it calibrated on.
 
-This is a floor of what an attack recovers, not the best one: trained inverters, which also use a token's neighbours,
-recovered 88.4 % of prompt tokens from deep activations (mathematics.md A1). Memory beside the states that are given:
-two copies of them in float32, the normalised table, a square matrix of the width in float64 (twice, while it is
+This is a floor of what an attack recovers, not the best one, and it ranks depths rather than making one safe. Trained
+inverters, which also use a token's neighbours, recovered 88.4 % of prompt tokens from deep activations (mathematics.md
+A1). And whoever has the weights of all blocks before the cut needs no inverter: attention is causal, so with the tokens
+before it known, a state is a function of one token, and trying the vocabulary until the state is the same finds it, at
+any depth, for as many runs of the first blocks as there are tokens to try. What bounds both is not to have the weights.
+
+Memory beside the states that are given:
+two copies of them in float32, two of the table, a square matrix of the width in float64 (twice, while it is
 solved), and `ROWS` rows of scores.
 """
 
@@ -21,15 +26,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from models.excerpts import Ids
+from models.excerpts import Ids, zipf
 from schemas.privacy import Lookup, Recovery
 
 Floats = NDArray[np.float32]
 
-RIDGE = 1e-3
+RIDGE = 1e-2
 """The penalty over the number of calibration states, features having variance one: what is known of a feature that
-carries no more than a thousandth of the average is noise to the fit."""
-CHECK_ONE_IN = 5
+carries no more than a hundredth of the average is noise to the fit."""
+CHECK_ONE_IN = 10
 ROWS = 512
 RESAMPLES = 2000
 LEVEL = 0.95
@@ -64,12 +69,12 @@ class _Probe:
 
 def candidates(vocab_size: int, calibration: Ids, most: int, seed: int) -> Ids:
     """The ids that a probe chooses among, ascending: every token it calibrates on and, as far as `most` allows, all
-    others or a sample of them."""
+    others or a sample of them, in which the commoner are the likelier (`models.excerpts`)."""
     known = np.unique(calibration)
     others = np.setdiff1d(np.arange(vocab_size), known)
     room = max(0, most - known.size)
     if others.size > room:
-        others = np.random.default_rng(seed).choice(others, room, replace=False)
+        others = np.random.default_rng(seed).choice(others, room, replace=False, p=zipf(others.size))
     return np.union1d(known, others)
 
 
@@ -105,23 +110,23 @@ def _nearest_embedding(ids: Ids, states: Floats, table: Table) -> _Probe:
     """
     rows = _unit_rows(table.embeddings)
     centre = rows.mean(axis=0)
-    rows = rows - centre
+    rows -= centre
     targets = rows[np.searchsorted(table.ids, ids)]
     mean, spread = states.mean(axis=0), states.std(axis=0) + TINY
     offset = targets.mean(axis=0)
     square = np.zeros((states.shape[1], states.shape[1]))
     product = np.zeros((states.shape[1], rows.shape[1]))
     for start in range(0, len(states), ROWS):
-        features = ((states[start : start + ROWS] - mean) / spread).astype(np.float64)
+        features = (states[start : start + ROWS] - mean) / spread
         square += features.T @ features
         product += features.T @ (targets[start : start + ROWS] - offset)
     square[np.diag_indices_from(square)] += RIDGE * len(states)
     slope = (np.linalg.solve(square, product) / spread[:, None]).astype(np.float32)
-    unit = _unit_rows(rows)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + TINY
 
     def scores(states: Floats) -> Floats:
         # The length of what is looked up changes no order among the rows.
-        found: Floats = ((states - mean) @ slope + offset) @ unit.T
+        found: Floats = ((states - mean) @ slope + offset) @ rows.T
         return found
 
     return _Probe("embedding", table.ids, scores)

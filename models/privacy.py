@@ -37,8 +37,8 @@ Array = npt.NDArray[Any]
 Progress = Callable[[str, int, int], None]
 
 STATES_BYTES_MAX = 1 << 30
-CANDIDATES_MAX = 8192
-"""Tokens that the probe chooses among: the table takes 128 MiB where a model is 4096 wide."""
+CANDIDATES_MAX = 16384
+"""Tokens that the probe chooses among: the table takes 256 MiB where a model is 4096 wide."""
 TABLE_ROWS = 256
 """Tokens whose embeddings one call of the first block computes."""
 
@@ -100,6 +100,7 @@ def measure(store: Store, model: Digest | str, asked: Asked, threads: int, progr
         test=len(excerpts.test),
         tokens=asked.tokens,
         candidates=ids.size,
+        nameable=float(np.isin(excerpts.test, ids).mean()),
         depths=tuple(depths),
     )
 

@@ -56,6 +56,8 @@ class PrivacyCurve(Value):
     """Of each sequence, without the opening token that the tokenizer puts before every text."""
     candidates: int
     """Tokens whose embeddings the probe chose among; all others it cannot name."""
+    nameable: Share = Field(ge=0, le=1)
+    """How many of the test tokens are among those: no `Recovery` can be higher."""
     depths: tuple[Depth, ...] = Field(min_length=1)
 
     def blocks_to_keep(self, below: Share) -> int | None:

@@ -15,7 +15,6 @@ if TYPE_CHECKING:
     from models.store import Store
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, look at, verify, probe and remove models.")
-app.command()(privacy)
 
 PrecisionName = Literal["fp32", "fp16", "int4"]
 Model = Annotated[str, typer.Argument(help="A model's name or the digest of its manifest.")]
@@ -133,6 +132,9 @@ def remove(
         print_json({"removed": name, "freed_bytes": freed})
     else:
         print(f"{name}: removed, {size(freed)} freed")
+
+
+app.command()(privacy)
 
 
 def _named(progress: Progress, name: str, what: str, done: int, total: int) -> None:

@@ -23,7 +23,7 @@ def privacy(
     text: Annotated[
         Path | None, typer.Option(help="A UTF-8 file like what will be asked; default: tokens drawn by rank.")
     ] = None,
-    sequences: Annotated[int, typer.Option(help="Prompts; a quarter of them is only tried on.")] = 256,
+    sequences: Annotated[int, typer.Option(help="Prompts; an eighth of them is only tried on.")] = 256,
     tokens: Annotated[int, typer.Option(help="Tokens of each prompt.")] = 32,
     seed: Annotated[int, typer.Option(help="The same seed draws the same prompts.")] = 0,
     below: Annotated[float, typer.Option(help="How much of a prompt an untrusted node may recover, 0 to 1.")] = 0.1,
@@ -70,7 +70,8 @@ def print_curve(model: str, curve: "PrivacyCurve") -> None:
         f"{model}: prompt tokens recovered from what crosses behind each block\n"
         f"  {curve.test} prompts of {curve.tokens} tokens ({drawn}, seed {curve.seed}); the probe was fitted on "
         f"{curve.calibration} others\n"
-        f"  a guess without a look at the activations: {_percent(curve.depths[0].recovered.chance)}"
+        f"  a guess without a look at the activations: {_percent(curve.depths[0].recovered.chance)}; among the "
+        f"{curve.candidates} tokens that the probe can name: {_percent(curve.nameable)}"
     )
     columns = ["behind", "block", "", "recovered", "95 % interval", "among five", "nearest"]
     print_table("", columns, [_row(depth) for depth in curve.depths])
@@ -80,16 +81,19 @@ def advice(curve: "PrivacyCurve", below: float, keep: int | None) -> str:
     """What the curve means, and what it does not."""
     if keep is None:
         found = (
-            f"At no cut does recovery stay below {_percent(below)}: nodes that may not read prompts may hold no block."
+            f"By this probe, recovery stays below {_percent(below)} at no cut: only trusted nodes should hold blocks."
         )
     elif keep == 1:
-        found = f"Recovery is below {_percent(below)} with block 0 on trusted nodes."
+        found = f"By this probe, recovery stays below {_percent(below)} where block 0 is on trusted nodes."
     else:
-        found = f"Recovery is below {_percent(below)} from where the first {keep} blocks stay on trusted nodes."
+        found = (
+            f"By this probe, recovery stays below {_percent(below)} where the first {keep} blocks are on trusted nodes."
+        )
     lines = [
         found,
-        "This is a floor: a stronger attack may recover more, never less, and what is below a share for this probe is "
-        "not below it for others.",
+        "This is a floor: a stronger attack may recover more, never less. One with the weights of the blocks before a "
+        "cut can try token after token until the activations match, at any depth: the curve ranks the cuts, and none "
+        "of them protects prompts from such a node.",
         "It is of prompts. The answer is open at every cut to whoever has the weights of the blocks behind it and runs "
         "them"
         + (
