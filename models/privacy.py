@@ -71,7 +71,7 @@ def measure(store: Store, model: Digest | str, asked: Asked, threads: int, progr
     opening = text.encode("")[:1]
     excerpts = _excerpts(asked, text, spec, opening)
     sequences = np.concatenate((excerpts.calibration, excerpts.test))
-    _refuse_what_is_too_much(manifest, spec, *sequences.shape, len(opening))
+    _refuse_what_is_too_much(manifest, spec, len(sequences), asked.tokens, len(opening))
     ids = candidates(spec.vocab_size, excerpts.calibration, CANDIDATES_MAX, asked.seed)
     table = Table(ids, _embeddings(store, manifest, ids, threads))
     values: list[Array] = [np.array([[*opening, *row]], np.int64) for row in sequences]
