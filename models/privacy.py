@@ -101,6 +101,7 @@ def measure(store: Store, model: Digest | str, asked: Asked, threads: int, progr
         tokens=asked.tokens,
         candidates=ids.size,
         nameable=float(np.isin(excerpts.test, ids).mean()),
+        width=_width(manifest),
         depths=tuple(depths),
     )
 
@@ -196,6 +197,10 @@ def _boundaries(manifest: Manifest) -> list[TensorSpec]:
     return [block.output for block in manifest.blocks if block.output is not None]
 
 
+def _width(manifest: Manifest) -> int:
+    return max(prod(n for n in boundary.shape[2:] if isinstance(n, int)) for boundary in _boundaries(manifest))
+
+
 def _excerpts(asked: Asked, text: Text, spec: TextSpec, opening: list[int]) -> Excerpts:
     if asked.text is None:
         without = {*spec.eos_token_ids, *opening}
@@ -211,8 +216,7 @@ def _refuse_what_is_too_much(manifest: Manifest, spec: TextSpec, sequences: int,
         remedy = f"ask for {room} or fewer" if room >= TOKENS_MIN else "it cannot be probed"
         message = f"{tokens} tokens exceed the context of {manifest.name}, {spec.context_length} tokens; {remedy}"
         raise ResplitError(ErrorCode.CONTEXT_EXCEEDED, message, "tokens")
-    widths = [prod(n for n in boundary.shape[2:] if isinstance(n, int)) for boundary in _boundaries(manifest)]
-    needed = sequences * (tokens + opening) * max(widths) * np.dtype(np.float32).itemsize
+    needed = sequences * (tokens + opening) * _width(manifest) * np.dtype(np.float32).itemsize
     if needed > STATES_BYTES_MAX:
         most = sequences * STATES_BYTES_MAX // needed
         message = (

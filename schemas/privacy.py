@@ -9,6 +9,9 @@ from schemas.base import Sha256, Value
 Lookup = Literal["embedding", "state"]
 """How a token was read off a state: the nearest row of the embedding table, or the nearest state seen before."""
 
+STATES_PER_FEATURE = 10
+"""A probe of fewer calibration states for each number in one is short of them: more recover more."""
+
 Share = float
 """A part of the test tokens, 0 to 1."""
 
@@ -58,7 +61,14 @@ class PrivacyCurve(Value):
     """Tokens whose embeddings the probe chose among; all others it cannot name."""
     nameable: Share = Field(ge=0, le=1)
     """How many of the test tokens are among those: no `Recovery` can be higher."""
+    width: int
+    """Numbers in a state, at the widest cut."""
     depths: tuple[Depth, ...] = Field(min_length=1)
+
+    @property
+    def is_starved(self) -> bool:
+        """Whether more sequences would raise the curve, and with it what `blocks_to_keep` answers."""
+        return self.calibration * self.tokens < STATES_PER_FEATURE * self.width
 
     def blocks_to_keep(self, below: Share) -> int | None:
         """The fewest first blocks that must stay on trusted nodes for recovery to be below a share; None if all.

@@ -89,6 +89,11 @@ def advice(curve: "PrivacyCurve", below: float, keep: int | None) -> str:
         found = (
             f"By this probe, recovery stays below {_percent(below)} where the first {keep} blocks are on trusted nodes."
         )
+    if curve.is_starved:
+        found += (
+            f" It had {curve.calibration * curve.tokens} states to learn from, few for a width of {curve.width}: with "
+            "more --sequences it will recover more."
+        )
     lines = [
         found,
         "This is a floor: a stronger attack may recover more, never less. One with the weights of the blocks before a "

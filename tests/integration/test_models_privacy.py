@@ -70,6 +70,8 @@ def test_the_same_seed_measures_the_same(store: Store) -> None:
 
 def test_the_table_has_a_row_for_each_cut_and_says_what_it_means(store: Store) -> None:
     shown = run(store, "llama", *FEW).stdout
+    assert "more --sequences" not in shown
+    assert "more --sequences" in run(store, "llama", "--sequences", "40", "--tokens", "8").stdout
     assert shown.count("█") >= 20 and "100.0 %" in shown
     assert "0  embedding" in shown and "head" not in shown.split("By this")[0].replace("the head", "")
     assert "recovery stays below 10.0 % at no cut" in shown

@@ -180,8 +180,14 @@ def curve(*highs: float) -> PrivacyCurve:
         tokens=4,
         candidates=9,
         nameable=1,
+        width=14,
         depths=depths,
     )
+
+
+def test_a_probe_with_few_states_for_their_width_says_so() -> None:
+    assert not curve(0.5).is_starved
+    assert curve(0.5).model_copy(update={"width": 15}).is_starved
 
 
 def test_the_first_blocks_to_keep_are_counted_to_the_depth_behind_which_nothing_is_recovered_again() -> None:
