@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resplit.commands.privacy import privacy
 from resplit.exits import Commands
 from resplit.options import DEFAULT_STORE, AsJson, StoreFolder
 from resplit.output import Progress, print_json, print_table, progress_bar, size
@@ -13,7 +14,7 @@ from resplit.output import Progress, print_json, print_table, progress_bar, size
 if TYPE_CHECKING:
     from models.store import Store
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, look at, verify and remove models.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, look at, verify, probe and remove models.")
 
 PrecisionName = Literal["fp32", "fp16", "int4"]
 Model = Annotated[str, typer.Argument(help="A model's name or the digest of its manifest.")]
@@ -131,6 +132,9 @@ def remove(
         print_json({"removed": name, "freed_bytes": freed})
     else:
         print(f"{name}: removed, {size(freed)} freed")
+
+
+app.command()(privacy)
 
 
 def _named(progress: Progress, name: str, what: str, done: int, total: int) -> None:
