@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -19,6 +20,7 @@ from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind, Link, envelope_digest
 from schemas.base import LifeId, NodeId
 from schemas.envelope import AUDIT_TYPE, seal
+from schemas.merkle import Tree
 
 N0, N1 = NodeId("n0"), NodeId("n1")
 OUT_S = 30.0
@@ -126,15 +128,21 @@ def _writer(client: Client, folder: Path, name: NodeId, checkpoint_s: float = 60
 
 
 def rewritten(recorded: Recorded, places: Sequence[int], since: int) -> list[bytes]:
-    """The trail as its writer would have it who changes event `since` of a life, and chains all after it anew."""
+    """The trail as its writer would have it who changes event `since` of a life, and all after it so that it fits."""
     envelopes = list(recorded.envelopes)
     identity = load_identity(recorded.folder, recorded.event(places[0]).source)
-    previous = recorded.link(places[since]).previous
+    previous, tree = recorded.link(places[since]).previous, Tree()
+    for position in places[:since]:
+        tree = tree.with_leaf(sha256(envelopes[position]).digest())
     for position in places[since:]:
         event = recorded.event(position)
         assert event.chain is not None
         link = event.chain.model_copy(update={"previous": previous})
         changed = event.model_copy(update={"chain": link, "message": "it was not like that"})
+        if event.checkpoint is not None:
+            checkpoint = event.checkpoint.model_copy(update={"root": tree.root})
+            changed = changed.model_copy(update={"checkpoint": checkpoint})
         envelopes[position] = seal(changed, AUDIT_TYPE, identity.name, identity.key)
         previous = envelope_digest(envelopes[position])
+        tree = tree.with_leaf(bytes.fromhex(previous))
     return envelopes

@@ -36,7 +36,9 @@ def test_an_untouched_trail_is_sound_and_complete(recorded: Recorded) -> None:
     verdict = judged(recorded, list(recorded.envelopes), kept=True)
     assert verdict.is_sound
     assert {finding.flaw for finding in verdict.findings} == {Flaw.BEGINNING}
-    assert [finding.writer for finding in verdict.findings] == [ORCHESTRATOR, N1, N0], "n0's second life knows its first"
+    assert [finding.writer for finding in verdict.findings] == [ORCHESTRATOR, N1, N0], (
+        "n0's second life knows its first"
+    )
     assert {life.writer: life.is_ended for life in verdict.lives} == {ORCHESTRATOR: True, N0: True, N1: True}
     assert sum(life.events for life in verdict.lives) == verdict.events == len(recorded.envelopes)
     assert verdict.kept == recorded.kept and len(verdict.kept) == 4
@@ -128,5 +130,3 @@ def test_the_order_of_two_lives_among_each_other_is_not_judged(recorded: Recorde
     envelopes[place], envelopes[place + 1] = envelopes[place + 1], envelopes[place]
     one_life = recorded.link(place).life == recorded.link(place + 1).life
     assert judged(recorded, envelopes, kept=True).is_sound is not one_life
-
-
