@@ -3,12 +3,12 @@
 import asyncio
 import os
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, TextIO
+from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
@@ -20,11 +20,14 @@ from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
+    from nats.js import JetStreamContext
+
     from resplit.chain import Finding, Verifier
     from schemas.audit import AuditEvent
 
 app = typer.Typer(no_args_is_help=True, help="Prove that the audit trail is whole, or keep it elsewhere.")
 
+T = TypeVar("T")
 HOLDERS = ["node", "deployment", "epoch", "model", "blocks", "since", "until"]
 
 
@@ -81,15 +84,29 @@ def verify(
 def export(
     file: Annotated[Path | None, typer.Argument(help="A file that does not exist yet; default: stdout.")] = None,
     url: Url = DEFAULT_URL,
+    roll: Annotated[
+        bool, typer.Option("--roll", help="Then begin the stream anew: the file is all that is left of what was in it.")
+    ] = False,
 ) -> None:
-    """Write the audit trail as JSON Lines with CloudEvents attributes, oldest first; `verify --file` reads them."""
+    """Write the audit trail as JSON Lines with CloudEvents attributes, oldest first; `verify --file` reads them.
+
+    After --roll, keep every file: `verify --file FIRST --file SECOND --and-stream` proves that it is one trail.
+    """
+    from resplit.rolling import begin_anew, seal_trail  # noqa: PLC0415
+
     if file is None:
+        if roll:
+            message = "name the file that is to hold what is removed from the stream"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "file")
         count = asyncio.run(_write(url, sys.stdout))
     elif file.exists():
         message = f"{file} is there already; an export may be all that is left of a trail, so name another file"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "file")
     else:
+        config = asyncio.run(_on_server(url, seal_trail)) if roll else None
         count = _export(url, file)
+        if config is not None:
+            asyncio.run(_on_server(url, lambda js: begin_anew(js, config, count)))
     print(f"{count} events exported", file=sys.stderr)
 
 
@@ -152,6 +169,16 @@ async def _stream(url: str) -> AsyncGenerator[bytes, None]:
     try:
         async for data in read_trail(connection.jetstream(), follow=False):
             yield data
+    finally:
+        await connection.close()
+
+
+async def _on_server(url: str, act: "Callable[[JetStreamContext], Awaitable[T]]") -> T:
+    from resplit.exchange import open_connection  # noqa: PLC0415
+
+    connection = await open_connection(url, "resplit-audit", CONNECT_TIMEOUT_S, {})
+    try:
+        return await act(connection.jetstream())
     finally:
         await connection.close()
 

@@ -18,6 +18,7 @@ from bus.stopping import end
 from bus.streams import AUDIT_BYTES_MAX, ensure_streams
 from resplit.chain import Flaw, Verdict, verify
 from resplit.exits import Exit
+from resplit.rolling import seal_trail
 from resplit.trail import read_trust
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -70,7 +71,7 @@ async def test_a_writer_that_is_killed_and_returns_while_the_bus_goes_away_leave
     async with living(nats_server.url, keys, memory) as first:
         await told(first, 50)
         async with asyncio.timeout(SOON_S):
-            while not memory.exists():  # noqa: ASYNC110, ASYNC240 (a file tells nobody)
+            while not memory.exists():  # noqa: ASYNC110 (a file tells nobody)
                 await asyncio.sleep(0.05)
         first.kill()
         await first.wait()
@@ -190,4 +191,39 @@ async def test_the_commands_say_who_held_what_in_json_too(nats_url: str, keys: P
     for options in ([], ["--json"]):
         code, out, _ = await command("audit", "verify", "--holders", "--keys", str(keys), "--url", nats_url, *options)
         assert code == Exit.OK and "n0" in out and "chat" in out
+    await client.close()
+
+
+async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(
+    nats_url: str, keys: Path, tmp_path: Path
+) -> None:
+    client = await connect(nats_url, "test")
+    first, second, known = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "known.jsonl"
+    asked = ["audit", "verify", "--keys", str(keys), "--known", str(known), "--url", nats_url]
+    async with Writer(client, load_identity(keys, N0), tmp_path / "n0.audit") as trail:
+        tell(trail, 5)
+        await all_out(trail)
+        assert (await command(*asked))[0] == Exit.OK
+        rolling = asyncio.create_task(command("audit", "export", str(first), "--roll", "--url", nats_url))
+        while not rolling.done():
+            tell(trail, 1)
+            await asyncio.sleep(0.005)
+        code, _, said = await rolling
+        assert code == Exit.OK, said
+        tell(trail, 3)
+        await all_out(trail)
+    info = await client.jetstream().stream_info(subjects.STREAM_AUDIT)
+    assert info.state.first_seq == len(first.read_text().splitlines()) + 1, "sequences go on where they were"
+    assert (info.config.sealed, info.config.deny_purge, info.config.max_bytes) == (False, True, AUDIT_BYTES_MAX)
+    code, out, _ = await command(*asked, "--file", str(first), "--and-stream")
+    assert code == Exit.OK, out
+    code, out, _ = await command(*asked)
+    assert code == Exit.FAILED and "events 1 to" in out, "one part alone is not the whole"
+    assert (await command("audit", "export", str(second), "--url", nats_url))[0] == Exit.OK
+    assert (await command(*asked, "--file", str(first), "--file", str(second)))[0] == Exit.OK
+    assert (await command("audit", "export", "--roll", "--url", nats_url))[0] == Exit.USAGE
+    await seal_trail(client.jetstream())  # by somebody who then stopped half way
+    third = tmp_path / "third.jsonl"
+    assert (await command("audit", "export", str(third), "--roll", "--url", nats_url))[0] == Exit.OK
+    assert (third.read_text(), await envelopes_at(client)) == (second.read_text(), [])
     await client.close()
