@@ -77,7 +77,9 @@ def verify(
     if not verdict.is_sound:
         raise typer.Exit(Exit.FAILED)
     if known is not None:
-        known.write_bytes(b"".join(encode(one) + b"\n" for one in verdict.kept))
+        partial = known.with_name(f".{known.name}.part")
+        partial.write_bytes(b"".join(encode(one) + b"\n" for one in verdict.kept))
+        partial.replace(known)
 
 
 @app.command()

@@ -137,7 +137,7 @@ async def test_a_full_stream_is_said_and_what_waits_is_written_once_there_is_roo
         assert [record.message for record in caplog.records if "audit stream is full" in record.message][1:] == []
         await js.update_stream(small, max_bytes=1 << 20)
         await trail.drain(SOON_S)
-        assert not trail.full
+        assert (trail.full, trail.backlog) == (False, 0)
         verdict = verify(await envelopes_at(client), read_trust(keys))
         assert verdict.is_sound and verdict.lives[0].events == 41 and verdict.lives[0].lost == 0
     finally:

@@ -161,15 +161,15 @@ def test_heads_count_what_the_stream_acknowledged_and_are_said_once(recorded: Re
     places = recorded.life_of(N0, 1)
     heads = Heads(recorded.trust, N1, LifeId("n1-here"))
     heads.hear(recorded.envelopes[places[0]])
-    assert not heads.news and heads.take() == ()
+    assert (heads.news, heads.take()) == (False, ())
     for position in (places[1], places[3], places[2]):
         heads.hear(recorded.envelopes[position])
     third = recorded.envelopes[places[2]]
     heads.hear(bytes([third[0]]) + third[1:-1] + bytes([third[-1] ^ 1]))
-    assert heads.news
+    assert heads.news is True
     life = recorded.link(places[0]).life
     assert heads.take() == (Head(writer=N0, life=life, number=3, digest=envelope_digest(third)),)
-    assert not heads.news and heads.take() == ()
+    assert (heads.news, heads.take()) == (False, ())
 
 
 def test_checkpoints_of_two_orchestrators_do_not_answer_each_other(recorded: Recorded) -> None:
