@@ -21,6 +21,9 @@ from schemas import subjects
 
 PLANS_KEPT = 64
 RECEIPTS_KEPT = 256
+AUDIT_BYTES_MAX = 2 << 30
+"""About three million events. Nothing deletes them, and without a limit of its own the trail would in the end take
+the room of plans, receipts and the journal, and nothing could be served or moved any more."""
 JOURNAL_BYTES_MAX = 512 << 20
 JOURNAL_MESSAGES_MAX = 50_000
 """Of one life: it states its live requests anew long before; this stops one that runs wild."""
@@ -48,10 +51,14 @@ async def ensure_streams(client: Client) -> JetStreamContext:
             max_msgs_per_subject=RECEIPTS_KEPT,
             discard=DiscardPolicy.OLD,
         ),
+        # A full trail takes no more, rather than lose its beginning: its writers keep the latest and say that it is
+        # full, and an operator exports it (`resplit audit export`) and makes room.
         StreamConfig(
             name=subjects.STREAM_AUDIT,
             subjects=[subjects.ALL_AUDIT],
             retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.NEW,
+            max_bytes=AUDIT_BYTES_MAX,
             deny_delete=True,
             deny_purge=True,
         ),

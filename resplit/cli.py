@@ -5,6 +5,7 @@ import sys
 import typer
 
 from resplit.commands import (
+    audit,
     demo,
     deployments,
     doctor,
@@ -42,6 +43,7 @@ app.command(rich_help_panel=ASK)(explain.explain)
 app.command(rich_help_panel=ASK)(explain.plan)
 app.command(rich_help_panel=ASK)(infer.infer)
 app.command(rich_help_panel=ASK)(events.events)
+app.add_typer(audit.app, name="audit", rich_help_panel=CARE)
 app.command(rich_help_panel=CARE)(doctor.doctor)
 app.command(rich_help_panel=CARE)(nodes.drain)
 app.command(rich_help_panel=CARE)(nodes.undrain)

@@ -21,8 +21,8 @@ from schemas.codec import decode
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 
-QUIET_S = 2.0
-"""Without --follow: a replay that brings nothing for this long has brought what it will."""
+QUIET_S = 10.0
+"""Without --follow: a replay that brings nothing for this long has come to a halt."""
 FOLLOW_S = 3600.0
 
 Trust = Mapping[NodeId, Ed25519PublicKey]
@@ -40,11 +40,15 @@ class Seen:
 
 
 async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]:
-    """The envelopes of the audit stream, oldest first: those there are now or, to `follow`, without end."""
+    """The envelopes of the audit stream, oldest first: those there are now or, to `follow`, without end.
+
+    An envelope may come twice where its writer could not know that it was stored. Raises `ResplitError(UNREACHABLE)`
+    where there is no stream, or where it stops before its end: a part never passes for the whole.
+    """
     try:
         info = await js.stream_info(subjects.STREAM_AUDIT)
         last = info.state.last_seq
-        if last == 0 and not follow:
+        if info.state.messages == 0 and not follow:
             return
         reader = await js.subscribe(subjects.ALL_AUDIT, ordered_consumer=True, deliver_policy=DeliverPolicy.ALL)
     except (NotFoundError, ServiceUnavailableError) as error:
@@ -56,7 +60,8 @@ async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]
         except NatsTimeoutError:
             if follow:
                 continue
-            return
+            message = "the audit stream stopped before its end; see to nats-server and read it again"
+            raise ResplitError(ErrorCode.UNREACHABLE, message) from None
         yield envelope.data
         if not follow and envelope.metadata.sequence.stream >= last:
             return
@@ -89,6 +94,15 @@ def read_event(data: bytes, trust: Trust | None) -> Seen:
         case [str(), bytes(payload), str(signer), bytes()]:
             event = decode(AuditEvent, payload, "audit event")
             return Seen(event, signer, "unverified" if trust is None else "forged")
+        case _:
+            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
+
+
+def signature_of(data: bytes) -> bytes:
+    """The signature in an envelope that `read_event` could read."""
+    match _unpacked(data):
+        case [_, _, _, bytes(signature)]:
+            return signature
         case _:
             raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
 
