@@ -8,7 +8,6 @@ and its own `NAME.key` (Ed25519), `NAME.sealing.key` (X25519), `NAME.nk` (the NK
 `NAME.tls.pem`: the names that `bus.keys` has for those of them that it knows.
 """
 
-import base64
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -28,7 +27,8 @@ from bus.remembered import PRIVATE, PUBLIC, recall, remember, write_durably
 from schemas.base import NodeName, Value
 from schemas.codec import MSGPACK, decode_as, encode_as
 from schemas.errors import ErrorCode, ResplitError
-from schemas.roster import Known, Member, Roster, after_roots, after_roster, first_known, open_roots, open_roster
+from schemas.known import Known, after_roots, after_roster, first_known, open_roots
+from schemas.roster import Member, Roster, open_roster, spelled
 
 BUNDLE_BYTES_MAX = 4 << 20
 """A roster at its largest, and a few roots."""
@@ -90,9 +90,8 @@ def unpack(data: bytes) -> Bundle:
         return decode_as(Bundle, data, MSGPACK, "bundle")
     except ResplitError as error:
         # The first error's message shows the value at fault, which may be a key.
-        raise _broken(
-            f"its field {error.field!r} is not what it must be" if error.field else "its bytes are no bundle"
-        ) from None
+        where = f"its field {error.field!r} is not what it must be" if error.field else "its bytes are none"
+        raise _broken(where) from None
 
 
 def with_roster(data: bytes, roster: bytes) -> bytes:
@@ -170,11 +169,9 @@ def _check_time(member: Member, now: datetime) -> None:
 
 def _check_keys(bundle: Bundle, member: Member) -> None:
     """That the private keys are those of the member whom the root enrolled."""
-    signing = Ed25519PrivateKey.from_private_bytes(bundle.keys.signing).public_key().public_bytes_raw()
-    sealing = X25519PrivateKey.from_private_bytes(bundle.keys.sealing).public_key().public_bytes_raw()
-    if base64.b64encode(signing).decode() != member.signing:
+    if spelled(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing).public_key()) != member.signing:
         raise _broken("its signing key is not the one in the roster")
-    if base64.b64encode(sealing).decode() != member.sealing:
+    if spelled(X25519PrivateKey.from_private_bytes(bundle.keys.sealing).public_key()) != member.sealing:
         raise _broken("its sealing key is not the one in the roster")
     try:
         bus = nkeys.from_seed(bundle.keys.bus)
@@ -216,6 +213,4 @@ def _pem(key: Ed25519PrivateKey | X25519PrivateKey | ec.EllipticCurvePrivateKey)
 
 
 def _broken(why: str) -> ResplitError:
-    return ResplitError(
-        ErrorCode.CORRUPT_FILE, f"the bundle cannot be used: {why}; make another (`enroll` or `rotate`)"
-    )
+    return ResplitError(ErrorCode.CORRUPT_FILE, f"the bundle cannot be used: {why}; make another (`resplit rotate`)")

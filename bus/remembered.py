@@ -12,7 +12,7 @@ from pathlib import Path
 
 from schemas.codec import decode, encode
 from schemas.errors import ErrorCode, ResplitError
-from schemas.roster import Known
+from schemas.known import Known
 
 FILE_BYTES_MAX = 8 << 20
 """`Known` at its largest: `DEPLOYMENTS_MAX` plans of some 200 bytes, and a root."""
@@ -44,7 +44,7 @@ def recall(path: Path) -> Known | None:
 def remember(path: Path, known: Known) -> None:
     """Keep `known` in `path`. When this returns it survives a loss of power; until then what was there does.
 
-    Raises `ResplitError(INTERNAL)` where the disk does not take it: then what it was to remember must not be acted upon.
+    Raises `ResplitError(INTERNAL)` where the disk does not take it: then what it says must not be acted upon.
     """
     content = encode(known)
     write_durably(path, sha256(content).hexdigest().encode() + b"\n" + content, PRIVATE)

@@ -61,11 +61,8 @@ def open_signed(
     assert threshold >= 1, "what nobody has to sign is not signed"
     payload, signatures = _unpacked(data, payload_type)
     signed = pae(payload_type, payload)
-    holding = {
-        keys[name].public_bytes_raw()
-        for name, signature in signatures
-        if name in keys and _holds(keys[name], signature, signed)
-    }
+    known = ((keys[name], signature) for name, signature in signatures if name in keys)
+    holding = {key.public_bytes_raw() for key, signature in known if _holds(key, signature, signed)}
     if len(holding) < threshold:
         raise _refused(f"carries {len(holding)} valid signatures of the {threshold} that it takes")
     return decode(kind, payload, payload_type)
