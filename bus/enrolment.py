@@ -164,7 +164,7 @@ def _enrolled(
         raise ResplitError.from_validation(error, "member") from error
     others = tuple(other for other in cluster.roster.members if other.name != name)
     _, roster = _change(folder, cluster, (*others, member), cluster.roster.policy, roots, now)
-    encoding = serialization.Encoding.PEM
+    encoding = serialization.Encoding.DER
     return pack(
         Bundle(
             name=name,

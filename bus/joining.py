@@ -14,7 +14,7 @@ from pathlib import Path
 
 import nkeys
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -62,10 +62,19 @@ class Bundle(Value):
     """Every version of the root, the first one first."""
     roster: bytes
     authority: bytes
-    """The certificate of the cluster's authority, PEM."""
+    """The certificate of the cluster's authority, DER."""
     certificate: bytes
-    """The member's, PEM."""
+    """The member's, DER."""
     keys: PrivateKeys
+
+
+@dataclass(frozen=True)
+class _Tls:
+    """What a member makes links with."""
+
+    authority: x509.Certificate
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
 
 
 @dataclass(frozen=True)
@@ -121,7 +130,7 @@ def join(data: bytes, folder: Path, now: datetime) -> Joined:
     if member is None:
         raise _broken(f"its roster does not name {bundle.name!r}")
     _check_time(member, now)
-    link_key = _check_certificate(bundle, member, roster)
+    tls = _checked_tls(bundle, member, roster)
     _check_keys(bundle, member)
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -132,9 +141,14 @@ def join(data: bytes, folder: Path, now: datetime) -> Joined:
         f"{name}.key": _pem(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing)),
         f"{name}.sealing.key": _pem(X25519PrivateKey.from_private_bytes(bundle.keys.sealing)),
         f"{name}.nk": bundle.keys.bus,
-        f"{name}.tls.key": _pem(link_key),
+        f"{name}.tls.key": _pem(tls.key),
     }
-    public = {f"{name}.tls.pem": bundle.certificate, AUTHORITY: bundle.authority, ROSTER: bundle.roster}
+    encoding = serialization.Encoding.PEM
+    public = {
+        f"{name}.tls.pem": tls.certificate.public_bytes(encoding),
+        AUTHORITY: tls.authority.public_bytes(encoding),
+        ROSTER: bundle.roster,
+    }
     for file, content in private.items():
         write_durably(folder / file, content, PRIVATE)
     for file, content in public.items():
@@ -184,27 +198,31 @@ def _check_keys(bundle: Bundle, member: Member) -> None:
         raise _broken("its bus key is not the one in the roster")
 
 
-def _check_certificate(bundle: Bundle, member: Member, roster: Roster) -> ec.EllipticCurvePrivateKey:
-    """That authority and certificate are the ones the root names, and belong together; the certificate's key."""
+def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
+    """Authority, certificate and key, which are the ones that the root names and belong together."""
     try:
-        authority = x509.load_pem_x509_certificate(bundle.authority)
-        certificate = x509.load_pem_x509_certificate(bundle.certificate)
+        # Certificates are parsed when they are asked, so what is asked of them is asked here.
+        authority = x509.load_der_x509_certificate(bundle.authority)
+        certificate = x509.load_der_x509_certificate(bundle.certificate)
         key = serialization.load_der_private_key(bundle.keys.link, password=None)
-    except (ValueError, TypeError) as error:
+        prints = fingerprint(authority), fingerprint(certificate)
+        names = [named.value for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _broken("its TLS certificates or their key cannot be read") from error
-    if fingerprint(authority) != roster.authority:
+    if prints[0] != roster.authority:
         raise _broken("its certificate authority is not the one in the roster")
-    if fingerprint(certificate) != member.link:
+    if prints[1] != member.link:
         raise _broken("its TLS certificate is not the one in the roster")
     try:
+        authority.verify_directly_issued_by(authority)
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature) as error:
-        raise _broken("its TLS certificate was not issued by its authority") from error
-    if [named.value for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)] != [member.name]:
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _broken("its TLS certificates were not issued by its authority") from error
+    if names != [member.name]:
         raise _broken(f"its TLS certificate is not of {member.name!r}")
     if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
         raise _broken("its TLS key is not that of its certificate")
-    return key
+    return _Tls(authority, certificate, key)
 
 
 def _pem(key: Ed25519PrivateKey | X25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:

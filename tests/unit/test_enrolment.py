@@ -342,7 +342,7 @@ def test_a_bundle_of_a_member_that_was_revoked_since_is_refused(cluster: Path, t
 def _other_authority(bundle: Bundle, cluster: Path) -> Bundle:
     key = ec.generate_private_key(ec.SECP256R1())
     authority = make_authority(newest(cluster).cluster, key, NOW - DAY, NOW + DAY)
-    return bundle.model_copy(update={"authority": authority.public_bytes(serialization.Encoding.PEM)})
+    return bundle.model_copy(update={"authority": authority.public_bytes(serialization.Encoding.DER)})
 
 
 def _certified(bundle: Bundle, name: NodeId, authority_key: ec.EllipticCurvePrivateKey) -> Bundle:
@@ -351,7 +351,7 @@ def _certified(bundle: Bundle, name: NodeId, authority_key: ec.EllipticCurvePriv
     assert isinstance(link, ec.EllipticCurvePrivateKey)
     authority = make_authority(open_roots(bundle.roots).cluster, authority_key, NOW - DAY, NOW + DAY)
     certificate = issue(name, link.public_key(), authority, authority_key, NOW - DAY, NOW + DAY)
-    return bundle.model_copy(update={"certificate": certificate.public_bytes(serialization.Encoding.PEM)})
+    return bundle.model_copy(update={"certificate": certificate.public_bytes(serialization.Encoding.DER)})
 
 
 def _with_keys(bundle: Bundle, **keys: bytes) -> Bundle:
@@ -377,7 +377,7 @@ def _seed_misspelled(bundle: Bundle) -> Bundle:
         (lambda own, other, _: own.model_copy(update={"certificate": other.certificate}), "its TLS certificate is not"),
         (lambda own, other, _: own.model_copy(update={"name": N1}), "its TLS certificate is not"),
         (lambda own, _o, cluster: _other_authority(own, cluster), "its certificate authority"),
-        (lambda own, _o, _: _certified(own, N0, ec.generate_private_key(ec.SECP256R1())), "was not issued by"),
+        (lambda own, _o, _: _certified(own, N0, ec.generate_private_key(ec.SECP256R1())), "were not issued by"),
         (lambda own, _o, cluster: _certified(own, N1, holders(cluster)[0].authority), "is not of 'n0'"),
         (lambda own, _o, _: own.model_copy(update={"authority": b"x"}), "cannot be read"),
     ],
