@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from schemas.base import Digest, NodeId
@@ -51,10 +52,10 @@ def issue(
     )
 
 
-def fingerprint(certificate: x509.Certificate) -> Digest:
-    """SHA-256 of the SubjectPublicKeyInfo: it stays the same where a key gets a new certificate."""
+def fingerprint(key: CertificatePublicKeyTypes) -> Digest:
+    """SHA-256 of a key as SubjectPublicKeyInfo: it stays the same where the key gets a new certificate."""
     encoding, form = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-    return Digest(sha256(certificate.public_key().public_bytes(encoding, form)).hexdigest())
+    return Digest(sha256(key.public_bytes(encoding, form)).hexdigest())
 
 
 def _builder(

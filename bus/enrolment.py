@@ -108,7 +108,7 @@ def countersign_roster(data: bytes, chain: Iterable[bytes], roots: Sequence[Hold
 
 
 def adopt(folder: Path, data: bytes) -> Roster:
-    """Make the roster `data` the cluster's, now that enough holders have signed it, and nothing is pending any more.
+    """Make the roster `data` the cluster's, now that enough holders have signed it; it is pending no more.
 
     Raises `ResplitError(BAD_SIGNATURE)` where signatures are missing and ROLLED_BACK where it is not the next one.
     """
@@ -118,7 +118,9 @@ def adopt(folder: Path, data: bytes) -> Roster:
         message = f"the roster is version {roster.version} and the cluster has version {cluster.roster.version}"
         raise ResplitError(ErrorCode.ROLLED_BACK, message, "version")
     write_durably(folder / ROSTER, data, PUBLIC)
-    (folder / PENDING).unlink(missing_ok=True)
+    pending = folder / PENDING
+    if pending.exists() and review(_read(pending), cluster.chain).version <= roster.version:
+        pending.unlink()
     return roster
 
 
@@ -147,7 +149,6 @@ def _enrolled(
     seed = nkeys.encode_seed(token_bytes(32), nkeys.PREFIX_BYTE_USER)
     link = ec.generate_private_key(ec.SECP256R1())
     _signers(cluster.root, roots)
-    certificate = issue(name, link.public_key(), cluster.authority, roots[0].authority, not_before, not_after)
     try:
         member = Member(
             name=name,
@@ -156,12 +157,13 @@ def _enrolled(
             signing=spelled(signing.public_key()),
             sealing=spelled(sealing.public_key()),
             bus=nkeys.from_seed(seed).public_key.decode(),
-            link=fingerprint(certificate),
+            link=fingerprint(link.public_key()),
             not_before=not_before,
             not_after=not_after,
         )
     except ValidationError as error:
         raise ResplitError.from_validation(error, "member") from error
+    certificate = issue(name, link.public_key(), cluster.authority, roots[0].authority, not_before, not_after)
     others = tuple(other for other in cluster.roster.members if other.name != name)
     _, roster = _change(folder, cluster, (*others, member), cluster.roster.policy, roots, now)
     encoding = serialization.Encoding.DER
@@ -225,7 +227,7 @@ def _open(folder: Path) -> _Cluster:
     except ValueError as error:
         message = f"{folder / AUTHORITY} is not a certificate; restore it from a copy"
         raise ResplitError(ErrorCode.CORRUPT_FILE, message, AUTHORITY) from error
-    if fingerprint(authority) != roster.authority:
+    if fingerprint(authority.public_key()) != roster.authority:
         message = f"{folder / AUTHORITY} is not the authority that the roster names; restore it from a copy"
         raise ResplitError(ErrorCode.CORRUPT_FILE, message, AUTHORITY)
     return _Cluster(chain, root, roster, authority)

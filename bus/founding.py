@@ -78,7 +78,7 @@ def found_cluster(
         version=1,
         issued_at=now,
         expires_at=now + ROSTER_LIFETIME,
-        authority=fingerprint(certificate),
+        authority=fingerprint(authority_key.public_key()),
         policy=policy or Policy(),
     )
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)

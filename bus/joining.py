@@ -205,7 +205,7 @@ def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
         authority = x509.load_der_x509_certificate(bundle.authority)
         certificate = x509.load_der_x509_certificate(bundle.certificate)
         key = serialization.load_der_private_key(bundle.keys.link, password=None)
-        prints = fingerprint(authority), fingerprint(certificate)
+        prints = fingerprint(authority.public_key()), fingerprint(certificate.public_key())
         names = [named.value for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _broken("its TLS certificates or their key cannot be read") from error

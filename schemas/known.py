@@ -122,8 +122,11 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
 def after_plan(known: Known, deployment: DeploymentName, term: int, epoch: int, plan: Digest) -> Known:
     """`known` after a plan (its digest) that the leader of `term` signed for `epoch` of `deployment`.
 
-    Neither number may fall, and an epoch has one plan. Raises `ResplitError`: ROLLED_BACK otherwise, and
-    INVALID_REQUEST where one of them is more than `JUMP_MAX` ahead, or of too many deployments to be remembered.
+    Neither number may fall, and an epoch has one plan. What is passed here is a plan that an event brings for the first
+    time, not every event: one that aborts a plan brings only plans of lower epochs.
+
+    Raises `ResplitError`: ROLLED_BACK otherwise, and INVALID_REQUEST where one of the numbers is more than `JUMP_MAX`
+    ahead, or where too many deployments would have to be remembered.
     """
     seen = known.plans.get(deployment)
     if seen is None:

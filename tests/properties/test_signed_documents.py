@@ -103,14 +103,14 @@ def is_refused(known: Known, data: bytes) -> None:
 
 
 @given(data=st.data())
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=600, deadline=None)
 def test_no_mutated_document_is_accepted(real: Real, data: st.DataObject) -> None:
     document = data.draw(st.sampled_from([real.roster, real.other_roster, real.root]))
     is_refused(real.known, data.draw(mutations(document)))
 
 
 @given(data=st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_no_first_root_is_accepted_but_as_it_was_signed(real: Real, data: st.DataObject) -> None:
     """Nobody knows its keys yet, so a mutated one may be refused for its form before it is for its signatures."""
     with pytest.raises(ResplitError) as caught:
@@ -119,7 +119,7 @@ def test_no_first_root_is_accepted_but_as_it_was_signed(real: Real, data: st.Dat
 
 
 @given(data=st.data())
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 def test_signatures_count_for_the_document_and_the_key_that_they_are_of(real: Real, data: st.DataObject) -> None:
     """Signatures of real documents, and a stranger's, in any number and order under any names: two holders' or none."""
     documents = [real.roster, real.other_roster, real.root, real.void]
@@ -137,7 +137,7 @@ def test_signatures_count_for_the_document_and_the_key_that_they_are_of(real: Re
 
 
 @given(copies=st.integers(1, 16), name=st.booleans())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_one_holder_is_one_however_often_it_signs(real: Real, copies: int, name: bool) -> None:
     kind, payload, signer, signature = msgpack.unpackb(real.void)
     others = [other for other in real.known.root.keys if other != signer]
@@ -146,7 +146,7 @@ def test_one_holder_is_one_however_often_it_signs(real: Real, copies: int, name:
 
 
 @given(data=st.data())
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_mutated_bundle_joins_as_the_one_that_was_made_or_writes_nothing(
     real: Real, tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_mutated_bundle_joins_as_the_one_that_was_made_or_writes_nothing(
         st.tuples(st.integers(1, 3000), st.integers(1, 3000), st.sampled_from(["1" * 64, "2" * 64])), max_size=30
     )
 )
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_what_is_remembered_of_plans_never_goes_back_or_far_ahead(
     real: Real, steps: list[tuple[int, int, str]]
 ) -> None:

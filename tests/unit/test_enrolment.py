@@ -7,6 +7,7 @@ import ssl
 import stat
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,7 @@ def test_a_holder_s_file_opens_with_its_passphrase_only(tmp_path: Path) -> None:
     assert b"ENCRYPTED" in path.read_bytes()
     assert load_holder(path, "correct horse battery staple").signing.public_key()
     for wrong in (None, "incorrect horse battery"):
-        refused(ErrorCode.INVALID_REQUEST, "passphrase", tmp_path, lambda wrong=wrong: load_holder(path, wrong))
+        refused(ErrorCode.INVALID_REQUEST, "passphrase", tmp_path, partial(load_holder, path, wrong))
 
 
 def test_a_holder_s_file_that_is_none_is_named(cluster: Path) -> None:
@@ -172,6 +173,8 @@ def test_who_is_enrolled_twice_or_not_at_all_is_named(cluster: Path) -> None:
     ("name", "role", "tier", "lifetime", "why"),
     [
         ("n 0", "agent", "edge", DAY, "member: .*pattern"),
+        ("", "agent", "edge", DAY, "member: .*pattern"),
+        ("\u00e9", "agent", "edge", DAY, "member: .*pattern"),
         ("n0", "agent", None, DAY, "agents have a tier"),
         ("n0", "client", "edge", DAY, "agents have a tier"),
         ("n0", "agent", "edge", timedelta(0), "cannot be a member until"),
@@ -192,7 +195,7 @@ def test_holders_of_another_root_enrol_nobody(cluster: Path, tmp_path: Path) -> 
             ErrorCode.INVALID_REQUEST,
             "is not a holder of the root",
             cluster,
-            lambda roots=roots: enrol(cluster, N0, "agent", "edge", DAY, roots, now=NOW),
+            partial(enrol, cluster, N0, "agent", "edge", DAY, roots, now=NOW),
         )
 
 
@@ -271,7 +274,7 @@ def test_a_change_that_is_pending_is_not_overtaken(shared: Path) -> None:
             ErrorCode.INVALID_REQUEST,
             "a change is pending",
             shared,
-            lambda roots=roots: enrol(shared, N1, "agent", "edge", DAY, roots, now=NOW),
+            partial(enrol, shared, N1, "agent", "edge", DAY, roots, now=NOW),
         )
 
 
@@ -281,6 +284,17 @@ def test_a_holder_countersigns_nothing_that_no_other_holder_signed(shared: Path,
     with pytest.raises(ResplitError, match="0 valid signatures") as caught:
         countersign_roster(foreign, read_roots(shared), holders(shared, 0))
     assert caught.value.code is ErrorCode.BAD_SIGNATURE
+
+
+def test_a_change_stays_pending_until_it_is_the_one_adopted(shared: Path) -> None:
+    enrol(shared, N0, "agent", "edge", DAY, holders(shared, 0), now=NOW)
+    before = content(shared)
+    adopt(shared, (shared / ROSTER).read_bytes())
+    assert content(shared) == before
+    complete = countersign_roster((shared / PENDING).read_bytes(), read_roots(shared), holders(shared, 1))
+    write_durably(shared / ROSTER, complete, 0o644)  # a crash came here, the last time
+    adopt(shared, complete)
+    assert not (shared / PENDING).exists()
 
 
 def test_an_old_roster_is_not_adopted(shared: Path) -> None:

@@ -265,7 +265,7 @@ def test_the_next_root_takes_a_threshold_of_the_old_and_of_the_new_keys() -> Non
     assert after_root(START, sign(NEXT, ROOT_TYPE, keys(1, 3, 4)), NOW) == Known(root=NEXT)
     for signers in (keys(3, 4), keys(1, 2), keys(1, 2, 3), keys(1, 4)):
         data = sign(NEXT, ROOT_TYPE, signers)
-        refused(ErrorCode.BAD_SIGNATURE, None, START, lambda known, data=data: after_root(known, data, NOW))
+        refused(ErrorCode.BAD_SIGNATURE, None, START, partial(after_root, data=data, now=NOW))
 
 
 def test_the_same_root_again_changes_nothing() -> None:
