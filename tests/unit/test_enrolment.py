@@ -327,6 +327,9 @@ def test_no_identity_is_overwritten_by_another(cluster: Path, tmp_path: Path) ->
     second = enrolled(cluster, N1)
     refused(ErrorCode.INVALID_REQUEST, r"another identity \(n0.key\)", folder, lambda: join(second, folder, NOW))
     refused(ErrorCode.INVALID_REQUEST, "another identity", cluster, lambda: join(second, cluster, NOW))
+    (cluster / "root-0.key").rename(tmp_path / "carried-away.key")
+    refused(ErrorCode.INVALID_REQUEST, r"\(root\.1\.signed\)", cluster, lambda: join(second, cluster, NOW))
+    (tmp_path / "carried-away.key").rename(cluster / "root-0.key")
     create_keys(tmp_path / "made", [N1])
     refused(
         ErrorCode.INVALID_REQUEST, "another identity", tmp_path / "made", lambda: join(second, tmp_path / "made", NOW)
