@@ -88,15 +88,20 @@ class Deployment(Value):
 
     def sensitive_of(self, block_count: int) -> frozenset[int]:
         """The sensitive blocks of a model of `block_count` blocks."""
-        match self.sensitive:
-            case None:
-                return frozenset()
-            case "all":
-                return frozenset(range(block_count))
-            case "ends":
-                return frozenset({0, block_count - 1})
-            case blocks:
-                return frozenset(blocks)
+        return sensitive_blocks(self.sensitive, block_count)
+
+
+def sensitive_blocks(sensitive: Sensitive | None, block_count: int) -> frozenset[int]:
+    """The blocks that `sensitive` names in a model of `block_count` blocks."""
+    match sensitive:
+        case None:
+            return frozenset()
+        case "all":
+            return frozenset(range(block_count))
+        case "ends":
+            return frozenset({0, block_count - 1})
+        case blocks:
+            return frozenset(blocks)
 
 
 def chains_of(placement: Chain | Placement | None) -> Placement | None:

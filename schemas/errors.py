@@ -28,6 +28,8 @@ class ErrorCode(StrEnum):
     MISSING_BLOB = "missing_blob"
     BAD_SIGNATURE = "bad_signature"
     STALE_EPOCH = "stale_epoch"
+    ROLLED_BACK = "rolled_back"
+    EXPIRED = "expired"
     UNSUPPORTED_MODEL = "unsupported_model"
     PROVIDER_UNAVAILABLE = "provider_unavailable"
     MISSING_DEPENDENCY = "missing_dependency"

@@ -1,0 +1,234 @@
+"""A bundle: what one member needs to be one, in one file; and how it is put in place on the member's machine.
+
+The bundle holds private keys and is carried by hand, over `scp` or on a stick, and deleted after. Nothing of it is
+believed but what its root signs: everything is verified before the first byte is written.
+
+A member's folder holds `known.json` (the root and what else it has seen, `bus.remembered`), `roster.signed`, `ca.pem`,
+and its own `NAME.key` (Ed25519), `NAME.sealing.key` (X25519), `NAME.nk` (the NKey's seed), `NAME.tls.key` and
+`NAME.tls.pem`: the names that `bus.keys` has for those of them that it knows.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import nkeys
+from cryptography import x509
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from cryptography.x509.oid import NameOID
+from pydantic import Field
+
+from bus.certificates import fingerprint
+from bus.remembered import PRIVATE, PUBLIC, recall, remember, write_durably
+from schemas.base import NodeName, Value
+from schemas.codec import MSGPACK, decode_as, encode_as
+from schemas.errors import ErrorCode, ResplitError
+from schemas.known import Known, after_roots, after_roster, first_known, open_roots
+from schemas.roster import Member, Roster, open_roster, spelled
+
+BUNDLE_BYTES_MAX = 4 << 20
+"""A roster at its largest, and a few roots."""
+ROOTS_MAX = 100
+"""Versions of the root that a cluster can have had. Each takes its holders together, so there are few."""
+KNOWN, ROSTER, AUTHORITY, FIRST_ROOT = "known.json", "roster.signed", "ca.pem", "root.1.signed"
+OTHER_KEYS = "trust.json"
+"""What `resplit keys` leaves in a folder of keys that no root signed."""
+
+
+class PrivateKeys(Value):
+    """One member's. Shown nowhere, not even in an error."""
+
+    signing: bytes = Field(repr=False, min_length=32, max_length=32)
+    """Ed25519, raw."""
+    sealing: bytes = Field(repr=False, min_length=32, max_length=32)
+    """X25519, raw."""
+    bus: bytes = Field(repr=False, max_length=100)
+    """The NKey's seed, `SU...`."""
+    link: bytes = Field(repr=False, max_length=10_000)
+    """Of the TLS certificate: P-256, PKCS #8 in DER."""
+
+
+class Bundle(Value):
+    """All that a member needs."""
+
+    bundle: int = Field(default=1, ge=1, le=1)
+    """The version of this form."""
+    name: NodeName
+    roots: tuple[bytes, ...] = Field(min_length=1, max_length=ROOTS_MAX)
+    """Every version of the root, the first one first."""
+    roster: bytes
+    authority: bytes
+    """The certificate of the cluster's authority, DER."""
+    certificate: bytes
+    """The member's, DER."""
+    keys: PrivateKeys
+
+
+@dataclass(frozen=True)
+class _Tls:
+    """What a member makes links with."""
+
+    authority: x509.Certificate
+    certificate: x509.Certificate
+    key: ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class Joined:
+    """What `join` verified and put in place."""
+
+    member: Member
+    roster: Roster
+    known: Known
+
+
+def pack(bundle: Bundle) -> bytes:
+    """The bytes of a bundle."""
+    return encode_as(bundle, MSGPACK)
+
+
+def unpack(data: bytes) -> Bundle:
+    """Read a bundle of which nothing is verified yet; raises `ResplitError(CORRUPT_FILE)` where it is none."""
+    if len(data) > BUNDLE_BYTES_MAX:
+        raise _broken(f"it is {len(data)} bytes long, over the limit of {BUNDLE_BYTES_MAX}")
+    try:
+        return decode_as(Bundle, data, MSGPACK, "bundle")
+    except ResplitError as error:
+        # The first error's message shows the value at fault, which may be a key.
+        where = f"its field {error.field!r} is not what it must be" if error.field else "its bytes are none"
+        raise _broken(where) from None
+
+
+def with_roster(data: bytes, roster: bytes) -> bytes:
+    """The bundle `data` with another roster: the one that more holders have signed since the bundle was made."""
+    return pack(unpack(data).model_copy(update={"roster": roster}))
+
+
+def join(data: bytes, folder: Path, now: datetime) -> Joined:
+    """Verify the bundle `data` and put what is in it into `folder`, private files readable by their owner alone.
+
+    Joining again with the same bundle changes nothing, and one with newer keys (`bus.enrolment.rotate`) replaces what
+    is there. Raises, with the folder as it was: `ResplitError(CORRUPT_FILE)` for what is no bundle or does not belong
+    together; INVALID_REQUEST where the folder holds another identity, or its member's time has not come; EXPIRED where
+    it is over; and what `after_roots` and `after_roster` raise, ROLLED_BACK for an older bundle of this node among it.
+    """
+    bundle = unpack(data)
+    _check_free(folder, bundle.name)
+    before = recall(folder / KNOWN)
+    cluster = open_roots(bundle.roots).cluster
+    if before is not None and before.root.cluster != cluster:
+        message = f"{folder} belongs to cluster {before.root.cluster}; join cluster {cluster} in a folder of its own"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
+    known = first_known(bundle.roots, now) if before is None else after_roots(before, _unseen(before, bundle), now)
+    known = after_roster(known, bundle.roster, now)
+    roster = open_roster(known.root, bundle.roster)
+    member = roster.member(bundle.name)
+    if member is None:
+        raise _broken(f"its roster does not name {bundle.name!r}")
+    _check_time(member, now)
+    tls = _checked_tls(bundle, member, roster)
+    _check_keys(bundle, member)
+
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    # First what was seen: if the power fails between here and the end, the same bundle is taken once more.
+    remember(folder / KNOWN, known)
+    name = bundle.name
+    private = {
+        f"{name}.key": _pem(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing)),
+        f"{name}.sealing.key": _pem(X25519PrivateKey.from_private_bytes(bundle.keys.sealing)),
+        f"{name}.nk": bundle.keys.bus,
+        f"{name}.tls.key": _pem(tls.key),
+    }
+    encoding = serialization.Encoding.PEM
+    public = {
+        f"{name}.tls.pem": tls.certificate.public_bytes(encoding),
+        AUTHORITY: tls.authority.public_bytes(encoding),
+        ROSTER: bundle.roster,
+    }
+    for file, content in private.items():
+        write_durably(folder / file, content, PRIVATE)
+    for file, content in public.items():
+        write_durably(folder / file, content, PUBLIC)
+    return Joined(member, roster, known)
+
+
+def _check_free(folder: Path, name: str) -> None:
+    """That the folder holds no identity but, at most, the one called `name`, of a cluster with a root."""
+    own = {f"{name}.key", f"{name}.sealing.key", f"{name}.tls.key"}
+    others = sorted(path.name for path in folder.glob("*.key") if path.name not in own)
+    # A cluster's own folder, and one of keys that no root signed, are of somebody else whatever the name.
+    others += [file for file in (FIRST_ROOT, OTHER_KEYS) if (folder / file).exists()]
+    if others:
+        message = f"{folder} holds another identity ({others[0]}); join {name!r} in a folder of its own"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
+
+
+def _unseen(known: Known, bundle: Bundle) -> tuple[bytes, ...]:
+    """The bundle's roots from the version that is known on; the last, at least, so that a rollback is told as one."""
+    return bundle.roots[min(known.root.version, len(bundle.roots)) - 1 :]
+
+
+def _check_time(member: Member, now: datetime) -> None:
+    if now < member.not_before:
+        message = f"{member.name!r} belongs from {member.not_before}, and by the clock here it is {now}; set the clock"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "not_before")
+    if now >= member.not_after:
+        message = f"{member.name!r} belonged until {member.not_after}, and it is {now}; make a new bundle (`rotate`)"
+        raise ResplitError(ErrorCode.EXPIRED, message, "not_after")
+
+
+def _check_keys(bundle: Bundle, member: Member) -> None:
+    """That the private keys are those of the member whom the root enrolled."""
+    if spelled(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing).public_key()) != member.signing:
+        raise _broken("its signing key is not the one in the roster")
+    if spelled(X25519PrivateKey.from_private_bytes(bundle.keys.sealing).public_key()) != member.sealing:
+        raise _broken("its sealing key is not the one in the roster")
+    try:
+        bus = nkeys.from_seed(bundle.keys.bus)
+        named = bus.public_key.decode()
+        whole = nkeys.encode_seed(bytes(nkeys.decode_seed(bundle.keys.bus)[1]), nkeys.PREFIX_BYTE_USER)
+    except Exception as error:  # nkeys raises whatever its base32 and its curve do.
+        raise _broken("its bus key is not the seed of an NKey") from error
+    # The library does not look at the checksum of a seed, and the spelling of a key is what a person compares.
+    if named != member.bus or whole != bundle.keys.bus:
+        raise _broken("its bus key is not the one in the roster")
+
+
+def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
+    """Authority, certificate and key, which are the ones that the root names and belong together."""
+    try:
+        # Certificates are parsed when they are asked, so what is asked of them is asked here.
+        authority = x509.load_der_x509_certificate(bundle.authority)
+        certificate = x509.load_der_x509_certificate(bundle.certificate)
+        key = serialization.load_der_private_key(bundle.keys.link, password=None)
+        prints = fingerprint(authority.public_key()), fingerprint(certificate.public_key())
+        names = [named.value for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise _broken("its TLS certificates or their key cannot be read") from error
+    if prints[0] != roster.authority:
+        raise _broken("its certificate authority is not the one in the roster")
+    if prints[1] != member.link:
+        raise _broken("its TLS certificate is not the one in the roster")
+    try:
+        authority.verify_directly_issued_by(authority)
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+        raise _broken("its TLS certificates were not issued by its authority") from error
+    if names != [member.name]:
+        raise _broken(f"its TLS certificate is not of {member.name!r}")
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != certificate.public_key():
+        raise _broken("its TLS key is not that of its certificate")
+    return _Tls(authority, certificate, key)
+
+
+def _pem(key: Ed25519PrivateKey | X25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
+    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
+    return key.private_bytes(encoding, form, serialization.NoEncryption())
+
+
+def _broken(why: str) -> ResplitError:
+    return ResplitError(ErrorCode.CORRUPT_FILE, f"the bundle cannot be used: {why}; make another (`resplit rotate`)")

@@ -1,0 +1,214 @@
+"""PURE: what a process remembers of the signed documents it took, and which ones it takes next.
+
+Signatures do not say which of two signed documents is the newer one. So every process remembers what it saw (`Known`)
+and takes nothing that goes back (rollback), runs far ahead (fast-forward), has expired (freeze), or belongs to another
+cluster or root (mix-and-match). The functions `after_...` decide, and leave the value they are given as it was;
+`bus.remembered` keeps their result on the disk before anybody acts upon it.
+"""
+
+from collections.abc import Iterable
+from datetime import datetime, timedelta
+
+from pydantic import Field
+
+from schemas.base import DeploymentId, DeploymentName, Digest, Sha256, Value
+from schemas.errors import ErrorCode, ResplitError
+from schemas.roster import DEPLOYMENTS_MAX, ROOT_TYPE, PublicKey, RootKeys, Roster, check_cluster, open_roster
+from schemas.signed import claimed, open_signed
+
+JUMP_MAX = 1000
+"""How far one document may be ahead of the one before it, in versions, terms or epochs. Whoever stole a key could
+else sign the largest number there is, and nothing honest would ever come after it. A thousand is more than a node
+misses that was away for a week: rosters change when people do, plans a few times an hour."""
+CLOCK_BEHIND_MAX = timedelta(hours=1)
+"""How far in the future a document may have been issued. A node whose clock is slow must still hear of a revocation;
+what a clock that is fast would get wrong is expiry, and there nothing is forgiven."""
+
+
+class RosterSeen(Value):
+    """The newest roster that a process took."""
+
+    version: int = Field(ge=1)
+    digest: Sha256
+
+
+class PlanSeen(Value):
+    """The newest plan of one deployment that a process took."""
+
+    term: int = Field(ge=1)
+    epoch: int = Field(ge=1)
+    digest: Sha256
+
+
+class Known(Value):
+    """What a process remembers, also over a restart, so that nothing it took can be taken back."""
+
+    root: RootKeys
+    """Whole, since the next version is verified with its keys."""
+    roster: RosterSeen | None = None
+    """None until one signed under this version of the root was taken."""
+    orchestrators: tuple[PublicKey, ...] = ()
+    """The signing keys that the plans below can be of, ascending: those of the newest roster that names any."""
+    plans: dict[DeploymentId, PlanSeen] = Field(default_factory=dict, max_length=DEPLOYMENTS_MAX)
+
+
+def first_known(chain: Iterable[bytes], now: datetime) -> Known:
+    """What a process knows that is told its first versions of the root, by a person who carries them there.
+
+    The first must be signed by a threshold of the keys it names, which shows that it is whole, and not that it is the
+    right one; each other under the one before. Only the last needs to be valid at `now`. Errors are those of
+    `after_root`.
+    """
+    root = open_roots(chain)
+    _check_time("root", root, now)
+    return Known(root=root)
+
+
+def after_root(known: Known, data: bytes, now: datetime) -> Known:
+    """`known` after another version of the root, which must be the next one, or the one that is known.
+
+    What was seen of rosters ends with the root that signed them: none of them is valid under the new one, so none can
+    come back, and numbers that a stolen root key drove up are forgotten with the key.
+
+    Raises `ResplitError`: BAD_SIGNATURE without a threshold of the known and of the new keys, ROLLED_BACK for a lower
+    version or another document of this one, EXPIRED at `now`, and INVALID_REQUEST for another cluster's, one that
+    skips a version, or one that is not valid yet.
+    """
+    return after_roots(known, (data,), now)
+
+
+def after_roots(known: Known, chain: Iterable[bytes], now: datetime) -> Known:
+    """`known` after several versions of the root, one upon the other; only the last needs to be valid at `now`.
+
+    A process that was away finds versions expired that it must pass through. Errors are those of `after_root`.
+    """
+    found = known.root
+    for data in chain:
+        found = _next_root(found, data)
+    _check_time("root", found, now)
+    return known if found == known.root else known.model_copy(update={"root": found, "roster": None})
+
+
+def after_roster(known: Known, data: bytes, now: datetime) -> Known:
+    """`known` after a roster, which must be newer than the one seen last, or that one.
+
+    Where other orchestrators have taken the place of all those before, what was seen of plans is forgotten: nobody can
+    sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the key. So a signing key
+    that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
+
+    Raises `ResplitError`: BAD_SIGNATURE without a threshold of the root's keys, ROLLED_BACK for a lower version or
+    another document of this one, EXPIRED where it or the root is so at `now`, and INVALID_REQUEST for one of another
+    cluster or another version of the root, more than `JUMP_MAX` versions ahead, or not valid yet.
+    """
+    roster = open_roster(known.root, data)
+    seen = known.roster
+    if seen is not None:
+        _check_follows("the roster's version", "version", seen.version, roster.version)
+        if roster.version == seen.version and roster.digest != seen.digest:
+            raise _another("roster", f"version {roster.version}", seen.digest, roster.digest)
+    _check_time("root", known.root, now)
+    _check_time("roster", roster, now)
+    keys = tuple(sorted(member.signing for member in roster.members if member.role == "orchestrator"))
+    replaced = bool(keys and known.orchestrators) and not set(keys) & set(known.orchestrators)
+    return known.model_copy(
+        update={
+            "roster": RosterSeen(version=roster.version, digest=roster.digest),
+            "orchestrators": keys or known.orchestrators,
+            "plans": {} if replaced else known.plans,
+        }
+    )
+
+
+def after_plan(known: Known, deployment: DeploymentName, term: int, epoch: int, plan: Digest) -> Known:
+    """`known` after a plan (its digest) that the leader of `term` signed for `epoch` of `deployment`.
+
+    Neither number may fall, and an epoch has one plan. What is passed here is a plan that an event brings for the first
+    time, not every event: one that aborts a plan brings only plans of lower epochs.
+
+    Raises `ResplitError`: ROLLED_BACK otherwise, and INVALID_REQUEST where one of the numbers is more than `JUMP_MAX`
+    ahead, or where too many deployments would have to be remembered.
+    """
+    seen = known.plans.get(deployment)
+    if seen is None:
+        if len(known.plans) >= DEPLOYMENTS_MAX:
+            message = (
+                f"{deployment!r} would be deployment {DEPLOYMENTS_MAX + 1} to be remembered; give the orchestrators "
+                "new keys (`resplit rotate`), and what was remembered under the old ones is forgotten"
+            )
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "deployment")
+    else:
+        _check_follows(f"the term of {deployment!r}", "term", seen.term, term)
+        _check_follows(f"the epoch of {deployment!r}", "epoch", seen.epoch, epoch)
+        if epoch == seen.epoch and plan != seen.digest:
+            raise _another("plan", f"epoch {epoch} of {deployment!r}", seen.digest, plan)
+    now_seen = PlanSeen(term=term, epoch=epoch, digest=plan)
+    return known.model_copy(update={"plans": {**known.plans, deployment: now_seen}})
+
+
+def open_roots(chain: Iterable[bytes]) -> RootKeys:
+    """The last of a chain of root documents, each signed under the one before, whenever it was or will be valid.
+
+    Errors are those of `after_root`.
+    """
+    documents = iter(chain)
+    found = _self_signed(next(documents, b""))
+    for data in documents:
+        found = _next_root(found, data)
+    return found
+
+
+def _self_signed(data: bytes) -> RootKeys:
+    # Which keys are to verify it is in the document itself, so this once bytes are read that nobody vouches for yet.
+    named = claimed(data, RootKeys, ROOT_TYPE)
+    return open_signed(data, RootKeys, ROOT_TYPE, named.public_keys, named.threshold)
+
+
+def _next_root(before: RootKeys, data: bytes) -> RootKeys:
+    """The version after `before`, or `before` itself."""
+    root = open_signed(data, RootKeys, ROOT_TYPE, before.public_keys, before.threshold)
+    root = open_signed(data, RootKeys, ROOT_TYPE, root.public_keys, root.threshold)
+    check_cluster("root", before.cluster, root.cluster)
+    if root.version < before.version:
+        raise _fell("the root's version", "version", before.version, root.version)
+    if root.version == before.version and root != before:
+        raise _another("root", f"version {root.version}", before.digest, root.digest)
+    if root.version > before.version + 1:
+        message = (
+            f"the root's version is {root.version} and {before.version} is known; "
+            f"fetch version {before.version + 1} first, each is signed under the one before"
+        )
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "version")
+    return root
+
+
+def _check_follows(what: str, field: str, seen: int, found: int) -> None:
+    if found < seen:
+        raise _fell(what, field, seen, found)
+    if found > seen + JUMP_MAX:
+        message = (
+            f"{what} is {found}, more than {JUMP_MAX} ahead of {seen}, which was seen last; either a key is in wrong "
+            "hands, or this process was away too long: then delete what it remembers and join again"
+        )
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, field)
+
+
+def _check_time(what: str, document: RootKeys | Roster, now: datetime) -> None:
+    if document.issued_at > now + CLOCK_BEHIND_MAX:
+        message = f"the {what} is issued at {document.issued_at}, and by the clock here it is {now}; set the clock"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "issued_at")
+    if now >= document.expires_at:
+        message = (
+            f"the {what} of version {document.version} expired at {document.expires_at}, and by the clock here it is "
+            f"{now}; its holders must sign a new one, or somebody keeps it from this process"
+        )
+        raise ResplitError(ErrorCode.EXPIRED, message, "expires_at")
+
+
+def _fell(what: str, field: str, seen: int, found: int) -> ResplitError:
+    message = f"{what} is {found} and {seen} was seen already; an old one is being shown again"
+    return ResplitError(ErrorCode.ROLLED_BACK, message, field)
+
+
+def _another(what: str, which: str, seen: Digest, found: Digest) -> ResplitError:
+    message = f"another {what} ({found[:12]}) was seen as {which} already ({seen[:12]}); one of the two is forged"
+    return ResplitError(ErrorCode.ROLLED_BACK, message, "digest")

@@ -1,0 +1,226 @@
+"""PURE: who belongs to a cluster, as its offline root signs it.
+
+The model is TUF's, cut down to two documents. `RootKeys` says who may sign; a new version takes a threshold of the
+keys before it and of its own. `Roster` says who belongs to the cluster, and what its nodes must not hold whatever
+an orchestrator says. Whoever is not in the newest roster is revoked: there is no other list.
+
+Which of two signed documents is the newer one no signature says: `schemas.known` does.
+"""
+
+import base64
+from collections import Counter
+from collections.abc import Iterable
+from datetime import datetime
+from hashlib import sha256
+from typing import Annotated, Literal, NewType, Self
+
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+
+from schemas.base import NAME_PATTERN, DeploymentName, Digest, NodeId, NodeName, Sha256, Value
+from schemas.codec import encode
+from schemas.deployment import Sensitive, sensitive_blocks
+from schemas.errors import ErrorCode, ResplitError
+from schemas.signed import SIGNATURES_MAX, KeyId, key_id, open_signed
+
+ROOT_TYPE = "application/vnd.resplit.root.v1+json"
+ROSTER_TYPE = "application/vnd.resplit.roster.v1+json"
+
+MEMBERS_MAX = 1000
+"""A roster of so many members still fits into one signed document."""
+DEPLOYMENTS_MAX = 10_000
+"""Deployments that a policy names, and whose plans a process remembers: what is kept on the disk is bounded."""
+EVERY_DEPLOYMENT = "*"
+
+ClusterId = NewType("ClusterId", str)
+ClusterName = Annotated[ClusterId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
+PublicKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")]
+"""32 raw bytes in base64, in the one spelling that an encoder gives: keys are compared as text."""
+BusKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
+"""The public half of a user's NKey."""
+Role = Literal["agent", "orchestrator", "client"]
+TrustTier = Literal["trusted", "edge"]
+"""What a roster says of an agent. (`Capacity.tier` is what the agent says of itself.)"""
+
+
+class RootKeys(Value):
+    """Who may sign rosters, and the next version of this document."""
+
+    cluster: ClusterName
+    version: int = Field(ge=1)
+    keys: dict[KeyId, PublicKey] = Field(min_length=1, max_length=SIGNATURES_MAX)
+    """Ed25519, by key id."""
+    threshold: int = Field(ge=1)
+    """How many of `keys` it takes."""
+    issued_at: AwareDatetime
+    expires_at: AwareDatetime
+
+    @model_validator(mode="after")
+    def _can_sign(self) -> Self:
+        if self.threshold > len(self.keys):
+            raise ValueError(f"{self.threshold} signatures cannot come from {len(self.keys)} keys")
+        for name, key in self.public_keys.items():
+            if key_id(key) != name:
+                raise ValueError(f"key {name} is called {key_id(key)}")
+        _check_order(self.issued_at, self.expires_at)
+        return self
+
+    @property
+    def public_keys(self) -> dict[str, Ed25519PublicKey]:
+        return {name: public_key(text) for name, text in self.keys.items()}
+
+    @property
+    def digest(self) -> Digest:
+        return digest(self)
+
+
+class Member(Value):
+    """One process or person of a cluster: what it may be, and by which keys it is known."""
+
+    name: NodeName
+    role: Role
+    tier: TrustTier | None = None
+    """Of agents, whether they may hold what the policy keeps to trusted nodes; None for all others."""
+    signing: PublicKey
+    """Ed25519: capacity, receipts, audit events; of an orchestrator, plans."""
+    sealing: PublicKey
+    """X25519: what is encrypted to this member."""
+    bus: BusKey
+    """By which it logs in to NATS."""
+    link: Sha256
+    """SHA-256 of the SubjectPublicKeyInfo of its TLS certificate. An authority's word alone makes no peer."""
+    not_before: AwareDatetime
+    not_after: AwareDatetime
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> Self:
+        if (self.tier is None) == (self.role == "agent"):
+            raise ValueError(f"{self.name}: agents have a tier, and nobody else has")
+        _check_order(self.not_before, self.not_after)
+        return self
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All that nobody else may have."""
+        return (self.signing, self.sealing, self.bus, self.link)
+
+    def is_current(self, now: datetime) -> bool:
+        return self.not_before <= now < self.not_after
+
+
+class Policy(Value):
+    """What no orchestrator can override."""
+
+    sensitive: dict[Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")], Sensitive] = Field(
+        default_factory=dict, max_length=DEPLOYMENTS_MAX
+    )
+    """Blocks that only trusted nodes may hold, by deployment; `*` holds for every deployment, named or not."""
+
+    def sensitive_of(self, deployment: DeploymentName, block_count: int) -> frozenset[int]:
+        """The blocks of `deployment` that only trusted nodes may hold."""
+        said = (self.sensitive.get(name) for name in (EVERY_DEPLOYMENT, deployment))
+        return frozenset[int]().union(*(sensitive_blocks(blocks, block_count) for blocks in said))
+
+
+class Roster(Value):
+    """Everyone who belongs to a cluster."""
+
+    cluster: ClusterName
+    root_version: int = Field(ge=1)
+    """The version of the root whose keys signed it. A roster of an earlier root is void."""
+    version: int = Field(ge=1)
+    issued_at: AwareDatetime
+    expires_at: AwareDatetime
+    """Until then it may be the newest. Who is shown nothing newer after that is being kept from it."""
+    authority: Sha256
+    """SHA-256 of the SubjectPublicKeyInfo of the certificate authority that issues the members' TLS certificates."""
+    members: tuple[Member, ...] = Field(default=(), max_length=MEMBERS_MAX)
+    policy: Policy = Policy()
+
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        names = [member.name for member in self.members]
+        if doubled := _doubled(names):
+            raise ValueError(f"two members are called {doubled!r}")
+        for kind in ("signing", "sealing", "bus", "link"):
+            if doubled := _doubled([str(getattr(member, kind)) for member in self.members]):
+                raise ValueError(f"two members have the {kind} key {doubled}")
+        _check_order(self.issued_at, self.expires_at)
+        return self
+
+    @property
+    def digest(self) -> Digest:
+        return digest(self)
+
+    def member(self, name: NodeId) -> Member | None:
+        """Who is called `name`; None where nobody is, or not any more."""
+        return next((member for member in self.members if member.name == name), None)
+
+
+def open_roster(root: RootKeys, data: bytes) -> Roster:
+    """The roster in `data`, signed under `root`, whenever it was or will be valid.
+
+    Raises `ResplitError(BAD_SIGNATURE)` without a threshold of the root's keys, and `INVALID_REQUEST` for one of
+    another cluster or another version of the root.
+    """
+    roster = open_signed(data, Roster, ROSTER_TYPE, root.public_keys, root.threshold)
+    check_cluster("roster", root.cluster, roster.cluster)
+    if roster.root_version != root.version:
+        message = (
+            f"the roster goes with version {roster.root_version} of the root and version {root.version} is known; "
+            "fetch the other of the two"
+        )
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root_version")
+    return roster
+
+
+def members_at(roster: Roster, role: Role, now: datetime) -> tuple[Member, ...]:
+    """Those of `role` whose time it is."""
+    return tuple(member for member in roster.members if member.role == role and member.is_current(now))
+
+
+def forbidden(
+    policy: Policy, roster: Roster, deployment: DeploymentName, block_count: int, node: NodeId, blocks: Iterable[int]
+) -> frozenset[int]:
+    """Which of `blocks` of `deployment` (a model of `block_count` blocks) `node` must not hold, whoever says so.
+
+    A node that is not an agent of `roster` must hold none at all.
+    """
+    member = roster.member(node)
+    if member is None or member.role != "agent":
+        return frozenset(blocks)
+    if member.tier == "trusted":
+        return frozenset()
+    return policy.sensitive_of(deployment, block_count).intersection(blocks)
+
+
+def digest(value: BaseModel) -> Digest:
+    """SHA-256 of a value's canonical bytes: the same whoever signed it, and however many did."""
+    return Digest(sha256(encode(value)).hexdigest())
+
+
+def public_key(text: str) -> Ed25519PublicKey:
+    """The key that a `PublicKey` spells."""
+    return Ed25519PublicKey.from_public_bytes(base64.b64decode(text))
+
+
+def spelled(key: Ed25519PublicKey | X25519PublicKey) -> str:
+    """A key as a `PublicKey`."""
+    return base64.b64encode(key.public_bytes_raw()).decode()
+
+
+def check_cluster(what: str, known: ClusterId, found: ClusterId) -> None:
+    """Raise `ResplitError(INVALID_REQUEST)` where a document is of another cluster."""
+    if found != known:
+        message = f"the {what} is of cluster {found} and this process belongs to {known}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "cluster")
+
+
+def _check_order(first: datetime, last: datetime) -> None:
+    if first >= last:
+        raise ValueError(f"what begins at {first} cannot end at {last}")
+
+
+def _doubled(texts: Iterable[str]) -> str | None:
+    return next((text for text, count in Counter(texts).items() if count > 1), None)
