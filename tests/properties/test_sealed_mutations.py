@@ -132,7 +132,7 @@ INFO = block_info("home", MODEL, 2, 1, NODE)
 WRAPPED = wrap(KEY, ME.public_key(), INFO)
 ABOUT = About("journal", DeploymentName("chat"), "r1", "n1")
 LETTER = seal_letter(b"owed", {NODE: ME.public_key(), NodeId("n2"): ME.public_key()}, ABOUT)
-names = st.text(st.characters(exclude_characters="|", codec="utf-8"), min_size=1, max_size=5)
+names = st.text("az09-_.: é", min_size=1, max_size=5)
 
 
 @given(st.sets(st.integers(0, 8 * len(WRAPPED) - 1), min_size=1, max_size=4))

@@ -236,9 +236,11 @@ def test_a_header_that_was_altered_is_refused(place: int, value: int, says: str)
 
 
 def test_memory_that_does_not_fit_is_refused_and_left_alone() -> None:
-    for room in (memoryview(bytearray(len(PLAIN) + 1)), memoryview(bytes(len(PLAIN)))):
-        error = refused(lambda room=room: open_into(io.BytesIO(SEALED), KEY, context_of(PLAIN), room))
-        assert (error.code, error.field) == (ErrorCode.INVALID_REQUEST, "target")
+    for room in (memoryview(bytearray(b"x" * (len(PLAIN) + 1))), memoryview(b"x" * len(PLAIN))):
+        with pytest.raises(ResplitError) as error:
+            open_into(io.BytesIO(SEALED), KEY, context_of(PLAIN), room)
+        assert (error.value.code, error.value.field) == (ErrorCode.INVALID_REQUEST, "target")
+        assert set(room) == set(b"x")
 
 
 def test_keys_chunks_and_contexts_that_there_are_not_are_refused() -> None:
@@ -265,7 +267,7 @@ def test_a_large_file_is_sealed_and_read_in_the_memory_of_a_few_chunks(tmp_path:
             seal_file(source, target, KEY, context)
         with (tmp_path / "sealed").open("rb") as sealed:
             assert sum(len(part) for part in open_file(sealed, KEY, context)) == 16 * CHUNK_BYTES
-        assert tracemalloc.get_traced_memory()[1] < 4 * CHUNK_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 5 * CHUNK_BYTES
     finally:
         tracemalloc.stop()
 
