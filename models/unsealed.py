@@ -10,6 +10,8 @@ tmpfs can be swapped out like any memory of a process: where that matters, encry
 """
 
 import errno
+import fcntl
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -21,20 +23,28 @@ from schemas.errors import ErrorCode, ResplitError
 
 MEMORY = Path("/dev/shm")
 """tmpfs, on Linux; half of the machine's memory unless the system was told otherwise, in a container often 64 MiB."""
-PREFIX = "resplit-"
+PREFIX = "resplit-weights-"
+NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @contextmanager
 def memory_folder(root: Path = MEMORY) -> Iterator[Path]:
     """A new folder under `root` that only this user may enter; it is gone, with all that is in it, on leaving.
 
-    A process that is killed in between leaves it behind: `forget_folders` when it starts again.
+    A process that is killed in between leaves it behind: call `forget_folders` when it starts again.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=root))
+    made = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir=root))
+    held = os.open(made, os.O_RDONLY)
     try:
-        yield folder
+        # It gets the name by which `forget_folders` finds it when it is locked, so that no other process takes it.
+        fcntl.flock(held, fcntl.LOCK_EX)
+        folder = made.rename(made.with_name(made.name.removeprefix(".")))
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder)
     finally:
-        shutil.rmtree(folder)
+        os.close(held)
 
 
 def unseal(sealed: Path, folder: Path, block_key: bytes, context: FileContext) -> None:
@@ -52,18 +62,25 @@ def unseal(sealed: Path, folder: Path, block_key: bytes, context: FileContext) -
                 plain.write(part)
     except BaseException as error:
         target.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
             message = f"no room in {folder.parent} for the weights of block {context.block}; make that tmpfs larger"
             raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message) from error
         raise
 
 
 def forget_folders(root: Path = MEMORY) -> int:
-    """Remove what earlier processes of this user left behind under `root`; how many folders there were.
-
-    No other process of this user may be making a session.
-    """
-    left = [path for path in root.glob(PREFIX + "*") if path.is_dir() and path.owner() == Path.home().owner()]
-    for folder in left:
-        shutil.rmtree(folder)
-    return len(left)
+    """Remove what processes of this user that are gone have left behind under `root`; how many folders that were."""
+    forgotten = 0
+    for folder in root.glob(PREFIX + "*"):
+        if folder.is_symlink() or not folder.is_dir() or folder.stat().st_uid != os.getuid():
+            continue
+        held = os.open(folder, os.O_RDONLY)
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(folder)
+            forgotten += 1
+        except BlockingIOError:
+            pass  # its process lives.
+        finally:
+            os.close(held)
+    return forgotten

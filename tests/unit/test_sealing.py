@@ -171,6 +171,14 @@ def test_chunks_before_a_damaged_one_come_and_none_from_it_on() -> None:
     assert list(parts) == []
 
 
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused() -> None:
+    source = io.BytesIO(SEALED)
+    parts = open_file(source, KEY, context_of(PLAIN))
+    next(parts)
+    source.truncate(HEADER + STRIDE + 5)
+    assert "ends within chunk 1 of 4" in refused(lambda: next(parts)).message
+
+
 @pytest.mark.parametrize("chunk", range(4))
 def test_memory_that_a_damaged_file_was_opened_into_holds_nothing_of_it(chunk: int) -> None:
     damaged = bytearray(SEALED)
