@@ -16,7 +16,7 @@ key two equal prefixes among them would give both plaintexts away.
 AES-GCM does not commit to its key: one ciphertext can be made to open under two keys. So whoever reads a whole file
 also learns that its bytes hash to the name that the model's manifest gives them.
 
-Chunks are 1 MiB: measured, files open equally fast (1 GB a second and core, most of it for SHA-256) with 256 KiB to
+Chunks are 1 MiB: measured, files open equally fast (0.9 GB a second and core, most of it for SHA-256) with 64 KiB to
 4 MiB, and slower beyond, where a chunk leaves the processor's caches before it is hashed.
 """
 

@@ -1,6 +1,7 @@
 """A letter says what it says to its readers, about one thing, and to everybody else only about how long it is."""
 
 import itertools
+import tracemalloc
 from dataclasses import replace
 
 import msgpack
@@ -149,6 +150,19 @@ def test_a_sender_who_lies_about_a_length_is_refused(plain: bytes) -> None:
 
 def test_what_is_longer_than_any_letter_is_refused_unread() -> None:
     assert code(bytes(MAX_LETTER_BYTES + 1)) is ErrorCode.PAYLOAD_TOO_LARGE
+
+
+def test_a_head_full_of_empty_arrays_is_never_unpacked() -> None:
+    nested: list[object] = []
+    for _ in range(3):
+        nested = [nested] * MAX_READERS
+    data = letter(msgpack.packb(nested))
+    tracemalloc.start()
+    try:
+        assert code(data) is ErrorCode.INVALID_REQUEST
+        assert tracemalloc.get_traced_memory()[1] < len(data)
+    finally:
+        tracemalloc.stop()
 
 
 def test_the_most_readers_with_the_longest_names_fit() -> None:

@@ -38,12 +38,12 @@ def seal(plain: bytes, chunk_bytes: int = CHUNK) -> tuple[bytes, SealedFile]:
     return target.getvalue(), described
 
 
-def seal_by_hand(plain: bytes, context: FileContext, key: bytes = KEY) -> bytes:
-    """The format, from its description alone."""
+def seal_by_hand(plain: bytes, context: FileContext, *more: bytes) -> bytes:
+    """The format, from its description alone; `more` are chunks after those of the plaintext."""
     header = b"RESPLSF\x01" + struct.pack("<I", CHUNK) + b"8 bytes."
     about = f"resplit.sealed-file.v1|{context.model}|{context.block}|{context.file}".encode()
-    cipher = AESGCM(HKDF(hashes.SHA256(), 32, None, about).derive(key))
-    parts = [plain[i : i + CHUNK] for i in range(0, len(plain), CHUNK)] or [b""]
+    cipher = AESGCM(HKDF(hashes.SHA256(), 32, None, about).derive(KEY))
+    parts = [plain[i : i + CHUNK] for i in range(0, len(plain), CHUNK)] + list(more)
     sealed = header
     for i, part in enumerate(parts):
         word = struct.pack("<I", i + (2**31 if i == len(parts) - 1 else 0))
@@ -83,6 +83,13 @@ def test_the_seal_tells_digest_and_size_of_both_forms() -> None:
 
 def test_the_format_is_the_one_described() -> None:
     assert opened(seal_by_hand(PLAIN, context_of(PLAIN))) == PLAIN
+
+
+def test_a_file_has_one_division_into_chunks() -> None:
+    whole = PLAIN[: 2 * CHUNK]
+    assert opened(seal_by_hand(whole, context_of(whole)), context=context_of(whole)) == whole
+    error = refused(lambda: opened(seal_by_hand(whole, context_of(whole), b""), context=context_of(whole)))
+    assert error.code is ErrorCode.CORRUPT_FILE
 
 
 def test_no_piece_of_the_plaintext_is_in_the_sealed_form() -> None:
