@@ -1,0 +1,310 @@
+"""A sealed file opens to its own bytes, for whoever has its block's key and knows what it is, or not at all."""
+
+import hashlib
+import io
+import struct
+import tracemalloc
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+from onnx import TensorProto, helper
+
+from models.sealing import CHUNK_BYTES, FileContext, open_file, open_into, read_range, seal_file
+from schemas.base import Digest
+from schemas.errors import ErrorCode, ResplitError
+from schemas.sealed import SealedFile
+
+CHUNK = 1024
+HEADER = 20
+STRIDE = CHUNK + 16
+MODEL = Digest("a" * 64)
+KEY = bytes(range(32))
+PLAIN = bytes(i * i % 251 for i in range(3 * CHUNK + 7))
+
+
+def context_of(plain: bytes, block: int = 3) -> FileContext:
+    return FileContext(MODEL, block, Digest(hashlib.sha256(plain).hexdigest()))
+
+
+def seal(plain: bytes, chunk_bytes: int = CHUNK) -> tuple[bytes, SealedFile]:
+    target = io.BytesIO()
+    described = seal_file(io.BytesIO(plain), target, KEY, context_of(plain), chunk_bytes)
+    return target.getvalue(), described
+
+
+def seal_by_hand(plain: bytes, context: FileContext, *more: bytes) -> bytes:
+    """The format, from its description alone; `more` are chunks after those of the plaintext."""
+    header = b"RESPLSF\x01" + struct.pack("<I", CHUNK) + b"8 bytes."
+    about = f"resplit.sealed-file.v1|{context.model}|{context.block}|{context.file}".encode()
+    cipher = AESGCM(HKDF(hashes.SHA256(), 32, None, about).derive(KEY))
+    parts = [plain[i : i + CHUNK] for i in range(0, len(plain), CHUNK)] + list(more)
+    sealed = header
+    for i, part in enumerate(parts):
+        word = struct.pack("<I", i + (2**31 if i == len(parts) - 1 else 0))
+        sealed += cipher.encrypt(b"8 bytes." + word, part, word + header + about)
+    return sealed
+
+
+def opened(sealed: bytes, key: bytes = KEY, context: FileContext | None = None) -> bytes:
+    return b"".join(open_file(io.BytesIO(sealed), key, context or context_of(PLAIN)))
+
+
+def refused(act: Callable[[], object]) -> ResplitError:
+    with pytest.raises(ResplitError) as error:
+        act()
+    return error.value
+
+
+SEALED, DESCRIBED = seal(PLAIN)
+
+
+@pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 7])
+def test_what_was_sealed_opens_to_itself_whichever_way_it_is_read(size: int) -> None:
+    plain = PLAIN[:size]
+    sealed, described = seal(plain)
+    room = bytearray(size)
+    open_into(io.BytesIO(sealed), KEY, context_of(plain), memoryview(room))
+    assert opened(sealed, context=context_of(plain)) == plain == room
+    assert read_range(io.BytesIO(sealed), KEY, context_of(plain), 0, size) == plain
+    assert described.plain.size_bytes == size
+    assert len(sealed) == HEADER + size + 16 * max(1, -(-size // CHUNK))
+
+
+def test_the_seal_tells_digest_and_size_of_both_forms() -> None:
+    assert (DESCRIBED.plain.digest, DESCRIBED.plain.size_bytes) == (hashlib.sha256(PLAIN).hexdigest(), len(PLAIN))
+    assert (DESCRIBED.sealed.digest, DESCRIBED.sealed.size_bytes) == (hashlib.sha256(SEALED).hexdigest(), len(SEALED))
+
+
+def test_the_format_is_the_one_described() -> None:
+    assert opened(seal_by_hand(PLAIN, context_of(PLAIN))) == PLAIN
+
+
+def test_a_file_has_one_division_into_chunks() -> None:
+    whole = PLAIN[: 2 * CHUNK]
+    assert opened(seal_by_hand(whole, context_of(whole)), context=context_of(whole)) == whole
+    error = refused(lambda: opened(seal_by_hand(whole, context_of(whole), b""), context=context_of(whole)))
+    assert error.code is ErrorCode.CORRUPT_FILE
+
+
+def test_no_piece_of_the_plaintext_is_in_the_sealed_form() -> None:
+    assert not any(PLAIN[i : i + 8] in SEALED for i in range(0, len(PLAIN) - 8))
+
+
+def test_a_file_sealed_twice_has_two_sealed_forms_that_share_no_chunk() -> None:
+    again, _ = seal(PLAIN)
+    first, second = (
+        {form[start : start + STRIDE] for start in range(HEADER, len(form), STRIDE)} for form in (SEALED, again)
+    )
+    assert len(first) == len(second) == 4
+    assert not first & second
+
+
+def test_sealing_begins_where_the_source_stands_and_works_from_a_file_to_a_file(tmp_path: Path) -> None:
+    (tmp_path / "weights").write_bytes(b"skipped" + PLAIN)
+    with (tmp_path / "weights").open("rb") as source, (tmp_path / "sealed").open("xb") as target:
+        source.seek(len(b"skipped"))
+        described = seal_file(source, target, KEY, context_of(PLAIN))
+    assert (tmp_path / "sealed").stat().st_size == described.sealed.size_bytes
+    with (tmp_path / "sealed").open("rb") as sealed:
+        assert b"".join(open_file(sealed, KEY, context_of(PLAIN))) == PLAIN
+
+
+def test_bytes_that_are_not_those_named_are_not_sealed() -> None:
+    error = refused(lambda: seal_file(io.BytesIO(PLAIN), io.BytesIO(), KEY, context_of(PLAIN[1:])))
+    assert error.code is ErrorCode.CORRUPT_FILE
+    assert hashlib.sha256(PLAIN).hexdigest() in error.message
+
+
+@pytest.mark.parametrize(
+    "context",
+    [
+        FileContext(Digest("b" * 64), 3, DESCRIBED.plain.digest),
+        FileContext(MODEL, 4, DESCRIBED.plain.digest),
+        FileContext(MODEL, 3, Digest("b" * 64)),
+    ],
+)
+def test_a_file_passes_as_none_of_another_model_block_or_name(context: FileContext) -> None:
+    for read in readers(SEALED, KEY, context):
+        error = refused(read)
+        assert (error.code, "chunk 0 of 4" in error.message) == (ErrorCode.CORRUPT_FILE, True)
+
+
+def test_another_block_s_key_opens_nothing() -> None:
+    for read in readers(SEALED, bytes(32), context_of(PLAIN)):
+        assert refused(read).code is ErrorCode.CORRUPT_FILE
+
+
+def readers(sealed: bytes, key: bytes, context: FileContext) -> Iterator[Callable[[], object]]:
+    yield lambda: opened(sealed, key, context)
+    yield lambda: open_into(io.BytesIO(sealed), key, context, memoryview(bytearray(len(PLAIN))))
+    yield lambda: read_range(io.BytesIO(sealed), key, context, 0, 1)
+
+
+def test_what_was_cut_off_moved_doubled_or_appended_does_not_open() -> None:
+    chunks = [SEALED[start : start + STRIDE] for start in range(HEADER, len(SEALED), STRIDE)]
+    a, b, c, last = chunks
+    for mutant in (
+        [a, b, c],
+        [a],
+        [a, b, last],
+        [b, c, last],
+        [b, a, c, last],
+        [a, b, c, c, last],
+        [a, b, c, last[:-1]],
+        [a, b, c, last, b"\0"],
+        [a, b, c, last[:16]],
+        [last],
+        [],
+    ):
+        with pytest.raises(ResplitError) as error:
+            opened(SEALED[:HEADER] + b"".join(mutant))
+        assert error.value.code is ErrorCode.CORRUPT_FILE
+
+
+def test_chunks_before_a_damaged_one_come_and_none_from_it_on() -> None:
+    damaged = bytearray(SEALED)
+    damaged[HEADER + 2 * STRIDE] ^= 1
+    parts = open_file(io.BytesIO(damaged), KEY, context_of(PLAIN))
+    assert next(parts) + next(parts) == PLAIN[: 2 * CHUNK]
+    error = refused(lambda: next(parts))
+    assert DESCRIBED.plain.digest in error.message
+    assert "chunk 2 of 4" in error.message
+    assert list(parts) == []
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_refused() -> None:
+    source = io.BytesIO(SEALED)
+    parts = open_file(source, KEY, context_of(PLAIN))
+    next(parts)
+    source.truncate(HEADER + STRIDE + 5)
+    assert "ends within chunk 1 of 4" in refused(lambda: next(parts)).message
+
+
+@pytest.mark.parametrize("chunk", range(4))
+def test_memory_that_a_damaged_file_was_opened_into_holds_nothing_of_it(chunk: int) -> None:
+    damaged = bytearray(SEALED)
+    damaged[min(HEADER + (chunk + 1) * STRIDE, len(SEALED)) - 1] ^= 1
+    room = bytearray(b"x" * len(PLAIN))
+    refused(lambda: open_into(io.BytesIO(damaged), KEY, context_of(PLAIN), memoryview(room)))
+    assert room == bytes(len(PLAIN))
+
+
+def test_whoever_has_the_key_still_cannot_pass_other_bytes_under_a_file_s_name() -> None:
+    forged = seal_by_hand(PLAIN[::-1], context_of(PLAIN))
+    came = []
+
+    def read() -> None:
+        for part in open_file(io.BytesIO(forged), KEY, context_of(PLAIN)):
+            came.append(part)  # what came before the error is the claim.
+
+    assert refused(read).code is ErrorCode.CORRUPT_FILE
+    assert b"".join(came) == PLAIN[::-1][: 3 * CHUNK], "the last chunk waits for the digest"
+    room = bytearray(len(PLAIN))
+    refused(lambda: open_into(io.BytesIO(forged), KEY, context_of(PLAIN), memoryview(room)))
+    assert room == bytes(len(PLAIN))
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(0, 1), (CHUNK - 1, 2), (CHUNK, CHUNK), (5, 3 * CHUNK), (len(PLAIN), 0), (len(PLAIN) - 1, 1)]
+)
+def test_a_range_is_the_same_bytes(offset: int, length: int) -> None:
+    found = read_range(io.BytesIO(SEALED), KEY, context_of(PLAIN), offset, length)
+    assert found == PLAIN[offset : offset + length]
+
+
+@pytest.mark.parametrize(("offset", "length"), [(-1, 1), (0, -1), (0, len(PLAIN) + 1), (len(PLAIN) + 1, 0)])
+def test_a_range_outside_the_file_is_refused(offset: int, length: int) -> None:
+    error = refused(lambda: read_range(io.BytesIO(SEALED), KEY, context_of(PLAIN), offset, length))
+    assert error.code is ErrorCode.INVALID_REQUEST
+
+
+def test_a_range_opens_beside_a_damaged_chunk_and_not_across_it() -> None:
+    damaged = bytearray(SEALED)
+    damaged[HEADER + STRIDE + 100] ^= 1
+    source = io.BytesIO(damaged)
+    assert read_range(source, KEY, context_of(PLAIN), 2 * CHUNK, CHUNK) == PLAIN[2 * CHUNK : 3 * CHUNK]
+    assert "chunk 1 of 4" in refused(lambda: read_range(source, KEY, context_of(PLAIN), CHUNK - 1, 2)).message
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "says"),
+    [
+        (0, 0, "does not begin"),
+        (7, 2, "version 2"),
+        (8, 0xFF, "does not authenticate|its end is missing"),
+        (11, 0x7F, "claims chunks of 2130707456"),
+        (12, 0, "does not authenticate"),
+    ],
+)
+def test_a_header_that_was_altered_is_refused(place: int, value: int, says: str) -> None:
+    altered = bytearray(SEALED)
+    altered[place] = value
+    with pytest.raises(ResplitError, match=says) as error:
+        opened(bytes(altered))
+    assert error.value.code is ErrorCode.CORRUPT_FILE
+
+
+def test_memory_that_does_not_fit_is_refused_and_left_alone() -> None:
+    for room in (memoryview(bytearray(b"x" * (len(PLAIN) + 1))), memoryview(b"x" * len(PLAIN))):
+        with pytest.raises(ResplitError) as error:
+            open_into(io.BytesIO(SEALED), KEY, context_of(PLAIN), room)
+        assert (error.value.code, error.value.field) == (ErrorCode.INVALID_REQUEST, "target")
+        assert set(room) == set(b"x")
+
+
+def test_keys_chunks_and_contexts_that_there_are_not_are_refused() -> None:
+    for act, field in (
+        (lambda: seal_file(io.BytesIO(), io.BytesIO(), KEY[:16], context_of(b"")), "block_key"),
+        (lambda: opened(SEALED, KEY + b"x"), "block_key"),
+        (lambda: seal_file(io.BytesIO(), io.BytesIO(), KEY, context_of(b""), 1 << 25), "chunk_bytes"),
+        (lambda: FileContext(Digest("x|y"), 0, MODEL), "model"),
+        (lambda: FileContext(MODEL, 0, Digest("A" * 64)), "file"),
+        (lambda: FileContext(MODEL, -1, MODEL), "block"),
+    ):
+        error = refused(act)
+        assert (error.code, error.field) == (ErrorCode.INVALID_REQUEST, field)
+
+
+def test_a_large_file_is_sealed_and_read_in_the_memory_of_a_few_chunks(tmp_path: Path) -> None:
+    plain = bytes(16 * CHUNK_BYTES)
+    (tmp_path / "weights").write_bytes(plain)
+    context = context_of(plain)
+    del plain
+    tracemalloc.start()
+    try:
+        with (tmp_path / "weights").open("rb") as source, (tmp_path / "sealed").open("xb") as target:
+            seal_file(source, target, KEY, context)
+        with (tmp_path / "sealed").open("rb") as sealed:
+            assert sum(len(part) for part in open_file(sealed, KEY, context)) == 16 * CHUNK_BYTES
+        assert tracemalloc.get_traced_memory()[1] < 5 * CHUNK_BYTES
+    finally:
+        tracemalloc.stop()
+
+
+def test_onnx_runtime_computes_with_weights_that_are_on_no_disk() -> None:
+    weights = np.arange(512, dtype=np.float32)
+    name = hashlib.sha256(weights.tobytes()).hexdigest()
+    tensor = TensorProto(
+        name="w", data_type=TensorProto.FLOAT, dims=[512], data_location=TensorProto.EXTERNAL, raw_data=b""
+    )
+    for key, value in (("location", name), ("offset", "0"), ("length", "2048")):
+        tensor.external_data.add(key=key, value=value)
+    io_of = {n: helper.make_tensor_value_info(n, TensorProto.FLOAT, [512]) for n in ("x", "y")}
+    graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [io_of["x"]], [io_of["y"]], [tensor])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+
+    sealed, described = seal(weights.tobytes())
+    room = bytearray(described.plain.size_bytes)
+    open_into(io.BytesIO(sealed), KEY, context_of(weights.tobytes()), memoryview(room))
+    options = ort.SessionOptions()
+    options.add_external_initializers_from_files_in_memory([name], [room], [len(room)])
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    room[:] = bytes(len(room))  # a session has copied what it needs.
+    [found] = session.run(None, {"x": np.ones(512, np.float32)})
+    assert np.array_equal(found, weights + 1)
