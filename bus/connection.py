@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -10,6 +11,8 @@ from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+
+from bus.credentials import Credentials, NatsOptions
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -22,6 +25,11 @@ SETTLE_S = 10.0
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
 
+REFUSED = re.compile("authorization violation|permissions violation", re.IGNORECASE)
+"""A publish that is denied raises nothing where it was called; this is the only word of it."""
+REFUSALS_MAX = 100
+"""Different ones that are logged: subjects of inboxes never repeat."""
+
 log = logging.getLogger(__name__)
 
 Notify = Callable[[], Awaitable[None]]
@@ -32,14 +40,17 @@ async def connect(
     name: str,
     *,
     tls: ssl.SSLContext | None = None,
+    credentials: Credentials | None = None,
     on_lost: Notify | None = None,
     on_back: Notify | None = None,
 ) -> Client:
     """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
 
-    The connection then outlives any number of server restarts.
+    The connection then outlives any number of server restarts. With `credentials` it logs in with their NKey and has
+    their inboxes; what the server then refuses, the login or what is done with it, is logged once each.
     """
     waiting = False
+    refused: set[str] = set()
     while not await _port_open(url):
         if not waiting:
             log.warning("no NATS server at %s yet; trying until there is one", url)
@@ -62,7 +73,12 @@ async def connect(
 
     async def failed(error: Exception) -> None:
         log.debug("NATS: %r", error)
+        said = str(error)
+        if REFUSED.search(said) and said not in refused and len(refused) < REFUSALS_MAX:
+            refused.add(said)
+            log.warning("the NATS server refuses: %s", said)
 
+    login: NatsOptions = {} if credentials is None else credentials.nats_options
     await client.connect(
         url,
         name=name,
@@ -75,6 +91,7 @@ async def connect(
         disconnected_cb=lost,
         reconnected_cb=back,
         error_cb=failed,
+        **login,
     )
     _set_user_timeout(client)
     if waiting:
