@@ -57,7 +57,11 @@ class NatsOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Credentials:
-    """One member as it knows itself. Raises `ResplitError(INVALID_REQUEST)` for a seed that is damaged."""
+    """One member as it knows itself. Raises `ResplitError(INVALID_REQUEST)` for a seed that is damaged.
+
+    An operator that asks for inference takes `replace(credentials, role="client")`: replies to requests go to inboxes
+    of clients.
+    """
 
     name: NodeId
     role: Role

@@ -82,7 +82,6 @@ def _agent(name: NodeId) -> Permissions:
             Grant(subjects.blob(EVERY_FILE), "asks for files"),
             Grant(subjects.blob_of_all(EVERY_FILE), "asks every holder of a file"),
             Grant(inbox_of_all("client"), "replies to requests, also to those it inherited"),
-            Grant(inbox_of_all("operator"), "the same: operators may ask for inference"),
             Grant(inbox_of_all("agent"), "pieces of files and answers to pings; what it says to itself"),
             # The journal is one stream for all: a life is fenced and inherited by others than who wrote it.
             Grant(subjects.ALL_JOURNAL, "journals of its own lives, and fences on lives that ended"),
@@ -173,7 +172,12 @@ def _operator(name: NodeId) -> Permissions:
             *(Grant(api("STREAM.INFO", s), "whether it is there") for s in (*STREAMS, *_streams_of(BUCKETS))),
             Grant(f"{inbox}.>", "what it says to itself"),
         ),
-        subscribe=(Grant(f"{inbox}.>", "answers"), Grant(subjects.ALL_CAPACITY, "which agents are there")),
+        subscribe=(
+            Grant(f"{inbox}.>", "answers of the orchestrator and of JetStream"),
+            # Agents answer to clients only, so none can answer in the orchestrator's place.
+            Grant(f"{inbox_prefix('client', name)}.>", "replies to its own requests for inference"),
+            Grant(subjects.ALL_CAPACITY, "which agents are there"),
+        ),
     )
 
 
