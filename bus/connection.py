@@ -7,10 +7,12 @@ import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
 
 from bus.credentials import Credentials, NatsOptions
 
@@ -56,7 +58,7 @@ async def connect(
             log.warning("no NATS server at %s yet; trying until there is one", url)
             waiting = True
         await asyncio.sleep(RETRY_S)
-    client = Client()
+    client = Client() if credentials is None else MemberClient(credentials)
 
     async def lost() -> None:
         if client.is_closed:  # which nats-py tells like a loss
@@ -116,6 +118,17 @@ async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
     async with asyncio.timeout(timeout_s):
         await arrived.wait()
     await subscription.unsubscribe()
+
+
+class MemberClient(Client):
+    """A connection with a login, which asks JetStream where its account may."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._api_prefix = credentials.api_prefix
+
+    def jetstream(self, **options: Any) -> JetStreamContext:
+        return super().jetstream(**{"prefix": self._api_prefix, **options})
 
 
 async def _port_open(url: str) -> bool:

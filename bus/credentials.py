@@ -6,6 +6,7 @@ and the seed never travels. Seeds are made and read with the package `nkeys`.
 
 import base64
 import binascii
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Literal, TypedDict
 
@@ -17,7 +18,20 @@ from schemas.errors import ErrorCode, ResplitError
 
 Role = Literal["agent", "orchestrator", "client", "operator", "observer"]
 """The part a member plays. A client asks for inference and no more, so that an application's key is no operator's; an
-operator may also deploy, remove, drain and trust; an observer reads the trail and heartbeats."""
+operator deploys, removes, drains and trusts; an observer reads the trail and heartbeats."""
+
+Account = Literal["CONTROL", "EDGE"]
+"""Messages of one account do not reach the other, but for what `bus.permissions` lists. Those who steer and watch the
+cluster are in CONTROL, with everything that JetStream keeps; those who serve and ask are at the EDGE."""
+ACCOUNT_OF: Mapping[Role, Account] = {
+    "orchestrator": "CONTROL",
+    "operator": "CONTROL",
+    "observer": "CONTROL",
+    "agent": "EDGE",
+    "client": "EDGE",
+}
+API_OF: Mapping[Account, str] = {"CONTROL": "$JS.API", "EDGE": "resplit.v1.api"}
+"""What the subjects of JetStream's API begin with in an account."""
 
 SEED_BYTES = 32
 NKEY_PATTERN = r"^U[A-Z2-7]{55}$"
@@ -57,11 +71,7 @@ class NatsOptions(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Credentials:
-    """One member as it knows itself. Raises `ResplitError(INVALID_REQUEST)` for a seed that is damaged.
-
-    An operator that asks for inference takes `replace(credentials, role="client")`: replies to requests go to inboxes
-    of clients.
-    """
+    """One member as it knows itself. Raises `ResplitError(INVALID_REQUEST)` for a seed that is damaged."""
 
     name: NodeId
     role: Role
@@ -75,6 +85,11 @@ class Credentials:
     def login(self) -> Login:
         """What the server has to know of it."""
         return Login(name=self.name, role=self.role, nkey=public_nkey(self.seed))
+
+    @property
+    def api_prefix(self) -> str:
+        """What its questions to JetStream begin with: the `prefix` of nats-py's `jetstream`."""
+        return API_OF[ACCOUNT_OF[self.role]]
 
     @property
     def nats_options(self) -> NatsOptions:

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bus.credentials import Login
-from bus.permissions import Grant, allowed
+from bus.credentials import ACCOUNT_OF, Account, Login
+from bus.permissions import HEARD_AT_THE_EDGE, HEARD_IN_CONTROL, Grant, allowed, asked_of_control
 from schemas.errors import ErrorCode, ResplitError
 
 LOGINS_FILE = "logins.conf"
@@ -89,14 +89,12 @@ def logins_conf(logins: Iterable[Login]) -> str:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "logins")
     _check_single("name", [login.name for login in found])
     _check_single("nkey", [login.nkey for login in found])
-    users = "\n".join(map(_user, found))
     return f"""\
 # Written by enrolment; whatever is changed by hand is lost. The reasons are those of bus/permissions.py.
 
-authorization {{
-  users: [
-{users}
-  ]
+accounts {{
+{_account("CONTROL", found, jetstream=True)}
+{_account("EDGE", found, jetstream=False)}
 }}
 """
 
@@ -108,6 +106,35 @@ def quoted(text: str) -> str:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message)
     escaped = text.replace("\\", "\\\\").replace('"', '\\"')
     return f'"{escaped}"'
+
+
+def _account(account: Account, logins: Sequence[Login], *, jetstream: bool) -> str:
+    asked = asked_of_control().items()
+    control = account == "CONTROL"
+    heard, other = (HEARD_IN_CONTROL, "EDGE") if control else (HEARD_AT_THE_EDGE, "CONTROL")
+    told = HEARD_AT_THE_EDGE if control else HEARD_IN_CONTROL
+    exports = [f"{{ stream: {quoted(subject)} }}" for subject in told]
+    imports = [f"{{ stream: {{ account: {other}, subject: {quoted(subject)} }} }}" for subject in heard]
+    if control:
+        exports += [f"{{ service: {quoted(there)} }}" for _, there in asked]
+    else:
+        imports += [
+            f"{{ service: {{ account: {other}, subject: {quoted(there)} }}, to: {quoted(here)} }}"
+            for here, there in asked
+        ]
+    lines = "\n".join
+    return f"""\
+  {account} {{{" jetstream: enabled" if jetstream else ""}
+    exports: [
+{lines(f"      {one}" for one in exports)}
+    ]
+    imports: [
+{lines(f"      {one}" for one in imports)}
+    ]
+    users: [
+{lines(_user(login) for login in logins if ACCOUNT_OF[login.role] == account)}
+    ]
+  }}"""
 
 
 def _user(login: Login) -> str:

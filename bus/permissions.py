@@ -11,17 +11,18 @@ Each member hears its own inbox alone, `_INBOX.<role>.<name>`: NATS matches whol
 role in the middle that lets an agent answer every client and no orchestrator.
 
 What no list can prevent, because nats-server publishes its own answers past all of them: a return address is not
-checked (nats-server issue 8274 is about the same of consumers). Whoever may ask JetStream anything can have the
-*answer* published on a subject of its choice. An agent may therefore ask for nothing that is answered with bytes of
-somebody's choice (no consumer, no direct get); what it can have said elsewhere is an acknowledgement or a JSON object
-that only JetStream writes, and whoever reads the bus must take that for rubbish.
+checked, nor where a consumer delivers to (nats-server issue 8274). Whoever may ask JetStream anything can have the
+*answer* published on a subject of its choice: over a key of desired state, say, or into the log of plans until no
+plan is left in it. So there are two accounts. Those who steer and watch are in CONTROL, with all that JetStream keeps;
+agents and clients are at the EDGE, whose few questions to CONTROL are answered at the EDGE. And no agent may make a
+consumer or ask for a message as it was stored: both are answered with bytes that somebody chose.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bus.credentials import Login, Role, inbox_prefix
+from bus.credentials import API_OF, Login, Role, inbox_prefix
 from bus.keys import ORCHESTRATOR
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId, RequestId
@@ -40,6 +41,14 @@ Api = Literal[
     "STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.PURGE", "STREAM.MSG.GET",
     "CONSUMER.CREATE", "CONSUMER.MSG.NEXT",
 ]  # fmt: skip
+
+EDGE_CALLS: tuple[tuple[Api, str], ...] = (
+    ("STREAM.INFO", subjects.STREAM_PLANS),
+    ("STREAM.MSG.GET", subjects.STREAM_PLANS),
+    ("STREAM.INFO", subjects.STREAM_JOURNAL),
+    ("STREAM.MSG.GET", subjects.STREAM_JOURNAL),
+    ("STREAM.PURGE", subjects.STREAM_JOURNAL),
+)
 
 
 @dataclass(frozen=True)
@@ -85,14 +94,15 @@ def _agent(name: NodeId) -> Permissions:
             Grant(inbox_of_all("agent"), "pieces of files and answers to pings; what it says to itself"),
             # The journal is one stream for all: a life is fenced and inherited by others than who wrote it.
             Grant(subjects.ALL_JOURNAL, "journals of its own lives, and fences on lives that ended"),
-            Grant(api("STREAM.INFO", subjects.STREAM_JOURNAL), "which lives of a deployment are journalled"),
-            Grant(api("STREAM.MSG.GET", subjects.STREAM_JOURNAL), "what an ended life owes"),
+            Grant(edge_api("STREAM.INFO", subjects.STREAM_JOURNAL), "which lives of a deployment are journalled"),
+            Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_JOURNAL), "what an ended life owes"),
             Grant(
-                api("STREAM.PURGE", subjects.STREAM_JOURNAL), "removes what nobody needs of its own and fenced lives"
+                edge_api("STREAM.PURGE", subjects.STREAM_JOURNAL),
+                "removes what nobody needs of its own and fenced lives",
             ),
             # Plans, read again after every silence.
-            Grant(api("STREAM.INFO", subjects.STREAM_PLANS), "whether the orchestrator has made the streams yet"),
-            Grant(api("STREAM.MSG.GET", subjects.STREAM_PLANS), "the newest plan of each deployment"),
+            Grant(edge_api("STREAM.INFO", subjects.STREAM_PLANS), "whether the orchestrator has made the streams yet"),
+            Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_PLANS), "the newest plan of each deployment"),
         ),
         subscribe=(
             Grant(own_inbox, "answers to itself"),
@@ -142,7 +152,7 @@ def _orchestrator(name: NodeId) -> Permissions:
             Grant(subjects.control("status"), "asks itself whether it is heard"),
             Grant(inbox_of_all("operator"), "answers to operators"),
             Grant(inbox_of_all("observer"), "answers to questions that change nothing"),
-            Grant(inbox_of_all("agent"), "pieces of files, of which it is the first holder"),
+            Grant("_R_.>", "answers to the other account, under names of the server: pieces of files"),
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "what it says to itself"),
         ),
         subscribe=(
@@ -158,7 +168,13 @@ def _orchestrator(name: NodeId) -> Permissions:
 
 def _client(name: NodeId) -> Permissions:
     inbox = f"{inbox_prefix('client', name)}.>"
-    return Permissions(publish=_asking(), subscribe=(Grant(inbox, "replies to its own requests"),))
+    return Permissions(
+        publish=(
+            Grant(subjects.infer(EVERY_DEPLOYMENT), "requests"),
+            Grant(subjects.cancel(EVERY_REQUEST), "cancels a request, by an id that nobody can guess"),
+        ),
+        subscribe=(Grant(inbox, "replies to its own requests"),),
+    )
 
 
 def _operator(name: NodeId) -> Permissions:
@@ -166,7 +182,6 @@ def _operator(name: NodeId) -> Permissions:
     return Permissions(
         publish=(
             Grant(subjects.control("*"), "deploys, places, removes, drains, trusts, asks"),
-            *_asking(),
             *_reading(),
             Grant("$JS.API.INFO", "how much JetStream stores (`resplit doctor`)"),
             *(Grant(api("STREAM.INFO", s), "whether it is there") for s in (*STREAMS, *_streams_of(BUCKETS))),
@@ -174,8 +189,6 @@ def _operator(name: NodeId) -> Permissions:
         ),
         subscribe=(
             Grant(f"{inbox}.>", "answers of the orchestrator and of JetStream"),
-            # Agents answer to clients only, so none can answer in the orchestrator's place.
-            Grant(f"{inbox_prefix('client', name)}.>", "replies to its own requests for inference"),
             Grant(subjects.ALL_CAPACITY, "which agents are there"),
         ),
     )
@@ -204,21 +217,39 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
 }
 
 
+# What passes between the two accounts, and nothing else does. A question from the EDGE is answered at the EDGE, so
+# whatever return address it names, the answer reaches no stream and nobody in CONTROL.
+
+HEARD_IN_CONTROL = (subjects.ALL_CAPACITY,)
+HEARD_AT_THE_EDGE = (subjects.ALL_PLANS, subjects.LEADER, subjects.staging(EVERY_NODE))
+
+
+def asked_of_control() -> Mapping[str, str]:
+    """What the EDGE may ask of CONTROL, and under which subject CONTROL knows it."""
+    same = (
+        subjects.receipt(EVERY_NODE),
+        subjects.audit(EVERY_NODE, "*"),
+        subjects.ALL_JOURNAL,
+        subjects.blob(EVERY_FILE),
+        subjects.blob_of_all(EVERY_FILE),
+    )
+    return {**{subject: subject for subject in same}, **{edge_api(*call): api(*call) for call in EDGE_CALLS}}
+
+
 def api(verb: Api, stream: str) -> str:
-    """The subject of one call of JetStream's API about one stream."""
-    return f"$JS.API.{verb}.{stream}"
+    """The subject of one call of JetStream's API about one stream, where JetStream is."""
+    return f"{API_OF['CONTROL']}.{verb}.{stream}"
+
+
+def edge_api(verb: Api, stream: str) -> str:
+    """The same at the EDGE, from where only `EDGE_CALLS` get through."""
+    assert (verb, stream) in EDGE_CALLS
+    return f"{API_OF['EDGE']}.{verb}.{stream}"
 
 
 def inbox_of_all(role: Role) -> str:
     """Every inbox of those who play this part."""
     return f"{inbox_prefix(role, EVERY_NODE)}.>"
-
-
-def _asking() -> tuple[Grant, ...]:
-    return (
-        Grant(subjects.infer(EVERY_DEPLOYMENT), "requests"),
-        Grant(subjects.cancel(EVERY_REQUEST), "cancels a request, by an id that nobody can guess"),
-    )
 
 
 def _reading() -> tuple[Grant, ...]:

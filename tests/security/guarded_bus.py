@@ -15,6 +15,7 @@ from pathlib import Path
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from bus.connection import MemberClient
 from bus.credentials import Credentials, Role, nkey_seed
 from bus.natsconf import LOGINS_FILE, TlsFiles, logins_conf, server_conf
 from schemas.base import NodeId
@@ -103,9 +104,12 @@ class Member:
     """A connection, and what the server refused on it."""
 
     who: Credentials
-    client: Client = field(default_factory=Client)
+    client: Client = field(init=False)
     refused: list[str] = field(default_factory=list)
     _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.client = MemberClient(self.who)
 
     async def log_in(self, url: str, **options: object) -> "Member":
         """Connect with the member's own credentials; raises what nats-py raises where that is refused."""
