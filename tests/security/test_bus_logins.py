@@ -16,8 +16,10 @@ from bus.connection import connect
 from bus.credentials import Credentials, Login, nkey_seed, public_nkey
 from bus.keys import create_keys, load_identity
 from bus.natsconf import TlsFiles, logins_conf, quoted, server_conf
+from bus.streams import ensure_streams
+from bus.subject_log import SubjectLog
 from schemas import subjects
-from schemas.base import NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from tests.security.guarded_bus import Member, credentials, guarded
 
@@ -62,6 +64,30 @@ async def test_whoever_is_revoked_is_cut_off_at_once_and_stays_out(tmp_path: Pat
             await Member(revoked).log_in(server.url)
         assert here.client.is_connected
         await here.client.close()
+
+
+async def test_after_a_reload_everything_still_passes_between_those_who_were_there(tmp_path: Path) -> None:
+    steering, serving = credentials("orchestrator", "orchestrator"), credentials(N0, "agent")
+    with guarded(tmp_path, [steering, serving]) as server:
+        orchestrator, agent = await Member(steering).log_in(server.url), await Member(serving).log_in(server.url)
+        js = await ensure_streams(orchestrator.client)
+        plans = await agent.client.subscribe(subjects.ALL_PLANS)
+        heartbeats = await orchestrator.client.subscribe(subjects.ALL_CAPACITY)
+        log = SubjectLog(agent.client, subjects.STREAM_JOURNAL, "resplit.v1.journal.chat.n0-x-0")
+        last = 0
+        for i in range(3):
+            server.reload([steering, serving, *(credentials(f"late-{j}", "agent") for j in range(i))])
+            await js.publish(subjects.plan(DeploymentName("chat")), b"a plan")
+            assert (await plans.next_msg(SOON_S)).data == b"a plan"
+            await agent.client.publish(subjects.capacity(N0), b"a heartbeat")
+            assert (await heartbeats.next_msg(SOON_S)).data == b"a heartbeat"
+            last = await log.append(b"a round", last, SOON_S)
+            assert len(await log.read(last)) == i + 1
+            await agent.client.jetstream().publish(subjects.receipt(N0), b"a receipt")
+        assert orchestrator.client.stats["reconnects"] == agent.client.stats["reconnects"] == 0
+        await log.close()
+        await orchestrator.client.close()
+        await agent.client.close()
 
 
 async def test_a_role_that_was_changed_counts_for_those_who_are_connected(tmp_path: Path) -> None:
