@@ -106,7 +106,7 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
 
 
 async def wait_for_streams(client: Client) -> JetStreamContext:
-    """The streams, for whoever may not make them (`bus.permissions`): raises what nats-py raises where one is missing."""
+    """The streams, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is missing."""
     js = client.jetstream()
     for stream in (subjects.STREAM_PLANS, subjects.STREAM_JOURNAL):  # the first and the last that are made
         await js.stream_info(stream)
