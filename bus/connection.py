@@ -3,13 +3,18 @@
 import asyncio
 import contextlib
 import logging
+import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from typing import Any
 from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from bus.credentials import Credentials, NatsOptions
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -22,6 +27,11 @@ SETTLE_S = 10.0
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
 
+REFUSED = re.compile("authorization violation|permissions violation", re.IGNORECASE)
+"""A publish that is denied raises nothing where it was called; this is the only word of it."""
+REFUSALS_MAX = 100
+"""Different ones that are logged: subjects of inboxes never repeat."""
+
 log = logging.getLogger(__name__)
 
 Notify = Callable[[], Awaitable[None]]
@@ -32,20 +42,23 @@ async def connect(
     name: str,
     *,
     tls: ssl.SSLContext | None = None,
+    credentials: Credentials | None = None,
     on_lost: Notify | None = None,
     on_back: Notify | None = None,
 ) -> Client:
     """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
 
-    The connection then outlives any number of server restarts.
+    The connection then outlives any number of server restarts. With `credentials` it logs in with their NKey and has
+    their inboxes; what the server then refuses, the login or what is done with it, is logged once each.
     """
     waiting = False
+    refused: set[str] = set()
     while not await _port_open(url):
         if not waiting:
             log.warning("no NATS server at %s yet; trying until there is one", url)
             waiting = True
         await asyncio.sleep(RETRY_S)
-    client = Client()
+    client = Client() if credentials is None else MemberClient(credentials)
 
     async def lost() -> None:
         if client.is_closed:  # which nats-py tells like a loss
@@ -62,7 +75,12 @@ async def connect(
 
     async def failed(error: Exception) -> None:
         log.debug("NATS: %r", error)
+        said = str(error)
+        if REFUSED.search(said) and said not in refused and len(refused) < REFUSALS_MAX:
+            refused.add(said)
+            log.warning("the NATS server refuses: %s", said)
 
+    login: NatsOptions = {} if credentials is None else credentials.nats_options
     await client.connect(
         url,
         name=name,
@@ -75,6 +93,7 @@ async def connect(
         disconnected_cb=lost,
         reconnected_cb=back,
         error_cb=failed,
+        **login,
     )
     _set_user_timeout(client)
     if waiting:
@@ -99,6 +118,17 @@ async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
     async with asyncio.timeout(timeout_s):
         await arrived.wait()
     await subscription.unsubscribe()
+
+
+class MemberClient(Client):
+    """A connection with a login, which asks JetStream where its account may."""
+
+    def __init__(self, credentials: Credentials) -> None:
+        super().__init__()
+        self._api_prefix = credentials.api_prefix
+
+    def jetstream(self, **options: Any) -> JetStreamContext:
+        return super().jetstream(**{"prefix": self._api_prefix, **options})
 
 
 async def _port_open(url: str) -> bool:

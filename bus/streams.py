@@ -1,20 +1,15 @@
 """What JetStream keeps: plans, receipts, the audit trail, accepted requests, desired state, the leader's lease."""
 
-import contextlib
-
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 from nats.js.api import (
-    AckPolicy,
-    ConsumerConfig,
-    DeliverPolicy,
     DiscardPolicy,
     KeyValueConfig,
     RetentionPolicy,
     StreamConfig,
 )
-from nats.js.errors import BadRequestError, BucketNotFoundError
+from nats.js.errors import BadRequestError, BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
 from schemas import subjects
@@ -29,10 +24,9 @@ JOURNAL_MESSAGES_MAX = 50_000
 """Of one life: it states its live requests anew long before; this stops one that runs wild."""
 JOURNAL_AGE_S = 48 * 3600.0
 """No deadline is longer than a day. The fence of a dead life is kept for as long."""
-FETCH_S = 2.0
-"""A pull in flight when the server dies stalls for its whole timeout."""
-FETCH_MESSAGES = 64
-FORGET_CONSUMER_S = 10.0
+
+NO_MESSAGE = 10037
+"""JetStream's error code for a message that there is not; a stream that there is not has another."""
 
 
 async def ensure_streams(client: Client) -> JetStreamContext:
@@ -118,21 +112,30 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
         return await js.create_key_value(KeyValueConfig(bucket=name, history=8))
 
 
+async def wait_for_streams(client: Client) -> JetStreamContext:
+    """The streams, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is missing."""
+    js = client.jetstream()
+    for stream in (subjects.STREAM_PLANS, subjects.STREAM_JOURNAL):  # the first and the last that are made
+        await js.stream_info(stream)
+    return js
+
+
 async def stored_messages(js: JetStreamContext, stream: str, subject: str) -> list[Msg]:
     """Every message on subjects that match, in order, as the stream has them now.
 
+    Asked for one by one, which costs a round trip each. A consumer would bring them faster, but whoever may make one
+    can have what it wrote into a stream delivered to any subject, whatever its permissions say of that subject.
     Raises what nats-py raises while the server or the stream is away.
     """
-    config = ConsumerConfig(
-        deliver_policy=DeliverPolicy.ALL, ack_policy=AckPolicy.NONE, inactive_threshold=FORGET_CONSUMER_S
-    )
-    subscription = await js.pull_subscribe(subject, stream=stream, config=config)
-    try:
-        found: list[Msg] = []
-        waiting = (await subscription.consumer_info()).num_pending or 0
-        while len(found) < waiting:
-            found += await subscription.fetch(min(FETCH_MESSAGES, waiting - len(found)), timeout=FETCH_S)
-        return found
-    finally:
-        with contextlib.suppress(Exception):  # the consumer forgets itself if the server cannot be told
-            await subscription.unsubscribe()
+    found: list[Msg] = []
+    sequence = 0
+    while True:
+        try:
+            stored = await js.get_msg(stream, seq=sequence + 1, subject=subject, next=True)
+        except NotFoundError as error:
+            if error.err_code != NO_MESSAGE:
+                raise
+            return found
+        assert stored.seq is not None
+        sequence = stored.seq
+        found.append(Msg(js._nc, stored.subject or "", data=stored.data or b""))

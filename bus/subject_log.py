@@ -15,12 +15,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
-from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy, Header
+from nats.js.api import Header
 from nats.js.errors import NotFoundError
 
-from bus.streams import FETCH_S, FORGET_CONSUMER_S
-
-READ_AT_ONCE = 512
 API_S = 2.0
 """What is asked while a server is killed is never answered: ask again soon."""
 WRONG_LAST = frozenset({10071, 10164})
@@ -111,34 +108,13 @@ class SubjectLog:
 
     async def read(self, until: int) -> list[Line]:
         """The messages up to sequence `until`, in order; raises `UnsureError`."""
-        config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.ALL,
-            ack_policy=AckPolicy.NONE,
-            inactive_threshold=FORGET_CONSUMER_S,
-            mem_storage=True,
-            num_replicas=1,
-        )
+        # One by one, and not by a consumer: see `bus.streams.stored_messages`.
         found: list[Line] = []
-        try:
-            subscription = await self._js.pull_subscribe(self._subject, stream=self._stream, config=config)
-            try:
-                while not found or found[-1].sequence < until:
-                    waiting = (await subscription.consumer_info()).num_pending or 0
-                    if not waiting:
-                        break
-                    while waiting > 0:
-                        # The writer may forget its beginning meanwhile: then fewer come than were waiting.
-                        batch = await subscription.fetch(min(READ_AT_ONCE, waiting), timeout=FETCH_S)
-                        waiting -= len(batch)
-                        for msg in batch:
-                            data = msg.metadata
-                            found.append(Line(data.sequence.stream, data.timestamp.timestamp(), msg.data))
-            finally:
-                with contextlib.suppress(Exception):  # the consumer forgets itself if the server cannot be told
-                    await subscription.unsubscribe()
-        except (NatsError, TimeoutError, OSError) as error:
-            raise UnsureError(str(error)) from error
-        return [line for line in found if line.sequence <= until]
+        after = 0
+        while after < until and (line := await self.next(after)) is not None and line.sequence <= until:
+            found.append(line)
+            after = line.sequence
+        return found
 
     async def forget_before(self, sequence: int) -> None:
         """Remove every message in front of `sequence`; raises `UnsureError`."""

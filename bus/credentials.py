@@ -1,0 +1,118 @@
+"""PURE: who may log in to the bus, and with what: one NKey and one inbox for each member of a cluster.
+
+The server knows the public key (`Login`); the member proves with its seed that the key is its own (`Credentials`),
+and the seed never travels. Seeds are made and read with the package `nkeys`.
+"""
+
+import base64
+import binascii
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Literal, TypedDict
+
+import nkeys
+from pydantic import AfterValidator, StringConstraints
+
+from schemas.base import NodeId, NodeName, Value
+from schemas.errors import ErrorCode, ResplitError
+
+Role = Literal["agent", "orchestrator", "client", "operator", "observer"]
+"""The part a member plays. A client asks for inference and no more, so that an application's key is no operator's; an
+operator deploys, removes, drains and trusts; an observer reads the trail and heartbeats."""
+
+Account = Literal["CONTROL", "EDGE"]
+"""Messages of one account do not reach the other, but for what `bus.permissions` lists. Those who steer and watch the
+cluster are in CONTROL, with everything that JetStream keeps; those who serve and ask are at the EDGE."""
+ACCOUNT_OF: Mapping[Role, Account] = {
+    "orchestrator": "CONTROL",
+    "operator": "CONTROL",
+    "observer": "CONTROL",
+    "agent": "EDGE",
+    "client": "EDGE",
+}
+API_OF: Mapping[Account, str] = {"CONTROL": "$JS.API", "EDGE": "resplit.v1.api"}
+"""What the subjects of JetStream's API begin with in an account."""
+
+SEED_BYTES = 32
+NKEY_PATTERN = r"^U[A-Z2-7]{55}$"
+
+
+def inbox_prefix(role: Role, name: NodeId) -> str:
+    """What the inboxes of a member begin with; nobody else may hear them."""
+    return f"_INBOX.{role}.{name}"
+
+
+def _sound(nkey: str) -> str:
+    # nats-server refuses its whole configuration for one key that was copied wrongly; better to refuse the key.
+    data = base64.b32decode(nkey)
+    if data[0] != nkeys.PREFIX_BYTE_USER or int.from_bytes(data[-2:], "little") != binascii.crc_hqx(data[:-2], 0):
+        raise ValueError("is not the public NKey of a user; copy it whole")
+    return nkey
+
+
+Nkey = Annotated[str, StringConstraints(pattern=NKEY_PATTERN), AfterValidator(_sound)]
+
+
+class Login(Value):
+    """One member as the server knows it."""
+
+    name: NodeName
+    role: Role
+    nkey: Nkey
+    """The public NKey of a user (`U...`)."""
+
+
+class NatsOptions(TypedDict, total=False):
+    """Arguments of nats-py's `connect`."""
+
+    nkeys_seed_str: str
+    inbox_prefix: str
+
+
+@dataclass(frozen=True)
+class Credentials:
+    """One member as it knows itself. Raises `ResplitError(INVALID_REQUEST)` for a seed that is damaged."""
+
+    name: NodeId
+    role: Role
+    seed: str = field(repr=False)
+    """`SU...`, secret."""
+
+    def __post_init__(self) -> None:
+        self.login  # noqa: B018 (a seed that is damaged is found here, not as a login that nobody knows)
+
+    @property
+    def login(self) -> Login:
+        """What the server has to know of it."""
+        return Login(name=self.name, role=self.role, nkey=public_nkey(self.seed))
+
+    @property
+    def api_prefix(self) -> str:
+        """What its questions to JetStream begin with: the `prefix` of nats-py's `jetstream`."""
+        return API_OF[ACCOUNT_OF[self.role]]
+
+    @property
+    def nats_options(self) -> NatsOptions:
+        """What nats-py's `connect` is to be told, `resplit.Client(nats_options=...)` too."""
+        return {"nkeys_seed_str": self.seed, "inbox_prefix": inbox_prefix(self.role, self.name)}
+
+
+def nkey_seed(raw: bytes) -> str:
+    """The seed of a user made from 32 random bytes."""
+    assert len(raw) == SEED_BYTES, f"a seed is made of {SEED_BYTES} random bytes"
+    seed: bytes = nkeys.encode_seed(raw, nkeys.PREFIX_BYTE_USER)
+    return seed.decode()
+
+
+def public_nkey(seed: str) -> str:
+    """The public key of a seed; raises `ResplitError(INVALID_REQUEST)`, which does not repeat it, if it is damaged."""
+    try:
+        prefix, raw = nkeys.decode_seed(bytearray(seed.encode()))
+        # The package takes a seed with a changed letter for another seed: its own checksum is left unread.
+        if prefix != nkeys.PREFIX_BYTE_USER or nkey_seed(bytes(raw)) != seed:
+            raise ValueError
+        public: bytes = nkeys.from_seed(bytearray(seed.encode())).public_key
+    except (ValueError, AssertionError, nkeys.NkeysError) as error:
+        message = "this is not the NKey seed of a user (SU...); copy the whole file that enrolment wrote"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "seed") from error
+    return public.decode()

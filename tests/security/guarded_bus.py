@@ -1,0 +1,140 @@
+"""A real nats-server with a generated configuration, its members' credentials, and an ear for what it refuses."""
+
+import asyncio
+import os
+import re
+import secrets
+import signal
+import subprocess
+import time
+from collections.abc import Awaitable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from nats.aio.client import Client
+from nats.errors import Error as NatsError
+
+from bus.connection import MemberClient
+from bus.credentials import Credentials, Role, nkey_seed
+from bus.natsconf import LOGINS_FILE, TlsFiles, logins_conf, server_conf
+from schemas.base import NodeId
+from tests.conftest import START_S, STOP_S, nats_server_binary
+
+REFUSAL_S = 5.0
+
+
+def credentials(name: str, role: Role) -> Credentials:
+    """A member with a key of its own."""
+    return Credentials(NodeId(name), role, nkey_seed(secrets.token_bytes(32)))
+
+
+class GuardedServer:
+    """One nats-server that lets in whom its file of logins names."""
+
+    def __init__(self, folder: Path, members: Iterable[Credentials], tls: TlsFiles | None = None) -> None:
+        self._folder = folder
+        self._reloads = 0
+        self._scheme = "nats" if tls is None else "tls"
+        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store="1GB")
+        (folder / "nats-server.conf").write_text(conf)
+        self._write(members)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def log(self) -> str:
+        return (self._folder / "server.log").read_text()
+
+    @property
+    def url(self) -> str:
+        [port] = set(re.findall(r"Listening for client connections on 127\.0\.0\.1:(\d+)", self.log))
+        return f"{self._scheme}://127.0.0.1:{port}"
+
+    def start(self) -> None:
+        command = [nats_server_binary(), "-c", str(self._folder / "nats-server.conf")]
+        with (self._folder / "server.log").open("ab") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+        self._until("Server is ready")
+
+    def stop(self) -> None:
+        assert self._process is not None
+        self._process.terminate()
+        self._process.wait(STOP_S)
+
+    def reload(self, members: Iterable[Credentials]) -> None:
+        """Let these in from now on, and nobody else."""
+        self._write(members)
+        self._reloads += 1
+        self.hang_up("Reloaded server configuration", self._reloads)
+
+    def hang_up(self, said: str, times: int = 1) -> None:
+        """SIGHUP, and wait for what the server says to it."""
+        assert self._process is not None
+        os.kill(self._process.pid, signal.SIGHUP)
+        self._until(said, times)
+
+    def _write(self, members: Iterable[Credentials]) -> None:
+        fresh = self._folder / f"{LOGINS_FILE}.new"
+        fresh.write_text(logins_conf([member.login for member in members]))
+        fresh.rename(self._folder / LOGINS_FILE)
+
+    def _until(self, said: str, times: int = 1) -> None:
+        assert self._process is not None
+        stop = time.monotonic() + START_S
+        while self.log.count(said) < times:
+            assert self._process.poll() is None, self.log
+            assert time.monotonic() < stop, self.log
+            time.sleep(0.01)
+
+
+@contextmanager
+def guarded(folder: Path, members: Iterable[Credentials], tls: TlsFiles | None = None) -> Iterator[GuardedServer]:
+    """A server that runs for as long as the block does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    server = GuardedServer(folder, members, tls)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+@dataclass
+class Member:
+    """A connection, and what the server refused on it."""
+
+    who: Credentials
+    client: Client = field(init=False)
+    refused: list[str] = field(default_factory=list)
+    _news: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __post_init__(self) -> None:
+        self.client = MemberClient(self.who)
+
+    async def log_in(self, url: str, **options: object) -> "Member":
+        """Connect with the member's own credentials; raises what nats-py raises where that is refused."""
+        given = {**self.who.nats_options, "error_cb": self._failed, "allow_reconnect": False, **options}
+        try:
+            await self.client.connect(url, **given)  # type: ignore[arg-type]
+        except NatsError:
+            await self.client.close()
+            raise
+        return self
+
+    async def is_refused(self, action: Awaitable[object]) -> str:
+        """What the server said to an action that it refused: the operation and the subject."""
+        self._news.clear()
+        known = len(self.refused)
+        with suppress(NatsError, TimeoutError):
+            await action
+        async with asyncio.timeout(REFUSAL_S):
+            while len(self.refused) == known:
+                await self._news.wait()
+                self._news.clear()
+        return self.refused[known]
+
+    async def _failed(self, error: Exception) -> None:
+        found = re.search(r"permissions violation for (.*)", str(error), re.IGNORECASE)
+        if found is not None:
+            self.refused.append(found[1].strip("'").lower())
+            self._news.set()
