@@ -50,6 +50,8 @@ _BY_CODE = {
     ErrorCode.INFEASIBLE: Exit.REFUSED,
     ErrorCode.BAD_SIGNATURE: Exit.REFUSED,
     ErrorCode.STALE_EPOCH: Exit.REFUSED,
+    ErrorCode.ROLLED_BACK: Exit.REFUSED,
+    ErrorCode.EXPIRED: Exit.REFUSED,
     ErrorCode.UNSUPPORTED_MODEL: Exit.REFUSED,
     ErrorCode.PROVIDER_UNAVAILABLE: Exit.REFUSED,
     ErrorCode.UNREACHABLE: Exit.UNREACHABLE,
