@@ -18,7 +18,7 @@ from cryptography.exceptions import InvalidSignature
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
-from bus.keys import Identity
+from bus.identity import Identity
 from profiler.links import LinkHistory
 from schemas import subjects
 from schemas.base import NodeId
@@ -128,7 +128,7 @@ class BusRoad:
         signature, body = data[:64], data[64:]
         try:
             sender, destination, number, i, total, part = msgpack.unpackb(body, max_ext_len=0)
-            self._identity.nodes[sender].verify(signature, pae(PIECE_TYPE, body))
+            self._identity.agents[sender].verify(signature, pae(PIECE_TYPE, body))
         except (InvalidSignature, KeyError, ValueError, TypeError, msgpack.UnpackException):
             log.warning("dropped an activation without a valid signature")
             return None

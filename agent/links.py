@@ -18,7 +18,7 @@ from collections.abc import Callable
 from enum import IntEnum
 from typing import cast
 
-from bus.keys import Identity, peer_name
+from bus.identity import Identity
 from profiler.links import TRANSFER_BYTES, LinkHistory
 from schemas.base import NodeId
 from schemas.framing import MAX_FRAME_BYTES
@@ -60,18 +60,19 @@ class LinkServer:
 
     def __init__(self, identity: Identity, receive: Receive, on_lost: Callable[[NodeId], None]) -> None:
         """`on_lost` hears whose link has ended."""
-        self._tls = identity.tls(ssl.Purpose.CLIENT_AUTH)
-        self._known = identity.nodes
+        self._identity = identity
         self._receive = receive
         self._on_lost = on_lost
         self._server: asyncio.Server | None = None
-        self._open: set[asyncio.Transport] = set()
+        self._open: set[_Framed] = set()
 
     async def start(self, listen: str) -> tuple[str, int]:
         """Listen on `host:port` (port 0 picks one); returns the address."""
         host, _, port = listen.rpartition(":")
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(self._protocol, host, int(port), ssl=self._tls)
+        self._server = await loop.create_server(
+            self._protocol, host, int(port), ssl=self._identity.tls(ssl.Purpose.CLIENT_AUTH)
+        )
         bound: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return bound
 
@@ -79,28 +80,33 @@ class LinkServer:
         """Close the listener and every accepted link."""
         if self._server is not None:
             self._server.close()
-            for transport in tuple(self._open):
-                transport.abort()
+            for link in tuple(self._open):
+                link.transport.abort()
+
+    def recheck(self) -> None:
+        """Close the links of peers that are members no more, or by another key."""
+        for link in [link for link in self._open if not link.is_a_member]:
+            log.warning("closed a link: %s is not a member any more", link.peer)
+            link.transport.abort()
 
     def _protocol(self) -> "_Framed":
-        return _Framed(self._accepted, self._incoming, self._ended)
+        return _Framed(self._identity, self._accepted, self._incoming, self._ended)
 
     def _accepted(self, link: "_Framed") -> bool:
-        name = link.peer
-        if name is None or NodeId(name) not in self._known:
-            log.warning("refused a link from a peer that is not of this cluster: %s", name)
+        if link.peer is None:
+            log.warning("refused a link from a peer that is not a member of this cluster")
             return False
-        self._open.add(link.transport)
+        self._open.add(link)
         return True
 
     def _ended(self, link: "_Framed") -> None:
-        if link.transport in self._open:
-            self._open.discard(link.transport)
-            self._on_lost(NodeId(link.peer or ""))
+        if link in self._open and link.peer is not None:
+            self._open.discard(link)
+            self._on_lost(link.peer)
 
     def _incoming(self, link: "_Framed", kind: int, body: memoryview) -> None:
-        if kind == Kind.FRAME:
-            self._receive(NodeId(link.peer or ""), body)
+        if kind == Kind.FRAME and link.peer is not None:
+            self._receive(link.peer, body)
         elif kind == Kind.PING:
             link.write(Kind.PONG, [body])
 
@@ -121,6 +127,11 @@ class Link:
     @property
     def is_up(self) -> bool:
         return not self._framed.transport.is_closing()
+
+    @property
+    def is_a_member(self) -> bool:
+        """Whether the roster still knows the peer by the key that it showed."""
+        return self._framed.is_a_member
 
     @property
     def is_silent(self) -> bool:
@@ -226,7 +237,7 @@ async def connect(
     async with asyncio.timeout(CONNECT_TIMEOUT_S):
         tls = identity.tls(ssl.Purpose.SERVER_AUTH)
         _, framed = await loop.create_connection(
-            lambda: _Framed(lambda link: link.peer == peer, incoming, lost),
+            lambda: _Framed(identity, lambda link: link.peer == peer, incoming, lost),
             host,
             int(port),
             ssl=tls,
@@ -243,14 +254,17 @@ class _Framed(asyncio.Protocol):
     """Length-prefixed messages over a transport; drops a peer that announces more than a frame may hold."""
 
     transport: asyncio.Transport
-    peer: str | None = None
+    peer: NodeId | None = None
+    """Who the certificate proved it to be when it was opened."""
 
     def __init__(
         self,
+        identity: Identity,
         accept: Callable[["_Framed"], bool],
         incoming: Callable[["_Framed", int, memoryview], None],
         lost: Callable[["_Framed"], None],
     ) -> None:
+        self._identity = identity
         self._accept = accept
         self._incoming = incoming
         self._lost = lost
@@ -259,7 +273,9 @@ class _Framed(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(asyncio.Transport, transport)  # uvloop's is one in all but name
-        self.peer = peer_name(transport.get_extra_info("peercert"))
+        shown = transport.get_extra_info("ssl_object")
+        self._certificate: bytes | None = None if shown is None else shown.getpeercert(binary_form=True)
+        self.peer = self._identity.peer(self._certificate)
         sock = transport.get_extra_info("socket")
         if sock is not None:
             with contextlib.suppress(OSError):
@@ -267,6 +283,11 @@ class _Framed(asyncio.Protocol):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
         if not self._accept(self):
             self.transport.abort()
+
+    @property
+    def is_a_member(self) -> bool:
+        """Whether the roster still knows the peer by the key that it showed."""
+        return self.peer is not None and self._identity.peer(self._certificate) == self.peer
 
     @property
     def is_moving(self) -> bool:

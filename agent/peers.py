@@ -12,7 +12,7 @@ from nats.errors import Error as NatsError
 
 from agent.busroad import ANSWER_LATEST_S, BusRoad
 from agent.links import PING_EVERY_S, Link, connect
-from bus.keys import Identity
+from bus.identity import Identity
 from profiler.links import EXPIRE_S, LinkHistory
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LinkEstimate
@@ -133,6 +133,12 @@ class Peers:
                     link.ping()
             await self._ping_over_the_bus(time.monotonic())
             await asyncio.sleep(PING_EVERY_S)
+
+    def recheck(self) -> None:
+        """Close the links to peers that are members no more, or by another key."""
+        for link in [link for link in self._links.values() if not link.is_a_member]:
+            log.warning("closed a link: %s is not a member any more", link.peer)
+            link.close()
 
     async def stop(self) -> None:
         """Close every link; their loss is not news any more."""

@@ -2,6 +2,9 @@
 
 What JetStream refuses to log still reaches whoever listens to its subject. So the word of a new leader fences: a
 live event of a lower term counts only if the log turns out to have it.
+
+What counts is on this node's disk before it is acted upon, so that whoever owns the bus cannot show a node that has
+just started an older event as the newest.
 """
 
 import asyncio
@@ -13,10 +16,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
-from bus.keys import Identity
+from bus.identity import Identity
 from bus.streams import stored_messages
 from schemas import subjects
-from schemas.audit import AuditKind
+from schemas.audit import AuditKind, envelope_digest
+from schemas.base import DeploymentId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
@@ -45,6 +49,8 @@ class PlanInbox:
         self._rejected: set[bytes] = set()
         self._term = 0
         """The highest term heard of, whatever it was about."""
+        self._newest: dict[DeploymentId, tuple[int, int]] = {}
+        """Of the events delivered by this process, by `_age`."""
         self._look_again = False
 
     async def run(self) -> None:
@@ -64,21 +70,21 @@ class PlanInbox:
     async def _catch_up(self) -> None:
         """Deliver the newest verified event of each deployment.
 
-        Not simply the last message of each subject: until the bus has permissions, anybody may publish
-        rubbish behind the orchestrator's last word.
+        Not simply the last message of each subject: whoever may publish there may put rubbish behind the
+        orchestrator's last word.
         """
         self._look_again = False
-        newest: dict[str, PlanEvent] = {}
+        newest: dict[str, tuple[PlanEvent, Msg]] = {}
         js = self._client.jetstream()
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.LEADER):
             await self._led(message)
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ALL_PLANS):
             event = self._verified(message)
             known = None if event is None else newest.get(event.deployment)
-            if event is not None and (known is None or _age(known) < _age(event)):
-                newest[event.deployment] = event
-        for event in newest.values():
-            self._deliver(event)
+            if event is not None and (known is None or _age(known[0]) < _age(event)):
+                newest[event.deployment] = event, message
+        for event, message in newest.values():
+            await self._take(event, message)
 
     async def _pause(self, connection: int) -> None:
         for _ in range(int(CATCH_UP_EVERY_S / RETRY_S)):
@@ -95,6 +101,17 @@ class PlanInbox:
             self._look_again = True
             return
         self._term = event.term
+        await self._take(event, msg)
+
+    async def _take(self, event: PlanEvent, msg: Msg) -> None:
+        if _age(event) < self._newest.get(event.deployment, (0, 0)):
+            return  # it was overtaken on its way
+        try:
+            await self._identity.take_plan(event.deployment, event.term, event.revision, envelope_digest(msg.data))
+        except ResplitError as error:
+            self._reject(msg, error)
+            return
+        self._newest[event.deployment] = max(_age(event), self._newest.get(event.deployment, (0, 0)))
         self._deliver(event)
 
     async def _led(self, msg: Msg) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from bus.keys import Identity
+from bus.identity import Identity
 from profiler.device import Reading, placed
 from schemas import subjects
 from schemas.capacity import (

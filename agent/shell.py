@@ -30,6 +30,7 @@ from agent.memory import Device
 from agent.neighbours import Neighbours
 from agent.peers import Peers
 from agent.plans import PlanInbox
+from agent.policy import check_allowed
 from agent.publisher import CapacityPublisher
 from agent.stage import StageHost
 from agent.stages import Stages, ToIngress
@@ -38,7 +39,8 @@ from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
-from bus.keys import Identity, load_identity
+from bus.following import RosterInbox
+from bus.identity import Identity, load_identity
 from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
@@ -126,6 +128,7 @@ class Agent:
         """Serve until cancelled."""
         js = await self._streams()
         self._audit = AuditTrail(js, self._identity)
+        rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
         node = self._identity.name
         self._ingress = Ingress(
             node,
@@ -179,6 +182,7 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
+                rosters.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
@@ -206,6 +210,11 @@ class Agent:
         with contextlib.suppress(Exception):  # leaving must not fail because the server left first
             await asyncio.wait_for(self._client.close(), 2.0)
         await asyncio.to_thread(self._compute.stop)
+
+    def _recheck(self) -> None:
+        """Others are members now."""
+        self._links.recheck()
+        self._peers.recheck()
 
     async def _streams(self) -> JetStreamContext:
         """The streams, which the orchestrator makes; an agent that comes first makes the same ones."""
@@ -269,6 +278,7 @@ class Agent:
             self._loading.pop((plan.deployment, plan.epoch), None)
 
     async def _load_and_install(self, plan: Plan) -> None:
+        check_allowed(self._identity.roster, plan)
         loaded = await self._loader.load(plan)
         try:
             await self._stages.install(plan, loaded)
@@ -346,7 +356,7 @@ class Agent:
 
     async def _capacity_arrived(self, msg: Msg) -> None:
         try:
-            capacity, signer = open_envelope(msg.data, Capacity, CAPACITY_TYPE, self._identity.nodes)
+            capacity, signer = open_envelope(msg.data, Capacity, CAPACITY_TYPE, self._identity.agents)
         except ResplitError as error:
             log.warning("dropped a capacity report: %s", error.message)
             return

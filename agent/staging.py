@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from bus.audit import AuditTrail
-from bus.keys import Identity
+from bus.identity import Identity
 from models.store import Store
 from schemas import subjects
 from schemas.audit import AuditKind

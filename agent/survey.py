@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from agent.links import Link, connect
 from agent.peers import Peers
-from bus.keys import Identity
+from bus.identity import Identity
 from profiler.links import SAMPLES, LinkHistory, Visit, next_visit
 from schemas.base import NodeId
 

@@ -23,7 +23,7 @@ from benchmarks.model import NAME, PARAMETERS, bench_model
 from benchmarks.resplit import DEPLOYMENT, TIMEOUT_S, placements
 from benchmarks.table import RESULTS, Row, report
 from benchmarks.watch import Stream
-from bus.keys import ORCHESTRATOR
+from bus.identity import ORCHESTRATOR
 from resplit import Client
 from resplit.cluster import LocalCluster
 from resplit.control import deploy_and_wait

@@ -33,7 +33,7 @@ from nats.js.api import Header
 from nats.js.errors import APIError
 
 from bus.heads import Heads, read_head, write_head
-from bus.keys import Identity
+from bus.identity import Identity
 from bus.subject_log import NO_ROOM
 from schemas import subjects
 from schemas.audit import NOTHING_BEFORE, AuditEvent, AuditKind, Checkpoint, Head, Link, envelope_digest
@@ -107,7 +107,7 @@ class AuditTrail:
         self._memory = memory
         self._checkpoint_s = checkpoint_s
         self.life = LifeId(f"{identity.name}-{boot or secrets.token_hex(8)}")
-        self.heads = Heads(identity.nodes, identity.name, self.life)
+        self.heads = Heads(lambda: identity.writers, identity.name, self.life)
         self.full = False
         """The server said at the last attempt that it has no room. (Of a full disk it may say nothing at all: then
         `backlog` grows.)"""

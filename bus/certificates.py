@@ -58,6 +58,11 @@ def fingerprint(key: CertificatePublicKeyTypes) -> Digest:
     return Digest(sha256(key.public_bytes(encoding, form)).hexdigest())
 
 
+def common_names(certificate: x509.Certificate) -> list[str]:
+    """The names that it says its key goes by."""
+    return [str(named.value) for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+
+
 def _builder(
     subject: x509.Name,
     issuer: x509.Name,

@@ -4,7 +4,7 @@ import contextlib
 import logging
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
@@ -26,7 +26,8 @@ class Heads:
     stream, so what counts is the event *before* it: its writer goes on only once that was acknowledged.
     """
 
-    def __init__(self, trusted: Mapping[NodeId, Ed25519PublicKey], writer: NodeId, life: LifeId) -> None:
+    def __init__(self, trusted: Callable[[], Mapping[NodeId, Ed25519PublicKey]], writer: NodeId, life: LifeId) -> None:
+        """`trusted`: whose events are believed now."""
         self._trusted = trusted
         self._writer = writer
         self._life = life
@@ -43,7 +44,7 @@ class Heads:
     def hear(self, data: bytes) -> None:
         """Take one envelope; what its source did not sign is passed over, for the reader of the trail will see it."""
         try:
-            event, signer = open_envelope(data, AuditEvent, AUDIT_TYPE, self._trusted)
+            event, signer = open_envelope(data, AuditEvent, AUDIT_TYPE, self._trusted())
         except ResplitError as error:
             log.debug("an audit event was not believed: %s", error.message)
             return

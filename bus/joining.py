@@ -5,7 +5,7 @@ believed but what its root signs: everything is verified before the first byte i
 
 A member's folder holds `known.json` (the root and what else it has seen, `bus.remembered`), `roster.signed`, `ca.pem`,
 and its own `NAME.key` (Ed25519), `NAME.sealing.key` (X25519), `NAME.nk` (the NKey's seed), `NAME.tls.key` and
-`NAME.tls.pem`: the names that `bus.keys` has for those of them that it knows.
+`NAME.tls.pem`. `bus.identity` reads it.
 """
 
 from dataclasses import dataclass
@@ -19,10 +19,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
-from cryptography.x509.oid import NameOID
 from pydantic import Field
 
-from bus.certificates import fingerprint
+from bus.certificates import common_names, fingerprint
 from bus.remembered import PRIVATE, PUBLIC, recall, remember, write_durably
 from schemas.base import NodeName, Value
 from schemas.codec import MSGPACK, decode_as, encode_as
@@ -35,8 +34,6 @@ BUNDLE_BYTES_MAX = 4 << 20
 ROOTS_MAX = 100
 """Versions of the root that a cluster can have had. Each takes its holders together, so there are few."""
 KNOWN, ROSTER, AUTHORITY, FIRST_ROOT = "known.json", "roster.signed", "ca.pem", "root.1.signed"
-OTHER_KEYS = "trust.json"
-"""What `resplit keys` leaves in a folder of keys that no root signed."""
 
 
 class PrivateKeys(Value):
@@ -160,8 +157,8 @@ def _check_free(folder: Path, name: str) -> None:
     """That the folder holds no identity but, at most, the one called `name`, of a cluster with a root."""
     own = {f"{name}.key", f"{name}.sealing.key", f"{name}.tls.key"}
     others = sorted(path.name for path in folder.glob("*.key") if path.name not in own)
-    # A cluster's own folder, and one of keys that no root signed, are of somebody else whatever the name.
-    others += [file for file in (FIRST_ROOT, OTHER_KEYS) if (folder / file).exists()]
+    # A cluster's own folder is of somebody else whatever the name.
+    others += [FIRST_ROOT] if (folder / FIRST_ROOT).exists() else []
     if others:
         message = f"{folder} holds another identity ({others[0]}); join {name!r} in a folder of its own"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
@@ -206,7 +203,7 @@ def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
         certificate = x509.load_der_x509_certificate(bundle.certificate)
         key = serialization.load_der_private_key(bundle.keys.link, password=None)
         prints = fingerprint(authority.public_key()), fingerprint(certificate.public_key())
-        names = [named.value for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+        names = common_names(certificate)
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise _broken("its TLS certificates or their key cannot be read") from error
     if prints[0] != roster.authority:

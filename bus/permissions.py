@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bus.credentials import API_OF, Login, Role, inbox_prefix
-from bus.keys import ORCHESTRATOR
+from bus.identity import ORCHESTRATOR
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId, RequestId
 from schemas.leader import LEASE_KEY

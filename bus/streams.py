@@ -35,7 +35,7 @@ async def ensure_streams(client: Client) -> JetStreamContext:
     streams = [
         StreamConfig(
             name=subjects.STREAM_PLANS,
-            subjects=[subjects.ALL_PLANS, subjects.LEADER],
+            subjects=[subjects.ALL_PLANS, subjects.LEADER, subjects.ROSTER],
             max_msgs_per_subject=PLANS_KEPT,
             discard=DiscardPolicy.OLD,
         ),

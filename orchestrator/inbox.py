@@ -16,7 +16,7 @@ from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from pydantic import BaseModel
 
 from bus.audit import AuditTrail
-from bus.keys import Identity
+from bus.identity import Identity
 from orchestrator.fold import CapacityReceived, ReceiptReceived, Report
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -115,7 +115,7 @@ class Inbox:
     ) -> V | None:
         """The value in the message if the node that it is about, that its subject names and that signed it are one."""
         try:
-            value, signer = open_envelope(message.data, kind, payload_type, self._identity.nodes)
+            value, signer = open_envelope(message.data, kind, payload_type, self._identity.agents)
             if message.subject != subject_of(signer) or getattr(value, "node", None) != signer:
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, f"{signer!r} speaks for another node")
         except ResplitError as error:

@@ -18,7 +18,7 @@ from nats.js import JetStreamContext
 from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
-from bus.keys import Identity
+from bus.identity import Identity
 from orchestrator.rollout import Rollout, recovered
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId

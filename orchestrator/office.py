@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
-from bus.keys import Identity
+from bus.identity import Identity
 from bus.stopping import first_of
 from models.store import Store
 from orchestrator import wishes

@@ -17,7 +17,8 @@ from nats.js.kv import KeyValue
 
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.keys import ORCHESTRATOR, load_identity
+from bus.following import RosterInbox, offer_roster
+from bus.identity import ORCHESTRATOR, load_identity
 from bus.stopping import end, first_of
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
 from models.store import Store
@@ -45,7 +46,7 @@ class OrchestratorConfig:
 
     url: str
     keys: Path
-    """A key folder with the identity `orchestrator` (`bus.keys`)."""
+    """The folder of the member `orchestrator` (`bus.identity`)."""
     store: Path
     """The store of imported models, whose files it serves to agents."""
     name: NodeId | None = None
@@ -76,12 +77,14 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
         here = Surroundings(
             name, client, js, desired, leases, identity, store, audit, rejections, inbox, now, heard_since=now()
         )
+        await offer_roster(js, identity)
+        following = asyncio.create_task(RosterInbox(client, identity, audit).run())
         publishing = asyncio.create_task(audit.run())
         try:
             await first_of(_by_turns(here, ears, on_ready))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([publishing])
+            await end([following, publishing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)

@@ -13,7 +13,7 @@ from datetime import datetime, timedelta
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
-from bus.keys import Identity
+from bus.identity import Identity
 from orchestrator.decision import Origin
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook

@@ -12,6 +12,7 @@ from resplit.commands import (
     events,
     explain,
     infer,
+    members,
     models,
     nodes,
     serve,
@@ -21,7 +22,7 @@ from resplit.commands import (
 )
 from resplit.exits import EPILOG, Commands
 
-SERVE, ASK, CARE = "Run", "Use", "Look after"
+SERVE, KEEP, ASK, CARE = "Run", "Who belongs", "Use", "Look after"
 
 app = typer.Typer(
     cls=Commands,
@@ -34,7 +35,12 @@ app = typer.Typer(
 app.command(rich_help_panel=SERVE)(serve.up)
 app.command(rich_help_panel=SERVE)(serve.agent)
 app.command(rich_help_panel=SERVE)(serve.orchestrator)
-app.command(rich_help_panel=SERVE)(serve.keys)
+app.command(rich_help_panel=KEEP)(members.init)
+app.command(rich_help_panel=KEEP)(members.enroll)
+app.command(rich_help_panel=KEEP)(members.join)
+app.command(rich_help_panel=KEEP)(members.rotate)
+app.command(rich_help_panel=KEEP)(members.revoke)
+app.add_typer(members.app, name="roster", rich_help_panel=KEEP)
 app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)
 app.command(rich_help_panel=ASK)(deployments.remove)

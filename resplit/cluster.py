@@ -16,7 +16,9 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
-from bus.keys import ORCHESTRATOR, create_keys
+from bus.following import publish_roster
+from bus.identity import ORCHESTRATOR
+from bus.together import CLUSTER, OPERATOR, add_member, make_members
 from resplit.child import Child
 from resplit.control import status_on
 from resplit.exchange import open_connection
@@ -27,8 +29,6 @@ from schemas.codec import decode
 from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
-IDENTITIES = 16
-"""Made on first start even for fewer agents, so that a folder can grow a few without new keys."""
 CONNECT_S = 5.0
 ORCHESTRATOR_READY_S = 60.0
 AGENTS_READY_S = 120.0
@@ -106,8 +106,13 @@ class LocalCluster:
 
     @property
     def keys(self) -> Path:
-        """The key folder of the whole cluster."""
+        """The folders of the cluster's root and of each member."""
         return self.folder / "keys"
+
+    @property
+    def operator_keys(self) -> Path:
+        """The folder of the member whose keys people verify with."""
+        return self.keys / OPERATOR
 
     @property
     def processes(self) -> dict[str, int]:
@@ -140,9 +145,8 @@ class LocalCluster:
     async def join(self) -> NodeId:
         """Start one more agent than there are, and wait until it has reported."""
         node = NodeId(f"n{len(self.agents)}")
-        if not (self.keys / f"{node}.key").exists():
-            message = f"{self.keys} has no key for {node}; choose another folder for so many agents"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "agents")
+        if not (self.keys / node).exists():
+            await self._enrol(node)
         self._children[node] = self._agent(len(self.agents), node)
         self.agents = (*self.agents, node)
         await self._start_and_await([node])
@@ -226,13 +230,19 @@ class LocalCluster:
         self._lock = lock
 
     def _make_keys(self) -> None:
-        if not (self.keys / "trust.json").exists():
-            count = max(IDENTITIES, len(self.agents))
-            create_keys(self.keys, [NodeId(f"n{i}") for i in range(count)])
-        missing = [node for node in self.agents if not (self.keys / f"{node}.key").exists()]
-        if missing:
-            message = f"{self.keys} has no key for {missing[0]}; choose another folder for so many agents"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "agents")
+        if not (self.keys / CLUSTER).exists():
+            make_members(self.keys, self.agents)
+        for node in self.agents:
+            if not (self.keys / node).exists():
+                add_member(self.keys, node, "agent", "trusted")
+
+    async def _enrol(self, node: NodeId) -> None:
+        roster = add_member(self.keys, node, "agent", "trusted")
+        connection = await open_connection(self.url, "resplit-cluster", CONNECT_S, {})
+        try:
+            await publish_roster(connection.jetstream(), roster)
+        finally:
+            await connection.close()
 
     def _orchestrator(self, name: NodeId) -> Child:
         return self._child(name, ["orchestrator", "--id", name], self.store)
@@ -249,7 +259,8 @@ class LocalCluster:
         return self._child(node, arguments, self.folder / node / "store", () if place is None else place.enter)
 
     def _child(self, name: str, arguments: Sequence[str], store: Path, enter: Sequence[str] = ()) -> Child:
-        common = ["--url", self.url, "--keys", str(self.keys), "--store", str(store)]
+        keys = self.keys / (ORCHESTRATOR if name in self.orchestrators else name)
+        common = ["--url", self.url, "--keys", str(keys), "--store", str(store)]
         verbose = ["--verbose"] if self._verbose else []
         command = [*enter, sys.executable, "-m", "resplit", *arguments, *common, *verbose]
         return Child(name, command, self.folder / name / "log")

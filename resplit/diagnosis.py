@@ -119,7 +119,7 @@ def _keys(files: tuple[KeyFile, ...]) -> Iterator[Finding]:
 
 def _key_file(file: KeyFile) -> Finding | None:
     if file.mode is None:
-        remedy = "copy it from where `resplit keys` made it; docs/operating.md says which machine gets which file"
+        remedy = "join again with a bundle of this member (`resplit rotate`, `resplit join`)"
         return Finding("keys", file.path.name, "fail", f"{file.path} is missing or cannot be read", remedy)
     if file.private and stat.S_IMODE(file.mode) & 0o077:
         fact = f"{file.path} has mode {stat.S_IMODE(file.mode):04o}: others may read this private key"

@@ -12,6 +12,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
+from bus.joining import AUTHORITY, KNOWN, ROSTER
 from profiler.gpu import gpu_name
 from resplit import control
 from resplit.defaults import CONNECT_TIMEOUT_S
@@ -97,10 +98,11 @@ def key_files(folder: Path, node: NodeId | None) -> tuple[KeyFile, ...]:
         names = [str(node)] if node is not None else sorted(p.stem for p in folder.glob("*.key") if "." not in p.stem)
     except OSError:
         names = []
-    found = [_key_file(folder / name, private=False) for name in ("trust.json", "ca.pem")]
+    found = [_key_file(folder / name, private=False) for name in (ROSTER, AUTHORITY)]
+    found.append(_key_file(folder / KNOWN, private=True))
     for name in names:
         found.append(_key_file(folder / f"{name}.key", private=True))
-        found.append(_key_file(folder / f"{name}.tls.key", private=True))
+        found += [_key_file(folder / f"{name}.{kind}", private=True) for kind in ("tls.key", "sealing.key", "nk")]
         found.append(_key_file(folder / f"{name}.tls.pem", private=False))
     return tuple(found)
 

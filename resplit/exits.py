@@ -52,6 +52,7 @@ _BY_CODE = {
     ErrorCode.STALE_EPOCH: Exit.REFUSED,
     ErrorCode.ROLLED_BACK: Exit.REFUSED,
     ErrorCode.EXPIRED: Exit.REFUSED,
+    ErrorCode.FORBIDDEN: Exit.REFUSED,
     ErrorCode.UNSUPPORTED_MODEL: Exit.REFUSED,
     ErrorCode.PROVIDER_UNAVAILABLE: Exit.REFUSED,
     ErrorCode.UNREACHABLE: Exit.UNREACHABLE,

@@ -12,10 +12,16 @@ Url = Annotated[str, typer.Option("--url", envvar="RESPLIT_URL", help="The NATS 
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="RESPLIT_STORE", help="Folder with the models of this machine.")
 ]
-Keys = Annotated[Path, typer.Option("--keys", envvar="RESPLIT_KEYS", help="Key folder, made with `resplit keys`.")]
+Keys = Annotated[
+    Path, typer.Option("--keys", envvar="RESPLIT_KEYS", help="A member's folder, made with `resplit join`.")
+]
 OptionalKeys = Annotated[
     Path | None,
-    typer.Option("--keys", envvar="RESPLIT_KEYS", help="Key folder to verify with; without one nothing is verified."),
+    typer.Option(
+        "--keys",
+        envvar="RESPLIT_KEYS",
+        help="A member's folder, or the cluster's, to verify with; without one nothing is verified.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]
 Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait until it serves.")]

@@ -1,6 +1,5 @@
 """Reading the audit trail: every event in order, each with how far it may be believed."""
 
-import base64
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,7 @@ from nats.js.api import DeliverPolicy
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
-from bus.keys import TrustFile
+from bus.identity import read_roster, writers
 from schemas import subjects
 from schemas.audit import AuditEvent
 from schemas.base import NodeId
@@ -68,14 +67,8 @@ async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]
 
 
 def read_trust(folder: Path) -> Trust:
-    """The public keys of a key folder; no private key is needed to verify."""
-    path = folder / "trust.json"
-    try:
-        trust = decode(TrustFile, path.read_bytes(), path.name)
-    except OSError as error:
-        message = f"cannot read {path}: {error.strerror}; make a key folder with `resplit keys`"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "keys") from error
-    return {name: Ed25519PublicKey.from_public_bytes(base64.b64decode(text)) for name, text in trust.keys.items()}
+    """Whose events are believed, by a member's folder or the cluster's; no private key is needed to verify."""
+    return writers(read_roster(folder))
 
 
 def read_event(data: bytes, trust: Trust | None) -> Seen:

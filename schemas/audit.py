@@ -54,6 +54,8 @@ class AuditKind(StrEnum):
     REQUEST_REFUSED = "request_refused"
     LINK_CHANGED = "link_changed"
     CHECKPOINT = "checkpoint"
+    ROSTER_TAKEN = "roster_taken"
+    ROSTER_STALE = "roster_stale"
 
 
 def envelope_digest(data: bytes) -> Digest:

@@ -30,6 +30,7 @@ class ErrorCode(StrEnum):
     STALE_EPOCH = "stale_epoch"
     ROLLED_BACK = "rolled_back"
     EXPIRED = "expired"
+    FORBIDDEN = "forbidden"
     UNSUPPORTED_MODEL = "unsupported_model"
     PROVIDER_UNAVAILABLE = "provider_unavailable"
     MISSING_DEPENDENCY = "missing_dependency"

@@ -17,7 +17,7 @@ from schemas.roster import DEPLOYMENTS_MAX, ROOT_TYPE, PublicKey, RootKeys, Rost
 from schemas.signed import claimed, open_signed
 
 JUMP_MAX = 1000
-"""How far one document may be ahead of the one before it, in versions, terms or epochs. Whoever stole a key could
+"""How far one document may be ahead of the one before it, in versions or terms. Whoever stole a key could
 else sign the largest number there is, and nothing honest would ever come after it. A thousand is more than a node
 misses that was away for a week: rosters change when people do, plans a few times an hour."""
 CLOCK_BEHIND_MAX = timedelta(hours=1)
@@ -33,11 +33,12 @@ class RosterSeen(Value):
 
 
 class PlanSeen(Value):
-    """The newest plan of one deployment that a process took."""
+    """The newest plan event of one deployment that a process took."""
 
     term: int = Field(ge=1)
-    epoch: int = Field(ge=1)
+    revision: int = Field(ge=1)
     digest: Sha256
+    """Of the signed bytes."""
 
 
 class Known(Value):
@@ -119,14 +120,14 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
     )
 
 
-def after_plan(known: Known, deployment: DeploymentName, term: int, epoch: int, plan: Digest) -> Known:
-    """`known` after a plan (its digest) that the leader of `term` signed for `epoch` of `deployment`.
+def after_plan(known: Known, deployment: DeploymentName, term: int, revision: int, event: Digest) -> Known:
+    """`known` after a plan event (its digest) that the leader of `term` signed as `revision` of `deployment`.
 
-    Neither number may fall, and an epoch has one plan. What is passed here is a plan that an event brings for the first
-    time, not every event: one that aborts a plan brings only plans of lower epochs.
+    (`term`, `revision`) does not fall, and stands for one event. An event is the whole state, so whoever missed some
+    has lost nothing; a revision may be far ahead, and what a stolen key drove up ends with the next term.
 
-    Raises `ResplitError`: ROLLED_BACK otherwise, and INVALID_REQUEST where one of the numbers is more than `JUMP_MAX`
-    ahead, or where too many deployments would have to be remembered.
+    Raises `ResplitError`: ROLLED_BACK otherwise, and INVALID_REQUEST where the term is more than `JUMP_MAX` ahead, or
+    where too many deployments would have to be remembered.
     """
     seen = known.plans.get(deployment)
     if seen is None:
@@ -138,10 +139,11 @@ def after_plan(known: Known, deployment: DeploymentName, term: int, epoch: int, 
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "deployment")
     else:
         _check_follows(f"the term of {deployment!r}", "term", seen.term, term)
-        _check_follows(f"the epoch of {deployment!r}", "epoch", seen.epoch, epoch)
-        if epoch == seen.epoch and plan != seen.digest:
-            raise _another("plan", f"epoch {epoch} of {deployment!r}", seen.digest, plan)
-    now_seen = PlanSeen(term=term, epoch=epoch, digest=plan)
+        if term == seen.term and revision < seen.revision:
+            raise _fell(f"the revision of {deployment!r} in term {term}", "revision", seen.revision, revision)
+        if (term, revision) == (seen.term, seen.revision) and event != seen.digest:
+            raise _another("event", f"revision {revision} of {deployment!r}", seen.digest, event)
+    now_seen = PlanSeen(term=term, revision=revision, digest=event)
     return known.model_copy(update={"plans": {**known.plans, deployment: now_seen}})
 
 

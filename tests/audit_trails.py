@@ -11,9 +11,10 @@ from nats.aio.client import Client
 
 from bus.audit import AuditTrail
 from bus.connection import connect, settle
-from bus.keys import ORCHESTRATOR, Identity, create_keys, load_identity
+from bus.identity import ORCHESTRATOR, Identity, load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
+from bus.together import make_members
 from resplit.chain import Kept, verify
 from resplit.trail import Trust, read_event, read_trail, read_trust
 from schemas import subjects
@@ -95,7 +96,7 @@ class Recorded:
 
 async def record_trail(url: str, folder: Path) -> Recorded:
     """n0 lives twice and n1 once, side by side; the orchestrator hears them and is the last to end."""
-    create_keys(folder, [N0, N1])
+    make_members(folder, [N0, N1])
     client = await connect(url, "test")
     try:
         async with AsyncExitStack() as orchestrating:
@@ -124,13 +125,13 @@ async def record_trail(url: str, folder: Path) -> Recorded:
 
 
 def _writer(client: Client, folder: Path, name: NodeId, checkpoint_s: float = 60.0) -> Writer:
-    return Writer(client, load_identity(folder, name), folder / f"{name}.audit", checkpoint_s)
+    return Writer(client, load_identity(folder / name, name), folder / f"{name}.audit", checkpoint_s)
 
 
 def rewritten(recorded: Recorded, places: Sequence[int], since: int) -> list[bytes]:
     """The trail as its writer would have it who changes event `since` of a life, and all after it so that it fits."""
     envelopes = list(recorded.envelopes)
-    identity = load_identity(recorded.folder, recorded.event(places[0]).source)
+    identity = load_identity(recorded.folder / recorded.event(places[0]).source, recorded.event(places[0]).source)
     previous, tree = recorded.link(places[since]).previous, Tree()
     for position in places[:since]:
         tree = tree.with_leaf(sha256(envelopes[position]).digest())

@@ -36,7 +36,7 @@ from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.scene import Ear, Scene
 from benchmarks.faults.wires import Wires, why_not
 from benchmarks.table import RESULTS, Row, write
-from bus.keys import load_identity
+from bus.identity import load_identity
 from models.store import Store
 from resplit.client import Client
 from resplit.cluster import LocalCluster
@@ -97,7 +97,7 @@ async def tried(
             cluster.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
         )
         stack.push_async_callback(connection.close)
-        ear = Ear(load_identity(cluster.keys, cluster.agents[0]))
+        ear = Ear(load_identity(cluster.keys / cluster.agents[0], cluster.agents[0]))
         await ear.listen(connection)
         draw = random.Random(f"{scenario.name} {seed}")
         for index in range(runs):

@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from benchmarks.faults.load import DEPLOYMENT, SETTINGS, Asked, Load, Wire
 from benchmarks.faults.wires import Wires
 from bus.connection import settle
-from bus.keys import Identity
+from bus.identity import Identity
 from resplit import control
 from resplit.cluster import LocalCluster
 from resplit.trail import read_event
@@ -81,10 +81,10 @@ class Ear:
         self._keep(open_envelope(message.data, Leadership, LEADER_TYPE, self.identity.orchestrators)[0])
 
     async def _receipt(self, message: Msg) -> None:
-        self._keep(open_envelope(message.data, Receipt, RECEIPT_TYPE, self.identity.nodes)[0])
+        self._keep(open_envelope(message.data, Receipt, RECEIPT_TYPE, self.identity.agents)[0])
 
     async def _audited(self, message: Msg) -> None:
-        seen = read_event(message.data, {**self.identity.nodes, **self.identity.orchestrators})
+        seen = read_event(message.data, self.identity.writers)
         self.audit.append((time.monotonic(), seen.event))
 
     def _keep(self, word: Word) -> None:

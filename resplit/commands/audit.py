@@ -208,7 +208,7 @@ def _say(findings: "Sequence[Finding]", as_json: bool) -> None:
 
 
 def _print_holders(events: "list[AuditEvent]", as_json: bool) -> None:
-    from bus.keys import ORCHESTRATOR  # noqa: PLC0415
+    from bus.identity import ORCHESTRATOR  # noqa: PLC0415
     from resplit.holders import holders  # noqa: PLC0415
 
     found = holders(events, NodeId(ORCHESTRATOR))

@@ -1,4 +1,4 @@
-"""Commands that run something until it is told to stop: up, agent, orchestrator; and the keys they need."""
+"""Commands that run something until it is told to stop: up, agent, orchestrator."""
 
 import asyncio
 import logging
@@ -121,29 +121,6 @@ def orchestrator(
     run_service(run(OrchestratorConfig(url=url, keys=keys.expanduser(), store=store.expanduser(), name=called)))
 
 
-def keys(
-    folder: Annotated[Path, typer.Argument(help="The key folder to make.")],
-    nodes: Annotated[list[str], typer.Argument(help="The agents' names.", metavar="NODE...")],
-    as_json: AsJson = False,
-) -> None:
-    """Make the keys of a cluster: an authority, an orchestrator and each NODE.
-
-    Copy the folder to every machine and leave out the private files (*.key) of the other names.
-    """
-    from bus.keys import ORCHESTRATOR, create_keys  # noqa: PLC0415
-
-    folder = folder.expanduser()
-    if (folder / "trust.json").exists():
-        message = f"{folder} holds keys already; a new set would shut out every node that has the old one"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
-    _check_names(nodes)
-    create_keys(folder, [NodeId(node) for node in nodes])
-    if as_json:
-        print_json({"folder": str(folder), "orchestrator": ORCHESTRATOR, "nodes": nodes})
-    else:
-        print(f"{folder}: keys of {ORCHESTRATOR}, {', '.join(nodes)}")
-
-
 def parse_size(text: str) -> int:
     """Bytes from `4096`, `512M`, `2GiB`, ...; raises `ResplitError(INVALID_REQUEST)`."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.IGNORECASE)
@@ -178,21 +155,13 @@ async def _keep_up(cluster: "LocalCluster", as_json: bool) -> None:
 
 
 def _announce(cluster: "LocalCluster", as_json: bool) -> None:
+    keys = cluster.operator_keys
     if as_json:
-        paths = {"store": str(cluster.store), "keys": str(cluster.keys), "folder": str(cluster.folder)}
+        paths = {"store": str(cluster.store), "keys": str(keys), "folder": str(cluster.folder)}
         print_json({"url": cluster.url, **paths, "processes": cluster.processes})
         return
     print(f"{len(cluster.agents)} agents are up at {cluster.url}  (Ctrl-C stops everything)")
     print(f"  models from   {cluster.store}")
     print(f"  keys and logs {cluster.folder}")
     print(f"\nIn another terminal:\n  export RESPLIT_URL={cluster.url} RESPLIT_STORE={cluster.store}", end="")
-    print(f" RESPLIT_KEYS={cluster.keys}\n  resplit deploy MODEL\n  resplit status", flush=True)
-
-
-def _check_names(nodes: list[str]) -> None:
-    from schemas.base import NAME_PATTERN  # noqa: PLC0415
-
-    for node in nodes:
-        if re.fullmatch(NAME_PATTERN, node) is None:
-            message = f"{node!r} cannot name a node; use lower-case letters, digits, '_' and '-'"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "nodes")
+    print(f" RESPLIT_KEYS={keys}\n  resplit deploy MODEL\n  resplit status", flush=True)

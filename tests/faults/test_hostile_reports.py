@@ -17,9 +17,10 @@ from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.keys import ORCHESTRATOR, Identity, create_keys, load_identity
+from bus.identity import ORCHESTRATOR, Identity, load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
+from bus.together import make_members
 from orchestrator.fold import CapacityReceived, Report
 from orchestrator.inbox import Inbox, Rejections
 from schemas import subjects
@@ -162,16 +163,16 @@ class Hearing:
         self.news.set()
 
     async def note(self, message: Msg) -> None:
-        event, _ = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.nodes)
+        event, _ = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.writers)
         self.audited.append(event)
         self.news.set()
 
 
 @pytest_asyncio.fixture
 async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
-    create_keys(tmp_path, [A, B])
+    make_members(tmp_path, [A, B])
     client = await connect(nats_url, "test")
-    found = Hearing(client, load_identity(tmp_path, ORCHESTRATOR))
+    found = Hearing(client, load_identity(tmp_path / ORCHESTRATOR, ORCHESTRATOR))
     trail = AuditTrail(await ensure_streams(client), found.identity)
     await client.subscribe(subjects.ALL_AUDIT, cb=found.note)
     await Inbox(found.identity, Rejections(trail), found.take).hear_capacity(client)
@@ -182,7 +183,7 @@ async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
 
 
 async def test_what_cannot_be_believed_reaches_no_state_and_is_audited(hearing: Hearing, tmp_path: Path) -> None:
-    key, stranger = load_identity(tmp_path, A).key, Ed25519PrivateKey.generate()
+    key, stranger = load_identity(tmp_path / A, A).key, Ed25519PrivateKey.generate()
     sound = encode(FULL)
     of_a, of_b, of_stranger = (subjects.capacity(name) for name in (A, B, STRANGER))
     believed_by_nobody = (

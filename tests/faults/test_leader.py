@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 import resplit.demo
 from bus.connection import settle
-from bus.keys import Identity, load_identity
+from bus.identity import Identity, load_identity
 from models.reference import Reference
 from models.store import Store
 from models.text import Text
@@ -72,9 +72,9 @@ class Ear:
             case "plan":
                 return open_envelope(data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)[0]
             case "receipt":
-                return open_envelope(data, Receipt, RECEIPT_TYPE, self.identity.nodes)[0]
+                return open_envelope(data, Receipt, RECEIPT_TYPE, self.identity.agents)[0]
             case _:
-                return open_envelope(data, AuditEvent, AUDIT_TYPE, self.identity.nodes)[0]
+                return open_envelope(data, AuditEvent, AUDIT_TYPE, self.identity.writers)[0]
 
     async def until(self, true: Callable[[Sequence[Word]], bool], since: int) -> None:
         """Wait until what was heard from position `since` on is as wanted."""
@@ -226,7 +226,7 @@ async def led(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Led]:
         Client(cluster.url) as client,
     ):
         connection = await nats.connect(cluster.url)
-        ear = Ear(load_identity(cluster.keys, N0))
+        ear = Ear(load_identity(cluster.keys / N0, N0))
         await ear.listen(connection)
         request = DeployRequest(name=ADDER, model="adder", placement=PLACEMENTS[0], settings=SETTINGS)
         await control.deploy_and_wait(cluster.url, request, STEP_S)

@@ -21,11 +21,12 @@ from agent.run import RouteRun, sequence_numbers
 from agent.served import INTERRUPTED_MAX_S, Served
 from bus.audit import AuditTrail
 from bus.connection import connect
+from bus.identity import load_identity
 from bus.journal import WAITING_BYTES_MAX, Journal
-from bus.keys import create_keys, load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.succession import fence, lives
+from bus.together import make_members
 from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
 from schemas.deployment import Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
@@ -71,7 +72,7 @@ class OneIngress:
         plan = plan_of(1, [Stage(node=N1, first=0, last=0)], Settings(max_sequences=2), 1)
         route = plan.routes[0].model_copy(update={"source": N0})
         self.plan = plan.model_copy(update={"routes": (route,)})
-        audit = AuditTrail(self.client.jetstream(), load_identity(self.keys, N0))
+        audit = AuditTrail(self.client.jetstream(), load_identity(self.keys / N0, N0))
         self.ingress = Ingress(
             N0,
             "boot",
@@ -128,7 +129,7 @@ def owed(name: str, padding: int = 0) -> LiveRequest:
 
 @pytest_asyncio.fixture
 async def one(nats_url: str, tmp_path: Path) -> AsyncIterator[OneIngress]:
-    create_keys(tmp_path / "keys", [N0, N1])
+    make_members(tmp_path / "keys", [N0, N1])
     client = await connect(nats_url, "taking-over")
     await ensure_streams(client)
     made = OneIngress(client, tmp_path / "keys")

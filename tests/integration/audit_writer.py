@@ -10,7 +10,7 @@ from pathlib import Path
 
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.keys import load_identity
+from bus.identity import load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
 from schemas.audit import AuditKind
@@ -22,7 +22,9 @@ GOODBYE_S = 30.0
 
 async def main(url: str, keys: str, name: str, memory: str) -> None:
     client = await connect(url, name)
-    trail = AuditTrail(await ensure_streams(client), load_identity(Path(keys), NodeId(name)), memory=Path(memory))
+    trail = AuditTrail(
+        await ensure_streams(client), load_identity(Path(keys) / name, NodeId(name)), memory=Path(memory)
+    )
     over = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, over.set)
     running = asyncio.create_task(trail.run())

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 
 import models
 from bus.connection import settle
-from bus.keys import Identity, load_identity
+from bus.identity import Identity, load_identity
 from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
@@ -129,7 +129,7 @@ class Ear:
     _more: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def note(self, message: Msg) -> None:
-        event, signer = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.nodes)
+        event, signer = open_envelope(message.data, AuditEvent, AUDIT_TYPE, self.identity.writers)
         assert signer == event.source
         self.heard.append(event)
         self._more.set()
@@ -310,7 +310,7 @@ async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) ->
     """A fresh cluster of three agents with one thread each, nothing deployed."""
     async with LocalCluster(folder, store.root, 3, threads=1, **options) as cluster, Client(cluster.url) as client:
         connection = await nats.connect(cluster.url, max_reconnect_attempts=-1, error_cb=_quiet)
-        ear = Ear(load_identity(cluster.keys, N0))
+        ear = Ear(load_identity(cluster.keys / N0, N0))
         try:
             await connection.subscribe(subjects.ALL_AUDIT, cb=ear.note)
             yield Serving(cluster, client, Bus(connection), ear, oracle)

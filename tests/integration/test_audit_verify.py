@@ -13,9 +13,10 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.stopping import end
 from bus.streams import AUDIT_BYTES_MAX, ensure_streams
+from bus.together import make_members
 from resplit.chain import Flaw, Verdict, verify
 from resplit.exits import Exit
 from resplit.rolling import seal_trail
@@ -31,7 +32,7 @@ SOON_S = 60.0
 
 @pytest.fixture
 def keys(tmp_path: Path) -> Iterator[Path]:
-    create_keys(tmp_path / "keys", [N0, N1])
+    make_members(tmp_path / "keys", [N0, N1])
     yield tmp_path / "keys"
 
 
@@ -99,7 +100,7 @@ async def test_an_event_in_doubt_is_sent_again_as_the_same_bytes_and_stored_once
 ) -> None:
     client = await connect(nats_server.url, "test")
     try:
-        async with Writer(client, load_identity(keys, N0), tmp_path / "n0.audit") as trail:
+        async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
             tell(trail, 1)
             await all_out(trail)
             # It takes the event once it is awake again; meanwhile its writer has given up waiting, and asks again.
@@ -124,7 +125,7 @@ async def test_a_full_stream_is_said_and_what_waits_is_written_once_there_is_roo
     )
     await js.add_stream(small)
     await ensure_streams(client)
-    trail = AuditTrail(js, load_identity(keys, N0), memory=tmp_path / "n0.audit")
+    trail = AuditTrail(js, load_identity(keys / N0, N0), memory=tmp_path / "n0.audit")
     running = asyncio.create_task(trail.run())
     try:
         tell(trail, 40)
@@ -155,7 +156,7 @@ async def test_the_stream_keeps_its_beginning_and_has_a_limit_of_its_own(nats_ur
 
 async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, keys: Path, tmp_path: Path) -> None:
     client = await connect(nats_url, "test")
-    async with Writer(client, load_identity(keys, N0), tmp_path / "n0.audit") as trail:
+    async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         tell(trail, 5)
         trail.record(AuditKind.LINK_CHANGED, "was \x1b[31mred", why="a\nb")
     everything = await envelopes_at(client)
@@ -186,7 +187,7 @@ async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, key
 
 async def test_the_commands_say_who_held_what_in_json_too(nats_url: str, keys: Path, tmp_path: Path) -> None:
     client = await connect(nats_url, "test")
-    async with Writer(client, load_identity(keys, N0), tmp_path / "n0.audit") as trail:
+    async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         trail.record(AuditKind.PLAN_READY, "this node answered ready", deployment="chat", epoch=3)  # type: ignore[arg-type]
     for options in ([], ["--json"]):
         code, out, _ = await command("audit", "verify", "--holders", "--keys", str(keys), "--url", nats_url, *options)
@@ -200,7 +201,7 @@ async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(
     client = await connect(nats_url, "test")
     first, second, known = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "known.jsonl"
     asked = ["audit", "verify", "--keys", str(keys), "--known", str(known), "--url", nats_url]
-    async with Writer(client, load_identity(keys, N0), tmp_path / "n0.audit") as trail:
+    async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         tell(trail, 5)
         await all_out(trail)
         assert (await command(*asked))[0] == Exit.OK

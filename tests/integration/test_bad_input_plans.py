@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import resplit
 from agent.busroad import PIECE_TYPE
-from bus.keys import ORCHESTRATOR, create_keys, load_identity
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.together import make_members
 from models.store import Store
 from resplit import control
 from resplit.child import Child
@@ -81,7 +82,7 @@ def forged(kind: str, serving_: Serving, elsewhere: Path) -> bytes:
         reason="mischief",
         issued_at=datetime.now(UTC),
     )
-    ours = load_identity(serving_.cluster.keys, ORCHESTRATOR)
+    ours = load_identity(serving_.cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
     match kind:
         case "garbage":
             return b"\xff" * 100
@@ -92,14 +93,14 @@ def forged(kind: str, serving_: Serving, elsewhere: Path) -> bytes:
             data[len(data) // 2] ^= 1
             return bytes(data)
         case "a node's key":
-            node = load_identity(serving_.cluster.keys, N0)
+            node = load_identity(serving_.cluster.keys / N0, N0)
             return seal(event, PLAN_TYPE, N0, node.key)
         case "a node's key in the orchestrator's name":
-            node = load_identity(serving_.cluster.keys, N0)
+            node = load_identity(serving_.cluster.keys / N0, N0)
             return seal(event, PLAN_TYPE, ORCHESTRATOR, node.key)
         case "another cluster's orchestrator":
-            create_keys(elsewhere, [N0])
-            return seal(event, PLAN_TYPE, ORCHESTRATOR, load_identity(elsewhere, ORCHESTRATOR).key)
+            make_members(elsewhere, [N0])
+            return seal(event, PLAN_TYPE, ORCHESTRATOR, load_identity(elsewhere / ORCHESTRATOR, ORCHESTRATOR).key)
         case "another type":
             return seal(event, "application/vnd.resplit.receipt.v1+json", ORCHESTRATOR, ours.key)
         case _:
@@ -211,8 +212,8 @@ async def test_a_link_without_a_certificate_is_dropped(exposed: Serving) -> None
 
 
 async def test_a_link_with_a_certificate_of_another_authority_is_dropped(exposed: Serving, tmp_path: Path) -> None:
-    create_keys(tmp_path, [N0])
-    theirs = any_server(load_identity(tmp_path, N0).tls(ssl.Purpose.SERVER_AUTH))
+    make_members(tmp_path, [N0])
+    theirs = any_server(load_identity(tmp_path / N0, N0).tls(ssl.Purpose.SERVER_AUTH))
     assert await (await link_of(exposed, N1)).sends(struct.pack("<IBQ", 8, 1, 0), theirs) == b""
     await exposed.answers()
 
@@ -226,7 +227,7 @@ async def test_garbage_at_the_link_port_is_dropped(exposed: Serving) -> None:
 
 async def test_garbage_from_a_trusted_peer_ends_its_link_and_nothing_else(exposed: Serving) -> None:
     stranger = await link_of(exposed, N1)
-    trusted = load_identity(exposed.cluster.keys, NodeId("n9")).tls(ssl.Purpose.SERVER_AUTH)
+    trusted = load_identity(exposed.cluster.keys / NodeId("n9"), NodeId("n9")).tls(ssl.Purpose.SERVER_AUTH)
     assert await stranger.sends(struct.pack("<IB", (1 << 32) - 1, 0), trusted) == b""  # announces 4 GiB
     bodies = [b"", b"\xff" * 9, b"\x04\0\0\0\x91\xa1a\xc0", b"".join(map(bytes, pack(Close("nobody", 1, 9, 9, (1,)))))]
     reader, writer = await asyncio.open_connection(stranger.host, stranger.port, ssl=trusted, server_hostname="n1")
@@ -250,7 +251,7 @@ async def test_garbage_on_the_activation_subject_is_dropped(exposed: Serving) ->
         await bus.publish(there, data)
     frame = b"".join(bytes(piece) for piece in pack(Close(CHAT, 1, 0, 1, (1,))))
     stranger = Ed25519PrivateKey.generate()
-    known = load_identity(exposed.cluster.keys, N0)
+    known = load_identity(exposed.cluster.keys / N0, N0)
     for sender, key in ((N0, stranger), ("nobody", stranger), ([], known.key), ({"a": 1}, known.key)):
         body = msgpack.packb([sender, N1, 1 << 40, 0, 1, frame])
         await bus.publish(there, key.sign(pae(PIECE_TYPE, body)) + body)
@@ -364,7 +365,7 @@ class Alone:
 
 
 async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_one(tmp_path: Path) -> None:
-    create_keys(tmp_path / "keys", [N0])
+    make_members(tmp_path / "keys", [N0])
     server = NatsServer(tmp_path / "nats")
     await server.start()
     url = server.url
@@ -384,7 +385,7 @@ async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_on
 
 
 async def test_cuda_that_is_not_there_is_a_typed_error_and_never_cpu(tmp_path: Path) -> None:
-    create_keys(tmp_path / "keys", [N0])
+    make_members(tmp_path / "keys", [N0])
     command = [sys.executable, "-m", "resplit", "agent", N0, "--url", "nats://127.0.0.1:1", "--provider", "cuda"]
     command += ["--keys", str(tmp_path / "keys"), "--store", str(tmp_path / "store")]
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin", "PYTHONPATH": str(ROOT)}

@@ -17,8 +17,9 @@ from agent.links import PROBE_BYTES, LinkServer
 from agent.peers import ESTIMATES_MAX, Peers
 from agent.survey import Survey
 from bus.connection import connect, settle
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.stopping import end
+from bus.together import make_members
 from models.store import Store
 from profiler.links import TRANSFER_BYTES
 from resplit.cluster import LocalCluster
@@ -83,7 +84,7 @@ class End:
     """One agent's roads, without the rest of the agent."""
 
     def __init__(self, keys: Path, name: NodeId, client: Client) -> None:
-        identity = load_identity(keys, name)
+        identity = load_identity(keys / name, name)
         self.name = name
         self.client = client
         self.received = 0
@@ -134,7 +135,7 @@ class End:
 @asynccontextmanager
 async def ends(folder: Path, url: str, survey: bool = False) -> AsyncIterator[tuple[End, End, int]]:
     """Two agents' roads and the port on which the second one listens; the first one measures."""
-    create_keys(folder, [A, B])
+    make_members(folder, [A, B])
     a, b = End(folder, A, await connect(url, A)), End(folder, B, await connect(url, B))
     _, port = await b.server.start("127.0.0.1:0")
     await a.bus.start()
@@ -335,14 +336,14 @@ async def test_agents_that_serve_nothing_report_each_other(tmp_path: Path) -> No
     Store(tmp_path / "store").blobs_folder.mkdir(parents=True, exist_ok=True)
     async with LocalCluster(tmp_path / "cluster", tmp_path / "store", 2, threads=1) as cluster:
         names = [NodeId("n0"), NodeId("n1")]
-        identity = load_identity(cluster.keys, names[0])
+        identity = load_identity(cluster.keys / names[0], names[0])
         known: dict[NodeId, Capacity] = {}
         all_known = asyncio.Event()
         client = await connect(cluster.url, "test")
 
         async def note(message: object) -> None:
             data = getattr(message, "data", b"")
-            capacity, _ = open_envelope(data, Capacity, CAPACITY_TYPE, identity.nodes)
+            capacity, _ = open_envelope(data, Capacity, CAPACITY_TYPE, identity.agents)
             known[capacity.node] = capacity
             if all(name in known and known[name].links for name in names):
                 all_known.set()

@@ -202,7 +202,7 @@ async def diagnosed(running: Serving, *arguments: str) -> tuple[int, dict[tuple[
 
 async def test_a_doctor_finds_nothing_failing_in_a_healthy_cluster(chat: Serving) -> None:
     await chat.answers()
-    code, found = await diagnosed(chat, "--keys", str(chat.cluster.keys))
+    code, found = await diagnosed(chat, "--keys", str(chat.cluster.operator_keys))
     assert (code, [check for check, verdict in found.items() if verdict == "fail"]) == (Exit.OK, [])
     assert {("nats", None), ("jetstream", None), ("orchestrator", None), ("keys", None), ("versions", None)} <= set(
         found
@@ -219,7 +219,7 @@ async def test_a_doctor_finds_a_private_key_that_others_may_read(chat: Serving) 
     mode = key.stat().st_mode
     key.chmod(0o644)
     try:
-        code, found = await diagnosed(chat, N1, "--keys", str(chat.cluster.keys))
+        code, found = await diagnosed(chat, N1, "--keys", str(chat.cluster.operator_keys))
     finally:
         key.chmod(mode)
     assert (code, found["keys", key.name]) == (Exit.FAILED, "fail")

@@ -19,8 +19,9 @@ from pydantic import ValidationError
 
 from bus import blobs
 from bus.connection import connect
-from bus.keys import Identity, create_keys, load_identity
+from bus.identity import Identity, load_identity
 from bus.streams import ensure_streams
+from bus.together import make_members
 from models.store import Store
 from orchestrator import operators, wishes
 from orchestrator.log import PlanLog
@@ -223,13 +224,13 @@ class World:
                 await asyncio.sleep(0.05)
 
     async def audited(self, kind: AuditKind) -> list[AuditEvent]:
-        identity = load_identity(self.keys, NodeId("orchestrator"))
+        identity = load_identity(self.keys / NodeId("orchestrator"), NodeId("orchestrator"))
         found = []
         sequence = 1
         info = await self.js.stream_info(subjects.STREAM_AUDIT)
         while sequence <= info.state.last_seq:
             message = await self.js.get_msg(subjects.STREAM_AUDIT, sequence)
-            event, _ = open_envelope(message.data or b"", AuditEvent, AUDIT_TYPE, identity.nodes)
+            event, _ = open_envelope(message.data or b"", AuditEvent, AUDIT_TYPE, identity.writers)
             found.append(event)
             sequence += 1
         return [event for event in found if event.kind is kind]
@@ -255,7 +256,7 @@ class World:
         tasks = []
         for name in names:
             client = await connect(self.url, name)
-            found[name] = Peer(load_identity(self.keys, name), client, client.jetstream(), **fields)
+            found[name] = Peer(load_identity(self.keys / name, name), client, client.jetstream(), **fields)
             tasks.append(asyncio.create_task(found[name].run()))
         try:
             yield found
@@ -309,7 +310,7 @@ async def world(nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(operators, "ALL_HEARD", timedelta(seconds=3))
     monkeypatch.setattr(wishes, "LOOK_S", 0.5)
     keys = tmp_path / "keys"
-    create_keys(keys, NODES)
+    make_members(keys, NODES)
     store = Store(tmp_path / "store")
     model = toy_model(store)
     client = await connect(nats_url, "operator")
@@ -485,7 +486,7 @@ async def test_a_new_orchestrator_goes_on_where_the_old_one_stopped(world: World
 
 async def terms_in_log(world: World) -> list[tuple[str, int]]:
     """(subject, term) of every message of the log of plans, in order."""
-    identity = load_identity(world.keys, NodeId("orchestrator"))
+    identity = load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator"))
     found: list[tuple[str, int]] = []
     last = (await world.js.stream_info(subjects.STREAM_PLANS)).state.last_seq
     for sequence in range(1, last + 1):
@@ -504,7 +505,7 @@ async def test_a_leader_that_was_replaced_adds_nothing_in_its_term_and_goes_on_a
         await world.deploy()
         before = await world.until(serving)
         # Somebody else with the orchestrator's key takes the log over, without ever having held the lease.
-        usurper = PlanLog(world.js, load_identity(world.keys, NodeId("orchestrator")))
+        usurper = PlanLog(world.js, load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator")))
         leadership, rollouts = await usurper.take_office(
             NodeId("usurper"), datetime.now(UTC), lambda _, error: pytest.fail(str(error))
         )
@@ -597,7 +598,7 @@ async def test_a_stream_of_an_earlier_release_learns_the_new_subject(nats_url: s
 
 
 async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World) -> None:
-    identity = load_identity(world.keys, NodeId("orchestrator"))
+    identity = load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator"))
     plan = Plan(
         deployment=CHAT,
         model=world.model,
@@ -622,7 +623,7 @@ async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World
 async def test_forged_messages_change_nothing_and_are_audited(world: World) -> None:
     async with world.peers(NODES[0]) as peers, world.orchestrator():
         await world.until(lambda s: len(s.nodes) == 1)
-        liar = load_identity(world.keys, NODES[1])
+        liar = load_identity(world.keys / NODES[1], NODES[1])
         real = peers[NODES[0]]
         capacity = (await world.status()).nodes[0].capacity.model_copy(update={"boot": "forged", "sequence": 10**6})
         forged = [

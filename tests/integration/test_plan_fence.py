@@ -10,9 +10,10 @@ from nats.js.errors import APIError
 from agent.plans import PlanInbox
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.stopping import end
 from bus.streams import ensure_streams
+from bus.together import make_members
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from schemas import subjects
@@ -46,8 +47,11 @@ def first_events() -> tuple[PlanEvent, PlanEvent]:
 
 
 async def test_an_event_that_the_log_refused_is_not_obeyed_though_it_was_heard(nats_url: str, tmp_path: Path) -> None:
-    create_keys(tmp_path, [NODE])
-    orchestrator, agent = load_identity(tmp_path, NodeId("orchestrator")), load_identity(tmp_path, NODE)
+    make_members(tmp_path, [NODE])
+    orchestrator, agent = (
+        load_identity(tmp_path / NodeId("orchestrator"), NodeId("orchestrator")),
+        load_identity(tmp_path / NODE, NODE),
+    )
     client = await connect(nats_url, "test")
     js = await ensure_streams(client)
     prepare, commit = first_events()

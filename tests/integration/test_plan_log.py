@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from bus.connection import connect
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.streams import ensure_streams
+from bus.together import make_members
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Abandon, Propose, Rollout, Withdraw, step
 from schemas import subjects
@@ -52,8 +53,8 @@ def sleepy(dice: random.Random) -> Callable[[], Awaitable[None]]:
 async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
     nats_url: str, tmp_path: Path, seed: int
 ) -> None:
-    create_keys(tmp_path, [NODE])
-    identity = load_identity(tmp_path, NodeId("orchestrator"))
+    make_members(tmp_path, [NODE])
+    identity = load_identity(tmp_path / NodeId("orchestrator"), NodeId("orchestrator"))
     client = await connect(nats_url, "writers")
     js = await ensure_streams(client)
     deposed = 0
@@ -110,8 +111,8 @@ async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
 
 
 async def test_a_log_that_was_purged_is_written_on(nats_url: str, tmp_path: Path) -> None:
-    create_keys(tmp_path, [NODE])
-    identity = load_identity(tmp_path, NodeId("orchestrator"))
+    make_members(tmp_path, [NODE])
+    identity = load_identity(tmp_path / NodeId("orchestrator"), NodeId("orchestrator"))
     client = await connect(nats_url, "writers")
     js = await ensure_streams(client)
     plans = PlanLog(js, identity)

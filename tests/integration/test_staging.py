@@ -16,7 +16,8 @@ from agent.staging import Gate, Stager
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect, settle
-from bus.keys import ORCHESTRATOR, create_keys, load_identity
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.together import make_members
 from models.store import Store
 from schemas import subjects
 from schemas.base import Digest, NodeId
@@ -57,7 +58,7 @@ class Scene:
             issued_at=datetime.now(UTC),
             blocks=(StoredBlocks.of(self.model, blocks),) if blocks else (),
         )
-        identity = load_identity(self.keys, signer)
+        identity = load_identity(self.keys / signer, signer)
         await self.client.publish(subjects.staging(N0), seal(word, STAGING_TYPE, signer, identity.key))
 
     @property
@@ -77,7 +78,7 @@ async def scene(
 ) -> AsyncIterator[Scene]:
     monkeypatch.setattr(staging, "RETRY_S", 1.0)  # a busy machine may answer a request too late
     model = zoo_store.resolve("llama")
-    create_keys(tmp_path / "keys", [N0])
+    make_members(tmp_path / "keys", [N0])
     mine = Store(tmp_path / "mine")
     holder, client = await connect(nats_url, "holder"), await connect(nats_url, "agent n0")
     manifest = zoo_store.manifest(model)
@@ -86,7 +87,7 @@ async def scene(
     damaged: list[Digest] = []
     files = Fetcher(client, mine, BlobServer(client, mine), damaged.append)
     found = Scene(client, files, mine, zoo_store, model, manifest, tmp_path / "keys", damaged)
-    identity = load_identity(tmp_path / "keys", N0)
+    identity = load_identity(tmp_path / "keys" / N0, N0)
     audit = AuditTrail(client.jetstream(), identity)
     stager = Stager(identity, mine, files, lambda: found.plans, lambda: found.is_busy, audit, lambda: None)
     await stager.listen(client)

@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from nats.aio.msg import Msg
 
-from bus.keys import ORCHESTRATOR, load_identity
+from bus.identity import ORCHESTRATOR, load_identity
 from bus.streams import ensure_streams
 from models.store import Store
 from orchestrator.log import PlanLog
@@ -55,11 +55,11 @@ def two_routes(before: Plan) -> Plan:
 
 async def roll_out(cluster: LocalCluster, running: Serving, plan: Plan) -> None:
     """What an orchestrator does to bring a plan into force."""
-    identity = load_identity(cluster.keys, NodeId(ORCHESTRATOR))
+    identity = load_identity(cluster.keys / NodeId(ORCHESTRATOR), NodeId(ORCHESTRATOR))
     heard: asyncio.Queue[Receipt] = asyncio.Queue()
 
     async def receipt(message: Msg) -> None:
-        heard.put_nowait(open_envelope(message.data, Receipt, RECEIPT_TYPE, identity.nodes)[0])
+        heard.put_nowait(open_envelope(message.data, Receipt, RECEIPT_TYPE, identity.agents)[0])
 
     subscription = await running.bus.nats.subscribe("resplit.v1.receipt.*", cb=receipt)
     log = PlanLog(await ensure_streams(running.bus.nats), identity)

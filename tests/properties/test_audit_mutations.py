@@ -7,7 +7,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from bus.keys import ORCHESTRATOR
+from bus.identity import ORCHESTRATOR
 from resplit.chain import Flaw, Verdict, verify
 from tests.audit_trails import N0, N1, Recorded, record_trail
 from tests.conftest import running_server

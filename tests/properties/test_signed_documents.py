@@ -172,16 +172,16 @@ def test_what_is_remembered_of_plans_never_goes_back_or_far_ahead(
     real: Real, steps: list[tuple[int, int, str]]
 ) -> None:
     known = real.known
-    for term, epoch, plan in steps:
+    for term, revision, event in steps:
         before = known.plans.get(CHAT)
         try:
-            known = after_plan(known, CHAT, term, epoch, Digest(plan))
+            known = after_plan(known, CHAT, term, revision, Digest(event))
         except ResplitError:
             assert known.plans.get(CHAT) == before
         else:
             seen = known.plans[CHAT]
-            assert (seen.term, seen.epoch, seen.digest) == (term, epoch, plan)
+            assert (seen.term, seen.revision, seen.digest) == (term, revision, event)
             if before is not None:
                 assert before.term <= seen.term <= before.term + JUMP_MAX
-                assert before.epoch <= seen.epoch <= before.epoch + JUMP_MAX
-                assert seen.epoch > before.epoch or seen.digest == before.digest
+                assert (before.term, before.revision) <= (seen.term, seen.revision)
+                assert (before.term, before.revision) < (seen.term, seen.revision) or seen.digest == before.digest

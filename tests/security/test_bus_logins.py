@@ -14,10 +14,11 @@ from pydantic import ValidationError
 
 from bus.connection import connect
 from bus.credentials import Credentials, Login, nkey_seed, public_nkey
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.natsconf import TlsFiles, logins_conf, quoted, server_conf
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
+from bus.together import make_members
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -118,12 +119,12 @@ async def test_a_file_of_logins_with_a_mistake_changes_nothing_on_a_running_serv
 
 async def test_with_tls_only_certificates_of_the_authority_may_try_to_log_in(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
-    create_keys(keys, [N0])
+    make_members(keys, [N0])
     member = credentials(N0, "agent")
     files = TlsFiles(keys / "orchestrator.tls.pem", keys / "orchestrator.tls.key", keys / "ca.pem")
     with guarded(tmp_path / "nats", [member], files) as server:
         client = await connect(
-            server.url, N0, tls=load_identity(keys, N0).tls(ssl.Purpose.SERVER_AUTH), credentials=member
+            server.url, N0, tls=load_identity(keys / N0, N0).tls(ssl.Purpose.SERVER_AUTH), credentials=member
         )
         await client.flush()
         await client.close()

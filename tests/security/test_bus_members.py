@@ -19,11 +19,12 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer, fetch, size_of
 from bus.connection import connect, settle
 from bus.credentials import Credentials, inbox_prefix
+from bus.identity import Identity, load_identity
 from bus.journal import Journal, SupersededError
-from bus.keys import Identity, create_keys, load_identity
 from bus.stopping import end
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket, wait_for_streams
 from bus.succession import fence, lives, release
+from bus.together import make_members
 from models.store import Store
 from orchestrator.fold import ReceiptReceived, Report
 from orchestrator.inbox import Inbox, Rejections
@@ -63,13 +64,13 @@ class Cluster:
     keys: Path
 
     def identity(self, name: str) -> Identity:
-        return load_identity(self.keys, NodeId(name))
+        return load_identity(self.keys / NodeId(name), NodeId(name))
 
 
 @pytest_asyncio.fixture
 async def cluster(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIterator[Cluster]:
     """A cluster of two agents; afterwards, nothing that any of them did was refused."""
-    create_keys(tmp_path / "keys", [N0, N1])
+    make_members(tmp_path / "keys", [N0, N1])
     app = credentials("app", "client")
     members = [
         credentials("orchestrator", "orchestrator"),

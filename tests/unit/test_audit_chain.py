@@ -15,7 +15,8 @@ import bus.audit
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.heads import Heads, read_head, write_head
-from bus.keys import ORCHESTRATOR, create_keys, load_identity
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.together import make_members
 from resplit import chain
 from resplit.chain import Finding, Flaw, verify
 from resplit.cloudevents import as_line, envelopes
@@ -53,14 +54,14 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Recorded]:
 
 @pytest_asyncio.fixture
 async def client(nats_url: str, tmp_path: Path) -> AsyncIterator[Client]:
-    create_keys(tmp_path, [N0, N1])
+    make_members(tmp_path, [N0, N1])
     connection = await connect(nats_url, "test")
     yield connection
     await connection.close()
 
 
 def writer(client: Client, folder: Path, name: NodeId = N0, checkpoint_s: float = 60.0) -> Writer:
-    return Writer(client, load_identity(folder, name), folder / f"{name}.audit", checkpoint_s)
+    return Writer(client, load_identity(folder / name, name), folder / f"{name}.audit", checkpoint_s)
 
 
 def events(data: list[bytes], trust: Trust) -> list[AuditEvent]:
@@ -159,7 +160,7 @@ async def test_a_checkpoint_comes_after_so_many_events_or_so_long(
 
 def test_heads_count_what_the_stream_acknowledged_and_are_said_once(recorded: Recorded) -> None:
     places = recorded.life_of(N0, 1)
-    heads = Heads(recorded.trust, N1, LifeId("n1-here"))
+    heads = Heads(lambda: recorded.trust, N1, LifeId("n1-here"))
     heads.hear(recorded.envelopes[places[0]])
     assert (heads.news, heads.take()) == (False, ())
     for position in (places[1], places[3], places[2]):
@@ -174,7 +175,7 @@ def test_heads_count_what_the_stream_acknowledged_and_are_said_once(recorded: Re
 
 def test_checkpoints_of_two_orchestrators_do_not_answer_each_other(recorded: Recorded) -> None:
     places = recorded.life_of(NodeId(ORCHESTRATOR))
-    heads = Heads(recorded.trust, NodeId(ORCHESTRATOR), LifeId("orchestrator-other"))
+    heads = Heads(lambda: recorded.trust, NodeId(ORCHESTRATOR), LifeId("orchestrator-other"))
     heads.hear(recorded.envelopes[places[-1]])
     assert recorded.event(places[-1]).kind is AuditKind.CHECKPOINT
     assert not heads.news
@@ -209,7 +210,7 @@ def test_an_event_of_long_ago_may_not_come_again(recorded: Recorded, monkeypatch
 
 
 def test_an_old_unchained_event_is_read_but_may_not_come_again_behind_a_chain(recorded: Recorded) -> None:
-    key = load_identity(recorded.folder, N0).key
+    key = load_identity(recorded.folder / N0, N0).key
     old = AuditEvent(at=AT, source=N0, kind=AuditKind.NODE_JOINED, message="a node joined")
     data = seal(old, AUDIT_TYPE, N0, key)
     assert b"chain" not in encode(old), "an event without a chain has the bytes that it always had"
@@ -228,7 +229,7 @@ def test_without_keys_the_chain_is_judged_and_forgeries_are_not_known(recorded: 
 
 def test_a_checkpoint_that_lies_is_found(recorded: Recorded) -> None:
     places = recorded.life_of(N0, 1)
-    identity = load_identity(recorded.folder, N0)
+    identity = load_identity(recorded.folder / N0, N0)
     event = recorded.event(places[-1])
     assert event.checkpoint is not None
     wrong = event.model_copy(update={"checkpoint": event.checkpoint.model_copy(update={"root": "0" * 64})})
@@ -238,7 +239,7 @@ def test_a_checkpoint_that_lies_is_found(recorded: Recorded) -> None:
 
 
 def test_a_life_that_is_named_twice_as_the_one_before_is_said(recorded: Recorded) -> None:
-    key = load_identity(recorded.folder, N0).key
+    key = load_identity(recorded.folder / N0, N0).key
     first = recorded.event(recorded.life_of(N0, 1)[0])
     assert first.chain is not None and first.chain.before is not None
     other = first.model_copy(update={"chain": first.chain.model_copy(update={"life": LifeId("n0-other")})})

@@ -18,8 +18,9 @@ from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
 from bus.connection import connect, settle
-from bus.keys import create_keys, load_identity
+from bus.identity import load_identity
 from bus.streams import ensure_streams
+from bus.together import make_members
 from resplit.cli import app
 from resplit.commands.deployments import default_name, parse_placement, parse_sensitive
 from resplit.commands.events import event_line
@@ -242,8 +243,8 @@ def test_events_are_shown_with_how_far_they_may_be_believed(
     tmp_path: Path, server_url: str, loop: Callable[[Any], Any]
 ) -> None:
     keys, others = tmp_path / "keys", tmp_path / "others"
-    create_keys(keys, [NODE])
-    create_keys(others, [NODE])
+    make_members(keys, [NODE])
+    make_members(others, [NODE])
     loop(publish_events(server_url, keys, others))
     shown = [json.loads(line) for line in run("events", "--json", "--url", server_url).stdout.splitlines()]
     assert [(e["kind"], e["standing"]) for e in shown] == [
@@ -276,7 +277,7 @@ async def publish_events(url: str, keys: Path, others: Path) -> None:
         fields={"blocks": 4},
     )
     for event, folder in ((joined, keys), (applied, others)):
-        identity = load_identity(folder, NODE)
+        identity = load_identity(folder / NODE, NODE)
         await js.publish(subjects.audit(NODE, event.kind), seal(event, AUDIT_TYPE, NODE, identity.key))
     await connection.close()
 

@@ -20,9 +20,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from bus.certificates import issue, make_authority
 from bus.enrolment import PENDING, adopt, countersign_roster, enrol, read_roots, renew, review, revoke, rotate
 from bus.founding import ROOT_LIFETIME, ROSTER_LIFETIME, Holder, found_cluster, load_holder
+from bus.identity import Identity, peer_name
 from bus.joining import BUNDLE_BYTES_MAX, KNOWN, ROSTER, Bundle, join, pack, unpack, with_roster
-from bus.keys import Identity, create_keys, peer_name
 from bus.remembered import recall, remember, write_durably
+from bus.together import make_members
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_plan, after_roster, first_known, open_roots
@@ -330,7 +331,7 @@ def test_no_identity_is_overwritten_by_another(cluster: Path, tmp_path: Path) ->
     (cluster / "root-0.key").rename(tmp_path / "carried-away.key")
     refused(ErrorCode.INVALID_REQUEST, r"\(root\.1\.signed\)", cluster, lambda: join(second, cluster, NOW))
     (tmp_path / "carried-away.key").rename(cluster / "root-0.key")
-    create_keys(tmp_path / "made", [N1])
+    make_members(tmp_path / "made", [N1])
     refused(
         ErrorCode.INVALID_REQUEST, "another identity", tmp_path / "made", lambda: join(second, tmp_path / "made", NOW)
     )

@@ -386,35 +386,33 @@ def test_members_are_those_whose_time_it_is() -> None:
 
 # Plans
 
-SEEN = after_plan(START, CHAT, term=3, epoch=7, plan=PLAN)
+SEEN = after_plan(START, CHAT, term=3, revision=7, event=PLAN)
 
 
-def test_the_highest_term_and_epoch_of_each_deployment_are_remembered() -> None:
-    both = after_plan(SEEN, DeploymentName("other"), term=1, epoch=1, plan=OTHER_PLAN)
+def test_the_highest_term_and_revision_of_each_deployment_are_remembered() -> None:
+    both = after_plan(SEEN, DeploymentName("other"), term=1, revision=1, event=OTHER_PLAN)
     assert both.plans == {
-        CHAT: PlanSeen(term=3, epoch=7, digest=PLAN),
-        DeploymentName("other"): PlanSeen(term=1, epoch=1, digest=OTHER_PLAN),
+        CHAT: PlanSeen(term=3, revision=7, digest=PLAN),
+        DeploymentName("other"): PlanSeen(term=1, revision=1, digest=OTHER_PLAN),
     }
-    assert after_plan(SEEN, CHAT, term=3, epoch=7, plan=PLAN) == SEEN
-    assert after_plan(SEEN, CHAT, term=4, epoch=7, plan=PLAN).plans[CHAT].term == 4
-    assert after_plan(SEEN, CHAT, term=3 + JUMP_MAX, epoch=7 + JUMP_MAX, plan=OTHER_PLAN) != SEEN
+    assert after_plan(SEEN, CHAT, term=3, revision=7, event=PLAN) == SEEN
+    assert after_plan(SEEN, CHAT, term=4, revision=1, event=OTHER_PLAN).plans[CHAT].term == 4
+    assert after_plan(SEEN, CHAT, term=3 + JUMP_MAX, revision=1, event=OTHER_PLAN) != SEEN
 
 
 @pytest.mark.parametrize(
-    ("term", "epoch", "plan", "code", "field"),
+    ("term", "revision", "event", "code", "field"),
     [
         (2, 8, OTHER_PLAN, ErrorCode.ROLLED_BACK, "term"),
-        (3, 6, OTHER_PLAN, ErrorCode.ROLLED_BACK, "epoch"),
-        (4, 6, OTHER_PLAN, ErrorCode.ROLLED_BACK, "epoch"),
+        (3, 6, OTHER_PLAN, ErrorCode.ROLLED_BACK, "revision"),
         (3, 7, OTHER_PLAN, ErrorCode.ROLLED_BACK, "digest"),
         (4 + JUMP_MAX, 8, OTHER_PLAN, ErrorCode.INVALID_REQUEST, "term"),
-        (3, 8 + JUMP_MAX, OTHER_PLAN, ErrorCode.INVALID_REQUEST, "epoch"),
     ],
 )
-def test_a_plan_that_does_not_follow_changes_nothing(
-    term: int, epoch: int, plan: Digest, code: ErrorCode, field: str
+def test_a_plan_event_that_does_not_follow_changes_nothing(
+    term: int, revision: int, event: Digest, code: ErrorCode, field: str
 ) -> None:
-    refused(code, field, SEEN, lambda known: after_plan(known, CHAT, term, epoch, plan))
+    refused(code, field, SEEN, lambda known: after_plan(known, CHAT, term, revision, event))
 
 
 def test_no_more_deployments_are_remembered_than_there_is_room_for() -> None:
@@ -426,7 +424,7 @@ def test_no_more_deployments_are_remembered_than_there_is_room_for() -> None:
 
 
 def test_plans_are_forgotten_once_no_key_is_left_that_could_sign_them_again() -> None:
-    seen = after_plan(AT_FIVE, CHAT, term=3, epoch=7, plan=PLAN)
+    seen = after_plan(AT_FIVE, CHAT, term=3, revision=7, event=PLAN)
     second = member("second", 30, role="orchestrator", tier=None)
 
     def taken(known: Known, version: int, *orchestrators: Member) -> Known:

@@ -1,0 +1,23 @@
+"""PURE: what the root forbids, whoever signed the plan.
+
+A node that is trusted with a block also hands on what comes out of it. So an agent refuses a plan for what it puts on
+any node and not only on its own: then no trusted node sends anything to one that a stolen orchestrator's key chose.
+"""
+
+from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import Plan
+from schemas.roster import Roster, forbidden
+
+
+def check_allowed(roster: Roster, plan: Plan) -> None:
+    """Raise `ResplitError(FORBIDDEN)` where `plan` puts a block on a node that must not hold it."""
+    for route in plan.routes:
+        block_count = route.stages[-1].last + 1
+        for stage in route.stages:
+            wrong = forbidden(roster.policy, roster, plan.deployment, block_count, stage.node, stage.blocks)
+            if not wrong:
+                continue
+            member = roster.member(stage.node)
+            why = "is no agent of this cluster" if member is None or member.role != "agent" else "is not trusted"
+            message = f"block {min(wrong)} of {plan.deployment!r} must not be on {stage.node!r}, which {why}"
+            raise ResplitError(ErrorCode.FORBIDDEN, f"{message} by roster {roster.version}", "plan")

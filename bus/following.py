@@ -1,0 +1,141 @@
+"""Keeping a process's roster the newest one that is on the bus.
+
+Whoever is revoked is so where the roster that says it has arrived. It is heard live, and looked for at the start, after
+every reconnection and now and then. Anybody may have put rubbish behind it, so the newest that holds counts.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from hashlib import sha256
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.js import JetStreamContext
+
+from bus.audit import AuditTrail
+from bus.identity import Identity
+from bus.joining import ROSTER
+from bus.streams import stored_messages
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.errors import ErrorCode, ResplitError
+from schemas.roster import Roster, open_roster
+
+LOOK_EVERY_S = 30.0
+"""A roster that got lost on its way is found in the stream at the latest after this."""
+RETRY_S = 0.5
+REJECTIONS_MAX = 1000
+
+log = logging.getLogger(__name__)
+
+
+class RosterInbox:
+    """Gives an identity every newer roster."""
+
+    def __init__(
+        self, client: Client, identity: Identity, audit: AuditTrail, on_change: Callable[[], object] = lambda: None
+    ) -> None:
+        """`on_change` hears that other members, or another policy, are in force."""
+        self._client = client
+        self._identity = identity
+        self._audit = audit
+        self._on_change = on_change
+        self._rejected: set[bytes] = set()
+        self._said_stale = False
+
+    async def run(self) -> None:
+        """Follow until cancelled."""
+        await self._client.subscribe(subjects.ROSTER, cb=self._arrived)
+        while True:
+            connection = self._client.stats["reconnects"]
+            try:
+                await self._look()
+            except Exception as error:  # nats-py raises several types while the server is away
+                log.debug("the stream of rosters is out of reach: %r", error)
+                await asyncio.sleep(RETRY_S)
+                continue
+            self._check_time()
+            for _ in range(int(LOOK_EVERY_S / RETRY_S)):
+                if self._client.stats["reconnects"] != connection:
+                    break
+                await asyncio.sleep(RETRY_S)
+
+    async def _look(self) -> None:
+        for message in reversed(
+            await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ROSTER)
+        ):
+            if await self._took(message):
+                return
+
+    async def _arrived(self, msg: Msg) -> None:
+        await self._took(msg)
+
+    async def _took(self, msg: Msg) -> bool:
+        """Whether the roster holds, news or not."""
+        try:
+            news = await self._identity.take_roster(msg.data)
+        except ResplitError as error:
+            self._reject(msg, error)
+            return False
+        if news:
+            roster = self._identity.roster
+            self._said_stale = False
+            self._audit.record(
+                AuditKind.ROSTER_TAKEN,
+                "a newer roster is in force",
+                version=roster.version,
+                digest=roster.digest,
+                members=len(roster.members),
+            )
+            self._on_change()
+        return True
+
+    def _check_time(self) -> None:
+        if self._identity.is_stale() and not self._said_stale:
+            self._said_stale = True
+            roster = self._identity.roster
+            log.warning("the roster of version %d expired at %s", roster.version, roster.expires_at)
+            self._audit.record(
+                AuditKind.ROSTER_STALE,
+                "the roster has expired: nobody renewed it, or a newer one is kept from here",
+                version=roster.version,
+                expired_at=roster.expires_at.isoformat(),
+            )
+
+    def _reject(self, msg: Msg, error: ResplitError) -> None:
+        digest = sha256(msg.data).digest()
+        old = error.code is ErrorCode.ROLLED_BACK and error.field == "version"
+        if old or digest in self._rejected or len(self._rejected) >= REJECTIONS_MAX:
+            return  # an earlier one lies in the stream for good; or it was said already; or a flood
+        self._rejected.add(digest)
+        self._audit.record(
+            AuditKind.EVENT_REJECTED,
+            "a roster was rejected and nothing was changed",
+            code=error.code.value,
+            error=error.message,
+            subject=msg.subject,
+        )
+
+
+async def publish_roster(js: JetStreamContext, data: bytes) -> None:
+    """Put a signed roster where every member finds it. Raises what nats-py raises."""
+    await js.publish(subjects.ROSTER, data)
+
+
+async def offer_roster(js: JetStreamContext, identity: Identity) -> None:
+    """Publish the roster of `identity` where the bus has none as new, so that one carried to a single machine by hand
+    reaches all. Raises what nats-py raises."""
+    newest = 0
+    for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ROSTER):
+        found = _opened(identity, message.data)
+        newest = max(newest, 0 if found is None else found.version)
+    if identity.roster.version > newest:
+        await publish_roster(js, await asyncio.to_thread((identity.folder / ROSTER).read_bytes))
+
+
+def _opened(identity: Identity, data: bytes) -> Roster | None:
+    try:
+        return open_roster(identity.root, data)
+    except ResplitError:
+        return None

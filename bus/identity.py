@@ -1,0 +1,198 @@
+"""Who a process is, and who else belongs to the cluster as its root says now.
+
+A process works from its member's folder (`bus.joining`). The roster in it is where it begins; newer ones reach it over
+the bus (`bus.following`), and whom it believes changes with them while it runs.
+"""
+
+import asyncio
+import ssl
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+
+from bus.certificates import common_names, fingerprint
+from bus.enrolment import read_roots
+from bus.joining import AUTHORITY, KNOWN, ROSTER
+from bus.remembered import PUBLIC, recall, remember, write_durably
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.errors import ErrorCode, ResplitError
+from schemas.known import Known, after_plan, after_roster, open_roots
+from schemas.roster import Member, Role, RootKeys, Roster, open_roster, public_key
+
+ORCHESTRATOR = NodeId("orchestrator")
+"""The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
+
+Keys = Mapping[NodeId, Ed25519PublicKey]
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+class Identity:
+    """One member's name and signing key, and whom it believes now."""
+
+    def __init__(
+        self,
+        name: NodeId,
+        key: Ed25519PrivateKey,
+        folder: Path,
+        known: Known,
+        roster: Roster,
+        now: Callable[[], datetime] = _now,
+    ) -> None:
+        """`known` is what is on the disk; `roster` the one that it names."""
+        self.name = name
+        self.key = key
+        self.folder = folder
+        self.roster = roster
+        self._known = known
+        self._now = now
+        self._writing = asyncio.Lock()
+        self._until: datetime | None = None
+        self._by_role: dict[Role, dict[NodeId, Ed25519PublicKey]] = {}
+
+    @property
+    def root(self) -> RootKeys:
+        """Who signs rosters."""
+        return self._known.root
+
+    @property
+    def orchestrators(self) -> Keys:
+        """Whose plans are obeyed."""
+        return self._of("orchestrator")
+
+    @property
+    def agents(self) -> Keys:
+        """Whose capacity, receipts and pieces are believed."""
+        return self._of("agent")
+
+    @property
+    def writers(self) -> Keys:
+        """Whose audit events are believed."""
+        return writers(self.roster)
+
+    def member(self, name: NodeId) -> Member | None:
+        """Who is called `name`, if it is their time."""
+        found = self.roster.member(name)
+        return found if found is not None and found.is_current(self._now()) else None
+
+    def is_stale(self) -> bool:
+        """Whether the roster has expired: its holders forgot it, or somebody keeps the newest from this process."""
+        return self._now() >= self.roster.expires_at
+
+    def peer(self, certificate: bytes | None) -> NodeId | None:
+        """The agent that a peer's verified certificate (DER) is of; None for one that the roster does not name.
+
+        The authority's signature says that a key goes by a name, and the roster that it still does.
+        """
+        if certificate is None:
+            return None
+        try:
+            parsed = x509.load_der_x509_certificate(certificate)
+            names, shown = common_names(parsed), fingerprint(parsed.public_key())
+        except ValueError:
+            return None
+        member = self.member(NodeId(names[0])) if len(names) == 1 else None
+        return NodeId(member.name) if member is not None and member.role == "agent" and member.link == shown else None
+
+    def tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:
+        """A TLS 1.3 context that shows this identity and demands one of the same authority from the peer."""
+        context = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_SERVER if purpose is ssl.Purpose.CLIENT_AUTH else ssl.PROTOCOL_TLS_CLIENT
+        )
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        context.check_hostname = False  # the peer's *name* is checked against its certificate, not its address
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.load_verify_locations(self.folder / AUTHORITY)
+        context.load_cert_chain(self.folder / f"{self.name}.tls.pem", self.folder / f"{self.name}.tls.key")
+        return context
+
+    async def take_roster(self, data: bytes) -> bool:
+        """Believe a roster; on the disk before it counts. Whether it is news. Errors are those of `after_roster`."""
+        async with self._writing:
+            now = self._now()
+            known = after_roster(self._known, data, now)
+            if known == self._known:
+                return False
+            # First the roster: where power fails before the other, `load_identity` finds one that is newer.
+            await asyncio.to_thread(write_durably, self.folder / ROSTER, data, PUBLIC)
+            await self._keep(known)
+            self.roster = open_roster(known.root, data)
+            self._until = None
+            return True
+
+    async def take_plan(self, deployment: DeploymentName, term: int, revision: int, digest: Digest) -> None:
+        """Remember a plan event, of this SHA-256, before it is acted upon. Errors are those of `after_plan`."""
+        async with self._writing:
+            await self._keep(after_plan(self._known, deployment, term, revision, digest))
+
+    async def _keep(self, known: Known) -> None:
+        if known != self._known:
+            await asyncio.to_thread(remember, self.folder / KNOWN, known)
+            self._known = known
+
+    def _of(self, role: Role) -> Keys:
+        now = self._now()
+        if self._until is None or now >= self._until:
+            # Who belongs changes with the roster, and where somebody's time begins or ends.
+            times = [time for member in self.roster.members for time in (member.not_before, member.not_after)]
+            self._until = min((time for time in times if time > now), default=datetime.max.replace(tzinfo=UTC))
+            self._by_role = {}
+            for member in self.roster.members:
+                if member.is_current(now):
+                    self._by_role.setdefault(member.role, {})[NodeId(member.name)] = public_key(member.signing)
+        return self._by_role.get(role, {})
+
+
+def read_roster(folder: Path) -> Roster:
+    """The roster in a member's folder or the cluster's, verified by the root there; no private key is needed.
+
+    Raises `ResplitError` naming the file that is missing or bad.
+    """
+    known = recall(folder / KNOWN)
+    root = open_roots(read_roots(folder)) if known is None else known.root
+    return open_roster(root, _read(folder / ROSTER))
+
+
+def writers(roster: Roster) -> dict[NodeId, Ed25519PublicKey]:
+    """Whose audit events are believed: agents and orchestrators, whatever their time. What a member signed while it
+    belonged stays true."""
+    return {NodeId(m.name): public_key(m.signing) for m in roster.members if m.role != "client"}
+
+
+def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now) -> Identity:
+    """Who `name` is, by its member's folder; raises `ResplitError` naming the file that is missing or bad, and what
+    `after_roster` raises where the roster in it is not the one that was last taken."""
+    known = recall(folder / KNOWN)
+    if known is None:
+        raise _missing(folder / KNOWN, "no such file")
+    try:
+        key = serialization.load_pem_private_key(_read(folder / f"{name}.key"), password=None)
+    except ValueError as error:
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not a private key") from error
+    if not isinstance(key, Ed25519PrivateKey):
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not an Ed25519 key")
+    data = _read(folder / ROSTER)
+    roster = open_roster(known.root, data)
+    # It may have expired since, and be the newest there is all the same.
+    seen = after_roster(known, data, roster.issued_at)
+    if seen != known:
+        remember(folder / KNOWN, seen)
+    return Identity(name, key, folder, seen, roster, now)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise _missing(path, error.strerror or str(error)) from error
+
+
+def _missing(path: Path, why: str) -> ResplitError:
+    message = f"cannot read {path}: {why}; `resplit join BUNDLE --keys {path.parent}` makes a member's folder"
+    return ResplitError(ErrorCode.INVALID_REQUEST, message, path.name)

@@ -1,0 +1,328 @@
+"""Who belongs to a cluster: `init` founds one, `enroll`, `rotate` and `revoke` change it, `join` is for the machine of
+a member; `resplit roster` shows, renews, signs and publishes what the root said."""
+
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from resplit.defaults import DEFAULT_URL
+from resplit.exits import Commands
+from resplit.options import AsJson, Keys, Url
+from resplit.output import print_json, print_table
+from schemas.base import NAME_PATTERN, NodeId
+from schemas.errors import ErrorCode, ResplitError
+
+if TYPE_CHECKING:
+    from bus.founding import Holder
+    from schemas.roster import Policy, Roster
+
+RoleName = Literal["agent", "orchestrator", "client"]
+TierName = Literal["trusted", "edge"]
+DAYS = 365
+EXPIRES_SOON = timedelta(days=30)
+MEMBERS = ("member", "role", "tier", "until")
+
+Cluster = Annotated[
+    Path, typer.Option("--cluster", envvar="RESPLIT_CLUSTER", help="The cluster's folder, made with `resplit init`.")
+]
+Roots = Annotated[
+    list[Path] | None,
+    typer.Option("--root", help="A holder's root-N.key, once for each who signs; default: those in the cluster."),
+]
+Locked = Annotated[bool, typer.Option("--locked", help="The holders' files have passphrases: ask for them.")]
+Sensitive = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Blocks that only trusted nodes may hold, whatever an orchestrator says, as `chat=ends`, `chat=0,5` or "
+        "`*=ends` for every deployment. Once for each."
+    ),
+]
+Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]
+Member = Annotated[str, typer.Argument(help="The member's name.", metavar="NODE")]
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="What the root of a cluster said: show, renew, publish it.")
+
+
+def init(
+    folder: Annotated[Path, typer.Argument(help="The folder to make. Keep it off the cluster's machines.")],
+    holders: Annotated[int, typer.Option(min=1, max=16, help="How many people hold a key of the root.")] = 1,
+    threshold: Annotated[int, typer.Option(min=1, max=16, help="How many of them it takes to sign.")] = 1,
+    locked: Locked = False,
+    sensitive: Sensitive = None,
+    as_json: AsJson = False,
+) -> None:
+    """Found a cluster: the keys of its root, and its certificate authority. It has no members yet."""
+    from bus.founding import found_cluster  # noqa: PLC0415
+
+    phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
+    folder = folder.expanduser()
+    root = found_cluster(
+        folder,
+        now=_now(),
+        holders=holders,
+        threshold=threshold,
+        passphrases=phrases,
+        policy=_policy(sensitive),
+    )
+    if as_json:
+        print_json({"cluster": root.cluster, "folder": str(folder), "holders": holders, "threshold": threshold})
+        return
+    print(f"{folder}: cluster {root.cluster}, {threshold} of {holders} holders sign")
+    if holders > 1:
+        print("  give each holder one root-N.key and delete it here")
+    print(f"  next: resplit enroll orchestrator --role orchestrator --cluster {folder}")
+
+
+def enroll(
+    node: Member,
+    cluster: Cluster,
+    tier: Annotated[TierName | None, typer.Option(help="Of an agent: whether it may hold sensitive blocks.")] = None,
+    role: Annotated[RoleName, typer.Option(help="What it is.")] = "agent",
+    days: Annotated[int, typer.Option(min=1, max=3650, help="How long it belongs.")] = DAYS,
+    root: Roots = None,
+    locked: Locked = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make NODE a member: writes its bundle, which `resplit join` uses on its machine. The bundle holds its private
+    keys: carry it yourself, and delete it afterwards."""
+    from bus.enrolment import enrol  # noqa: PLC0415
+
+    _check_name(node)
+    if role == "agent" and tier is None:
+        message = "an agent is `--tier trusted` (it may see sensitive blocks) or `--tier edge` (it may not)"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tier")
+    holders = _holders(cluster, root, locked)
+    found = enrol(cluster, NodeId(node), role, tier, timedelta(days=days), holders, now=_now())
+    _bundled(node, found, cluster, out, as_json)
+
+
+def rotate(
+    node: Member,
+    cluster: Cluster,
+    root: Roots = None,
+    locked: Locked = False,
+    out: Out = None,
+    as_json: AsJson = False,
+) -> None:
+    """Give NODE new keys: writes its new bundle. The old keys are void wherever the new roster has arrived."""
+    from bus.enrolment import rotate as renewed  # noqa: PLC0415
+
+    found = renewed(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
+    _bundled(node, found, cluster, out, as_json)
+
+
+def revoke(node: Member, cluster: Cluster, root: Roots = None, locked: Locked = False, as_json: AsJson = False) -> None:
+    """Take NODE out of the cluster. It is out wherever the new roster has arrived: publish it."""
+    from bus.enrolment import revoke as taken_out  # noqa: PLC0415
+
+    roster = taken_out(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
+    _changed(roster, cluster, f"{node} is revoked", as_json)
+
+
+def join(
+    bundle: Annotated[Path, typer.Argument(help="What `resplit enroll` or `resplit rotate` wrote.")],
+    keys: Keys,
+    roster: Annotated[
+        Path | None, typer.Option(help="The roster that more holders have signed since, where it takes several.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a member's keys in place on its machine, after everything in BUNDLE was verified."""
+    from bus.joining import join as joined  # noqa: PLC0415
+    from bus.joining import with_roster  # noqa: PLC0415
+
+    data = _read(bundle, "bundle")
+    if roster is not None:
+        data = with_roster(data, _read(roster, "roster"))
+    keys = keys.expanduser()
+    found = joined(data, keys, _now())
+    member = found.member
+    if as_json:
+        told = {"name": member.name, "role": member.role, "tier": member.tier, "until": member.not_after.isoformat()}
+        print_json({**told, "cluster": found.roster.cluster, "keys": str(keys)})
+        return
+    print(f"{keys}: {_titled(member.role, member.tier)} {member.name} of cluster {found.roster.cluster}")
+    print(f"  delete {bundle} now: it holds the private keys")
+    command = {"agent": f"agent {member.name}", "orchestrator": "orchestrator"}.get(member.role)
+    if command is not None:
+        print(f"  next: resplit {command} --keys {keys}")
+
+
+@app.command()
+def show(cluster: Cluster, as_json: AsJson = False) -> None:
+    """Who belongs to the cluster, and until when."""
+    from bus.identity import read_roster  # noqa: PLC0415
+
+    roster = read_roster(cluster.expanduser())
+    if as_json:
+        print_json(roster)
+        return
+    left = roster.expires_at - _now()
+    soon = "" if left > EXPIRES_SOON else "; renew it: resplit roster renew"
+    print(f"cluster {roster.cluster}, roster {roster.version}, valid until {_day(roster.expires_at)}{soon}")
+    for name, blocks in roster.policy.sensitive.items():
+        print(f"  sensitive {name}: {blocks if isinstance(blocks, str) else ','.join(map(str, blocks))}")
+    rows = [[member.name, member.role, member.tier or "", _day(member.not_after)] for member in roster.members]
+    print_table("", MEMBERS, rows)
+
+
+@app.command()
+def renew(
+    cluster: Cluster, sensitive: Sensitive = None, root: Roots = None, locked: Locked = False, as_json: AsJson = False
+) -> None:
+    """Say the same again before the roster expires, or, with --sensitive, with another policy in place of the one."""
+    from bus.enrolment import renew as renewed  # noqa: PLC0415
+
+    policy = None if sensitive is None else _policy(sensitive)
+    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=policy)
+    _changed(roster, cluster, "the roster is renewed", as_json)
+
+
+@app.command()
+def sign(
+    document: Annotated[Path, typer.Argument(help="The roster that another holder has signed (roster.pending).")],
+    cluster: Cluster,
+    root: Roots = None,
+    locked: Locked = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Add a holder's signature to a roster, once its holder has read what it says."""
+    from bus.enrolment import countersign_roster, read_roots, review  # noqa: PLC0415
+    from bus.remembered import PUBLIC, write_durably  # noqa: PLC0415
+
+    data, chain = _read(document, "document"), read_roots(cluster)
+    roster = review(data, chain)
+    print_table(
+        f"roster {roster.version}", MEMBERS, [[m.name, m.role, m.tier or "", _day(m.not_after)] for m in roster.members]
+    )
+    if not yes:
+        typer.confirm("Sign this?", abort=True)
+    write_durably(document, countersign_roster(data, chain, _holders(cluster, root, locked)), PUBLIC)
+    print(f"{document}: signed; once enough holders have: resplit roster adopt {document} --cluster {cluster}")
+
+
+@app.command()
+def adopt(
+    document: Annotated[Path, typer.Argument(help="A roster that enough holders have signed.")],
+    cluster: Cluster,
+    as_json: AsJson = False,
+) -> None:
+    """Make a roster that enough holders have signed the cluster's."""
+    from bus.enrolment import adopt as adopted  # noqa: PLC0415
+
+    _changed(adopted(cluster, _read(document, "document")), cluster, "the roster is adopted", as_json)
+
+
+@app.command()
+def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
+    """Send the cluster's roster to every member that runs; those that start later find it."""
+    import asyncio  # noqa: PLC0415
+
+    from bus.following import publish_roster  # noqa: PLC0415
+    from bus.identity import read_roster  # noqa: PLC0415
+    from bus.joining import ROSTER  # noqa: PLC0415
+    from resplit.exchange import open_connection  # noqa: PLC0415
+
+    cluster = cluster.expanduser()
+    roster = read_roster(cluster)
+
+    async def sent() -> None:
+        connection = await open_connection(url, "resplit-roster", CONNECT_S, {})
+        try:
+            await publish_roster(connection.jetstream(), _read(cluster / ROSTER, "cluster"))
+        finally:
+            await connection.close()
+
+    asyncio.run(sent())
+    print(f"roster {roster.version} of cluster {roster.cluster} is published")
+
+
+CONNECT_S = 5.0
+
+
+def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: bool) -> None:
+    from bus.enrolment import PENDING  # noqa: PLC0415
+    from bus.remembered import PRIVATE, write_durably  # noqa: PLC0415
+
+    path = Path(f"{node}.bundle") if out is None else out.expanduser()
+    write_durably(path, data, PRIVATE)
+    pending = cluster.expanduser() / PENDING
+    if as_json:
+        print_json({"name": node, "bundle": str(path), "pending": str(pending) if pending.exists() else None})
+        return
+    print(f"{path}: the keys of {node}; take it to its machine yourself")
+    if pending.exists():
+        print(f"  other holders must sign first: resplit roster sign {pending}")
+    else:
+        print(f"  there:  resplit join {path.name} --keys FOLDER")
+        print(f"  here:   resplit roster publish --cluster {cluster}   (members that run hear of it)")
+
+
+def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
+    from bus.enrolment import PENDING  # noqa: PLC0415
+
+    pending = cluster.expanduser() / PENDING
+    if as_json:
+        print_json({"version": roster.version, "pending": str(pending) if pending.exists() else None})
+    elif pending.exists():
+        print(f"{what} once other holders have signed: resplit roster sign {pending}")
+    else:
+        print(f"{what} in roster {roster.version}; now: resplit roster publish --cluster {cluster}")
+
+
+def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
+    from bus.founding import load_holder  # noqa: PLC0415
+
+    paths = sorted(cluster.expanduser().glob("root-*.key")) if roots is None else [path.expanduser() for path in roots]
+    if not paths:
+        message = f"{cluster} holds no root-N.key; bring the file of a holder with --root"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root")
+    return [load_holder(path, _passphrase(path.name) if locked else None) for path in paths]
+
+
+def _passphrase(name: str, confirm: bool = False) -> str:
+    asked: str = typer.prompt(f"passphrase of {name}", hide_input=True, confirmation_prompt=confirm)
+    return asked
+
+
+def _policy(texts: list[str] | None) -> "Policy":
+    from resplit.commands.deployments import parse_sensitive  # noqa: PLC0415
+    from schemas.roster import EVERY_DEPLOYMENT, Policy  # noqa: PLC0415
+
+    found = {}
+    for text in texts or ():
+        name, equals, blocks = text.partition("=")
+        if not equals or (name != EVERY_DEPLOYMENT and re.fullmatch(NAME_PATTERN, name) is None):
+            message = f"{text!r} is no rule: give a deployment or `*`, and its blocks, as `*=ends`"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
+        found[name] = parse_sensitive(blocks)
+    return Policy(sensitive=found)
+
+
+def _check_name(node: str) -> None:
+    if re.fullmatch(NAME_PATTERN, node) is None:
+        message = f"{node!r} cannot name a member; use lower-case letters, digits, '_' and '-'"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "node")
+
+
+def _read(path: Path, field: str) -> bytes:
+    try:
+        return path.expanduser().read_bytes()
+    except OSError as error:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"cannot read {path}: {error.strerror}", field) from error
+
+
+def _titled(role: str, tier: str | None) -> str:
+    return role if tier is None else f"{tier} {role}"
+
+
+def _day(at: datetime) -> str:
+    return at.astimezone().date().isoformat()
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
