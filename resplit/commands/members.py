@@ -23,7 +23,7 @@ RoleName = Literal["agent", "orchestrator", "client"]
 TierName = Literal["trusted", "edge"]
 DAYS = 365
 EXPIRES_SOON = timedelta(days=30)
-MEMBERS = ("member", "role", "tier", "until")
+MEMBERS = ["member", "role", "tier", "until"]
 
 Cluster = Annotated[
     Path, typer.Option("--cluster", envvar="RESPLIT_CLUSTER", help="The cluster's folder, made with `resplit init`.")
