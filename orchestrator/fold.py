@@ -23,6 +23,7 @@ from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, Finished
 from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
+from schemas.roster import Roster
 
 LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)
 LOST_SPARE = timedelta(seconds=3 * HEARTBEAT_SPARE_S)
@@ -67,6 +68,8 @@ class Snapshot:
     """Nodes that an operator wants no plan to use."""
     trust: Mapping[NodeId, bool] = field(default_factory=dict)
     """Nodes that an operator trusts, or does not."""
+    roster: Roster | None = None
+    """What the root says, which no operator's word goes beyond; None in a world that has none."""
     deployments: Mapping[DeploymentName, Deployment] = field(default_factory=dict)
     manifests: Mapping[Digest, Manifest] = field(default_factory=dict)
     rollouts: Mapping[DeploymentName, Rollout] = field(default_factory=dict)
@@ -97,19 +100,34 @@ class Snapshot:
         """The last capacity of every node that a new plan may use: present and not drained."""
         return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
 
+    @cached_property
+    def enrolled_trusted(self) -> frozenset[NodeId]:
+        """Agents that the root trusts."""
+        members = () if self.roster is None else self.roster.members
+        return frozenset(NodeId(member.name) for member in members if member.tier == "trusted")
+
     def trusts(self, node: NodeId) -> bool:
-        """Whether a node may hold sensitive blocks: the operator's word; without one every node of the edge that was
-        heard may, and one of the cloud may not."""
+        """Whether a node may hold sensitive blocks: the operator's word, for whom the root trusts; without one every
+        node of the edge that was heard may, and one of the cloud may not."""
+        if self.roster is not None and node not in self.enrolled_trusted:
+            return False
         said = self.trust.get(node)
         return node in self.nodes and self.nodes[node].capacity.tier == "edge" if said is None else said
 
     def distrusts(self, node: NodeId) -> bool:
-        """Whether a node is known not to be trusted. Of one that was never heard only the operator knows."""
+        """Whether a node is known not to be trusted. Of one that was never heard the root and the operator know."""
+        if self.roster is not None and node not in self.enrolled_trusted:
+            return True
         return self.trust.get(node) is False if node not in self.nodes else not self.trusts(node)
 
     def wish(self, node: NodeId) -> NodeWish:
         """What operators want of a node."""
         return NodeWish(node=node, drained=node in self.drained, trusted=self.trust.get(node))
+
+    def ruled(self, deployment: Deployment) -> Deployment:
+        """The same deployment with what the root's policy adds to it."""
+        rules = () if self.roster is None else self.roster.policy.rules_of(deployment.name)
+        return deployment if deployment.ruled == rules else deployment.model_copy(update={"ruled": rules})
 
     def rollout(self, name: DeploymentName) -> Rollout:
         return self.rollouts.get(name, Rollout(name, self.term))
@@ -173,6 +191,13 @@ class Weighed:
 
 
 @dataclass(frozen=True)
+class RosterTaken:
+    """Others are members now, or another policy is in force."""
+
+    roster: Roster
+
+
+@dataclass(frozen=True)
 class BusLost:
     """This process lost its connection to the bus."""
 
@@ -196,6 +221,7 @@ Report = (
     | ManifestKnown
     | RolloutAdvanced
     | Weighed
+    | RosterTaken
     | BusLost
     | BusBack
     | Tick
@@ -213,7 +239,8 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
                 return snapshot
             return replace(snapshot, rollouts={**snapshot.rollouts, receipt.deployment: note(rollout, receipt, now)})
         case DeploymentWritten(deployment):
-            written = replace(snapshot, deployments={**snapshot.deployments, deployment.name: deployment})
+            ruled = snapshot.ruled(deployment)
+            written = replace(snapshot, deployments={**snapshot.deployments, deployment.name: ruled})
             # What was tried for the old wish says nothing about the new one.
             rollout = replace(snapshot.rollout(deployment.name), failures=0, retry_at=None, last_error=None, refused={})
             outlooks = {other: one for other, one in snapshot.outlooks.items() if other != deployment.name}
@@ -235,6 +262,12 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             if outlook.deployment not in snapshot.deployments:
                 return snapshot
             return replace(snapshot, outlooks={**snapshot.outlooks, outlook.deployment: outlook})
+        case RosterTaken(roster):
+            known = replace(snapshot, roster=roster)
+            ruled_anew = {name: known.ruled(one) for name, one in snapshot.deployments.items()}
+            # As with a node that joins: what failed for want of a trusted one may be tried again at once.
+            rollouts = {name: replace(rollout, retry_at=None) for name, rollout in snapshot.rollouts.items()}
+            return replace(known, deployments=ruled_anew, rollouts=rollouts)
         case BusLost():
             return replace(snapshot, deaf_since=snapshot.deaf_since or now)
         case BusBack():

@@ -21,7 +21,7 @@ from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnow
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape
 from orchestrator.standby import Standbys
-from orchestrator.trial import check_distrust, check_drain, check_known, exposed_on, trial, users
+from orchestrator.trial import check_distrust, check_drain, check_known, check_trustable, exposed_on, trial, users
 from orchestrator.view import status
 from orchestrator.wishes import Desired
 from schemas import subjects
@@ -134,6 +134,7 @@ class Operators:
 
     async def _want(self, deployment: Deployment, manifest: Manifest, what: str) -> DeployReply:
         """Store the deployment if it can run, and only then change anything."""
+        deployment = self._core.snapshot.ruled(deployment)
         check_shape(deployment, manifest)
         proposal = await self._feasible(deployment, manifest)
         await self._office.may_act()
@@ -219,6 +220,7 @@ class Operators:
         wish = self._core.snapshot.wish(node).model_copy(update={"trusted": trusted})
         if trusted:
             check_known(self._core.snapshot, node)
+            check_trustable(self._core.snapshot, node)
         else:
             await self._once_all_are_heard(lambda snapshot: check_distrust(snapshot, node, self._core.now()))
         if self._core.snapshot.trust.get(node) != trusted:

@@ -23,7 +23,7 @@ from bus.stopping import end, first_of
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
 from models.store import Store
 from orchestrator.core import Core, steady_clock
-from orchestrator.fold import BusBack, BusLost, Report, Snapshot
+from orchestrator.fold import BusBack, BusLost, Report, RosterTaken, Snapshot
 from orchestrator.inbox import Inbox, Rejections
 from orchestrator.lease import LEASE_S, Lease
 from orchestrator.office import Surroundings, Term
@@ -78,7 +78,8 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
             name, client, js, desired, leases, identity, store, audit, rejections, inbox, now, heard_since=now()
         )
         await offer_roster(js, identity)
-        following = asyncio.create_task(RosterInbox(client, identity, audit).run())
+        rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
+        following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
         try:
             await first_of(_by_turns(here, ears, on_ready))
@@ -118,7 +119,7 @@ class _Ears:
 async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], object]) -> None:
     """Stand by until the lease is free, lead until it is lost, and again."""
     lease = Lease(here.leases, here.name)
-    snapshot = Snapshot(term=0)
+    snapshot = Snapshot(term=0, roster=here.identity.roster)
     while True:
         standby = Standby(here.client, here.name, snapshot, here.now)
         ears.listened_to_by(standby)

@@ -77,7 +77,7 @@ def _permitted(
     snapshot: Snapshot, name: DeploymentName, by_node: Mapping[NodeId, StoredBlocks]
 ) -> Mapping[NodeId, StoredBlocks]:
     deployment = snapshot.deployments.get(name)
-    if deployment is None or deployment.sensitive is None:
+    if deployment is None or not deployment.has_sensitive:
         return by_node
     found = {}
     for node, stored in by_node.items():

@@ -52,6 +52,7 @@ def bystander(snapshot: Snapshot) -> Snapshot:
         term=0,
         nodes=snapshot.nodes,
         absent=snapshot.absent.intersection(snapshot.nodes),
+        roster=snapshot.roster,
         deaf_since=snapshot.deaf_since,
         ticked_at=snapshot.ticked_at,
     )

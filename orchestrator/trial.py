@@ -67,6 +67,16 @@ def check_known(snapshot: Snapshot, node: NodeId) -> None:
         raise ResplitError(ErrorCode.UNKNOWN_NODE, f"there is no node {node!r}; the nodes are: {known}", "node")
 
 
+def check_trustable(snapshot: Snapshot, node: NodeId) -> None:
+    """Raises FORBIDDEN for a node that the root does not trust."""
+    if snapshot.roster is not None and node not in snapshot.enrolled_trusted:
+        message = (
+            f"{node!r} is no trusted member by roster {snapshot.roster.version}, and no operator can make it one: "
+            "revoke it and enroll it anew with `--tier trusted`"
+        )
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "node")
+
+
 def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str, now: datetime) -> None:
     for name in names:
         deployment = without.deployments.get(name)

@@ -1,5 +1,6 @@
 """What operators want: a model under a name that clients address, how it is to be run, which nodes to spare."""
 
+from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
@@ -80,6 +81,8 @@ class Deployment(Value):
     """How many routes share the requests; None lets the planner decide, by what there is to do."""
     sensitive: Sensitive | None = None
     """Blocks that no untrusted node may hold, not even while a plan is prepared; None where it does not matter."""
+    ruled: tuple[Sensitive, ...] = ()
+    """What the root's policy adds to them, whatever an operator wrote here."""
 
     @property
     def chains(self) -> Placement | None:
@@ -87,8 +90,18 @@ class Deployment(Value):
         return chains_of(self.placement)
 
     def sensitive_of(self, block_count: int) -> frozenset[int]:
-        """The sensitive blocks of a model of `block_count` blocks."""
-        return sensitive_blocks(self.sensitive, block_count)
+        """The sensitive blocks of a model of `block_count` blocks. An operator may have named some that it has not."""
+        return sensitive_blocks(self.sensitive, block_count).union(ruled_blocks(self.ruled, block_count))
+
+    @property
+    def has_sensitive(self) -> bool:
+        """Whether any block may be sensitive, of whatever model."""
+        return self.sensitive is not None or bool(self.ruled)
+
+
+def ruled_blocks(rules: Iterable[Sensitive], block_count: int) -> frozenset[int]:
+    """The blocks that rules name which were made without knowing the model, of one of `block_count` blocks."""
+    return frozenset(block for rule in rules for block in sensitive_blocks(rule, block_count) if block < block_count)
 
 
 def sensitive_blocks(sensitive: Sensitive | None, block_count: int) -> frozenset[int]:

@@ -20,7 +20,7 @@ from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_v
 
 from schemas.base import NAME_PATTERN, DeploymentName, Digest, NodeId, NodeName, Sha256, Value
 from schemas.codec import encode
-from schemas.deployment import Sensitive, sensitive_blocks
+from schemas.deployment import Sensitive, ruled_blocks
 from schemas.errors import ErrorCode, ResplitError
 from schemas.signed import SIGNATURES_MAX, KeyId, key_id, open_signed
 
@@ -119,8 +119,12 @@ class Policy(Value):
 
     def sensitive_of(self, deployment: DeploymentName, block_count: int) -> frozenset[int]:
         """The blocks of `deployment` that only trusted nodes may hold."""
+        return ruled_blocks(self.rules_of(deployment), block_count)
+
+    def rules_of(self, deployment: DeploymentName) -> tuple[Sensitive, ...]:
+        """What `sensitive` says that holds for `deployment`."""
         said = (self.sensitive.get(name) for name in (EVERY_DEPLOYMENT, deployment))
-        return frozenset[int]().union(*(sensitive_blocks(blocks, block_count) for blocks in said))
+        return tuple(rule for rule in said if rule is not None)
 
 
 class Roster(Value):
