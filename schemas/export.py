@@ -46,6 +46,7 @@ from schemas.request import (
     TextRequest,
     TokenReply,
 )
+from schemas.roster import RootKeys, Roster
 from schemas.staging import Staging
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -66,6 +67,8 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     ExplainReply,
     ExplainRequest,
     Leadership,
+    RootKeys,
+    Roster,
     Manifest,
     NodeWish,
     PlaceRequest,
