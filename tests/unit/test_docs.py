@@ -85,7 +85,7 @@ def test_every_field_of_a_request_is_in_the_protocol() -> None:
 def test_the_audit_kinds_named_are_those_that_something_records() -> None:
     paragraph = PROTOCOL.split("Kinds published today:")[1].split("\n\n")[0]
     sources = "\n".join(
-        path.read_text() for folder in ("agent", "orchestrator") for path in (ROOT / folder).glob("*.py")
+        path.read_text() for folder in ("bus", "agent", "orchestrator") for path in (ROOT / folder).glob("*.py")
     )
     assert set(re.findall(r"`(\w+)`", paragraph)) == {kind for kind in AuditKind if f"AuditKind.{kind.name}" in sources}
 
