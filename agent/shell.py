@@ -54,7 +54,7 @@ from schemas.capacity import Capacity, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
-from schemas.plan import Plan, Receipt, ReceiptStatus
+from schemas.plan import Plan, Receipt, ReceiptStatus, spans
 
 EXPIRE_EVERY_S = 15.0
 SWITCH_INTERVAL_S = 0.0002
@@ -66,6 +66,7 @@ AUDITED = {
     ReceiptStatus.READY: AuditKind.PLAN_READY,
     ReceiptStatus.REFUSED: AuditKind.PLAN_REFUSED,
     ReceiptStatus.APPLIED: AuditKind.PLAN_APPLIED,
+    ReceiptStatus.RETIRED: AuditKind.BLOCKS_FREED,
 }
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,8 @@ class Agent:
     async def run(self) -> None:
         """Serve until cancelled."""
         js = await self._streams()
-        self._audit = AuditTrail(js, self._identity)
+        memory = self._identity.folder / "trail.end"
+        self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory)
         rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
         node = self._identity.name
         self._ingress = Ingress(
@@ -328,6 +330,8 @@ class Agent:
                 message,
                 deployment=plan.deployment,
                 epoch=plan.epoch,
+                model=plan.model,
+                blocks=spans(plan.blocks_on(self._identity.name)),
                 elapsed_ms=receipt.elapsed_ms,
                 error=answer.error,
             )

@@ -29,6 +29,7 @@ from orchestrator.lease import LEASE_S, Lease
 from orchestrator.office import Surroundings, Term
 from orchestrator.standby import Standby
 from orchestrator.wishes import Desired
+from schemas import subjects
 from schemas.base import NAME_PATTERN, NodeId
 from schemas.errors import ErrorCode, ResplitError
 
@@ -69,7 +70,8 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
     try:
         js, desired, leases = await _streams(client)
         now = steady_clock()
-        audit = AuditTrail(js, identity, now)
+        audit = AuditTrail(js, identity, now, memory=identity.folder / f"{config.name or ORCHESTRATOR}.trail.end")
+        await client.subscribe(subjects.ALL_AUDIT, cb=audit.heads.note)
         rejections = Rejections(audit)
         inbox = Inbox(identity, rejections, ears.hear)
         await inbox.hear_capacity(client)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from resplit.output import progress_bar, size
 from schemas.deployment import Placement, Stage
+from schemas.plan import spans
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +56,7 @@ def node_state(node: "NodeStatus", drained: tuple[str, ...]) -> str:
 
 def hosted(node: "NodeStatus") -> str:
     """What the node has loaded, as `deployment/epoch:blocks state`."""
-    return ", ".join(f"{s.deployment}/{s.epoch}:{ranges(s.blocks)} {s.state}" for s in node.capacity.stages)
+    return ", ".join(f"{s.deployment}/{s.epoch}:{spans(s.blocks)} {s.state}" for s in node.capacity.stages)
 
 
 def unheard(reply: "StatusReply") -> list[str]:
@@ -110,13 +111,6 @@ def chains(placement: Placement) -> str:
 def chain(stages: tuple[Stage, ...]) -> str:
     """Stages as `n0:0-3 > n1:4-9`."""
     return " > ".join(f"{stage.node}:{stage.first}-{stage.last}" for stage in stages)
-
-
-def ranges(blocks: tuple[int, ...]) -> str:
-    """Ascending blocks as `0-3,7`."""
-    starts = [b for b in blocks if b - 1 not in blocks]
-    ends = [b for b in blocks if b + 1 not in blocks]
-    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))
 
 
 @contextmanager

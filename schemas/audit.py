@@ -43,6 +43,7 @@ class AuditKind(StrEnum):
     PLAN_READY = "plan_ready"
     PLAN_REFUSED = "plan_refused"
     PLAN_APPLIED = "plan_applied"
+    BLOCKS_FREED = "blocks_freed"
     EVENT_REJECTED = "event_rejected"
     BLOB_FETCHED = "blob_fetched"
     BLOB_CORRUPT = "blob_corrupt"

@@ -1,5 +1,6 @@
 """Plans: who runs which blocks of a deployment in one epoch, and the events that carry them."""
 
+from collections.abc import Collection
 from enum import StrEnum
 from hashlib import sha256
 from typing import Self
@@ -91,6 +92,13 @@ class Plan(Value):
     def blocks_on(self, node: str) -> tuple[int, ...]:
         """Every block that `node` hosts under this plan, over all routes, ascending."""
         return tuple(sorted({b for r in self.routes for s in r.stages if s.node == node for b in s.blocks}))
+
+
+def spans(blocks: Collection[int]) -> str:
+    """Ascending blocks as people read them, `0-3,7`."""
+    starts = [b for b in blocks if b - 1 not in blocks]
+    ends = [b for b in blocks if b + 1 not in blocks]
+    return ",".join(f"{a}-{b}" if a != b else str(a) for a, b in zip(starts, ends, strict=True))
 
 
 class PlanPhase(StrEnum):

@@ -221,7 +221,7 @@ def _print_holders(events: "list[AuditEvent]", as_json: bool) -> None:
             holding.deployment,
             str(holding.epoch),
             (holding.model or "?")[:12],
-            " ".join(f"{first}-{last}" for first, last in holding.blocks) or "?",
+            holding.blocks or "?",
             _iso(holding.since) or "",
             _iso(holding.until) or "",
         ]

@@ -289,29 +289,31 @@ def test_an_export_that_shows_what_was_not_signed_is_refused(recorded: Recorded)
 def test_who_held_what_follows_from_the_words_of_nodes_and_leader() -> None:
     leader, chat = NodeId(ORCHESTRATOR), DeploymentName("chat")
 
-    def told(second: int, source: NodeId, kind: AuditKind, epoch: int | None, **fields: str) -> AuditEvent:
+    def told(second: int, source: NodeId, kind: AuditKind, epoch: int, life: str = "", **fields: str) -> AuditEvent:
         at = AT + timedelta(seconds=second)
-        return AuditEvent(at=at, source=source, kind=kind, message="m", deployment=chat, epoch=epoch, fields={**fields})
+        link = Link(life=LifeId(f"{source}-{life}"), number=1, previous=NOTHING_BEFORE) if life else None
+        about = {"deployment": chat, "epoch": epoch, "fields": {**fields}, "chain": link}
+        return AuditEvent(at=at, source=source, kind=kind, message="m").model_copy(update=about)
 
+    model = "d" * 64
     trail = [
-        told(0, leader, AuditKind.DEPLOYMENT_CHANGED, None, model="d" * 64),
-        told(1, leader, AuditKind.PLAN_PREPARED, 1, placement="n0[0-1] n1[2-3] n0[4-5] | n1[0-5]"),
-        told(2, N0, AuditKind.PLAN_READY, 1),
-        told(3, N1, AuditKind.PLAN_READY, 1),
-        told(4, N1, AuditKind.PLAN_RETIRED, 1),
-        told(5, leader, AuditKind.PLAN_PREPARED, 2, placement="n1[0-5]"),
-        told(6, N1, AuditKind.PLAN_READY, 2),
+        told(2, N0, AuditKind.PLAN_READY, 1, "a", model=model, blocks="0-1,4-5"),
+        told(3, N1, AuditKind.PLAN_READY, 1, "a", model=model, blocks="2-3"),
+        told(4, N1, AuditKind.PLAN_RETIRED, 1, "a"),
+        told(6, N1, AuditKind.PLAN_READY, 2, "a", model=model, blocks="0-5"),
         told(7, leader, AuditKind.PLAN_RETIRED, 1),
+        told(8, N0, AuditKind.BLOCKS_FREED, 1, "a"),
+        told(9, N1, AuditKind.PLAN_READY, 3, "b", model=model, blocks="0"),
     ]
-    model, (at2, at3, at6, at7) = "d" * 64, (AT + timedelta(seconds=second) for second in (2, 3, 6, 7))
+    at2, at3, at6, at7, at8, at9 = (AT + timedelta(seconds=second) for second in (2, 3, 6, 7, 8, 9))
     assert holders(trail, leader) == (
-        Holding(N0, chat, 1, model, ((0, 1), (4, 5)), at2, at7),
-        Holding(N1, chat, 1, model, ((2, 3), (0, 5)), at3, at7),
-        Holding(N1, chat, 2, model, ((0, 5),), at6, None),
+        Holding(N0, chat, 1, model, "0-1,4-5", at2, at8),  # its own word: it was still at it when the plan was over
+        Holding(N1, chat, 1, model, "2-3", at3, at7),
+        Holding(N1, chat, 2, model, "0-5", at6, at9),  # that process is gone
+        Holding(N1, chat, 3, model, "0", at9, None),
     )
-    assert holders(trail[2:3], leader) == (Holding(N0, chat, 1, None, (), at2, None),), (
-        "what is not said is not guessed"
-    )
+    bare = told(2, N0, AuditKind.PLAN_READY, 1)
+    assert holders([bare], leader) == (Holding(N0, chat, 1, None, None, at2, None),), "what is not said is not guessed"
 
 
 async def test_a_trail_that_said_nothing_ends_without_a_word(client: Client, tmp_path: Path) -> None:
