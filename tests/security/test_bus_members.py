@@ -64,7 +64,7 @@ class Cluster:
     keys: Path
 
     def identity(self, name: str) -> Identity:
-        return load_identity(self.keys / NodeId(name), NodeId(name))
+        return load_identity(self.keys / name, NodeId(name))
 
 
 @pytest_asyncio.fixture
