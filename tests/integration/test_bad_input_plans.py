@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import resplit
 from agent.busroad import PIECE_TYPE
+from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR, load_identity
 from bus.together import add_member, make_members
 from models.store import Store
@@ -58,6 +59,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ROOT = Path(resplit.__file__).parents[1]
 STEP_S = 60
+N9 = NodeId("n9")
+"""A member that never runs."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
