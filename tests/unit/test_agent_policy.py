@@ -6,12 +6,14 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from agent.policy import check_allowed
+from agent.policy import check_allowed, check_block_count
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Sensitive, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
 from schemas.roster import ClusterId, Member, Policy, Role, Roster, TrustTier, spelled
+from tests import trigger_world
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
@@ -74,6 +76,11 @@ def plan(*routes: str, deployment: DeploymentName = CHAT) -> Plan:
     )
 
 
+def model(blocks: int) -> Manifest:
+    whole = trigger_world.manifest()
+    return whole.model_copy(update={"blocks": whole.blocks[:blocks]})
+
+
 def refused(found: Roster, asked: Plan, why: str) -> None:
     with pytest.raises(ResplitError, match=why) as caught:
         check_allowed(found, asked)
@@ -109,3 +116,11 @@ def test_a_deployment_s_own_rule_adds_to_that_of_every_deployment() -> None:
 @pytest.mark.parametrize("name", [STRANGER, LEADER])
 def test_who_is_no_agent_of_the_cluster_holds_nothing_though_nothing_is_sensitive(name: NodeId) -> None:
     refused(roster(), plan(f"safe:0-2 {name}:3-5"), f"block 3 .* on '{name}', which is no agent of this cluster")
+
+
+@pytest.mark.parametrize("blocks", [5, 7])
+def test_a_plan_does_not_hide_which_block_of_its_model_is_the_last(blocks: int) -> None:
+    check_block_count(plan("safe:0-5"), model(6))
+    with pytest.raises(ResplitError, match=f"has {blocks} blocks, not 6 as the plan says") as caught:
+        check_block_count(plan("safe:0-5"), model(blocks))
+    assert (caught.value.code, caught.value.field) == (ErrorCode.FORBIDDEN, "plan")
