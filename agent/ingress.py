@@ -171,6 +171,11 @@ class Ingress:
         """What a heartbeat of this node, or another, says of how fast it is."""
         self._desk.speeds.heard(capacity)
 
+    def runs_over(self, plan: Plan) -> bool:
+        """Whether requests here may run over exactly this plan."""
+        served = self._served.get(plan.deployment)
+        return served is not None and any(run.plan == plan for run in served.runs.values())
+
     def driven(self, plan: Plan) -> int:
         """How many sequences of a plan run that this ingress drives."""
         served = self._served.get(plan.deployment)

@@ -13,6 +13,7 @@ from agent.alone import alone_on_machine
 from agent.engine import Engine, Segment
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from agent.memory import Device, release_memory
+from agent.policy import check_block_count
 from agent.probe import Probe, probe
 from models.merge import merge
 from models.session import open_session, verified_graph
@@ -105,6 +106,7 @@ class Loader:
 
     async def _fetch(self, plan: Plan) -> tuple[Manifest, int]:
         manifest, fetched = await self._files.manifest(plan.model)
+        check_block_count(plan, manifest)
         refs = block_files(manifest, plan.blocks_on(self._node))
         if any(route.source == self._node for route in plan.routes):
             refs += tokenizer_file(manifest)

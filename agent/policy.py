@@ -5,6 +5,7 @@ any node and not only on its own: then no trusted node sends anything to one tha
 """
 
 from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.roster import Roster, forbidden
 
@@ -21,3 +22,11 @@ def check_allowed(roster: Roster, plan: Plan) -> None:
             why = "is no agent of this cluster" if member is None or member.role != "agent" else "is not trusted"
             message = f"block {min(wrong)} of {plan.deployment!r} must not be on {stage.node!r}, which {why}"
             raise ResplitError(ErrorCode.FORBIDDEN, f"{message} by roster {roster.version}", "plan")
+
+
+def check_block_count(plan: Plan, manifest: Manifest) -> None:
+    """Raise `ResplitError(FORBIDDEN)` where `plan` says that its model has more or fewer blocks than it has: then the
+    model's last block would not count as the last."""
+    if plan.block_count != len(manifest.blocks):
+        message = f"{manifest.name!r} has {len(manifest.blocks)} blocks, not {plan.block_count} as the plan says"
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "plan")

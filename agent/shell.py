@@ -30,7 +30,7 @@ from agent.memory import Device
 from agent.neighbours import Neighbours
 from agent.peers import Peers
 from agent.plans import PlanInbox
-from agent.policy import check_allowed
+from agent.policy import check_allowed, check_block_count
 from agent.publisher import CapacityPublisher
 from agent.stage import StageHost
 from agent.stages import Stages, ToIngress
@@ -54,7 +54,7 @@ from schemas.capacity import Capacity, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
-from schemas.plan import Plan, Receipt, ReceiptStatus, spans
+from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus, spans
 
 EXPIRE_EVERY_S = 15.0
 SWITCH_INTERVAL_S = 0.0002
@@ -251,7 +251,7 @@ class Agent:
                 self._neighbours.declared(event.lost)
                 for node in event.lost:
                     self._stages.ingress_lost(node)
-                await self._ingress.follow(event)
+                await self._ingress.follow(self._without_forbidden(event))
             case core.Serve(plan):
                 manifest = self._store.manifest(plan.model)
                 await self._ingress.serve(plan, manifest, self._text(plan, manifest))
@@ -278,6 +278,22 @@ class Agent:
             self._step(core.Loaded(plan))
         finally:
             self._loading.pop((plan.deployment, plan.epoch), None)
+
+    def _without_forbidden(self, event: PlanEvent) -> PlanEvent:
+        """`event`, without a plan in force that is forbidden: whether or not this node has a part in that, none of its
+        requests may run over it. Those that do so already, as the root forbade it, go on until it is replaced."""
+        plan = event.current
+        if plan is None or self._ingress.runs_over(plan):
+            return event
+        manifest = self._fetcher.known(plan.model)
+        try:
+            check_allowed(self._identity.roster, plan)
+            if manifest is not None:
+                check_block_count(plan, manifest)
+        except ResplitError as error:
+            log.warning("no request here runs over epoch %d of %s: %s", plan.epoch, plan.deployment, error.message)
+            return event.model_copy(update={"current": None})
+        return event
 
     async def _load_and_install(self, plan: Plan) -> None:
         check_allowed(self._identity.roster, plan)

@@ -134,7 +134,7 @@ class Memory:
 @contextlib.asynccontextmanager
 async def watching(cluster: LocalCluster) -> AsyncIterator[tuple[Client, Trail, Memory]]:
     """A client, the trail from now on, and memory from now on."""
-    trail, memory = Trail(cluster.keys), Memory(cluster)
+    trail, memory = Trail(cluster.operator_keys), Memory(cluster)
     connection = await nats.connect(cluster.url)
     await connection.subscribe(subjects.ALL_AUDIT, cb=trail.note)
     sampling = asyncio.create_task(memory.run())

@@ -108,6 +108,7 @@ def _agent(name: NodeId) -> Permissions:
             Grant(own_inbox, "answers to itself"),
             Grant(subjects.ALL_PLANS, "plans, all of them: which ones concern it stands inside"),
             Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
+            Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
             Grant(subjects.staging(name), "advice on what to have on its own disk"),
             Grant(subjects.ALL_CAPACITY, "who its peers are, where their links listen, who is silent"),
             Grant(subjects.activation(name), "frames for itself and nobody else"),
@@ -125,6 +126,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.ALL_PLANS, "plans"),
             Grant(subjects.LEADER, "its term, which fences the leader before it"),
+            Grant(subjects.ROSTER, "the roster in its folder, where the bus has none as new"),
             Grant(subjects.staging(EVERY_NODE), "advice on what to have on disk"),
             Grant(subjects.ALL_STANDBYS, "says that it stands by, under the name of its process"),
             # Orchestrators share one identity, and so one place in the trail.
@@ -157,6 +159,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         ),
         subscribe=(
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "answers to itself"),
+            Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
             Grant(subjects.control("*"), "requests of operators"),
@@ -182,6 +185,7 @@ def _operator(name: NodeId) -> Permissions:
     return Permissions(
         publish=(
             Grant(subjects.control("*"), "deploys, places, removes, drains, trusts, asks"),
+            Grant(subjects.ROSTER, "hands round what the root signed"),
             *_reading(),
             Grant("$JS.API.INFO", "how much JetStream stores (`resplit doctor`)"),
             *(Grant(api("STREAM.INFO", s), "whether it is there") for s in (*STREAMS, *_streams_of(BUCKETS))),
@@ -221,7 +225,7 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
 # whatever return address it names, the answer reaches no stream and nobody in CONTROL.
 
 HEARD_IN_CONTROL = (subjects.ALL_CAPACITY,)
-HEARD_AT_THE_EDGE = (subjects.ALL_PLANS, subjects.LEADER, subjects.staging(EVERY_NODE))
+HEARD_AT_THE_EDGE = (subjects.ALL_PLANS, subjects.LEADER, subjects.ROSTER, subjects.staging(EVERY_NODE))
 
 
 def asked_of_control() -> Mapping[str, str]:

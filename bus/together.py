@@ -7,7 +7,7 @@ from pathlib import Path
 from bus.enrolment import enrol
 from bus.founding import found_cluster, load_holder
 from bus.identity import ORCHESTRATOR
-from bus.joining import ROSTER, join
+from bus.joining import ROSTER, join, with_roster
 from bus.remembered import PUBLIC, write_durably
 from schemas.base import NodeId
 from schemas.roster import Policy, Role, TrustTier
@@ -26,11 +26,21 @@ def make_members(
 
     The root's key lies beside them unencrypted: whoever has the machine has the cluster.
     """
-    found_cluster(folder / CLUSTER, now=datetime.now(UTC), policy=policy)
-    add_member(folder, ORCHESTRATOR, "orchestrator", None)
-    add_member(folder, OPERATOR, "client", None)
-    for name in agents:
-        add_member(folder, name, "agent", "edge" if name in edge else "trusted")
+    now = datetime.now(UTC)
+    cluster = folder / CLUSTER
+    found_cluster(cluster, now=now, policy=policy)
+    roots = [load_holder(cluster / "root-0.key")]
+    members: list[tuple[NodeId, Role, TrustTier | None]] = [
+        (ORCHESTRATOR, "orchestrator", None),
+        (OPERATOR, "client", None),
+        *((name, "agent", "edge" if name in edge else "trusted") for name in agents),
+    ]
+    bundles = {name: enrol(cluster, name, role, tier, LIFETIME, roots, now=now) for name, role, tier in members}
+    # Each joins with the roster that names all, rather than be told of every other: a file that is durable takes the
+    # disk milliseconds.
+    roster = (cluster / ROSTER).read_bytes()
+    for name, bundle in bundles.items():
+        join(with_roster(bundle, roster), folder / name, now)
 
 
 def add_member(folder: Path, name: NodeId, role: Role, tier: TrustTier | None) -> bytes:

@@ -170,8 +170,10 @@ class PlanLog:
         self._last = max(self._last, end)  # the last messages of a log may have been deleted
 
     def _believed(self, message: RawStreamMsg) -> PlanEvent | Leadership | None:
-        """What a message of the log says if an orchestrator signed it; what is not believed is said."""
+        """What a message of the log says of plans if an orchestrator signed it; what is not believed is said."""
         subject, data = message.subject or "", message.data or b""
+        if subject == subjects.ROSTER:
+            return None  # what the root says stands in the same stream; `bus.following` reads it
         trusted = self._identity.orchestrators
         try:
             if subject == subjects.LEADER:

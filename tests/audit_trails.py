@@ -119,7 +119,7 @@ async def record_trail(url: str, folder: Path) -> Recorded:
         envelopes = await envelopes_at(client)
     finally:
         await client.close()
-    trust = read_trust(folder)
+    trust = read_trust(folder / ORCHESTRATOR)
     verdict = verify(envelopes, trust)
     return Recorded(folder, trust, tuple(envelopes), verdict.kept)
 

@@ -26,7 +26,13 @@ EXPIRES_SOON = timedelta(days=30)
 MEMBERS = ["member", "role", "tier", "until"]
 
 Cluster = Annotated[
-    Path, typer.Option("--cluster", envvar="RESPLIT_CLUSTER", help="The cluster's folder, made with `resplit init`.")
+    Path,
+    typer.Option(
+        "--cluster",
+        envvar="RESPLIT_CLUSTER",
+        help="The cluster's folder, made with `resplit init`.",
+        callback=lambda path: path.expanduser(),
+    ),
 ]
 Roots = Annotated[
     list[Path] | None,
@@ -157,7 +163,7 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
     """Who belongs to the cluster, and until when."""
     from bus.identity import read_roster  # noqa: PLC0415
 
-    roster = read_roster(cluster.expanduser())
+    roster = read_roster(cluster)
     if as_json:
         print_json(roster)
         return
@@ -227,7 +233,6 @@ def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
     from bus.joining import ROSTER  # noqa: PLC0415
     from resplit.exchange import open_connection  # noqa: PLC0415
 
-    cluster = cluster.expanduser()
     roster = read_roster(cluster)
 
     async def sent() -> None:
@@ -250,7 +255,7 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
 
     path = Path(f"{node}.bundle") if out is None else out.expanduser()
     write_durably(path, data, PRIVATE)
-    pending = cluster.expanduser() / PENDING
+    pending = cluster / PENDING
     if as_json:
         print_json({"name": node, "bundle": str(path), "pending": str(pending) if pending.exists() else None})
         return
@@ -265,7 +270,7 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
 def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
     from bus.enrolment import PENDING  # noqa: PLC0415
 
-    pending = cluster.expanduser() / PENDING
+    pending = cluster / PENDING
     if as_json:
         print_json({"version": roster.version, "pending": str(pending) if pending.exists() else None})
     elif pending.exists():
@@ -277,7 +282,7 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
 def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
     from bus.founding import load_holder  # noqa: PLC0415
 
-    paths = sorted(cluster.expanduser().glob("root-*.key")) if roots is None else [path.expanduser() for path in roots]
+    paths = sorted(cluster.glob("root-*.key")) if roots is None else [path.expanduser() for path in roots]
     if not paths:
         message = f"{cluster} holds no root-N.key; bring the file of a holder with --root"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root")

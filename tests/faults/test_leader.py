@@ -191,6 +191,8 @@ class Led:
         for sequence in range(state.first_seq, state.last_seq + 1):
             with suppress(nats.js.errors.NotFoundError):  # the oldest make room
                 message = await js.get_msg(subjects.STREAM_PLANS, sequence)
+                if message.subject == subjects.ROSTER:
+                    continue
                 word = self.ear._read(message.subject or "", message.data or b"")
                 assert isinstance(word, PlanEvent | Leadership)
                 found.append(word)

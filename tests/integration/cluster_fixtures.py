@@ -22,6 +22,7 @@ from typer.testing import CliRunner
 import models
 from bus.connection import settle
 from bus.identity import Identity, load_identity
+from bus.together import OPERATOR
 from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
@@ -310,7 +311,7 @@ async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) ->
     """A fresh cluster of three agents with one thread each, nothing deployed."""
     async with LocalCluster(folder, store.root, 3, threads=1, **options) as cluster, Client(cluster.url) as client:
         connection = await nats.connect(cluster.url, max_reconnect_attempts=-1, error_cb=_quiet)
-        ear = Ear(load_identity(cluster.keys / N0, N0))
+        ear = Ear(load_identity(cluster.operator_keys, OPERATOR))
         try:
             await connection.subscribe(subjects.ALL_AUDIT, cb=ear.note)
             yield Serving(cluster, client, Bus(connection), ear, oracle)

@@ -16,7 +16,7 @@ from bus.connection import connect
 from bus.identity import load_identity
 from bus.stopping import end
 from bus.streams import AUDIT_BYTES_MAX, ensure_streams
-from bus.together import make_members
+from bus.together import OPERATOR, make_members
 from resplit.chain import Flaw, Verdict, verify
 from resplit.exits import Exit
 from resplit.rolling import seal_trail
@@ -60,7 +60,7 @@ async def told(process: asyncio.subprocess.Process, count: int) -> None:
 async def judged(url: str, keys: Path) -> Verdict:
     client = await connect(url, "test")
     try:
-        return verify(await envelopes_at(client), read_trust(keys))
+        return verify(await envelopes_at(client), read_trust(keys / OPERATOR))
     finally:
         await client.close()
 
@@ -110,7 +110,7 @@ async def test_an_event_in_doubt_is_sent_again_as_the_same_bytes_and_stored_once
             nats_server.resume()
             await all_out(trail)
         assert len(await envelopes_at(client)) == 3
-        assert verify(await envelopes_at(client), read_trust(keys)).is_sound
+        assert verify(await envelopes_at(client), read_trust(keys / OPERATOR)).is_sound
     finally:
         await client.close()
 
@@ -139,7 +139,7 @@ async def test_a_full_stream_is_said_and_what_waits_is_written_once_there_is_roo
         await js.update_stream(small, max_bytes=1 << 20)
         await trail.drain(SOON_S)
         assert (trail.full, trail.backlog) == (False, 0)
-        verdict = verify(await envelopes_at(client), read_trust(keys))
+        verdict = verify(await envelopes_at(client), read_trust(keys / OPERATOR))
         assert verdict.is_sound and verdict.lives[0].events == 41 and verdict.lives[0].lost == 0
     finally:
         await end([running])
@@ -161,7 +161,7 @@ async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, key
         trail.record(AuditKind.LINK_CHANGED, "was \x1b[31mred", why="a\nb")
     everything = await envelopes_at(client)
     export, known = tmp_path / "trail.jsonl", tmp_path / "known.jsonl"
-    asked = ["audit", "verify", "--keys", str(keys), "--known", str(known)]
+    asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known)]
     code, out, _ = await command(*asked, "--url", nats_url)
     assert code == Exit.OK
     assert out.splitlines()[-1].startswith("sound: 7 events, 1 writers, 1 lives; 0 undeclared, 1 declared; every sig")
@@ -176,7 +176,7 @@ async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, key
     assert code == Exit.FAILED
     assert "FAULT" in out and "gap" in out and out.splitlines()[-1].startswith("NOT SOUND")
     export.write_text("".join(lines[:5]))
-    assert (await command("audit", "verify", "--keys", str(keys), "--file", str(export)))[0] == Exit.OK
+    assert (await command("audit", "verify", "--keys", str(keys / OPERATOR), "--file", str(export)))[0] == Exit.OK
     code, out, _ = await command(*asked, "--file", str(export))
     assert code == Exit.FAILED and "truncated" in out, "who kept a checkpoint knows that there was more"
     assert (await command(*asked, "--file", str(export), "--and-stream", "--url", nats_url))[0] == Exit.OK
@@ -190,7 +190,9 @@ async def test_the_commands_say_who_held_what_in_json_too(nats_url: str, keys: P
     async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         trail.record(AuditKind.PLAN_READY, "this node answered ready", deployment="chat", epoch=3)  # type: ignore[arg-type]
     for options in ([], ["--json"]):
-        code, out, _ = await command("audit", "verify", "--holders", "--keys", str(keys), "--url", nats_url, *options)
+        code, out, _ = await command(
+            "audit", "verify", "--holders", "--keys", str(keys / OPERATOR), "--url", nats_url, *options
+        )
         assert code == Exit.OK and "n0" in out and "chat" in out
     await client.close()
 
@@ -200,7 +202,7 @@ async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(
 ) -> None:
     client = await connect(nats_url, "test")
     first, second, known = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "known.jsonl"
-    asked = ["audit", "verify", "--keys", str(keys), "--known", str(known), "--url", nats_url]
+    asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known), "--url", nats_url]
     async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         tell(trail, 5)
         await all_out(trail)

@@ -20,8 +20,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import resplit
 from agent.busroad import PIECE_TYPE
+from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR, load_identity
-from bus.together import make_members
+from bus.together import add_member, make_members
 from models.store import Store
 from resplit import control
 from resplit.child import Child
@@ -58,6 +59,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 ROOT = Path(resplit.__file__).parents[1]
 STEP_S = 60
+N9 = NodeId("n9")
+"""A member that never runs."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -170,7 +173,6 @@ class Stranger:
     def __init__(self, serving_: Serving, address: str) -> None:
         self.host, _, port = address.rpartition(":")
         self.port = int(port)
-        self.ours = serving_.cluster.keys
 
     async def sends(self, data: bytes, tls: ssl.SSLContext | None = None) -> bytes:
         """What the agent answers until it hangs up, which it does."""
@@ -227,7 +229,10 @@ async def test_garbage_at_the_link_port_is_dropped(exposed: Serving) -> None:
 
 async def test_garbage_from_a_trusted_peer_ends_its_link_and_nothing_else(exposed: Serving) -> None:
     stranger = await link_of(exposed, N1)
-    trusted = load_identity(exposed.cluster.keys / NodeId("n9"), NodeId("n9")).tls(ssl.Purpose.SERVER_AUTH)
+    roster = add_member(exposed.cluster.keys, N9, "agent", "trusted")
+    await publish_roster(exposed.bus.nats.jetstream(), roster)
+    await exposed.ear.wait(AuditKind.ROSTER_TAKEN, source=N1)
+    trusted = load_identity(exposed.cluster.keys / N9, N9).tls(ssl.Purpose.SERVER_AUTH)
     assert await stranger.sends(struct.pack("<IB", (1 << 32) - 1, 0), trusted) == b""  # announces 4 GiB
     bodies = [b"", b"\xff" * 9, b"\x04\0\0\0\x91\xa1a\xc0", b"".join(map(bytes, pack(Close("nobody", 1, 9, 9, (1,)))))]
     reader, writer = await asyncio.open_connection(stranger.host, stranger.port, ssl=trusted, server_hostname="n1")
@@ -297,7 +302,7 @@ async def test_a_deployment_that_makes_no_sense_names_its_field(exposed: Serving
     wrong = [
         (DeployRequest(name="wrong", model="llama", stages=7), "stages"),
         (DeployRequest(name="wrong", model="llama", placement=three_stages(N0, N1)), "placement.1.last"),
-        (DeployRequest(name="wrong", model="llama", placement=three_stages(N0, N1, NodeId("n9"))), "placement.2.node"),
+        (DeployRequest(name="wrong", model="llama", placement=three_stages(N0, N1, N9)), "placement.2.node"),
         (DeployRequest(name="wrong", model="llama", settings=Settings(context_tokens=4096)), "settings.context_tokens"),
         (DeployRequest(name="wrong", model="unknown"), "model"),
     ]
@@ -370,7 +375,7 @@ async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_on
     await server.start()
     url = server.url
     await server.child.kill()
-    agent = Alone(tmp_path, tmp_path / "keys", url, "--provider", "cpu")
+    agent = Alone(tmp_path, tmp_path / "keys" / N0, url, "--provider", "cpu")
     async with agent.running():
         await agent.says("no NATS server at")
         await asyncio.sleep(1.2)  # several of its attempts
@@ -387,7 +392,7 @@ async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_on
 async def test_cuda_that_is_not_there_is_a_typed_error_and_never_cpu(tmp_path: Path) -> None:
     make_members(tmp_path / "keys", [N0])
     command = [sys.executable, "-m", "resplit", "agent", N0, "--url", "nats://127.0.0.1:1", "--provider", "cuda"]
-    command += ["--keys", str(tmp_path / "keys"), "--store", str(tmp_path / "store")]
+    command += ["--keys", str(tmp_path / "keys" / N0), "--store", str(tmp_path / "store")]
     environment = {"CUDA_VISIBLE_DEVICES": "", "PATH": "/usr/bin", "PYTHONPATH": str(ROOT)}
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE

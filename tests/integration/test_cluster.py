@@ -123,7 +123,7 @@ async def test_a_paused_child_still_ends_when_it_is_told_to(tmp_path: Path) -> N
 async def test_an_agent_that_dies_at_start_is_told_with_its_log_and_nothing_is_left(tmp_path: Path) -> None:
     cluster = LocalCluster(tmp_path / "cluster", tmp_path / "store", agents=2)
     cluster._make_keys()
-    (cluster.keys / "orchestrator.key").write_text("not a key\n")
+    (cluster.keys / "orchestrator" / "orchestrator.key").write_text("not a key\n")
     with pytest.raises(ResplitError) as caught:
         async with cluster:
             pass

@@ -77,7 +77,7 @@ async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_n
     code, _, error = await command("plan", "why", *at)
     assert (code, "--dry-run" in error) == (Exit.USAGE, True)
 
-    code, out, _ = await command("explain", "why", "--epoch", "1", "--keys", str(cluster.keys), *at)
+    code, out, _ = await command("explain", "why", "--epoch", "1", "--keys", str(cluster.operator_keys), *at)
     assert code == Exit.OK
     assert "the deployment has no plan yet" in out
     assert "committed: every node of epoch 1 is ready" in out
@@ -108,7 +108,7 @@ async def test_a_model_is_deployed_asked_watched_and_removed(cluster: LocalClust
 
     seen: dict[str, Any] = json.loads((await command("status", "--json", *at))[1])
     assert [(d["name"], d["state"]) for d in seen["deployments"]] == [("adder", "serving")]
-    told = (await command("events", "--json", "--keys", str(cluster.keys), *at))[1].splitlines()
+    told = (await command("events", "--json", "--keys", str(cluster.operator_keys), *at))[1].splitlines()
     events = [json.loads(line) for line in told]
     assert {"node_joined", "plan_prepared", "plan_committed"} <= {event["kind"] for event in events}
     assert {event["standing"] for event in events} == {"verified"}

@@ -215,11 +215,12 @@ async def test_a_doctor_finds_nothing_failing_in_a_healthy_cluster(chat: Serving
 
 
 async def test_a_doctor_finds_a_private_key_that_others_may_read(chat: Serving) -> None:
-    key = chat.cluster.keys / f"{N1}.key"
+    keys = chat.cluster.keys / N1
+    key = keys / f"{N1}.key"
     mode = key.stat().st_mode
     key.chmod(0o644)
     try:
-        code, found = await diagnosed(chat, N1, "--keys", str(chat.cluster.operator_keys))
+        code, found = await diagnosed(chat, N1, "--keys", str(keys))
     finally:
         key.chmod(mode)
     assert (code, found["keys", key.name]) == (Exit.FAILED, "fail")

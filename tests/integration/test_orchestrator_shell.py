@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from bus import blobs
 from bus.connection import connect
-from bus.identity import Identity, load_identity
+from bus.identity import ORCHESTRATOR, Identity, load_identity
 from bus.streams import ensure_streams
 from bus.together import make_members
 from models.store import Store
@@ -224,7 +224,7 @@ class World:
                 await asyncio.sleep(0.05)
 
     async def audited(self, kind: AuditKind) -> list[AuditEvent]:
-        identity = load_identity(self.keys / NodeId("orchestrator"), NodeId("orchestrator"))
+        identity = load_identity(self.keys / ORCHESTRATOR, ORCHESTRATOR)
         found = []
         sequence = 1
         info = await self.js.stream_info(subjects.STREAM_AUDIT)
@@ -238,7 +238,9 @@ class World:
     @asynccontextmanager
     async def orchestrator(self) -> AsyncIterator["asyncio.Task[None]"]:
         ready = asyncio.Event()
-        task = asyncio.create_task(run(OrchestratorConfig(self.url, self.keys, self.store.root), ready.set))
+        task = asyncio.create_task(
+            run(OrchestratorConfig(self.url, self.keys / ORCHESTRATOR, self.store.root), ready.set)
+        )
         waiting = asyncio.create_task(ready.wait())
         await asyncio.wait({task, waiting}, return_when=asyncio.FIRST_COMPLETED, timeout=10)
         assert ready.is_set()
@@ -485,13 +487,15 @@ async def test_a_new_orchestrator_goes_on_where_the_old_one_stopped(world: World
 
 
 async def terms_in_log(world: World) -> list[tuple[str, int]]:
-    """(subject, term) of every message of the log of plans, in order."""
-    identity = load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator"))
+    """(subject, term) of every message of the log of plans that an orchestrator signed, in order."""
+    identity = load_identity(world.keys / ORCHESTRATOR, ORCHESTRATOR)
     found: list[tuple[str, int]] = []
     last = (await world.js.stream_info(subjects.STREAM_PLANS)).state.last_seq
     for sequence in range(1, last + 1):
         message = await world.js.get_msg(subjects.STREAM_PLANS, sequence)
         data, trusted = message.data or b"", identity.orchestrators
+        if message.subject == subjects.ROSTER:
+            continue
         if message.subject == subjects.LEADER:
             term = open_envelope(data, Leadership, LEADER_TYPE, trusted)[0].term
         else:
@@ -505,7 +509,7 @@ async def test_a_leader_that_was_replaced_adds_nothing_in_its_term_and_goes_on_a
         await world.deploy()
         before = await world.until(serving)
         # Somebody else with the orchestrator's key takes the log over, without ever having held the lease.
-        usurper = PlanLog(world.js, load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator")))
+        usurper = PlanLog(world.js, load_identity(world.keys / ORCHESTRATOR, ORCHESTRATOR))
         leadership, rollouts = await usurper.take_office(
             NodeId("usurper"), datetime.now(UTC), lambda _, error: pytest.fail(str(error))
         )
@@ -531,7 +535,9 @@ async def test_of_two_orchestrators_one_answers_and_the_other_takes_over_at_once
     async with world.peers(*NODES[:2]) as peers, world.orchestrator() as first:
         await world.deploy(stages=2)
         before = await world.until(serving)
-        second = asyncio.create_task(run(OrchestratorConfig(world.url, world.keys, world.store.root, NodeId("second"))))
+        second = asyncio.create_task(
+            run(OrchestratorConfig(world.url, world.keys / ORCHESTRATOR, world.store.root, NodeId("second")))
+        )
         try:
             seen = await world.until(lambda s: s.standbys == ("second",))
             assert seen.leader == before.leader
@@ -552,7 +558,7 @@ async def test_of_two_orchestrators_one_answers_and_the_other_takes_over_at_once
 
 async def test_a_name_that_cannot_stand_in_a_subject_is_refused(world: World) -> None:
     with pytest.raises(ResplitError) as caught:
-        await run(OrchestratorConfig(world.url, world.keys, world.store.root, NodeId("two words")))
+        await run(OrchestratorConfig(world.url, world.keys / ORCHESTRATOR, world.store.root, NodeId("two words")))
     assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "id")
 
 
@@ -586,19 +592,22 @@ async def test_a_new_leader_goes_on_draining(world: World) -> None:
             assert after.drained == (NODES[0],)
 
 
-async def test_a_stream_of_an_earlier_release_learns_the_new_subject(nats_url: str) -> None:
+async def test_a_stream_of_an_earlier_release_learns_the_new_subjects(nats_url: str) -> None:
     client = await connect(nats_url, "operator")
     js = client.jetstream()
     await js.add_stream(name=subjects.STREAM_PLANS, subjects=[subjects.ALL_PLANS], max_msgs_per_subject=7)
     for _ in range(2):
         await ensure_streams(client)
         config = (await js.stream_info(subjects.STREAM_PLANS)).config
-        assert (config.subjects, config.max_msgs_per_subject) == ([subjects.ALL_PLANS, subjects.LEADER], 7)
+        assert (config.subjects, config.max_msgs_per_subject) == (
+            [subjects.ALL_PLANS, subjects.LEADER, subjects.ROSTER],
+            7,
+        )
     await client.close()
 
 
 async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World) -> None:
-    identity = load_identity(world.keys / NodeId("orchestrator"), NodeId("orchestrator"))
+    identity = load_identity(world.keys / ORCHESTRATOR, ORCHESTRATOR)
     plan = Plan(
         deployment=CHAT,
         model=world.model,

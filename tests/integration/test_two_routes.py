@@ -55,7 +55,7 @@ def two_routes(before: Plan) -> Plan:
 
 async def roll_out(cluster: LocalCluster, running: Serving, plan: Plan) -> None:
     """What an orchestrator does to bring a plan into force."""
-    identity = load_identity(cluster.keys / NodeId(ORCHESTRATOR), NodeId(ORCHESTRATOR))
+    identity = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
     heard: asyncio.Queue[Receipt] = asyncio.Queue()
 
     async def receipt(message: Msg) -> None:

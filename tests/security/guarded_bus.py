@@ -36,7 +36,7 @@ class GuardedServer:
         self._folder = folder
         self._reloads = 0
         self._scheme = "nats" if tls is None else "tls"
-        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store="1GB")
+        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store="4GB")
         (folder / "nats-server.conf").write_text(conf)
         self._write(members)
         self._process: subprocess.Popen[bytes] | None = None

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from bus.connection import connect
 from bus.credentials import Credentials, Login, nkey_seed, public_nkey
-from bus.identity import load_identity
+from bus.identity import ORCHESTRATOR, load_identity
 from bus.natsconf import TlsFiles, logins_conf, quoted, server_conf
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
@@ -120,15 +120,15 @@ async def test_a_file_of_logins_with_a_mistake_changes_nothing_on_a_running_serv
 async def test_with_tls_only_certificates_of_the_authority_may_try_to_log_in(tmp_path: Path) -> None:
     keys = tmp_path / "keys"
     make_members(keys, [N0])
-    member = credentials(N0, "agent")
-    files = TlsFiles(keys / "orchestrator.tls.pem", keys / "orchestrator.tls.key", keys / "ca.pem")
+    member, server_keys = credentials(N0, "agent"), keys / ORCHESTRATOR
+    files = TlsFiles(server_keys / "orchestrator.tls.pem", server_keys / "orchestrator.tls.key", server_keys / "ca.pem")
     with guarded(tmp_path / "nats", [member], files) as server:
         client = await connect(
             server.url, N0, tls=load_identity(keys / N0, N0).tls(ssl.Purpose.SERVER_AUTH), credentials=member
         )
         await client.flush()
         await client.close()
-        stranger = ssl.create_default_context(cafile=str(keys / "ca.pem"))
+        stranger = ssl.create_default_context(cafile=str(server_keys / "ca.pem"))
         stranger.check_hostname = False
         stranger.verify_flags &= ~ssl.VERIFY_X509_STRICT
         _, port = server.url.rsplit(":", 1)

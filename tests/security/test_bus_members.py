@@ -19,12 +19,16 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer, fetch, size_of
 from bus.connection import connect, settle
 from bus.credentials import Credentials, inbox_prefix
+from bus.enrolment import revoke
+from bus.following import RosterInbox, offer_roster, publish_roster
+from bus.founding import load_holder
 from bus.identity import Identity, load_identity
+from bus.joining import ROSTER
 from bus.journal import Journal, SupersededError
 from bus.stopping import end
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket, wait_for_streams
 from bus.succession import fence, lives, release
-from bus.together import make_members
+from bus.together import CLUSTER, make_members
 from models.store import Store
 from orchestrator.fold import ReceiptReceived, Report
 from orchestrator.inbox import Inbox, Rejections
@@ -32,6 +36,7 @@ from orchestrator.lease import Lease
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Propose, Rollout, step
 from orchestrator.wishes import Desired, stored
+from resplit.chain import verify
 from resplit.client import Client as RequestClient
 from resplit.trail import read_trail
 from schemas import subjects
@@ -64,7 +69,7 @@ class Cluster:
     keys: Path
 
     def identity(self, name: str) -> Identity:
-        return load_identity(self.keys / NodeId(name), NodeId(name))
+        return load_identity(self.keys / name, NodeId(name))
 
 
 @pytest_asyncio.fixture
@@ -149,6 +154,33 @@ async def test_plans_reach_agents_live_and_from_the_log(cluster: Cluster) -> Non
         await end(running)
 
 
+async def test_a_roster_reaches_every_member_live_and_from_the_log(cluster: Cluster) -> None:
+    await offer_roster(cluster.orchestrator.jetstream(), cluster.identity("orchestrator"))
+    running = []
+
+    async def follow(client: Client, name: str) -> tuple[Identity, asyncio.Event]:
+        identity, changed = cluster.identity(name), asyncio.Event()
+        inbox = RosterInbox(client, identity, AuditTrail(client.jetstream(), identity), changed.set)
+        running.append(asyncio.create_task(inbox.run()))
+        return identity, changed
+
+    following = [await follow(cluster.n0, N0), await follow(cluster.orchestrator, "orchestrator")]
+    root = cluster.keys / CLUSTER
+    roster = revoke(root, N1, [load_holder(root / "root-0.key")], now=datetime.now(UTC))
+    try:
+        await settle(cluster.n0)
+        await settle(cluster.orchestrator)
+        await publish_roster(cluster.operator.jetstream(), (root / ROSTER).read_bytes())
+        following.append(await follow(cluster.n1, N1))
+        for identity, changed in following:
+            async with asyncio.timeout(SOON_S):
+                await changed.wait()
+            assert identity.roster == roster
+            assert list(identity.agents) == [N0]
+    finally:
+        await end(running)
+
+
 async def test_receipts_reach_the_orchestrator(cluster: Cluster) -> None:
     n0 = cluster.identity(N0)
     receipt = Receipt(
@@ -198,7 +230,10 @@ async def test_the_trail_is_written_by_each_and_read_by_observers_and_operators(
         await trail.drain(SOON_S)
         await end([writing])
     for reader in (cluster.observer, cluster.operator):
-        assert len([data async for data in read_trail(reader.jetstream(), follow=False)]) == 3
+        envelopes = [data async for data in read_trail(reader.jetstream(), follow=False)]
+        verdict = verify(envelopes, cluster.identity(N0).writers)
+        assert verdict.is_sound
+        assert {life.writer: life.is_ended for life in verdict.lives} == {N0: True, N1: True, "orchestrator": True}
 
 
 async def test_files_go_from_the_orchestrator_to_an_agent_and_on_to_the_next(cluster: Cluster, tmp_path: Path) -> None:

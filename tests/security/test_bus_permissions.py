@@ -66,6 +66,7 @@ async def nobody(_: Msg) -> None:
 AN_AGENT_MAY_NOT_SAY = {
     "a plan": subjects.plan(CHAT),
     "the word of a new leader": subjects.LEADER,
+    "a roster": subjects.ROSTER,
     "another's capacity": subjects.capacity(N1),
     "another's receipt": subjects.receipt(N1),
     "another's audit event": subjects.audit(N1, "plan_applied"),

@@ -90,7 +90,7 @@ async def test_a_life_is_a_chain_with_its_number_and_the_hash_of_the_envelope_be
     async with writer(client, tmp_path) as trail:
         tell(trail, 3)
     data = await envelopes_at(client)
-    told = events(data, read_trust(tmp_path))
+    told = events(data, read_trust(tmp_path / N0))
     tree, previous = Tree(), NOTHING_BEFORE
     for number, (envelope, event) in enumerate(zip(data, told, strict=True), 1):
         assert event.chain == Link(life=trail.life, number=number, previous=previous)
@@ -108,7 +108,7 @@ async def test_the_next_life_names_the_last_envelope_of_the_one_before(client: C
     async with writer(client, tmp_path) as second:
         tell(second, 1)
     data = await envelopes_at(client)
-    begins = events(data, read_trust(tmp_path))[3].chain
+    begins = events(data, read_trust(tmp_path / N0))[3].chain
     assert begins is not None and begins.number == 1
     assert begins.before == Head(writer=N0, life=first.life, number=3, digest=envelope_digest(data[2]))
 
@@ -122,7 +122,7 @@ async def test_events_that_did_not_fit_into_memory_are_counted_in_the_next(
         await all_out(trail)
         for number in range(10):
             trail.record(AuditKind.LINK_CHANGED, "a direct link came up", number=number)
-    trust = read_trust(tmp_path)
+    trust = read_trust(tmp_path / N0)
     data = await envelopes_at(client)
     links = [(e.chain.number, e.chain.lost) for e in events(data, trust) if e.chain is not None]
     assert links == [(1, 0), (2, 0), (3, 6), (4, 0), (5, 0), (6, 0), (7, 0)]
@@ -138,7 +138,7 @@ async def test_an_event_larger_than_the_server_carries_is_a_declared_loss(client
         trail.record(AuditKind.LINK_CHANGED, "x" * (2 << 20))
         tell(trail, 1)
     data = await envelopes_at(client)
-    links = [(e.chain.number, e.chain.lost) for e in events(data, read_trust(tmp_path)) if e.chain is not None]
+    links = [(e.chain.number, e.chain.lost) for e in events(data, read_trust(tmp_path / N0)) if e.chain is not None]
     assert links == [(1, 1), (2, 0)]
 
 
@@ -153,7 +153,7 @@ async def test_a_checkpoint_comes_after_so_many_events_or_so_long(
         async with asyncio.timeout(10):
             while len(await envelopes_at(client)) < 17:  # noqa: ASYNC110 (the stream tells nobody)
                 await asyncio.sleep(0.05)
-    told = events(await envelopes_at(client), read_trust(tmp_path))
+    told = events(await envelopes_at(client), read_trust(tmp_path / N0))
     said = [(e.source, e.checkpoint.count, e.checkpoint.ends) for e in told if e.checkpoint is not None]
     assert said == [(N0, 5, False), (N0, 11, False), (N0, 14, True), (N1, 1, False), (N1, 2, True)]
 

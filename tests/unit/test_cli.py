@@ -81,7 +81,20 @@ def onnx_file(tmp_path: Path) -> Path:
 
 def test_every_command_has_help_that_lists_its_options() -> None:
     listed = re.findall(r"│ ([a-z]+)  ", run("--help").output)
-    assert {"up", "agent", "orchestrator", "keys", "models", "deploy", "remove", "status", "infer"} | {
+    assert {
+        "up",
+        "agent",
+        "orchestrator",
+        "init",
+        "enroll",
+        "join",
+        "roster",
+        "models",
+        "deploy",
+        "remove",
+        "status",
+        "infer",
+    } | {
         "events",
         "demo",
     } <= set(listed)
@@ -197,17 +210,6 @@ def test_infer_streams_text_and_with_json_one_line_a_token(server_url: str, loop
     assert "prompt" not in seen[1]
 
 
-def test_keys_are_made_once_and_never_over_others(tmp_path: Path) -> None:
-    folder = tmp_path / "keys"
-    made = run("keys", folder, "n0", "n1", "--json")
-    assert json.loads(made.stdout) == {"folder": str(folder), "orchestrator": "orchestrator", "nodes": ["n0", "n1"]}
-    before = (folder / "trust.json").read_bytes()
-    again = run("keys", folder, "n2")
-    assert (again.exit_code, (folder / "trust.json").read_bytes()) == (Exit.USAGE, before)
-    assert run("keys", tmp_path / "other", "Not a name").exit_code == Exit.USAGE
-    assert not (tmp_path / "other").exists()
-
-
 def test_models_are_imported_listed_shown_verified_and_removed(tmp_path: Path, onnx_file: Path) -> None:
     store = ["--store", tmp_path / "store"]
     assert json.loads(run("models", "list", "--json", *store).stdout) == {"models": []}
@@ -251,9 +253,9 @@ def test_events_are_shown_with_how_far_they_may_be_believed(
         ("node_joined", "unverified"),
         ("plan_applied", "unverified"),
     ]
-    verified = run("events", "--json", "--url", server_url, "--keys", keys).stdout.splitlines()
+    verified = run("events", "--json", "--url", server_url, "--keys", keys / NODE).stdout.splitlines()
     assert [json.loads(line)["standing"] for line in verified] == ["verified", "forged"]
-    lines = run("events", "--url", server_url, "--keys", keys, "--deployment", "adder").stdout.splitlines()
+    lines = run("events", "--url", server_url, "--keys", keys / NODE, "--deployment", "adder").stdout.splitlines()
     assert len(lines) == 1 and lines[0].endswith("a plan took effect  blocks=4  [FORGED]")
     assert run("events", "--url", server_url, "--keys", tmp_path).exit_code == Exit.USAGE
 

@@ -189,14 +189,15 @@ def test_a_gpu_that_its_node_does_not_use_is_mentioned() -> None:
 
 
 def test_the_key_files_of_a_machine_are_those_of_its_nodes(tmp_path: Path) -> None:
-    for name in ("trust.json", "ca.pem", "a.key", "a.tls.key", "a.tls.pem"):
+    own = [f"a.{kind}" for kind in ("key", "sealing.key", "nk", "tls.key", "tls.pem")]
+    for name in ("known.json", "roster.signed", "ca.pem", *own):
         (tmp_path / name).touch(mode=0o600)
     assert [file.path.name for file in key_files(tmp_path, None) if file.mode is None] == []
-    assert sum(file.private for file in key_files(tmp_path, A)) == 2
+    assert sum(file.private for file in key_files(tmp_path, A)) == 5
     missing = [file.path.name for file in key_files(tmp_path, B) if file.mode is None]
-    assert missing == ["b.key", "b.tls.key", "b.tls.pem"]
+    assert sorted(missing) == ["b.key", "b.nk", "b.sealing.key", "b.tls.key", "b.tls.pem"]
     gone = key_files(tmp_path / "nowhere", None)
-    assert [file.mode for file in gone] == [None, None]
+    assert [file.mode for file in gone] == [None, None, None]
 
 
 def test_a_doctor_looks_for_everything_that_jetstream_is_to_keep() -> None:

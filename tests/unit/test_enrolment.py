@@ -15,15 +15,13 @@ import nkeys
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.certificates import issue, make_authority
 from bus.enrolment import PENDING, adopt, countersign_roster, enrol, read_roots, renew, review, revoke, rotate
 from bus.founding import ROOT_LIFETIME, ROSTER_LIFETIME, Holder, found_cluster, load_holder
-from bus.identity import Identity, peer_name
+from bus.identity import Identity, load_identity
 from bus.joining import BUNDLE_BYTES_MAX, KNOWN, ROSTER, Bundle, join, pack, unpack, with_roster
 from bus.remembered import recall, remember, write_durably
-from bus.together import make_members
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_plan, after_roster, first_known, open_roots
@@ -154,9 +152,19 @@ def test_the_folder_of_a_cluster_never_holds_a_member_s_private_key(cluster: Pat
 
 
 def test_members_can_make_links_to_each_other(cluster: Path, tmp_path: Path) -> None:
-    join(enrolled(cluster), tmp_path / "n0", NOW)
-    join(enrolled(cluster, N1), tmp_path / "n1", NOW)
-    assert _handshake(_identity(tmp_path / "n0", N0), _identity(tmp_path / "n1", N1)) == (N1, N0)
+    first, second = enrolled(cluster), enrolled(cluster, N1)
+    newer = (cluster / ROSTER).read_bytes()  # the first bundle's roster does not name the second yet
+    n0 = _identity(with_roster(first, newer), tmp_path / "n0", N0)
+    assert _handshake(n0, _identity(second, tmp_path / "n1", N1)) == (N1, N0)
+
+
+def test_a_link_is_refused_to_a_key_that_was_replaced_though_its_certificate_is_of_the_authority(
+    cluster: Path, tmp_path: Path
+) -> None:
+    thief = _identity(enrolled(cluster), tmp_path / "thief", N0)
+    rotate(cluster, N0, holders(cluster), now=NOW)
+    second = _identity(enrolled(cluster, N1), tmp_path / "n1", N1)
+    assert _handshake(second, thief)[0] is None
 
 
 def test_who_is_enrolled_twice_or_not_at_all_is_named(cluster: Path) -> None:
@@ -331,10 +339,6 @@ def test_no_identity_is_overwritten_by_another(cluster: Path, tmp_path: Path) ->
     (cluster / "root-0.key").rename(tmp_path / "carried-away.key")
     refused(ErrorCode.INVALID_REQUEST, r"\(root\.1\.signed\)", cluster, lambda: join(second, cluster, NOW))
     (tmp_path / "carried-away.key").rename(cluster / "root-0.key")
-    make_members(tmp_path / "made", [N1])
-    refused(
-        ErrorCode.INVALID_REQUEST, "another identity", tmp_path / "made", lambda: join(second, tmp_path / "made", NOW)
-    )
     found_cluster(tmp_path / "other", now=NOW)
     namesake = enrolled(tmp_path / "other")
     refused(ErrorCode.INVALID_REQUEST, "belongs to cluster", folder, lambda: join(namesake, folder, NOW))
@@ -490,8 +494,9 @@ def test_what_is_written_is_on_the_disk_before_it_has_its_name(tmp_path: Path, m
     assert calls == ["file", "rename", "folder"]
 
 
-def _identity(folder: Path, name: NodeId) -> Identity:
-    return Identity(name, Ed25519PrivateKey.generate(), {}, {}, folder)
+def _identity(bundle: bytes, folder: Path, name: NodeId) -> Identity:
+    join(bundle, folder, NOW)
+    return load_identity(folder, name)
 
 
 def _handshake(server: Identity, client: Identity) -> tuple[str | None, str | None]:
@@ -503,4 +508,4 @@ def _handshake(server: Identity, client: Identity) -> tuple[str | None, str | No
         for side in (calling, serving):
             with contextlib.suppress(ssl.SSLWantReadError):
                 side.do_handshake()
-    return peer_name(serving.getpeercert()), peer_name(calling.getpeercert())
+    return server.peer(serving.getpeercert(binary_form=True)), client.peer(calling.getpeercert(binary_form=True))

@@ -1,0 +1,150 @@
+"""Who belongs changes while the cluster runs, and what the root said holds against everybody on the bus."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+
+import pytest
+import pytest_asyncio
+
+from bus.enrolment import renew, revoke
+from bus.following import publish_roster
+from bus.founding import load_holder
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.joining import ROSTER
+from bus.together import CLUSTER, make_members
+from models.store import Store
+from resplit import control
+from schemas import subjects
+from schemas.audit import AuditKind
+from schemas.base import NodeId
+from schemas.deployment import Stage
+from schemas.envelope import PLAN_TYPE, open_envelope, seal
+from schemas.plan import Plan, PlanEvent, PlanPhase, Route
+from schemas.roster import Policy, Roster
+from tests.integration.cluster_fixtures import (
+    CHAT,
+    N0,
+    N1,
+    N2,
+    SETTINGS,
+    Oracle,
+    Serving,
+    Streaming,
+    serving,
+    three_stages,
+)
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+N3 = NodeId("n3")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def changing(
+    tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle
+) -> AsyncIterator[Serving]:
+    """Three agents, of which n2 is at the edge, and at first may hold everything all the same."""
+    folder = tmp_path_factory.mktemp("changing") / "cluster"
+    make_members(folder / "keys", [N0, N1, N2], edge=[N2])
+    async with serving(folder, zoo_store, oracle) as running:
+        yield running
+
+
+async def published(running: Serving, *nodes: NodeId) -> Roster:
+    """The cluster's roster, once `nodes` have taken it."""
+    data = (running.cluster.keys / CLUSTER / ROSTER).read_bytes()
+    await running.ear.identity.take_roster(data)
+    await publish_roster(running.bus.nats.jetstream(), data)
+    roster = running.ear.identity.roster
+    for node in (*nodes, ORCHESTRATOR):
+        await running.ear.wait(AuditKind.ROSTER_TAKEN, source=node, version=roster.version)
+    return roster
+
+
+async def test_an_agent_that_joins_later_works_with_those_that_ran(changing: Serving) -> None:
+    assert await changing.cluster.join() == N3
+    await changing.deploy(CHAT, "llama", placement=three_stages(N0, N3, N1), settings=SETTINGS)
+    await changing.answers()
+
+
+async def test_a_revoked_agent_is_out_and_its_blocks_are_elsewhere(changing: Serving) -> None:
+    await changing.deploy(CHAT, "llama", stages=4, settings=SETTINGS)
+    status = await changing.deploy(CHAT, "llama", settings=SETTINGS)
+    assert status.current is not None and N3 in status.current.nodes
+    changing.ear.heard.clear()
+    root = changing.cluster.keys / CLUSTER
+    revoke(root, N3, [load_holder(root / "root-0.key")], now=datetime.now(UTC))
+    assert (await published(changing, N0, N1, N2)).member(N3) is None
+    await changing.ear.wait(AuditKind.LINK_CHANGED, peer=N3, up=False)
+    await changing.until(
+        lambda found: found.state == "serving" and found.current is not None and N3 not in found.current.nodes
+    )
+    assert N3 in changing.cluster.processes, "it runs, and nobody believes it"
+    await changing.answers()
+    reports = [node for node in (await control.status(changing.cluster.url)).nodes if node.capacity.node == N3]
+    assert all(node.lost for node in reports)
+    await changing.cluster.stop(N3)
+
+
+async def test_an_agent_that_starts_again_is_not_taken_in_by_an_older_plan(changing: Serving) -> None:
+    """Whoever owns the server can hide the newest events from a process that knows nothing yet."""
+    await changing.deploy(CHAT, "llama", placement=three_stages(N0, N2, N1), settings=SETTINGS)
+    await changing.until(lambda found: not found.draining)
+    await changing.cluster.stop(ORCHESTRATOR)
+    js, subject = changing.bus.nats.jetstream(), subjects.plan(CHAT)
+    newest = await js.get_last_msg(subjects.STREAM_PLANS, subject)
+    assert newest.data is not None and newest.seq is not None
+    await changing.cluster.kill(N1)
+    await js.delete_msg(subjects.STREAM_PLANS, newest.seq)
+    changing.ear.heard.clear()
+    await changing.cluster.start(N1)
+    event = await changing.ear.wait(AuditKind.EVENT_REJECTED, source=N1)
+    assert (event.fields["code"], event.fields["subject"]) == ("rolled_back", subject)
+    await js.publish(subject, newest.data)
+    await changing.cluster.start(ORCHESTRATOR)
+    await changing.until_answering()
+
+
+async def forge(running: Serving, *stages: Stage) -> Plan:
+    """Put a plan in force with the orchestrator's own key, which was stolen, ahead of all that its owner says."""
+    last = await running.bus.nats.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(CHAT))
+    thief = load_identity(running.cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
+    before, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, thief.orchestrators)
+    assert before.current is not None
+    route = Route(index=0, source=stages[0].node, stages=stages, max_sequences=1)
+    plan = before.current.model_copy(update={"epoch": before.current.epoch + 1, "routes": (route,), "reason": "theft"})
+    event = PlanEvent(
+        deployment=CHAT,
+        term=before.term + 1,
+        revision=1,
+        phase=PlanPhase.COMMIT,
+        reason="theft",
+        issued_at=datetime.now(UTC),
+        current=plan,
+    )
+    data = seal(event, PLAN_TYPE, ORCHESTRATOR, thief.key)
+    await running.bus.nats.jetstream().publish(subjects.plan(CHAT), data)
+    return plan
+
+
+async def test_a_stolen_orchestrator_s_key_puts_no_sensitive_block_on_an_untrusted_node(changing: Serving) -> None:
+    await changing.deploy(CHAT, "llama", placement=three_stages(N0, N2, N1), settings=SETTINGS)
+    root = changing.cluster.keys / CLUSTER
+    policy = Policy(sensitive={"*": "ends"})
+    renew(root, [load_holder(root / "root-0.key")], now=datetime.now(UTC), policy=policy)
+    await published(changing, N0, N1, N2)
+    await changing.answers()
+    stream = await Streaming(changing.client, max_tokens=900).began()
+    await changing.cluster.stop(ORCHESTRATOR)  # it would answer the usurper at once
+
+    changing.ear.heard.clear()
+    plan = await forge(changing, *three_stages(N2, N0, N1))
+    for node in (N0, N1, N2):
+        event = await changing.ear.wait(AuditKind.PLAN_REFUSED, source=node, epoch=plan.epoch)
+        assert str(event.fields["error"]).startswith("forbidden: block 0 of 'chat' must not be on 'n2'")
+    error = await stream.end()
+    assert error is not None and error.code == "node_lost", "what ran ends, rather than on a node of the thief's choice"
+
+    await changing.cluster.start(ORCHESTRATOR)
+    await changing.deploy(CHAT, "llama", placement=three_stages(N1, N2, N0), settings=SETTINGS)
+    await changing.answers()
