@@ -36,23 +36,27 @@ def relieved(chain: Chain, manifest: Manifest, rooms: Mapping[NodeId, Room], sen
     links = {name: room.host.links for name, room in rooms.items()}
     before, after = chain[:slowest], chain[slowest + 1 :]
     best, least_ms = None, _stage_ms(stage, rooms) + _hops_ms((*before[-1:], stage, *after[:1]), manifest, links)
-    for pieces in _ways(stage, list(_helpers(stage, rooms, sensitive))):
+    left = {name: room.free_bytes - _need(name, (*before, *after), room) for name, room in rooms.items()}
+    for pieces in _ways(stage, list(_helpers(stage, rooms, left, sensitive))):
         around = (*before[-1:], *pieces, *after[:1])
         taken_ms = sum([_stage_ms(piece, rooms) for piece in pieces]) + _hops_ms(around, manifest, links)
-        if taken_ms < least_ms and _fit(pieces, rooms):
+        if taken_ms < least_ms and all(_need(one.node, (one,), rooms[one.node]) <= left[one.node] for one in pieces):
             best, least_ms = pieces, taken_ms
     return None if best is None else _joined((*before, *best, *after))
 
 
-def _helpers(stage: Stage, rooms: Mapping[NodeId, Room], sensitive: frozenset[int]) -> Iterator[_Helper]:
-    """Nodes that may hold some of the stage, those that would take the most off first."""
+def _helpers(
+    stage: Stage, rooms: Mapping[NodeId, Room], left: Mapping[NodeId, int], sensitive: frozenset[int]
+) -> Iterator[_Helper]:
+    """Nodes that may hold some of the stage, those that would take the most off first. `left`: the bytes that each has
+    beside its other stages."""
     private = not sensitive.isdisjoint(stage.blocks)
     found = []
     for name, room in rooms.items():
         own_ms = float(room.host.times.decode_ms[stage.first : stage.last + 1].mean())
         need = max(room.need_bytes[block] for block in stage.blocks)
-        count = len(stage.blocks) if need == 0 else min(len(stage.blocks), room.free_bytes // need)
-        if count and (room.trusted or not private):
+        count = len(stage.blocks) if need == 0 else min(len(stage.blocks), left[name] // need)
+        if count > 0 and (room.trusted or not private):
             found.append(_Helper(name, own_ms, count))
     slow_ms = max((one.block_ms for one in found), default=0.0)
     found.sort(key=lambda one: (-one.blocks_max * (slow_ms - one.block_ms), one.block_ms, one.node))
@@ -81,11 +85,9 @@ def _ways(stage: Stage, helpers: Sequence[_Helper]) -> Iterator[Chain]:
                 )
 
 
-def _fit(pieces: Chain, rooms: Mapping[NodeId, Room]) -> bool:
-    return all(
-        sum(rooms[piece.node].need_bytes[block] for block in piece.blocks) <= rooms[piece.node].free_bytes
-        for piece in pieces
-    )
+def _need(node: NodeId, stages: Chain, room: Room) -> int:
+    """Bytes that the stages on a node take there."""
+    return sum(room.need_bytes[block] for stage in stages if stage.node == node for block in stage.blocks)
 
 
 def _stage_ms(stage: Stage, rooms: Mapping[NodeId, Room]) -> float:

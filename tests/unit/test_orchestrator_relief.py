@@ -42,6 +42,15 @@ def test_what_a_slow_node_holds_is_shared_out_and_the_route_may_come_by_a_node_t
     assert {stage.node: len(stage.blocks) for stage in found[2:]} == {N0: 2, N3: 1}
 
 
+def test_what_a_node_has_of_the_route_already_counts_where_it_is_not_loaded_yet() -> None:
+    left = beside(CURRENT, {N0: 3}, {N2: 5.0})
+    left[N0] = replace(left[N0], need_bytes=left[N3].need_bytes)
+    found = relieved(CURRENT, manifest(), left, NOTHING)
+    assert found is not None
+    assert fits((found,), left)
+    assert {stage.node: len(stage.blocks) for stage in found[2:]} == {N0: 1, N2: 2}
+
+
 def test_a_part_stays_where_there_is_not_room_for_all() -> None:
     found = relieved(CURRENT, manifest(), beside(CURRENT, {N0: 2}, {N2: 5.0}), NOTHING)
     assert found is not None
