@@ -15,6 +15,7 @@ from orchestrator.chain import Ways, beside, fastest_chain, on_the_edge, ways_of
 from orchestrator.decision import OPTIONS_MAX, Origin
 from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
+from orchestrator.relief import relieved
 from orchestrator.rooms import Room
 from orchestrator.searched import Facts, Ready, Searched, is_slowed, is_stale, longest_ago
 from orchestrator.trust import exposed
@@ -189,6 +190,9 @@ def _moves(search: Search) -> Iterator[Found]:
         split = fastest_chain(deployment, manifest, left, search.ways, chain)
         if split is not None:
             yield _swapped(search.current, number, split), Origin.RESPLIT
+        shared_out = relieved(chain, manifest, left, search.sensitive) if deployment.stages is None else None
+        if shared_out is not None:
+            yield _swapped(search.current, number, shared_out), Origin.RESPLIT
         edge = on_the_edge(left)
         if split is not None and within(split, edge):
             continue  # the best of all is the best of the edge

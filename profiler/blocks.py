@@ -204,7 +204,9 @@ def _paced(times: StageTimes, blocks: Sequence[BlockTime]) -> _Pace:
     per_row = None if None in slopes else 1e3 * sum([slope for slope in slopes if slope is not None])
     loaded = _Line(1e3 * sum([b.decode_ms for b in blocks]), per_row, max([b.rows_min for b in blocks]))
     slowdown = times.slowdown
-    now = loaded if slowdown is None else _fitted(times.undisturbed_us, loaded)
+    now = _fitted(times.undisturbed_us, loaded) if times.undisturbed_us else loaded
+    if slowdown is None and now.alone > loaded.alone:
+        now = loaded  # it never ran undisturbed, or something disturbed it when it was loaded: the least that it took
     alone = (slowdown or 1.0) * (now.alone / loaded.alone if loaded.alone > 0 else 1.0)
     return _Pace(loaded, now, slowdown or 1.0, alone)
 

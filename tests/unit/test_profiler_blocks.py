@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from agent.blocktimes import REST_S, BlockTimes
-from profiler.blocks import CALLS_MAX, Call, Running, StageKey, block_times, keep, observe
+from profiler.blocks import CALLS_MAX, Call, Running, StageKey, block_times, keep, observe, rested
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.deployment import Settings, Stage
@@ -274,6 +274,12 @@ def test_after_a_pause_times_are_those_of_load_time_until_calls_show_others() ->
         times.note(call)
     now_s += 0.5
     assert stage_of(times.now(LOADED, plans))[0] == pytest.approx(10.0, rel=0.1), "what is undisturbed it still knows"
+
+
+@pytest.mark.parametrize("undisturbed_ms", [1.0, 5.0, 20.0])
+def test_a_stage_at_rest_takes_the_least_of_what_it_took_when_it_was_loaded_and_since(undisturbed_ms: float) -> None:
+    running = rested(observe({}, itertools.islice(steps(0.0, lambda: undisturbed_ms), 20), 1.0))
+    assert stage_of(block_times(running, LOADED))[0] == pytest.approx(min(undisturbed_ms, 5.0))
 
 
 def test_a_node_whose_stage_takes_next_to_nothing_is_at_rest() -> None:
