@@ -64,7 +64,7 @@ def test_a_policy_that_arrives_moves_blocks_at_once_and_outlasts_what_is_deploye
     bare = world.wish.model_copy(update={"ruled": ()})
     world.snapshot = fold(world.snapshot, DeploymentWritten(bare), world.now)
     assert exposed_by(world.snapshot, world.snapshot.deployments[CHAT], world.plan) is not None
-    under(world, enrolled(3, **tiers))
+    under(world, enrolled(3, None, **tiers))
     assert exposed_by(world.snapshot, world.snapshot.deployments[CHAT], world.plan) is None
 
 
