@@ -4,9 +4,9 @@ from collections.abc import Collection, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from bus.enrolment import enrol
+from bus.enrolment import enrol, renew, rotate
 from bus.founding import found_cluster, load_holder
-from bus.identity import ORCHESTRATOR
+from bus.identity import ORCHESTRATOR, read_roster
 from bus.joining import ROSTER, join, with_roster
 from bus.remembered import PUBLIC, write_durably
 from schemas.base import NodeId
@@ -16,6 +16,8 @@ CLUSTER = "cluster"
 """The folder of the root, among those of the members."""
 OPERATOR = NodeId("operator")
 LIFETIME = timedelta(days=3600)
+RENEWED_BEFORE = timedelta(days=30)
+"""A roster that expires within this is renewed."""
 
 
 def make_members(
@@ -45,11 +47,28 @@ def make_members(
 
 def add_member(folder: Path, name: NodeId, role: Role, tier: TrustTier | None) -> bytes:
     """One more; the roster that says so, which every folder has now. Who runs already is to be sent it."""
-    now = datetime.now(UTC)
-    roots = [load_holder(folder / CLUSTER / "root-0.key")]
-    join(enrol(folder / CLUSTER, name, role, tier, LIFETIME, roots, now=now), folder / name, now)
+    now, cluster = datetime.now(UTC), folder / CLUSTER
+    roots = [load_holder(cluster / "root-0.key")]
+    if read_roster(cluster).member(name) is None:
+        bundle = enrol(cluster, name, role, tier, LIFETIME, roots, now=now)
+    else:
+        bundle = rotate(cluster, name, roots, now=now)  # whoever enrolled it was stopped before it joined
+    join(bundle, folder / name, now)
+    return _handed_out(folder)
+
+
+def renew_if_due(folder: Path) -> None:
+    """Before the roster expires: nobody else would renew it."""
+    now, cluster = datetime.now(UTC), folder / CLUSTER
+    if read_roster(cluster).expires_at - now < RENEWED_BEFORE:
+        renew(cluster, [load_holder(cluster / "root-0.key")], now=now)
+        _handed_out(folder)
+
+
+def _handed_out(folder: Path) -> bytes:
+    """The roster, which every member's folder has now."""
     roster = (folder / CLUSTER / ROSTER).read_bytes()
     for other in folder.iterdir():
-        if other.name not in (CLUSTER, name):
+        if other.name != CLUSTER:
             write_durably(other / ROSTER, roster, PUBLIC)
     return roster

@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
@@ -18,7 +19,7 @@ from nats.errors import Error as NatsError
 
 from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR
-from bus.together import CLUSTER, OPERATOR, add_member, make_members
+from bus.together import CLUSTER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.child import Child
 from resplit.control import status_on
 from resplit.exchange import open_connection
@@ -231,7 +232,13 @@ class LocalCluster:
 
     def _make_keys(self) -> None:
         if not (self.keys / CLUSTER).exists():
-            make_members(self.keys, self.agents)
+            # Made beside and put in place whole: one that was interrupted, or is of an earlier release, is of no use.
+            fresh = self.folder / "keys.new"
+            for folder in (fresh, self.keys):
+                shutil.rmtree(folder, ignore_errors=True)
+            make_members(fresh, self.agents)
+            fresh.rename(self.keys)
+        renew_if_due(self.keys)
         for node in self.agents:
             if not (self.keys / node).exists():
                 add_member(self.keys, node, "agent", "trusted")
