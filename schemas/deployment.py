@@ -81,8 +81,8 @@ class Deployment(Value):
     """How many routes share the requests; None lets the planner decide, by what there is to do."""
     sensitive: Sensitive | None = None
     """Blocks that no untrusted node may hold, not even while a plan is prepared; None where it does not matter."""
-    ruled: tuple[Sensitive, ...] = ()
-    """What the root's policy adds to them, whatever an operator wrote here."""
+    ruled: tuple[Sensitive, ...] = Field(default=(), exclude=True)
+    """What the root's policy adds to them. It is never written down: the policy of the day holds."""
 
     @property
     def chains(self) -> Placement | None:
