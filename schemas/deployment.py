@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from schemas.base import DeploymentId, NodeId, NodeName, Sha256, Value
 from schemas.slo import Slo
@@ -81,7 +82,7 @@ class Deployment(Value):
     """How many routes share the requests; None lets the planner decide, by what there is to do."""
     sensitive: Sensitive | None = None
     """Blocks that no untrusted node may hold, not even while a plan is prepared; None where it does not matter."""
-    ruled: tuple[Sensitive, ...] = Field(default=(), exclude=True)
+    ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)
     """What the root's policy adds to them. It is never written down: the policy of the day holds."""
 
     @property
