@@ -7,7 +7,6 @@ What counts is on this node's disk before it is acted upon, so that whoever owns
 just started an older event as the newest.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable
 from hashlib import sha256
@@ -17,7 +16,7 @@ from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
 from bus.identity import Identity
-from bus.streams import stored_messages
+from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind, envelope_digest
 from schemas.base import DeploymentId
@@ -28,7 +27,6 @@ from schemas.plan import PlanEvent
 
 CATCH_UP_EVERY_S = 30.0
 """A plan event that got lost on its way is found in the stream at the latest after this."""
-RETRY_S = 0.5
 REJECTIONS_MAX = 1000
 """Different messages that are rejected aloud; more are rejected in silence."""
 
@@ -57,15 +55,7 @@ class PlanInbox:
         """Deliver verified events until cancelled."""
         await self._client.subscribe(subjects.LEADER, cb=self._led)
         await self._client.subscribe(subjects.ALL_PLANS, cb=self._arrived)
-        while True:
-            connection = self._client.stats["reconnects"]
-            try:
-                await self._catch_up()
-            except Exception as error:  # nats-py raises several types while the server is away
-                log.debug("the plan stream is out of reach: %r", error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            await self._pause(connection)
+        await look_now_and_then(self._client, self._catch_up, CATCH_UP_EVERY_S, lambda: self._look_again)
 
     async def _catch_up(self) -> None:
         """Deliver the newest verified event of each deployment.
@@ -85,12 +75,6 @@ class PlanInbox:
                 newest[event.deployment] = event, message
         for event, message in newest.values():
             await self._take(event, message)
-
-    async def _pause(self, connection: int) -> None:
-        for _ in range(int(CATCH_UP_EVERY_S / RETRY_S)):
-            if self._look_again or self._client.stats["reconnects"] != connection:
-                return
-            await asyncio.sleep(RETRY_S)
 
     async def _arrived(self, msg: Msg) -> None:
         event = self._verified(msg)

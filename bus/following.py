@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.joining import ROSTER
-from bus.streams import stored_messages
+from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.errors import ErrorCode, ResplitError
@@ -24,7 +24,6 @@ from schemas.roster import Roster, open_roster
 
 LOOK_EVERY_S = 30.0
 """A roster that got lost on its way is found in the stream at the latest after this."""
-RETRY_S = 0.5
 REJECTIONS_MAX = 1000
 
 log = logging.getLogger(__name__)
@@ -47,26 +46,15 @@ class RosterInbox:
     async def run(self) -> None:
         """Follow until cancelled."""
         await self._client.subscribe(subjects.ROSTER, cb=self._arrived)
-        while True:
-            connection = self._client.stats["reconnects"]
-            try:
-                await self._look()
-            except Exception as error:  # nats-py raises several types while the server is away
-                log.debug("the stream of rosters is out of reach: %r", error)
-                await asyncio.sleep(RETRY_S)
-                continue
-            self._check_time()
-            for _ in range(int(LOOK_EVERY_S / RETRY_S)):
-                if self._client.stats["reconnects"] != connection:
-                    break
-                await asyncio.sleep(RETRY_S)
+        await look_now_and_then(self._client, self._look, LOOK_EVERY_S)
 
     async def _look(self) -> None:
         for message in reversed(
             await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ROSTER)
         ):
             if await self._took(message):
-                return
+                break
+        self._check_time()
 
     async def _arrived(self, msg: Msg) -> None:
         await self._took(msg)

@@ -1,5 +1,9 @@
 """What JetStream keeps: plans, receipts, the audit trail, accepted requests, desired state, the leader's lease."""
 
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
@@ -25,8 +29,11 @@ JOURNAL_MESSAGES_MAX = 50_000
 JOURNAL_AGE_S = 48 * 3600.0
 """No deadline is longer than a day. The fence of a dead life is kept for as long."""
 
+RETRY_S = 0.5
 NO_MESSAGE = 10037
 """JetStream's error code for a message that there is not; a stream that there is not has another."""
+
+log = logging.getLogger(__name__)
 
 
 async def ensure_streams(client: Client) -> JetStreamContext:
@@ -118,6 +125,25 @@ async def wait_for_streams(client: Client) -> JetStreamContext:
     for stream in (subjects.STREAM_PLANS, subjects.STREAM_JOURNAL):  # the first and the last that are made
         await js.stream_info(stream)
     return js
+
+
+async def look_now_and_then(
+    client: Client, look: Callable[[], Awaitable[None]], every_s: float, at_once: Callable[[], bool] = lambda: False
+) -> None:
+    """Call `look` now, after every reconnection, every `every_s` and when `at_once` says so; forever. What was
+    published while nobody listened, or got lost on its way, is found by it. It may raise whatever nats-py does."""
+    while True:
+        connection = client.stats["reconnects"]
+        try:
+            await look()
+        except Exception as error:  # nats-py raises several types while the server is away
+            log.debug("a stream is out of reach: %r", error)
+            await asyncio.sleep(RETRY_S)
+            continue
+        for _ in range(int(every_s / RETRY_S)):
+            if at_once() or client.stats["reconnects"] != connection:
+                break
+            await asyncio.sleep(RETRY_S)
 
 
 async def stored_messages(js: JetStreamContext, stream: str, subject: str) -> list[Msg]:
