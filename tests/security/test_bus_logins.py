@@ -74,6 +74,8 @@ async def test_after_a_reload_everything_still_passes_between_those_who_were_the
         js = await ensure_streams(orchestrator.client)
         plans = await agent.client.subscribe(subjects.ALL_PLANS)
         heartbeats = await orchestrator.client.subscribe(subjects.ALL_CAPACITY)
+        for member in (orchestrator, agent):
+            await member.client.flush()  # the server knows of both before anything is published
         log = SubjectLog(agent.client, subjects.STREAM_JOURNAL, "resplit.v1.journal.chat.n0-x-0")
         last = 0
         for i in range(3):
