@@ -49,12 +49,11 @@ class Identity:
         self.name = name
         self.key = key
         self.folder = folder
-        self.roster = roster
         self._known = known
         self._now = now
         self._writing = asyncio.Lock()
-        self._until: datetime | None = None
         self._by_role: dict[Role, dict[NodeId, Ed25519PublicKey]] = {}
+        self._believe(roster)
 
     @property
     def root(self) -> RootKeys:
@@ -70,11 +69,6 @@ class Identity:
     def agents(self) -> Keys:
         """Whose capacity, receipts and pieces are believed."""
         return self._of("agent")
-
-    @property
-    def writers(self) -> Keys:
-        """Whose audit events are believed."""
-        return writers(self.roster)
 
     def member(self, name: NodeId) -> Member | None:
         """Who is called `name`, if it is their time."""
@@ -122,8 +116,7 @@ class Identity:
             # First the roster: where power fails before the other, `load_identity` finds one that is newer.
             await asyncio.to_thread(write_durably, self.folder / ROSTER, data, PUBLIC)
             await self._keep(known)
-            self.roster = open_roster(known.root, data)
-            self._until = None
+            self._believe(open_roster(known.root, data))
             return True
 
     async def take_plan(self, deployment: DeploymentName, term: int, revision: int, digest: Digest) -> None:
@@ -135,6 +128,12 @@ class Identity:
         if known != self._known:
             await asyncio.to_thread(remember, self.folder / KNOWN, known)
             self._known = known
+
+    def _believe(self, roster: Roster) -> None:
+        self.roster = roster
+        self.writers: Keys = writers(roster)
+        """Whose audit events are believed."""
+        self._until: datetime | None = None
 
     def _of(self, role: Role) -> Keys:
         now = self._now()

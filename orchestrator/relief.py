@@ -67,7 +67,7 @@ def _helpers(
 def _ways(stage: Stage, helpers: Sequence[_Helper]) -> Iterator[Chain]:
     """The stage in pieces over every choice of helpers, in every order, each fast one filled before a slow one."""
     total = len(stage.blocks)
-    for count in range(1, PIECES_MAX + 1):
+    for count in range(1, min(PIECES_MAX, total) + 1):
         for chosen in permutations(helpers, count):
             lengths = dict.fromkeys(chosen, 1)
             left = total - count
@@ -75,7 +75,7 @@ def _ways(stage: Stage, helpers: Sequence[_Helper]) -> Iterator[Chain]:
                 more = min(left, one.blocks_max - 1)
                 lengths[one] += more
                 left -= more
-            if left == 0 and total >= count:
+            if left == 0:
                 ends = [stage.first]
                 for one in chosen:
                     ends.append(ends[-1] + lengths[one])

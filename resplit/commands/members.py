@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from resplit.defaults import DEFAULT_URL
+from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
 from resplit.exits import Commands
 from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
@@ -236,7 +236,7 @@ def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
     roster = read_roster(cluster)
 
     async def sent() -> None:
-        connection = await open_connection(url, "resplit-roster", CONNECT_S, {})
+        connection = await open_connection(url, "resplit-roster", CONNECT_TIMEOUT_S, {})
         try:
             await publish_roster(connection.jetstream(), _read(cluster / ROSTER, "cluster"))
         finally:
@@ -244,9 +244,6 @@ def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
 
     asyncio.run(sent())
     print(f"roster {roster.version} of cluster {roster.cluster} is published")
-
-
-CONNECT_S = 5.0
 
 
 def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: bool) -> None:

@@ -17,10 +17,11 @@ from bus.together import make_members
 from orchestrator.log import PlanLog
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from schemas import subjects
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Settings, Stage
 from schemas.envelope import PLAN_TYPE, seal
-from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus, Route
+from schemas.plan import PlanEvent, Receipt, ReceiptStatus
+from tests.nodes import plan_of
 
 CHAT, NODE = DeploymentName("chat"), NodeId("a")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -28,16 +29,8 @@ NOW = datetime(2026, 1, 1, tzinfo=UTC)
 
 def first_events() -> tuple[PlanEvent, PlanEvent]:
     """PREPARE and COMMIT of one plan, both of term 1."""
-    route = Route(index=0, source=NODE, stages=(Stage(node=NODE, first=0, last=0),), max_sequences=1)
-    plan = Plan(
-        deployment=CHAT,
-        model=Digest("0" * 64),
-        epoch=1,
-        block_count=1,
-        settings=Settings(),
-        routes=(route,),
-        reason="a test",
-    )
+    stages = [Stage(node=NODE, first=0, last=0)]
+    plan = plan_of(1, stages, Settings(), 1).model_copy(update={"deployment": CHAT})
     ready = Receipt(node=NODE, deployment=CHAT, epoch=1, plan=plan.digest, status=ReceiptStatus.READY, elapsed_ms=1)
     prepared = step(Rollout(CHAT, term=1), Propose(plan), NOW)
     assert prepared is not None

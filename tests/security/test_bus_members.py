@@ -41,13 +41,14 @@ from resplit.client import Client as RequestClient
 from resplit.trail import read_trail
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
+from schemas.base import DeploymentName, LifeId, NodeId, RequestId
 from schemas.codec import encode
 from schemas.deployment import NodeWish, Settings, Stage
 from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.journal import AcceptedRequest, Run
-from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus, Route
+from schemas.plan import PlanEvent, Receipt, ReceiptStatus
 from schemas.request import TokenReply
+from tests.nodes import plan_of
 from tests.security.guarded_bus import credentials, guarded
 
 N0, N1, CHAT = NodeId("n0"), NodeId("n1"), DeploymentName("chat")
@@ -98,16 +99,8 @@ async def cluster(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> AsyncIter
 
 def prepared() -> PlanEvent:
     """The first event of a plan of one stage."""
-    route = Route(index=0, source=N0, stages=(Stage(node=N0, first=0, last=0),), max_sequences=1)
-    plan = Plan(
-        deployment=CHAT,
-        model=Digest("0" * 64),
-        epoch=1,
-        block_count=1,
-        settings=Settings(),
-        routes=(route,),
-        reason="a test",
-    )
+    stages = [Stage(node=N0, first=0, last=0)]
+    plan = plan_of(1, stages, Settings(), 1).model_copy(update={"deployment": CHAT})
     taken = step(Rollout(CHAT, term=1), Propose(plan), NOW)
     assert taken is not None
     return taken[1]
