@@ -67,6 +67,10 @@ class ResplitError(Exception):
         self.field = field
         self.estimate_ms = estimate_ms
 
+    def __reduce__(self) -> tuple[type["ResplitError"], tuple[ErrorCode, str, str | None, float | None]]:
+        # Between processes exceptions travel by what they were made of, and that is more than what they print.
+        return type(self), (self.code, self.message, self.field, self.estimate_ms)
+
     @property
     def body(self) -> ErrorBody:
         return ErrorBody(code=self.code, message=self.message, field=self.field, estimate_ms=self.estimate_ms)
