@@ -19,7 +19,7 @@ from orchestrator.demand import averaged, demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Placed, Prices, move_cost, reaches_of
-from orchestrator.past import NONE_SEEN, Past, State, added_by, changed, fastest, remembered, state_of, weighed
+from orchestrator.risk import risks, slowing
 from orchestrator.rooms import Room, rooms
 from orchestrator.search import Search, looked_around
 from orchestrator.searched import Searched
@@ -52,8 +52,6 @@ class Slate:
     """The same."""
     load: float
     """The same: how many sequences run on average."""
-    past: Past
-    """The same."""
 
 
 def slate(
@@ -66,7 +64,6 @@ def slate(
     load: float | None = None,
     elapsed_s: float = 0.0,
     strain: Strain = UNSTRAINED,
-    past: Past = NONE_SEEN,
     optimism: float | None = None,
     avoid: frozenset[NodeId] = frozenset(),
     unfit: Mapping[NodeId, str] | None = None,
@@ -84,7 +81,7 @@ def slate(
     with the reason why, and `exposed` says that a node of it must not hold what it holds. `searched` is the last
     search for other plans than `current`: what it found is priced anew while nothing speaks for another search
     (`searched.is_stale`); `anew` asks for one whatever it says. `prepared` is the plan that is being prepared, if one
-    is. `past` are states that were: every candidate is priced in them, too.
+    is.
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}
@@ -109,13 +106,10 @@ def slate(
     steadied = {name: slower_times(node.steady, rest[name]) for name, node in snapshot.nodes.items()}
     calm = as_it_is(timed(heard, steadied, manifest, deployment.model, optimism))
 
-    slowness = {
-        name: found
+    slowings = {
+        name: slowing(strain.slowness(name, capacity, current.chains, beside=capacity.machine in in_use))
         for name, capacity in heard.items()
-        if (found := strain.slowness(name, capacity, current.chains, beside=capacity.machine in in_use)) is not None
     }
-    here_and_now = state_of(slowness)
-    states = weighed(past, here_and_now)
 
     def serving(chains: Placement) -> dict[NodeId, Host]:
         """The nodes of some routes under the strain of serving them."""
@@ -133,51 +127,45 @@ def slate(
     demand = demand_of(load, habit, current, serving(current.chains), steady(current.chains), manifest)
     prompt_tokens = round(habit.prompt_tokens)
 
-    def bound_ms_on(offered: Mapping[NodeId, Room]) -> float:
-        return latency_bound_ms(
-            offered, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
-        )
-
-    latency_ref_ms = max(bound_ms_on(idle), LATENCY_REF_MS_MIN)
-    least = fastest(states)
-    bound_ms = bound_ms_on(
-        {name: replace(room, host=room.host.slower(least.get(name, 1.0))) for name, room in idle.items()}
+    bound_ms = latency_bound_ms(
+        idle, manifest, demand, deployment.stages or 1, prompt_tokens, deployment.settings, strain.least
     )
+    latency_ref_ms = max(bound_ms, LATENCY_REF_MS_MIN)
     weights = weights or Weights()
 
-    def option(chains: Placement, origin: Origin, without: NodeId | None = None) -> tuple[Option, Placed, list[float]]:
-        """A plan as it is now, and its Phi in each of the states."""
+    def option(
+        chains: Placement, origin: Origin, without: NodeId | None = None
+    ) -> tuple[Option, Placed, dict[NodeId, float]]:
+        """A plan as its nodes are now, and its Phi were one of them slow."""
         now_hosts, calm_hosts = serving(chains), steady(chains) if demand.requests_per_s else None
 
-        def in_state(state: State) -> Forecast:
+        def with_slow(node: NodeId | None) -> Forecast:
             return forecast(
                 chains,
-                changed(now_hosts, state),
+                _slowed(now_hosts, node, slowings),
                 manifest,
                 prompt_tokens,
                 demand=demand,
                 settings=deployment.settings,
                 weights=weights,
                 trusted=trusted,
-                steady=None if calm_hosts is None else changed(calm_hosts, state),
+                steady=None if calm_hosts is None else _slowed(calm_hosts, node, slowings),
             )
 
-        found, mine = in_state({}), nodes_of(chains)
+        found = with_slow(None)
         objective = found.objective(latency_ref_ms, weights)
-        known: dict[tuple[tuple[NodeId, float], ...], float] = {(): objective.phi}
-        phis = []
-        for _, state in states:
-            own = tuple((node, factor) for node, factor in state.items() if node in mine)
-            if own not in known:
-                known[own] = in_state(dict(own)).objective(latency_ref_ms, weights).phi
-            phis.append(known[own])
+        slowed = {
+            node: with_slow(node).objective(latency_ref_ms, weights).phi
+            for node in nodes_of(chains)
+            if slowings[node] > 1
+        }
         prefill_ms = sum(
             share * sum(stage.prefill_ms for stage in route.stages) / prompt_tokens
             for share, route in zip(found.shares, found.routes, strict=True)
         )
         slo = deployment.slo
         priced = Option(chains, origin, objective, found.terms, without, found.missing(slo), found.of_promised(slo))
-        return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares), phis
+        return priced, Placed(chains, prefill_ms, found.tpot_ms, found.shares), slowed
 
     here = option(current.chains, Origin.CURRENT)
     pinned = deployment.chains is not None
@@ -213,10 +201,10 @@ def slate(
         if chains != current.chains:
             others.setdefault(chains, (origin, without))
     priced = [here, *(option(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
-    added = added_by([phis for _, _, phis in priced], [weight for weight, _ in states])
+    added = risks([one.phi for one, _, _ in priced], [slowed for _, _, slowed in priced], load)
     kept = [
-        (replace(one, objective=replace(one.objective, past=past)), placed)
-        for (one, placed, _), past in zip(priced, added, strict=True)
+        (replace(one, objective=replace(one.objective, risk=risk)), placed)
+        for (one, placed, _), risk in zip(priced, added, strict=True)
     ]
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
@@ -239,7 +227,14 @@ def slate(
         pinned=pinned,
         model_bytes=sum(sizes_of(manifest).weight_bytes),
     )
-    return Slate(observation, failovers, optimism, searched, load, remembered(past, here_and_now, now))
+    return Slate(observation, failovers, optimism, searched, load)
+
+
+def _slowed(
+    hosts: Mapping[NodeId, Host], node: NodeId | None, slowings: Mapping[NodeId, float]
+) -> Mapping[NodeId, Host]:
+    """Nodes as they are, but for one that is slow."""
+    return hosts if node is None else {**hosts, node: hosts[node].slower(slowings[node])}
 
 
 def latency_bound_ms(

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from orchestrator.decision import Decision
-from orchestrator.past import NONE_SEEN, Past
 from orchestrator.searched import Searched
 from orchestrator.strain import UNSTRAINED, Strain
 from orchestrator.trigger import TriggerState
@@ -35,7 +34,5 @@ class Outlook:
     """The last search for other plans than this one."""
     load: float | None = None
     """How many sequences run on average (`orchestrator.demand.averaged`); None before anybody looked."""
-    past: Past = NONE_SEEN
-    """How slow nodes were at times of the last minutes."""
     regret: tuple[int, str] | None = None
     """The epoch that was being prepared and is not to be prepared any further, if it is not, and why."""

@@ -10,7 +10,6 @@ from orchestrator.decide import drained_of, exposed_by, serves, what_is_needed
 from orchestrator.decision import Observation
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
-from orchestrator.past import NONE_SEEN
 from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
@@ -78,7 +77,6 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         load=before.load if before is not None else None,
         elapsed_s=0.0 if state.at is None else (now - state.at).total_seconds(),
         strain=strain,
-        past=before.past if before is not None else NONE_SEEN,
         optimism=before.optimism if before is not None else None,
         avoid=rollout.shunned(now),
         unfit=unfit,
@@ -100,7 +98,6 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         starved,
         found.searched,
         found.load,
-        found.past,
         None if prepared is None else _regretted(prepared.plan, seen),
     )
 

@@ -96,12 +96,12 @@ class Objective:
     """gamma*P"""
     cost: float = 0.0
     """C: what the plan takes in money, and in memory and energy for further copies of the model."""
-    past: float = 0.0
-    """What states of the last minutes add, or take off (`orchestrator.past`)."""
+    risk: float = 0.0
+    """What one of its nodes, were it slow, would add (`orchestrator.risk`)."""
 
     @property
     def phi(self) -> float:
-        return self.latency + self.balance + self.privacy + self.cost + self.past
+        return self.latency + self.balance + self.privacy + self.cost + self.risk
 
     @property
     def terms(self) -> dict[str, float]:
@@ -112,7 +112,7 @@ class Objective:
             "phi_balance": self.balance,
             "phi_privacy": self.privacy,
             "phi_cost": self.cost,
-            "phi_past": self.past,
+            "phi_risk": self.risk,
         }
         return {name: round(value, 4) for name, value in named.items()}
 

@@ -1,4 +1,4 @@
-"""A plan is priced in the states that were, too; and what is promised is a reason to leave one."""
+"""A plan is priced with each of its nodes slow, too; and what is promised is a reason to leave one."""
 
 from dataclasses import replace
 from datetime import timedelta
@@ -6,29 +6,21 @@ from datetime import timedelta
 import pytest
 
 from orchestrator.decision import Action, Origin
-from orchestrator.fold import Weighed, fold
-from orchestrator.past import (
-    APART,
-    KEPT_MAX,
-    NOISE,
-    NONE_SEEN,
-    NOW_WEIGHT,
-    WORST,
-    added_by,
-    remembered,
-    state_of,
-    weighed,
-)
+from orchestrator.risk import CHANCE, SLOWED, WORST, risks, slowing
 from orchestrator.rollout import Propose, step
 from orchestrator.trigger import BROKEN, KEPT, URGENT_S, TriggerState, WorkFunction
 from orchestrator.weighing import weigh, weighable
 from schemas.base import NodeId
-from schemas.deployment import Deployment
+from schemas.deployment import Chain, Deployment
 from schemas.slo import Slo
-from tests.trigger_world import CHAT, MODEL, SETTINGS, START, World
+from tests.trigger_world import CHAT, MODEL, SETTINGS, World
 
 N0, N1 = NodeId("n0"), NodeId("n1")
 SECOND = timedelta(seconds=1)
+
+
+def nodes(chain: Chain) -> set[str]:
+    return {stage.node for stage in chain}
 
 
 def quiet(nodes: int, **fields: object) -> World:
@@ -40,51 +32,36 @@ def promised(ttft_ms: float, **fields: object) -> World:
     return quiet(wish=wish, **{"nodes": 3, "room": 9.0, **fields})  # type: ignore[arg-type]
 
 
-def test_states_are_kept_apart_and_only_the_latest() -> None:
-    past = NONE_SEEN
-    for second in range(0, 20 * int(APART.total_seconds()), 5):
-        past = remembered(past, {N0: 1.0 + second}, START + second * SECOND)
-    assert len(past.states) == KEPT_MAX
-    assert all(b - a == APART for (a, _), (b, _) in zip(past.states, past.states[1:], strict=False))
-    assert past.states[-1][0] == START + 19 * APART
+def test_a_slow_node_is_no_slower_than_slow() -> None:
+    assert slowing(None) == slowing(0.9) == slowing(1.0) == SLOWED
+    assert slowing(2.0) == SLOWED / 2
+    assert slowing(SLOWED) == slowing(2 * SLOWED) == 1.0
 
 
-def test_the_weights_of_states_add_up_and_alike_ones_are_one() -> None:
-    past = NONE_SEEN
-    for number, factor in enumerate((1.0, 4.0, 4.0, 1.0)):
-        past = remembered(past, {N0: factor, N1: 1.0}, START + number * APART)
-    now, then = weighed(past, {N0: 1.0, N1: 1.0})
-    assert (now[0], then[0]) == pytest.approx((NOW_WEIGHT + (1 - NOW_WEIGHT) / 2, (1 - NOW_WEIGHT) / 2))
-    assert (now[1], then[1]) == ({}, {N0: 4.0})
-    assert weighed(past, {N1: 1.0}) == [(1.0, {})], "of n0 it is not known how slow it is now"
-    assert weighed(NONE_SEEN, {N0: 3.0}) == [(1.0, {})]
-    assert state_of({N0: NOISE - 0.01, N1: NOISE}) == {N0: 1.0, N1: NOISE}
+def test_a_plan_without_the_slow_node_costs_what_it_did_and_one_with_it_no_more_than_three_times_the_best() -> None:
+    phis = [2.0, 3.0, 1.0]
+    slowed = [{N0: 30.0, N1: 2.5}, {N1: 4.0}, {}]
+    found = risks(phis, slowed, load=5.0)
+    assert found == pytest.approx([CHANCE * (WORST * 1.0 - 2.0 + 0.5), CHANCE * (3.0 - 3.0), 0.0])
+    assert risks([9.0, 1.0], [{N0: 10.0}, {}], 1.0) == [0.0, 0.0], (
+        "what costs more than that already costs no less for it"
+    )
+    assert risks([2.0], [{}], 1.0) == [0.0]
+    assert risks(phis, slowed, load=0.5) == pytest.approx([one / 2 for one in found])
+    assert risks(phis, slowed, load=0.0) == [0.0, 0.0, 0.0]
 
 
-def test_no_plan_counts_in_a_state_for_more_than_three_times_the_best() -> None:
-    found = added_by([[2.0, 2.0, 30.0], [3.0, 3.0, 4.0], [5.0, 1.0, 5.0]], [0.5, 0.25, 0.25])
-    assert found == pytest.approx([0.25 * (WORST * 4.0 - 2.0), 0.25 * 1.0, 0.25 * (1.0 - 5.0)])
-    assert added_by([[2.0], [3.0]], [1.0]) == [0, 0]
-
-
-def test_a_node_that_was_slow_costs_more_than_one_that_was_not_and_no_more_than_three_times_the_best() -> None:
-    world = quiet(3, room=9.0, strain=1.0)
-    world.sequences = 1
-    world.run(20)
-    used = NodeId(world.plan.nodes[0])
-    past = remembered(NONE_SEEN, {used: 50.0}, world.now)
-    before = world.observed()
-    outlook = world.snapshot.outlooks[CHAT]
-    world.snapshot = fold(world.snapshot, Weighed(replace(outlook, past=past)), world.now)
-    # What is known of the others is what they were when they loaded; of the one in use what it is now.
-    after = world.observed()
-    risk = after.current.objective.past
-    assert before.current.objective.past == 0.0
-    others = [x for x in after.options if used not in x.nodes]
-    assert all(x.objective.past == 0 for x in others)
-    assert others
-    best = min(x.phi for x in others)
-    assert 0 < risk <= (1 - NOW_WEIGHT) * WORST * best
+def test_a_second_route_over_other_nodes_takes_less_risk() -> None:
+    world = quiet(4, room=4.5)
+    world.sequences = 8
+    world.wait(30)
+    seen = world.observed()
+    alone = seen.current
+    assert len(alone.chains) == 1
+    assert alone.objective.risk > 0
+    apart = [x for x in seen.options if len(x.chains) == 2 and not set.intersection(*map(nodes, x.chains))]
+    assert apart
+    assert all(x.objective.risk < alone.objective.risk for x in apart)
 
 
 def test_a_plan_that_cannot_keep_what_is_promised_is_left_at_once_for_one_that_can() -> None:
