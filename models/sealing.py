@@ -37,7 +37,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from schemas.base import DIGEST_PATTERN, Digest
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef
-from schemas.sealed import SealedFile
 
 MAGIC = b"RESPLSF"
 VERSION = 1
@@ -59,7 +58,7 @@ class FileContext:
     """What a sealed file is: bound to its bytes, so that it opens as nothing else."""
 
     model: Digest
-    """Of the model's manifest."""
+    """Of the manifest of the model in the open (`Manifest.unsealed`)."""
     block: int
     file: Digest
     """Of the plaintext: the name by which the model's manifest and its graphs know the file."""
@@ -79,8 +78,9 @@ class FileContext:
 
 def seal_file(
     source: BufferedIOBase, target: BinaryIO, block_key: bytes, context: FileContext, chunk_bytes: int = CHUNK_BYTES
-) -> SealedFile:
-    """Write the sealed form of `source`, from where it stands to its end, to `target`; three chunks are in memory.
+) -> BlobRef:
+    """Write the sealed form of `source`, from where it stands to its end, to `target`, and say which blob that is;
+    three chunks are in memory.
 
     Raises `ResplitError(CORRUPT_FILE)` when the bytes read are not those that `context` names: what was written by
     then is to be thrown away. Raises INVALID_REQUEST for a key or a chunk of a length that there is not.
@@ -93,7 +93,7 @@ def seal_file(
     cipher = _cipher(block_key, context)
     about = header + context.encode()
     plain_hash, sealed_hash = hashlib.sha256(), hashlib.sha256(header)
-    plain_bytes, sealed_bytes = 0, target.write(header)
+    sealed_bytes = target.write(header)
     here, ahead = bytearray(chunk_bytes), bytearray(chunk_bytes)
     out = memoryview(bytearray(chunk_bytes + TAG_BYTES))
     length, index, more = _fill(source, memoryview(here)), 0, 1
@@ -108,14 +108,10 @@ def seal_file(
         cipher.encrypt_into(prefix + word, plain, word + about, sealed)
         plain_hash.update(plain)
         sealed_hash.update(sealed)
-        plain_bytes += length
         sealed_bytes += target.write(sealed)
         here, ahead, length, index = ahead, here, more, index + 1
     _check_digest(plain_hash.hexdigest(), context)
-    return SealedFile(
-        plain=BlobRef(digest=context.file, size_bytes=plain_bytes),
-        sealed=BlobRef(digest=Digest(sealed_hash.hexdigest()), size_bytes=sealed_bytes),
-    )
+    return BlobRef(digest=Digest(sealed_hash.hexdigest()), size_bytes=sealed_bytes)
 
 
 def open_file(source: BufferedIOBase, block_key: bytes, context: FileContext) -> Iterator[bytes]:
@@ -241,7 +237,7 @@ class _Sealed:
     def _refused(self, index: int) -> ResplitError:
         return self._corrupt(
             f"does not authenticate in chunk {index} of {self.chunks}, counted from 0: it was altered or cut, or the "
-            "key is that of another block or epoch"
+            "key is that of another block or model"
         )
 
     def _corrupt(self, why: str) -> ResplitError:

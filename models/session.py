@@ -76,7 +76,13 @@ def verified_graph(store: Store, block: Block) -> bytes:
 
 
 def verified_whole(store: Store, manifest: Manifest) -> bytes:
-    """The uncut graph of a model, after the hashes of it and of every weight were found right."""
+    """The uncut graph of a model, after the hashes of it and of every weight were found right.
+
+    Raises UNSUPPORTED_MODEL for a sealed model, with which it is not kept.
+    """
+    if manifest.is_sealed:
+        message = f"{manifest.name} is sealed, and the uncut graph is not kept; import the model in the open elsewhere"
+        raise ResplitError(ErrorCode.UNSUPPORTED_MODEL, message, "model")
     for block in manifest.blocks:
         for weight in block.weights:
             verify_once(store, weight)

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from models.sealing import CHUNK_BYTES, FileContext, open_file, open_into, read_range, seal_file
 from schemas.base import Digest
 from schemas.errors import ErrorCode, ResplitError
-from schemas.sealed import SealedFile
+from schemas.manifest import BlobRef
 
 CHUNK = 1024
 HEADER = 20
@@ -32,7 +32,7 @@ def context_of(plain: bytes, block: int = 3) -> FileContext:
     return FileContext(MODEL, block, Digest(hashlib.sha256(plain).hexdigest()))
 
 
-def seal(plain: bytes, chunk_bytes: int = CHUNK) -> tuple[bytes, SealedFile]:
+def seal(plain: bytes, chunk_bytes: int = CHUNK) -> tuple[bytes, BlobRef]:
     target = io.BytesIO()
     described = seal_file(io.BytesIO(plain), target, KEY, context_of(plain), chunk_bytes)
     return target.getvalue(), described
@@ -62,23 +62,22 @@ def refused(act: Callable[[], object]) -> ResplitError:
 
 
 SEALED, DESCRIBED = seal(PLAIN)
+FILE = context_of(PLAIN).file
 
 
 @pytest.mark.parametrize("size", [0, 1, CHUNK - 1, CHUNK, CHUNK + 1, 3 * CHUNK, 3 * CHUNK + 7])
 def test_what_was_sealed_opens_to_itself_whichever_way_it_is_read(size: int) -> None:
     plain = PLAIN[:size]
-    sealed, described = seal(plain)
+    sealed, _ = seal(plain)
     room = bytearray(size)
     open_into(io.BytesIO(sealed), KEY, context_of(plain), memoryview(room))
     assert opened(sealed, context=context_of(plain)) == plain == room
     assert read_range(io.BytesIO(sealed), KEY, context_of(plain), 0, size) == plain
-    assert described.plain.size_bytes == size
     assert len(sealed) == HEADER + size + 16 * max(1, -(-size // CHUNK))
 
 
-def test_the_seal_tells_digest_and_size_of_both_forms() -> None:
-    assert (DESCRIBED.plain.digest, DESCRIBED.plain.size_bytes) == (hashlib.sha256(PLAIN).hexdigest(), len(PLAIN))
-    assert (DESCRIBED.sealed.digest, DESCRIBED.sealed.size_bytes) == (hashlib.sha256(SEALED).hexdigest(), len(SEALED))
+def test_the_seal_tells_which_blob_it_wrote() -> None:
+    assert (DESCRIBED.digest, DESCRIBED.size_bytes) == (hashlib.sha256(SEALED).hexdigest(), len(SEALED))
 
 
 def test_the_format_is_the_one_described() -> None:
@@ -110,7 +109,7 @@ def test_sealing_begins_where_the_source_stands_and_works_from_a_file_to_a_file(
     with (tmp_path / "weights").open("rb") as source, (tmp_path / "sealed").open("xb") as target:
         source.seek(len(b"skipped"))
         described = seal_file(source, target, KEY, context_of(PLAIN))
-    assert (tmp_path / "sealed").stat().st_size == described.sealed.size_bytes
+    assert (tmp_path / "sealed").stat().st_size == described.size_bytes
     with (tmp_path / "sealed").open("rb") as sealed:
         assert b"".join(open_file(sealed, KEY, context_of(PLAIN))) == PLAIN
 
@@ -124,8 +123,8 @@ def test_bytes_that_are_not_those_named_are_not_sealed() -> None:
 @pytest.mark.parametrize(
     "context",
     [
-        FileContext(Digest("b" * 64), 3, DESCRIBED.plain.digest),
-        FileContext(MODEL, 4, DESCRIBED.plain.digest),
+        FileContext(Digest("b" * 64), 3, FILE),
+        FileContext(MODEL, 4, FILE),
         FileContext(MODEL, 3, Digest("b" * 64)),
     ],
 )
@@ -173,7 +172,7 @@ def test_chunks_before_a_damaged_one_come_and_none_from_it_on() -> None:
     parts = open_file(io.BytesIO(damaged), KEY, context_of(PLAIN))
     assert next(parts) + next(parts) == PLAIN[: 2 * CHUNK]
     error = refused(lambda: next(parts))
-    assert DESCRIBED.plain.digest in error.message
+    assert FILE in error.message
     assert "chunk 2 of 4" in error.message
     assert list(parts) == []
 
@@ -299,8 +298,8 @@ def test_onnx_runtime_computes_with_weights_that_are_on_no_disk() -> None:
     graph = helper.make_graph([helper.make_node("Add", ["x", "w"], ["y"])], "g", [io_of["x"]], [io_of["y"]], [tensor])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
 
-    sealed, described = seal(weights.tobytes())
-    room = bytearray(described.plain.size_bytes)
+    sealed, _ = seal(weights.tobytes())
+    room = bytearray(weights.nbytes)
     open_into(io.BytesIO(sealed), KEY, context_of(weights.tobytes()), memoryview(room))
     options = ort.SessionOptions()
     options.add_external_initializers_from_files_in_memory([name], [room], [len(room)])
