@@ -7,7 +7,8 @@ orchestrators), and nowhere else. They are in no backup but the owner's: without
 import os
 from collections.abc import Callable
 
-from models.store import Store, publish
+from models.partial import publish
+from models.store import Store
 from schemas import codec
 from schemas.base import Digest
 from schemas.errors import ErrorCode, ResplitError

@@ -3,7 +3,7 @@
     root/blobs/<sha256>     the bytes; flat, because ONNX Runtime finds external data by these names
     root/models/<name>      a text file with the digest of the model's manifest, itself a blob
     root/keys/<sha256>      the keys of the sealed model with this manifest, for its owner alone (`models.keyring`)
-    root/partial/           writes on their way; nothing there is ever read by another process
+    root/partial/           writes on their way (`models.partial`)
     root/lock               held shared while importing, exclusively while removing
 
 A blob appears under its name only when all its bytes are on the disk, so a reader never sees half of
@@ -13,16 +13,15 @@ bytes are equal, so whoever comes last changes nothing.
 
 import fcntl
 import hashlib
-import os
 import re
 import secrets
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
+from models.partial import Receiver, publish
 from schemas import codec
 from schemas.base import DIGEST_PATTERN, Digest
 from schemas.errors import ErrorCode, ResplitError
@@ -103,11 +102,9 @@ class Store:
             publish(file, temporary, self.path(ref.digest))
         return ref
 
-    def receive(self, digest: Digest, size_bytes: int) -> "Receiver":
-        """Begin a download of a blob whose digest and size the manifest gave."""
-        target = self.path(digest)
-        temporary = self._partial / secrets.token_hex(16)
-        return Receiver(target, size_bytes, temporary.open("xb"), temporary)
+    def receive(self, digest: Digest, size_bytes: int) -> Receiver:
+        """Begin a download of a blob whose digest and size the manifest gave, or go on with an interrupted one."""
+        return Receiver(self.path(digest), size_bytes, self._partial)
 
     def verify(self, digest: Digest) -> None:
         """Hash the blob. Raises MISSING_BLOB when it is not here and CORRUPT_FILE when its bytes are others."""
@@ -270,70 +267,6 @@ class Store:
             yield
 
 
-class Receiver:
-    """One download: pieces at offsets in any order, then `commit`, which checks and publishes them.
-
-    Leaving the `with` block without a commit leaves no trace.
-    """
-
-    def __init__(self, target: Path, size_bytes: int, file: BinaryIO, temporary: Path) -> None:
-        self._target = target
-        self._size_bytes = size_bytes
-        self._file = file
-        self._temporary = temporary
-
-    def write(self, offset: int, piece: bytes | memoryview) -> None:
-        """Write a piece. Raises CORRUPT_FILE when it reaches outside the announced size."""
-        if offset < 0 or offset + len(piece) > self._size_bytes:
-            raise ResplitError(
-                ErrorCode.CORRUPT_FILE,
-                f"a piece of blob {self._target.name} reaches byte {offset + len(piece)} of {self._size_bytes}; "
-                "fetch it from another peer",
-            )
-        self._file.seek(offset)
-        self._file.write(piece)
-
-    def commit(self) -> BlobRef:
-        """Hash what arrived and publish it. Raises CORRUPT_FILE and deletes it when it is not the blob."""
-        self._file.flush()
-        with self._temporary.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._target.name:
-            self.close()
-            raise ResplitError(
-                ErrorCode.CORRUPT_FILE,
-                f"what arrived as blob {self._target.name} hashes to {found}; fetch it from another peer",
-            )
-        publish(self._file, self._temporary, self._target)
-        self._file.close()
-        return BlobRef(digest=Digest(found), size_bytes=self._target.stat().st_size)
-
-    def close(self) -> None:
-        """Give up the download, unless it was committed."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def missing(digest: Digest) -> ResplitError:
     """The error for a blob that is not in the store."""
     return ResplitError(ErrorCode.MISSING_BLOB, f"blob {digest} is not in the store; fetch it from a peer that has it")
-
-
-def publish(file: BinaryIO, temporary: Path, target: Path) -> None:
-    """Move a written file to its name so that a crash leaves either nothing or all of it."""
-    file.flush()
-    os.fsync(file.fileno())
-    temporary.rename(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
