@@ -6,8 +6,8 @@ from pathlib import Path
 
 from models.keyring import KeyOf
 from models.sealing import FileContext
-from models.session import verified_graph
-from models.store import Store, missing
+from models.session import note_verified, stamp_of, verified_graph
+from models.store import Store
 from models.unsealed import memory_folder, unseal
 from schemas.base import Digest
 from schemas.manifest import Block, Manifest
@@ -34,6 +34,6 @@ def opened(
 
 def _unseal(store: Store, model: Digest, block: Block, key: bytes, folder: Path) -> None:
     for plain, sealed in zip(block.files, block.stored, strict=True):
-        if not store.has(sealed.digest):
-            raise missing(sealed.digest)
-        unseal(store.path(sealed.digest), folder, key, FileContext(model, block.index, plain.digest))
+        stamp = stamp_of(store, sealed)
+        if unseal(store.path(sealed.digest), folder, key, FileContext(model, block.index, plain.digest)):
+            note_verified(stamp)  # it need not be hashed for the next plan

@@ -22,7 +22,8 @@ SPIN_US = 200
 
 # What was verified in this process, so that loading the same block again costs one stat a file. A file
 # that changed has another inode, time or size and is hashed again.
-_verified: set[tuple[Digest, int, int, int]] = set()
+Stamp = tuple[Digest, int, int, int]
+_verified: set[Stamp] = set()
 
 
 def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: int) -> ort.InferenceSession:
@@ -91,6 +92,19 @@ def verified_whole(store: Store, manifest: Manifest) -> bytes:
 
 def verify_once(store: Store, ref: BlobRef) -> None:
     """`Store.verify`, skipped for a file that this process already verified and that has not changed since."""
+    stamp = stamp_of(store, ref)
+    if stamp not in _verified:
+        store.verify(ref.digest)
+        note_verified(stamp)
+
+
+def note_verified(stamp: Stamp) -> None:
+    """The file was found whole since the stamp was taken, by whatever means."""
+    _verified.add(stamp)
+
+
+def stamp_of(store: Store, ref: BlobRef) -> Stamp:
+    """A file as it is now. Raises MISSING_BLOB, and CORRUPT_FILE for one of another size."""
     path = store.path(ref.digest)
     try:
         found = path.stat()
@@ -101,10 +115,7 @@ def verify_once(store: Store, ref: BlobRef) -> None:
             ErrorCode.CORRUPT_FILE,
             f"blob {ref.digest} has {found.st_size} bytes instead of {ref.size_bytes}; fetch it again",
         )
-    seen = (ref.digest, found.st_ino, found.st_mtime_ns, found.st_size)
-    if seen not in _verified:
-        store.verify(ref.digest)
-        _verified.add(seen)
+    return ref.digest, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _require_provider(provider: Provider, wanted: str) -> None:

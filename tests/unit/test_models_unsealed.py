@@ -61,9 +61,9 @@ def test_the_folder_is_for_this_user_alone_and_gone_after_an_error(tmp_path: Pat
 
 
 def test_a_file_that_two_blocks_share_is_put_there_once(sealed: Path, tmp_path: Path) -> None:
-    unseal(sealed, tmp_path, KEY, CONTEXT)
+    assert unseal(sealed, tmp_path, KEY, CONTEXT)
     sealed.unlink()
-    unseal(sealed, tmp_path, KEY, CONTEXT)
+    assert not unseal(sealed, tmp_path, KEY, CONTEXT)
     assert (tmp_path / CONTEXT.file).read_bytes() == WEIGHTS.tobytes()
 
 
