@@ -32,7 +32,11 @@ def memory_folder(root: Path = MEMORY) -> Iterator[Path]:
     """A new folder under `root` that only this user may enter; it is gone, with all that is in it, on leaving.
 
     A process that is killed in between leaves it behind: call `forget_folders` when it starts again.
+    Raises `ResplitError(MISSING_DEPENDENCY)` where there is no `root`.
     """
+    if not root.is_dir():
+        message = f"there is no folder {root}: sealed blocks are opened in memory; mount a tmpfs there"
+        raise ResplitError(ErrorCode.MISSING_DEPENDENCY, message)
     made = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir=root))
     held = os.open(made, os.O_RDONLY)
     try:

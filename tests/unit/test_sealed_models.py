@@ -16,7 +16,7 @@ from models.keyring import has_keys, read_keys, stored_keys
 from models.opening import opened
 from models.reference import Reference
 from models.sealer import seal_model
-from models.session import open_session
+from models.session import open_session, verify_once
 from models.store import Store
 from resplit.cli import app
 from resplit.demo import shipped_store
@@ -103,6 +103,21 @@ def test_a_damaged_and_a_missing_file_are_not_opened(store: Store) -> None:
     assert manifest.blocks[1].files[3].digest in refused(ErrorCode.CORRUPT_FILE, store, manifest, keys.key(1))
     path.unlink()
     assert path.name in refused(ErrorCode.MISSING_BLOB, store, manifest, keys.key(1))
+
+
+def test_a_file_that_opened_is_not_hashed_for_the_next_plan_unless_it_changed(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    digest, manifest = sealed_in(store)
+    ref = manifest.blocks[1].stored[3]
+    hashed: list[Digest] = []
+    monkeypatch.setattr(store, "verify", hashed.append)
+    with opened(store, manifest, [manifest.blocks[1]], stored_keys(store, digest)):
+        verify_once(store, ref)
+    assert hashed == []
+    corrupt(store.path(ref.digest))
+    verify_once(store, ref)
+    assert hashed == [ref.digest]
 
 
 def test_keys_are_for_their_owner_alone_and_missed_by_name(store: Store) -> None:
