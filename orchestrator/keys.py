@@ -3,7 +3,7 @@
 import base64
 import logging
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
@@ -16,7 +16,7 @@ from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import PlanEvent
-from schemas.roster import Roster, forbidden, members_at
+from schemas.roster import Member, Roster, forbidden, members_at
 from schemas.sealed import ModelKeys, NodeKeys, Wrap
 
 log = logging.getLogger(__name__)
@@ -37,20 +37,13 @@ def hosts(event: PlanEvent, roster: Roster, now: datetime) -> Hosts:
     return {place: blocks for place, blocks in found.items() if blocks}
 
 
-def keys_for(hosts: Hosts, roster: Roster, models: Mapping[Digest, ModelKeys]) -> tuple[NodeKeys, ...]:
-    """The keys of the blocks that each node hosts, wrapped for it; different bytes every time."""
-    found = []
-    for (model, node), blocks in sorted(hosts.items()):
-        member, keys = roster.member(node), models.get(model)
-        if member is None or keys is None:
-            continue
-        public = X25519PublicKey.from_public_bytes(base64.b64decode(member.sealing))
-        wraps = [
-            Wrap.of(block, wrap(keys.key(block), public, block_info(roster.cluster, model, block, node)))
-            for block in sorted(blocks)
-        ]
-        found.append(NodeKeys(model=model, node=node, wraps=tuple(wraps)))
-    return tuple(found)
+def node_keys(keys: ModelKeys, blocks: Iterable[int], cluster: str, member: Member) -> NodeKeys:
+    """The keys of these blocks, wrapped for one member; different bytes every time. Raises `ResplitError` for a block
+    that the model has not, and for a member whose key nobody can have."""
+    public = X25519PublicKey.from_public_bytes(base64.b64decode(member.sealing))
+    infos = {block: block_info(cluster, keys.model, block, member.name) for block in sorted(blocks)}
+    wraps = tuple(Wrap.of(block, wrap(keys.key(block), public, info)) for block, info in infos.items())
+    return NodeKeys(model=keys.model, node=member.name, wraps=wraps)
 
 
 class KeyHolder:
@@ -62,20 +55,19 @@ class KeyHolder:
         self._now = now
 
     def with_keys(self, event: PlanEvent) -> PlanEvent:
-        """`event` with the keys that its nodes need: those that cannot be read are left out, and its nodes will say
-        what they lack."""
+        """`event` with the keys that its nodes need. Those that cannot be had are left out, and said: the node that
+        lacks them refuses the plan, and the others' plans go on."""
         roster = self._identity.roster
-        models: dict[Digest, ModelKeys] = {}
-        for model in {plan.model for plan in event.plans}:
-            if not has_keys(self._store, model):
+        found = []
+        for (model, node), blocks in sorted(hosts(event, roster, self._now()).items()):
+            member = roster.member(node)
+            if member is None or not has_keys(self._store, model):
                 continue  # a model in the open
             try:
-                models[model] = read_keys(self._store, model)
+                found.append(node_keys(read_keys(self._store, model), blocks, roster.cluster, member))
             except ResplitError as error:
-                log.warning("no keys come with a plan of %s: %s", event.deployment, error.message)
-        if not models:
-            return event
-        return event.model_copy(update={"keys": keys_for(hosts(event, roster, self._now()), roster, models) or None})
+                log.warning("no keys come with a plan of %s for %s: %s", event.deployment, node, error.message)
+        return event.model_copy(update={"keys": tuple(found)}) if found else event
 
     def check(self, model: Digest, manifest: Manifest) -> None:
         """Raise `ResplitError(MISSING_KEYS)`, or CORRUPT_FILE, where `model` is sealed and its keys are not here."""

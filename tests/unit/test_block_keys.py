@@ -13,7 +13,7 @@ from bus.identity import ORCHESTRATOR, Identity, load_identity
 from bus.together import make_members
 from models.keyring import write_keys
 from models.store import Store
-from orchestrator.keys import KeyHolder, hosts, keys_for
+from orchestrator.keys import KeyHolder, hosts, node_keys
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Plan, PlanEvent, PlanPhase
@@ -67,8 +67,9 @@ def test_nobody_is_given_what_the_root_forbids_whatever_the_plan_says() -> None:
 
 
 def test_a_wrap_opens_for_its_node_alone_and_for_its_cluster_alone() -> None:
-    found = keys_for({(MODEL, EDGE): frozenset({4, 1})}, roster(), {MODEL: KEYS})
-    [mine] = found
+    edge = roster().member(EDGE)
+    assert edge is not None
+    mine = node_keys(KEYS, {4, 1}, roster().cluster, edge)
     assert (mine.node, [wrap.block for wrap in mine.wraps]) == (EDGE, [1, 4])
     own, other = (X25519PrivateKey.from_private_bytes(bytes([i]) * 32) for i in (2, 1))
     info = block_info(roster().cluster, MODEL, 4, EDGE)
@@ -77,7 +78,11 @@ def test_a_wrap_opens_for_its_node_alone_and_for_its_cluster_alone() -> None:
         with pytest.raises(ResplitError) as caught:
             unwrap(mine.wraps[1].data, key, purpose)
         assert caught.value.code is ErrorCode.BAD_SIGNATURE
-    assert keys_for({(Digest("e" * 64), EDGE): frozenset({1})}, roster(), {MODEL: KEYS}) == ()
+    nobody_s = edge.model_copy(update={"sealing": base64.b64encode(bytes(32)).decode()})
+    for blocks, member in (({6}, edge), ({1}, nobody_s)):
+        with pytest.raises(ResplitError) as caught:
+            node_keys(KEYS, blocks, roster().cluster, member)
+        assert caught.value.code is ErrorCode.INVALID_REQUEST
     assert b"\4" * 32 not in base64.b64decode(mine.wraps[1].wrapped)
 
 
@@ -139,6 +144,10 @@ def test_a_plan_of_a_model_in_the_open_and_one_whose_keys_are_damaged_come_witho
     write_keys(store, KEYS)
     (store.keys_folder / MODEL).write_bytes(b"rubbish")
     assert given(members, store, "n0:0-5").keys is None
+    write_keys(store, ModelKeys.of(MODEL, [KEYS.key(0)]))
+    found = given(members, store, "n0:0-0 n1:1-5").keys
+    assert found is not None
+    assert [keys.node for keys in found] == [N0], "n1 lacks keys, and n0 has its own all the same"
 
 
 def test_a_member_whose_folder_has_no_sealing_key_does_not_start(tmp_path: Path) -> None:
