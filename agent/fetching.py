@@ -115,9 +115,8 @@ class Fetcher:
 
 
 def block_files(manifest: Manifest, blocks: Iterable[int]) -> tuple[BlobRef, ...]:
-    """Graphs and weights of these blocks, each file once."""
-    found = [manifest.blocks[i] for i in blocks]
-    files = {ref.digest: ref for block in found for ref in (block.graph, *block.weights)}
+    """Graphs and weights of these blocks, each file once; of a sealed model, their sealed forms."""
+    files = {ref.digest: ref for i in blocks for ref in manifest.blocks[i].stored}
     return tuple(files.values())
 
 

@@ -6,17 +6,20 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import onnxruntime as ort
 
 from agent.alone import alone_on_machine
 from agent.engine import Engine, Segment
 from agent.fetching import Fetcher, block_files, tokenizer_file
+from agent.keys import BlockKeys
 from agent.memory import Device, release_memory
 from agent.policy import check_block_count
 from agent.probe import Probe, probe
 from models.merge import merge
-from models.session import open_session, verified_graph
+from models.opening import opened
+from models.session import open_session
 from models.store import Store
 from profiler.kv import kv_tokens
 from schemas.base import Digest, NodeId
@@ -54,6 +57,7 @@ class Loader:
         node: NodeId,
         store: Store,
         files: Fetcher,
+        keys: BlockKeys,
         device: Device,
         threads: int,
         memory_free: Callable[[], int],
@@ -62,6 +66,7 @@ class Loader:
         self._node = node
         self._store = store
         self._files = files
+        self._keys = keys
         self._device = device
         self._threads = threads
         self._memory_free = memory_free
@@ -172,7 +177,7 @@ class Loader:
         try:
             async with alone_on_machine() if measuring else contextlib.nullcontext():
                 for group in groups:
-                    segments.append(Segment(tuple(group), await self._session(model, group)))
+                    segments.append(Segment(tuple(group), await self._session(manifest, model, group)))
                 engine = Engine(manifest, segments, self._device)
                 if decoder:
                     await self._measure(model, engine)
@@ -182,18 +187,18 @@ class Loader:
             raise
         return engine
 
-    async def _session(self, model: Digest, group: Sequence[Block]) -> ort.InferenceSession:
+    async def _session(self, manifest: Manifest, model: Digest, group: Sequence[Block]) -> ort.InferenceSession:
         key = (model, group[0].index, group[-1].index)
         session, users = self._sessions.get(key, (None, 0))
         if session is None:
-            session = await asyncio.to_thread(self._open, group)
+            session = await asyncio.to_thread(self._open, manifest, model, group)
         self._sessions[key] = (session, users + 1)
         return session
 
-    def _open(self, blocks: Sequence[Block]) -> ort.InferenceSession:
-        graphs = [verified_graph(self._store, block) for block in blocks]
-        graph = graphs[0] if len(graphs) == 1 else merge(graphs)
-        return open_session(graph, self._store.blobs_folder, self._device, self._threads)
+    def _open(self, manifest: Manifest, model: Digest, blocks: Sequence[Block]) -> ort.InferenceSession:
+        with opened(self._store, manifest, blocks, partial(self._keys.key, model)) as (graphs, folder):
+            graph = graphs[0] if len(graphs) == 1 else merge(graphs)
+            return open_session(graph, folder, self._device, self._threads)
 
     async def _measure(self, model: Digest, engine: Engine) -> None:
         """Time the blocks and find their kernels' habits, once for blocks of a kind: a cut that moves under load must

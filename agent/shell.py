@@ -23,6 +23,7 @@ from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
 from agent.fetching import Fetcher
 from agent.ingress import Ingress
+from agent.keys import BlockKeys
 from agent.kv import KvPool
 from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
@@ -45,6 +46,7 @@ from bus.stopping import stoppable
 from bus.streams import ensure_streams
 from models.store import Store
 from models.text import Text
+from models.unsealed import forget_folders
 from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from profiler.kv import length_classes
 from schemas import subjects
@@ -79,6 +81,7 @@ async def run(config: AgentConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     identity = load_identity(config.keys, config.node)
     store = Store(config.store)
+    forget_folders()
     device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
     client = await connect(config.url, f"agent {config.node}")
     agent = Agent(config, identity, store, client, device, provider)
@@ -120,7 +123,10 @@ class Agent:
             lambda node: self._peers.warm((node,)),
         )
         self._fetcher = Fetcher(client, store, self._files, self._corrupt)
-        self._loader = Loader(config.node, store, self._fetcher, device, config.thread_count, self._memory_free)
+        self._keys = BlockKeys(identity)
+        self._loader = Loader(
+            config.node, store, self._fetcher, self._keys, device, config.thread_count, self._memory_free
+        )
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
@@ -169,7 +175,7 @@ class Agent:
         await self._ingress.start()
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
-        plans = PlanInbox(self._client, self._identity, self._audit, lambda event: self._step(core.PlanArrived(event)))
+        plans = PlanInbox(self._client, self._identity, self._audit, self._plan_arrived)
         stager = Stager(
             self._identity,
             self._store,
@@ -228,6 +234,10 @@ class Agent:
                 await asyncio.sleep(RETRY_S)
 
     # Plans.
+
+    def _plan_arrived(self, event: PlanEvent) -> None:
+        self._keys.follow(event)
+        self._step(core.PlanArrived(event))
 
     def _step(self, event: core.Event) -> None:
         self._state, instructions = core.step(self._state, event, time.monotonic())

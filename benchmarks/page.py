@@ -30,6 +30,7 @@ def main() -> None:
     page.write_text(_between(page.read_text(), "planning", planning_table(planning)))
     for name, table in (
         ("resplit", _resplit),
+        ("sealed", _sealed),
         ("handover", _handover),
         ("chat", _chat),
         ("overhead", _overhead),
@@ -192,6 +193,20 @@ def _handover(rows: list[Row]) -> list[str]:
             f"| {row['prompt']} | {row['anew_tokens_out']:.0f} | {row['moved_mb']:.1f} | "
             f"{row['moved_over_used']:.0%} | {row['crossing_s']:.2f} | {row['held_ms']:.0f} | {row['anew_s']:.2f} | "
             f"{row['anew_over_crossing']:.1f} | {row['crossover_mbit_per_s']:.1f} | {slow_s:.1f} | {sooner} |"
+        )
+    return lines
+
+
+def _sealed(rows: list[Row]) -> list[str]:
+    lines = [
+        "| what | MB | rounds | open, ms | sealed, ms | sealed / open | least | most |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        both = "".join(f" {row[key]} |" if key in row else " |" for key in ("ratio", "ratio_low", "ratio_high"))
+        in_open = row.get("open_ms", "")
+        lines.append(
+            f"| {row['name']} | {row['size_mb']:.0f} | {row['rounds']} | {in_open} | {row['sealed_ms']} |{both}"
         )
     return lines
 

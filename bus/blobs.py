@@ -45,8 +45,10 @@ class Asking:
 
 
 class Download(Protocol):
-    """Where pieces of one file go; nothing appears under the file's name before `commit` found its hash right."""
+    """Where pieces of one file go; nothing appears under the file's name before `commit` found its hash right.
+    `has`: whether an earlier attempt, which was interrupted, got that piece."""
 
+    def has(self, offset: int, length: int, /) -> bool: ...
     def write(self, offset: int, piece: bytes, /) -> None: ...
     def commit(self) -> object: ...
 
@@ -112,7 +114,8 @@ async def fetch(
     asking: Asking | None = None,
     window: AbstractAsyncContextManager[object] | None = None,
 ) -> None:
-    """Bring one file into `files`, hash-checked, if it is not there already. `asking` is shared by fetches that follow.
+    """Bring one file into `files`, hash-checked, if it is not there already; one that was interrupted goes on.
+    `asking` is shared by fetches that follow.
 
     Each piece is asked for inside `window`, which by default lets `WINDOW` of them through at once.
 
@@ -126,8 +129,10 @@ async def fetch(
     with files.receive(digest, size) as download:
 
         async def piece(offset: int) -> None:
+            length = min(PIECE_BYTES, size - offset)
+            if download.has(offset, length):
+                return
             async with gate:
-                length = min(PIECE_BYTES, size - offset)
                 download.write(offset, await _pull(client, digest, msgpack.packb([offset, length]), length, how))
                 on_bytes(length)
 

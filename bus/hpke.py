@@ -1,7 +1,7 @@
 """Keys wrapped for one reader: HPKE of RFC 9180, base mode, with X25519, HKDF-SHA256 and AES-256-GCM.
 
 A wrap is made for one purpose and opens for that purpose alone: what it is for (`info`) goes into HPKE's key
-schedule, so a key wrapped for one node, block or epoch opens under no other, and a wrap of one kind never passes
+schedule, so a key wrapped for one node, model or block opens under no other, and a wrap of one kind never passes
 as one of another kind, although a node has one X25519 key for all of them.
 
 Base mode says nothing about who made a wrap: anybody can wrap a key of his own for anybody. Whoever unwraps must
@@ -23,9 +23,10 @@ WRAP_BYTES = 32 + KEY_BYTES + 16
 BLOCK_KEY = "resplit.block-key.v1"
 
 
-def block_info(cluster: str, model: Digest, block: int, epoch: int, node: NodeId) -> bytes:
-    """What the wrap of a block's key is for: this block, sealed for the `epoch`-th time, at this node."""
-    return info_of(BLOCK_KEY, cluster, model, block, epoch, node)
+def block_info(cluster: str, model: Digest, block: int, node: NodeId) -> bytes:
+    """What the wrap of a block's key is for: this block of this sealed model, at this node. The digest of a sealed
+    model's manifest names every sealed file, so a model that is sealed again is another one."""
+    return info_of(BLOCK_KEY, cluster, model, block, node)
 
 
 def info_of(purpose: str, *parts: str | int) -> bytes:

@@ -13,6 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bus.certificates import common_names, fingerprint
 from bus.enrolment import read_roots
@@ -106,6 +107,14 @@ class Identity:
         context.load_cert_chain(self.folder / f"{self.name}.tls.pem", self.folder / f"{self.name}.tls.key")
         return context
 
+    def sealing_key(self) -> X25519PrivateKey:
+        """The key to what is encrypted to this member, out of its folder; raises `ResplitError` naming a bad file."""
+        path = self.folder / f"{self.name}.sealing.key"
+        key = _private_key(path)
+        if not isinstance(key, X25519PrivateKey):
+            raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not an X25519 key")
+        return key
+
     async def take_roster(self, data: bytes) -> bool:
         """Believe a roster; on the disk before it counts. Whether it is news. Errors are those of `after_roster`."""
         async with self._writing:
@@ -170,10 +179,7 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     known = recall(folder / KNOWN)
     if known is None:
         raise _missing(folder / KNOWN, "no such file")
-    try:
-        key = serialization.load_pem_private_key(_read(folder / f"{name}.key"), password=None)
-    except ValueError as error:
-        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not a private key") from error
+    key = _private_key(folder / f"{name}.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not an Ed25519 key")
     data = _read(folder / ROSTER)
@@ -183,6 +189,13 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     if seen != known:
         remember(folder / KNOWN, seen)
     return Identity(name, key, folder, seen, roster, now)
+
+
+def _private_key(path: Path) -> object:
+    try:
+        return serialization.load_pem_private_key(_read(path), password=None)
+    except ValueError as error:
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not a private key") from error
 
 
 def _read(path: Path) -> bytes:

@@ -25,7 +25,9 @@ import onnxruntime as ort
 
 from models.excerpts import TOKENS_MIN, Excerpts, Ids, by_rank, from_text
 from models.inversion import Sample, Table, candidates, recover
-from models.session import open_session, verified_graph, verify_once
+from models.keyring import KeyOf, stored_keys
+from models.opening import opened
+from models.session import open_session, verify_once
 from models.store import Store
 from models.text import Text
 from schemas.base import Digest
@@ -73,11 +75,12 @@ def measure(store: Store, model: Digest | str, asked: Asked, threads: int, progr
     sequences = np.concatenate((excerpts.calibration, excerpts.test))
     _refuse_what_is_too_much(manifest, spec, len(sequences), asked.tokens, len(opening))
     ids = candidates(spec.vocab_size, excerpts.calibration, CANDIDATES_MAX, asked.seed)
-    table = Table(ids, _embeddings(store, manifest, ids, threads))
+    key_of = stored_keys(store, digest)
+    table = Table(ids, _embeddings(store, manifest, ids, key_of, threads))
     values: list[Array] = [np.array([[*opening, *row]], np.int64) for row in sequences]
     depths, steps = [], (len(manifest.blocks) - 1) * len(values)
     for block in manifest.blocks[:-1]:
-        run = _Runner(store, manifest, block, threads)
+        run = _Runner(store, manifest, block, key_of, threads)
         for i, value in enumerate(values):
             values[i] = run(value)
             progress("probe", block.index * len(values) + i + 1, steps)
@@ -109,15 +112,14 @@ def measure(store: Store, model: Digest | str, asked: Asked, threads: int, progr
 class _Runner:
     """One block in a session of its own: whole sequences in, what crosses behind it out."""
 
-    def __init__(self, store: Store, manifest: Manifest, block: Block, threads: int) -> None:
+    def __init__(self, store: Store, manifest: Manifest, block: Block, key_of: KeyOf, threads: int) -> None:
         assert block.output is not None, "behind the last block nothing crosses"
         self._block = block
         self._given = manifest.inputs[0] if block.input is None else block.input
         self._output = block.output.name
         self._shared = [entry for entry in manifest.shared_inputs if entry.tensor.name in block.shared]
-        self._session: ort.InferenceSession = open_session(
-            verified_graph(store, block), store.blobs_folder, "cpu", threads
-        )
+        with opened(store, manifest, [block], key_of) as ([graph], folder):
+            self._session: ort.InferenceSession = open_session(graph, folder, "cpu", threads)
 
     def __call__(self, x: Array) -> Array:
         """[rows, tokens] ids or [rows, tokens, width] states -> states. Raises STAGE_FAILED."""
@@ -141,9 +143,9 @@ class _Runner:
         return found
 
 
-def _embeddings(store: Store, manifest: Manifest, ids: Ids, threads: int) -> Array:
+def _embeddings(store: Store, manifest: Manifest, ids: Ids, key_of: KeyOf, threads: int) -> Array:
     """What the first block makes of each token where it comes first, [ids, width]."""
-    run = _Runner(store, manifest, manifest.blocks[0], threads)
+    run = _Runner(store, manifest, manifest.blocks[0], key_of, threads)
     parts = [run(ids[start : start + TABLE_ROWS, None])[:, 0] for start in range(0, ids.size, TABLE_ROWS)]
     return np.concatenate(parts)
 

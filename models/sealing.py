@@ -37,7 +37,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from schemas.base import DIGEST_PATTERN, Digest
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef
-from schemas.sealed import SealedFile
 
 MAGIC = b"RESPLSF"
 VERSION = 1
@@ -59,7 +58,7 @@ class FileContext:
     """What a sealed file is: bound to its bytes, so that it opens as nothing else."""
 
     model: Digest
-    """Of the model's manifest."""
+    """Of the manifest of the model in the open (`Manifest.unsealed`)."""
     block: int
     file: Digest
     """Of the plaintext: the name by which the model's manifest and its graphs know the file."""
@@ -79,8 +78,9 @@ class FileContext:
 
 def seal_file(
     source: BufferedIOBase, target: BinaryIO, block_key: bytes, context: FileContext, chunk_bytes: int = CHUNK_BYTES
-) -> SealedFile:
-    """Write the sealed form of `source`, from where it stands to its end, to `target`; three chunks are in memory.
+) -> BlobRef:
+    """Write the sealed form of `source`, from where it stands to its end, to `target`, and say which blob that is;
+    three chunks are in memory.
 
     Raises `ResplitError(CORRUPT_FILE)` when the bytes read are not those that `context` names: what was written by
     then is to be thrown away. Raises INVALID_REQUEST for a key or a chunk of a length that there is not.
@@ -93,7 +93,7 @@ def seal_file(
     cipher = _cipher(block_key, context)
     about = header + context.encode()
     plain_hash, sealed_hash = hashlib.sha256(), hashlib.sha256(header)
-    plain_bytes, sealed_bytes = 0, target.write(header)
+    sealed_bytes = target.write(header)
     here, ahead = bytearray(chunk_bytes), bytearray(chunk_bytes)
     out = memoryview(bytearray(chunk_bytes + TAG_BYTES))
     length, index, more = _fill(source, memoryview(here)), 0, 1
@@ -108,14 +108,10 @@ def seal_file(
         cipher.encrypt_into(prefix + word, plain, word + about, sealed)
         plain_hash.update(plain)
         sealed_hash.update(sealed)
-        plain_bytes += length
         sealed_bytes += target.write(sealed)
         here, ahead, length, index = ahead, here, more, index + 1
     _check_digest(plain_hash.hexdigest(), context)
-    return SealedFile(
-        plain=BlobRef(digest=context.file, size_bytes=plain_bytes),
-        sealed=BlobRef(digest=Digest(sealed_hash.hexdigest()), size_bytes=sealed_bytes),
-    )
+    return BlobRef(digest=Digest(sealed_hash.hexdigest()), size_bytes=sealed_bytes)
 
 
 def open_file(source: BufferedIOBase, block_key: bytes, context: FileContext) -> Iterator[bytes]:
@@ -133,50 +129,6 @@ def open_file(source: BufferedIOBase, block_key: bytes, context: FileContext) ->
         if index == sealed.chunks - 1:
             _check_digest(hasher.hexdigest(), context)
         yield plain
-
-
-def open_into(source: BufferedIOBase, block_key: bytes, context: FileContext, target: memoryview) -> None:
-    """The plaintext, all of it, straight into `target`: writable memory of exactly the size of the file.
-
-    Raises what `open_file` raises; `target` is all zeros then. Raises INVALID_REQUEST where it does not fit.
-    """
-    sealed = _Sealed(source, block_key, context)
-    if target.readonly or target.nbytes != sealed.plain_bytes:
-        kind = "read-only" if target.readonly else "writable"
-        message = f"file {context.file} has {sealed.plain_bytes} bytes, the memory is {kind} and has {target.nbytes}"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "target")
-    hasher = hashlib.sha256()
-    with target.cast("B") as room:
-        try:
-            for index in range(sealed.chunks):
-                start = index * sealed.chunk_bytes
-                with room[start : start + sealed.chunk_bytes] as part:
-                    sealed.chunk_into(index, part)
-                    hasher.update(part)
-            _check_digest(hasher.hexdigest(), context)
-        except BaseException:
-            # AES-GCM decrypts before it knows: the last part may hold bytes that nobody vouches for.
-            _wipe(room)
-            raise
-
-
-def read_range(source: BufferedIOBase, block_key: bytes, context: FileContext, offset: int, length: int) -> bytes:
-    """`length` bytes of the plaintext from `offset` on; only the chunks that hold them are read and authenticated.
-
-    Raises `ResplitError(CORRUPT_FILE)` as `open_file` does, but does not see the file as a whole: its digest is not
-    checked. Raises INVALID_REQUEST for a range that reaches outside the file.
-    """
-    sealed = _Sealed(source, block_key, context)
-    if offset < 0 or length < 0 or offset + length > sealed.plain_bytes:
-        message = f"bytes {offset} to {offset + length} of file {context.file}, which has {sealed.plain_bytes}"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "offset")
-    if not length:
-        return b""
-    first, last = offset // sealed.chunk_bytes, (offset + length - 1) // sealed.chunk_bytes
-    parts = [memoryview(sealed.chunk(index)) for index in range(first, last + 1)]
-    parts[-1] = parts[-1][: offset + length - last * sealed.chunk_bytes]
-    parts[0] = parts[0][offset - first * sealed.chunk_bytes :]
-    return b"".join(parts)
 
 
 class _Sealed:
@@ -214,17 +166,13 @@ class _Sealed:
     def chunk(self, index: int) -> bytes:
         """The plaintext of one chunk."""
         part = self._plain[: min(self.chunk_bytes, self.plain_bytes - index * self.chunk_bytes)]
-        self.chunk_into(index, part)
-        return bytes(part)
-
-    def chunk_into(self, index: int, target: memoryview) -> None:
-        """The plaintext of one chunk, into memory of its length; where it raises, what is there means nothing."""
         sealed, word = self._read(index), self._word(index)
         try:
             # The calls that return bytes keep the interpreter to themselves; this one and `encrypt_into` let it go.
-            self._cipher.decrypt_into(self._prefix + word, sealed, word + self._about, target)
+            self._cipher.decrypt_into(self._prefix + word, sealed, word + self._about, part)
         except InvalidTag as error:
             raise self._refused(index) from error
+        return bytes(part)
 
     def _read(self, index: int) -> memoryview:
         stride = self.chunk_bytes + TAG_BYTES
@@ -241,7 +189,7 @@ class _Sealed:
     def _refused(self, index: int) -> ResplitError:
         return self._corrupt(
             f"does not authenticate in chunk {index} of {self.chunks}, counted from 0: it was altered or cut, or the "
-            "key is that of another block or epoch"
+            "key is that of another block or model"
         )
 
     def _corrupt(self, why: str) -> ResplitError:
@@ -272,9 +220,3 @@ def _fill(source: BufferedIOBase, room: memoryview) -> int:
             break
         filled += read
     return filled
-
-
-def _wipe(room: memoryview) -> None:
-    zeros = bytes(min(len(room), CHUNK_BYTES))
-    for start in range(0, len(room), CHUNK_BYTES):
-        room[start : start + CHUNK_BYTES] = zeros[: len(room) - start]

@@ -22,7 +22,8 @@ SPIN_US = 200
 
 # What was verified in this process, so that loading the same block again costs one stat a file. A file
 # that changed has another inode, time or size and is hashed again.
-_verified: set[tuple[Digest, int, int, int]] = set()
+Stamp = tuple[Digest, int, int, int]
+_verified: set[Stamp] = set()
 
 
 def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: int) -> ort.InferenceSession:
@@ -76,7 +77,13 @@ def verified_graph(store: Store, block: Block) -> bytes:
 
 
 def verified_whole(store: Store, manifest: Manifest) -> bytes:
-    """The uncut graph of a model, after the hashes of it and of every weight were found right."""
+    """The uncut graph of a model, after the hashes of it and of every weight were found right.
+
+    Raises UNSUPPORTED_MODEL for a sealed model, with which it is not kept.
+    """
+    if manifest.is_sealed:
+        message = f"{manifest.name} is sealed, and the uncut graph is not kept; import the model in the open elsewhere"
+        raise ResplitError(ErrorCode.UNSUPPORTED_MODEL, message, "model")
     for block in manifest.blocks:
         for weight in block.weights:
             verify_once(store, weight)
@@ -85,6 +92,19 @@ def verified_whole(store: Store, manifest: Manifest) -> bytes:
 
 def verify_once(store: Store, ref: BlobRef) -> None:
     """`Store.verify`, skipped for a file that this process already verified and that has not changed since."""
+    stamp = stamp_of(store, ref)
+    if stamp not in _verified:
+        store.verify(ref.digest)
+        note_verified(stamp)
+
+
+def note_verified(stamp: Stamp) -> None:
+    """The file was found whole since the stamp was taken, by whatever means."""
+    _verified.add(stamp)
+
+
+def stamp_of(store: Store, ref: BlobRef) -> Stamp:
+    """A file as it is now. Raises MISSING_BLOB, and CORRUPT_FILE for one of another size."""
     path = store.path(ref.digest)
     try:
         found = path.stat()
@@ -95,10 +115,7 @@ def verify_once(store: Store, ref: BlobRef) -> None:
             ErrorCode.CORRUPT_FILE,
             f"blob {ref.digest} has {found.st_size} bytes instead of {ref.size_bytes}; fetch it again",
         )
-    seen = (ref.digest, found.st_ino, found.st_mtime_ns, found.st_size)
-    if seen not in _verified:
-        store.verify(ref.digest)
-        _verified.add(seen)
+    return ref.digest, found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _require_provider(provider: Provider, wanted: str) -> None:

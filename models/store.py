@@ -2,7 +2,8 @@
 
     root/blobs/<sha256>     the bytes; flat, because ONNX Runtime finds external data by these names
     root/models/<name>      a text file with the digest of the model's manifest, itself a blob
-    root/partial/           writes on their way; nothing there is ever read by another process
+    root/keys/<sha256>      the keys of the sealed model with this manifest, for its owner alone (`models.keyring`)
+    root/partial/           writes on their way (`models.partial`)
     root/lock               held shared while importing, exclusively while removing
 
 A blob appears under its name only when all its bytes are on the disk, so a reader never sees half of
@@ -12,15 +13,15 @@ bytes are equal, so whoever comes last changes nothing.
 
 import fcntl
 import hashlib
-import os
 import re
 import secrets
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from types import TracebackType
-from typing import BinaryIO, Self
+from typing import BinaryIO
 
+from models.partial import Receiver, publish
 from schemas import codec
 from schemas.base import DIGEST_PATTERN, Digest
 from schemas.errors import ErrorCode, ResplitError
@@ -47,6 +48,11 @@ class Store:
         """The folder ONNX Runtime resolves external data against."""
         return self.root / "blobs"
 
+    @property
+    def keys_folder(self) -> Path:
+        """Where the keys of sealed models are, if this store has any: never among the blobs, which are served."""
+        return self.root / "keys"
+
     def path(self, digest: Digest) -> Path:
         """Where the blob is, or would be. Raises INVALID_REQUEST for what is no SHA-256."""
         if not re.fullmatch(DIGEST_PATTERN, digest):
@@ -66,7 +72,7 @@ class Store:
         if not (path.is_file() and path.stat().st_size == ref.size_bytes):
             with self._new_file() as (file, temporary):
                 file.write(data)
-                _publish(file, temporary, path)
+                publish(file, temporary, path)
         return ref
 
     def put_file(self, path: Path) -> BlobRef:
@@ -79,23 +85,31 @@ class Store:
             ref = BlobRef(digest=Digest(hasher.hexdigest()), size_bytes=file.tell())
             target = self.path(ref.digest)
             if not (target.is_file() and target.stat().st_size == ref.size_bytes):
-                _publish(file, temporary, target)
+                publish(file, temporary, target)
         return ref
 
-    def receive(self, digest: Digest, size_bytes: int) -> "Receiver":
-        """Begin a download of a blob whose digest and size the manifest gave."""
-        target = self.path(digest)
-        temporary = self._partial / secrets.token_hex(16)
-        return Receiver(target, size_bytes, temporary.open("xb"), temporary)
+    def open(self, digest: Digest) -> BufferedReader:
+        """The bytes of a blob, not verified. Raises MISSING_BLOB."""
+        try:
+            return self.path(digest).open("rb")
+        except FileNotFoundError as error:
+            raise missing(digest) from error
+
+    def put_written(self, write: Callable[[BinaryIO], BlobRef]) -> BlobRef:
+        """Store what `write` writes to the file that it is given; it says which blob that is."""
+        with self._new_file() as (file, temporary):
+            ref = write(file)
+            publish(file, temporary, self.path(ref.digest))
+        return ref
+
+    def receive(self, digest: Digest, size_bytes: int) -> Receiver:
+        """Begin a download of a blob whose digest and size the manifest gave, or go on with an interrupted one."""
+        return Receiver(self.path(digest), size_bytes, self._partial)
 
     def verify(self, digest: Digest) -> None:
         """Hash the blob. Raises MISSING_BLOB when it is not here and CORRUPT_FILE when its bytes are others."""
-        path = self.path(digest)
-        try:
-            with path.open("rb") as file:
-                found = hashlib.file_digest(file, "sha256").hexdigest()
-        except FileNotFoundError as error:
-            raise missing(digest) from error
+        with self.open(digest) as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != digest:
             raise ResplitError(
                 ErrorCode.CORRUPT_FILE, f"blob {digest} is corrupt: its bytes hash to {found}; fetch it again"
@@ -103,10 +117,8 @@ class Store:
 
     def read(self, digest: Digest) -> bytes:
         """The verified bytes of a blob, for small ones: graphs and manifests."""
-        try:
-            data = self.path(digest).read_bytes()
-        except FileNotFoundError as error:
-            raise missing(digest) from error
+        with self.open(digest) as file:
+            data = file.read()
         found = hashlib.sha256(data).hexdigest()
         if found != digest:
             raise ResplitError(
@@ -128,7 +140,7 @@ class Store:
             )
         with self._new_file() as (file, temporary):
             file.write(digest.encode())
-            _publish(file, temporary, self._models / name)
+            publish(file, temporary, self._models / name)
 
     def names(self) -> dict[str, Digest]:
         """Every named model and the digest of its manifest, in alphabetical order."""
@@ -168,16 +180,17 @@ class Store:
             if name not in names:
                 self.resolve(name)
                 raise ResplitError(ErrorCode.INVALID_REQUEST, f"{name!r} is a digest; remove a model by name", "name")
-            mine = self._files(names.pop(name))
-            kept = {digest for other in names.values() for digest in self._files(other)}
+            model = names.pop(name)
             (self._models / name).unlink()
-            freed = 0
-            for digest in mine - kept:
-                path = self.path(digest)
-                if path.is_file():
-                    freed += path.stat().st_size
-                    path.unlink()
-            return freed
+            return self._delete(model, names)
+
+    def discard(self, model: Digest) -> int:
+        """Delete the files of a model that has no name any more and that no named one uses; returns the bytes freed.
+
+        Raises OVERLOADED while an import runs.
+        """
+        with self._locked(fcntl.LOCK_EX):
+            return self._delete(model, self.names())
 
     def make_room(self, size_bytes: int, keep: Collection[Digest]) -> tuple[Digest, ...]:
         """Delete blobs that are neither in `keep` nor of a named model, the oldest first, until `size_bytes` are free.
@@ -212,6 +225,20 @@ class Store:
         with self._locked(fcntl.LOCK_SH):
             yield
 
+    def _delete(self, model: Digest, names: Mapping[str, Digest]) -> int:
+        if model in names.values():
+            return 0
+        (self.keys_folder / model).unlink(missing_ok=True)
+        freed = 0
+        idle = self._files(model) - {digest for other in names.values() for digest in self._files(other)}
+        # The manifest goes last: while it is there, whoever was interrupted can begin again.
+        for digest in sorted(idle, key=lambda digest: digest == model):
+            path = self.path(digest)
+            if path.is_file():
+                freed += path.stat().st_size
+                path.unlink()
+        return freed
+
     def _files(self, manifest_digest: Digest) -> set[Digest]:
         """What a model keeps alive: its manifest and, where that is here and whole, every file it names."""
         try:
@@ -240,70 +267,6 @@ class Store:
             yield
 
 
-class Receiver:
-    """One download: pieces at offsets in any order, then `commit`, which checks and publishes them.
-
-    Leaving the `with` block without a commit leaves no trace.
-    """
-
-    def __init__(self, target: Path, size_bytes: int, file: BinaryIO, temporary: Path) -> None:
-        self._target = target
-        self._size_bytes = size_bytes
-        self._file = file
-        self._temporary = temporary
-
-    def write(self, offset: int, piece: bytes | memoryview) -> None:
-        """Write a piece. Raises CORRUPT_FILE when it reaches outside the announced size."""
-        if offset < 0 or offset + len(piece) > self._size_bytes:
-            raise ResplitError(
-                ErrorCode.CORRUPT_FILE,
-                f"a piece of blob {self._target.name} reaches byte {offset + len(piece)} of {self._size_bytes}; "
-                "fetch it from another peer",
-            )
-        self._file.seek(offset)
-        self._file.write(piece)
-
-    def commit(self) -> BlobRef:
-        """Hash what arrived and publish it. Raises CORRUPT_FILE and deletes it when it is not the blob."""
-        self._file.flush()
-        with self._temporary.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != self._target.name:
-            self.close()
-            raise ResplitError(
-                ErrorCode.CORRUPT_FILE,
-                f"what arrived as blob {self._target.name} hashes to {found}; fetch it from another peer",
-            )
-        _publish(self._file, self._temporary, self._target)
-        self._file.close()
-        return BlobRef(digest=Digest(found), size_bytes=self._target.stat().st_size)
-
-    def close(self) -> None:
-        """Give up the download, unless it was committed."""
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-
 def missing(digest: Digest) -> ResplitError:
     """The error for a blob that is not in the store."""
     return ResplitError(ErrorCode.MISSING_BLOB, f"blob {digest} is not in the store; fetch it from a peer that has it")
-
-
-def _publish(file: BinaryIO, temporary: Path, target: Path) -> None:
-    """Move a written file to its name so that a crash leaves either nothing or all of it."""
-    file.flush()
-    os.fsync(file.fileno())
-    temporary.rename(target)
-    folder = os.open(target.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

@@ -32,7 +32,11 @@ def memory_folder(root: Path = MEMORY) -> Iterator[Path]:
     """A new folder under `root` that only this user may enter; it is gone, with all that is in it, on leaving.
 
     A process that is killed in between leaves it behind: call `forget_folders` when it starts again.
+    Raises `ResplitError(MISSING_DEPENDENCY)` where there is no `root`.
     """
+    if not root.is_dir():
+        message = f"there is no folder {root}: sealed blocks are opened in memory; mount a tmpfs there"
+        raise ResplitError(ErrorCode.MISSING_DEPENDENCY, message)
     made = Path(tempfile.mkdtemp(prefix="." + PREFIX, dir=root))
     held = os.open(made, os.O_RDONLY)
     try:
@@ -47,15 +51,16 @@ def memory_folder(root: Path = MEMORY) -> Iterator[Path]:
         os.close(held)
 
 
-def unseal(sealed: Path, folder: Path, block_key: bytes, context: FileContext) -> None:
+def unseal(sealed: Path, folder: Path, block_key: bytes, context: FileContext) -> bool:
     """Put the plaintext of a sealed file into `folder` under its digest, unless it is there: blocks share weights.
+    Whether that was done: then the sealed file is whole.
 
     Raises `ResplitError(CORRUPT_FILE)` as `open_file` does, and MODEL_TOO_LARGE where there is no room; then nothing
     of the file is there.
     """
     target = folder / context.file
     if target.exists():
-        return
+        return False
     try:
         with sealed.open("rb") as source, target.open("xb") as plain:
             for part in open_file(source, block_key, context):
@@ -66,6 +71,7 @@ def unseal(sealed: Path, folder: Path, block_key: bytes, context: FileContext) -
             message = f"no room in {folder.parent} for the weights of block {context.block}; make that tmpfs larger"
             raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message) from error
         raise
+    return True
 
 
 def forget_folders(root: Path = MEMORY) -> int:

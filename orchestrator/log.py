@@ -52,14 +52,20 @@ class PlanLog:
     """Reads the stream of plan events once, then appends to it.
 
     `may_act` returns while this process leads, and waits while that is in doubt; it is asked before every attempt.
+    `with_keys` adds to an event what its nodes need to open sealed blocks.
     """
 
     def __init__(
-        self, js: JetStreamContext, identity: Identity, may_act: Callable[[], Awaitable[None]] = _always
+        self,
+        js: JetStreamContext,
+        identity: Identity,
+        may_act: Callable[[], Awaitable[None]] = _always,
+        with_keys: Callable[[PlanEvent], PlanEvent] = lambda event: event,
     ) -> None:
         self._js = js
         self._identity = identity
         self._may_act = may_act
+        self._with_keys = with_keys
         self._last = 0
         """The sequence number of the last message that was looked at."""
         self._reject: Callable[[str, ResplitError], None] = lambda subject, error: None
@@ -104,7 +110,8 @@ class PlanLog:
         Raises `ResplitError(STALE_EPOCH)` if another orchestrator has written to the log since.
         """
         subject = subjects.plan(event.deployment)
-        data = seal(event, PLAN_TYPE, self._identity.name, self._identity.key)
+        keyed = await asyncio.to_thread(self._with_keys, event)
+        data = seal(keyed, PLAN_TYPE, self._identity.name, self._identity.key)
         while not await self._until_answered(subject, data):
             if await self._look_behind(event, data):
                 return

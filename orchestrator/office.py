@@ -25,6 +25,7 @@ from orchestrator import wishes
 from orchestrator.core import Core
 from orchestrator.fold import ManifestKnown, Report, RolloutAdvanced, Snapshot, fold
 from orchestrator.inbox import Inbox, Rejections
+from orchestrator.keys import KeyHolder
 from orchestrator.lease import Lease
 from orchestrator.log import PlanLog
 from orchestrator.offers import Offers, models_in_use
@@ -103,7 +104,8 @@ class Term:
 
     async def _lead(self, on_ready: Callable[[], object]) -> None:
         here = self._here
-        plans = PlanLog(here.js, here.identity, self._lease.may_act)
+        keys = KeyHolder(here.store, here.identity, here.now)
+        plans = PlanLog(here.js, here.identity, self._lease.may_act, keys.with_keys)
         leadership, rollouts = await plans.take_office(here.name, here.now(), here.rejections.record)
         self._leadership = leadership
         self._lease.announce(leadership.term)
@@ -121,7 +123,7 @@ class Term:
         log.info("%s leads in term %d: %d deployment(s)", here.name, leadership.term, len(snapshot.deployments))
         standbys, offers = Standbys(here.now), Offers(BlobServer(here.client, here.store))
         office = Office(leadership, standbys, self._lease.may_act)
-        operators = Operators(core, here.store, here.desired, offers, office, here.heard_since)
+        operators = Operators(core, here.store, keys, here.desired, offers, office, here.heard_since)
         subscriptions = [await standbys.hear(here.client)]
         try:
             await offers.follow(snapshot)

@@ -18,6 +18,7 @@ from models.store import Store
 from orchestrator.core import Core
 from orchestrator.explaining import dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, NodeWished, Snapshot
+from orchestrator.keys import KeyHolder
 from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape
 from orchestrator.standby import Standbys
@@ -82,10 +83,18 @@ class Operators:
     """Requests of operators, each checked against the snapshot before anything is stored."""
 
     def __init__(
-        self, core: Core, store: Store, buckets: Desired, offers: Offers, office: Office, heard_since: datetime
+        self,
+        core: Core,
+        store: Store,
+        keys: KeyHolder,
+        buckets: Desired,
+        offers: Offers,
+        office: Office,
+        heard_since: datetime,
     ) -> None:
         self._core = core
         self._store = store
+        self._keys = keys
         self._deployments = buckets.deployments
         self._nodes = buckets.nodes
         self._offers = offers
@@ -123,6 +132,7 @@ class Operators:
         request = decode(DeployRequest, data, "request")
         digest = await asyncio.to_thread(self._store.resolve, request.model)
         manifest = await asyncio.to_thread(self._store.manifest, digest)
+        await asyncio.to_thread(self._keys.check, digest, manifest)
         return await self._want(desired(request, digest, manifest), manifest, "an operator deployed")
 
     async def _place(self, data: bytes) -> DeployReply:

@@ -21,7 +21,7 @@ class Exit(IntEnum):
     USAGE = 2
     """The command or the request is malformed."""
     NOT_FOUND = 3
-    """No such model, deployment or node."""
+    """No such model, deployment or node, or no keys to a sealed model."""
     REFUSED = 4
     """Understood, but it cannot be done: it does not fit, is not supported or is not trusted."""
     UNREACHABLE = 5
@@ -44,6 +44,7 @@ _BY_CODE = {
     ErrorCode.UNKNOWN_DEPLOYMENT: Exit.NOT_FOUND,
     ErrorCode.UNKNOWN_NODE: Exit.NOT_FOUND,
     ErrorCode.MISSING_BLOB: Exit.NOT_FOUND,
+    ErrorCode.MISSING_KEYS: Exit.NOT_FOUND,
     ErrorCode.PAYLOAD_TOO_LARGE: Exit.REFUSED,
     ErrorCode.CONTEXT_EXCEEDED: Exit.REFUSED,
     ErrorCode.MODEL_TOO_LARGE: Exit.REFUSED,

@@ -26,6 +26,7 @@ class ErrorCode(StrEnum):
     INFEASIBLE = "infeasible"
     CORRUPT_FILE = "corrupt_file"
     MISSING_BLOB = "missing_blob"
+    MISSING_KEYS = "missing_keys"
     BAD_SIGNATURE = "bad_signature"
     STALE_EPOCH = "stale_epoch"
     ROLLED_BACK = "rolled_back"

@@ -5,12 +5,15 @@ decoder (and of an encoder), the last one its head. The single tensor that cross
 block i and block i+1 is `blocks[i].output` and `blocks[i + 1].input`.
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
+from hashlib import sha256
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
-from schemas.base import Sha256, Value
+from schemas.base import Digest, Sha256, Value
+from schemas.codec import encode
 
 Dimension = int | str
 """A fixed size, or the name of a symbolic one such as `batch`."""
@@ -128,6 +131,28 @@ class Block(Value):
     kv: tuple[KvCache, ...] = ()
     flops_per_token: int = Field(ge=0)
     """Multiply-adds times two, for one token (or, in a tensor model, one item of batch 1)."""
+    sealed: tuple[BlobRef, ...] | None = None
+    """The sealed form of each of `files`, in their order; None where the model is not sealed."""
+
+    @model_validator(mode="after")
+    def _is_sealed_file_by_file(self) -> Self:
+        if self.sealed is not None:
+            if len(self.sealed) != len(self.files):
+                raise ValueError(f"block {self.index} has {len(self.files)} files and {len(self.sealed)} sealed ones")
+            for plain, sealed in zip(self.files, self.sealed, strict=True):
+                if sealed.size_bytes <= plain.size_bytes or sealed.digest == plain.digest:
+                    raise ValueError(f"file {plain.digest} of block {self.index} is not sealed")
+        return self
+
+    @property
+    def files(self) -> tuple[BlobRef, ...]:
+        """Graph and weights, each file once."""
+        return tuple({ref.digest: ref for ref in (self.graph, *self.weights)}.values())
+
+    @property
+    def stored(self) -> tuple[BlobRef, ...]:
+        """What lies in stores and travels for this block: its files, or the sealed form of each."""
+        return self.files if self.sealed is None else self.sealed
 
     @property
     def weight_bytes(self) -> int:
@@ -173,7 +198,8 @@ class Manifest(Value):
     shared_inputs: tuple[SharedInput, ...] = ()
     blocks: tuple[Block, ...] = Field(min_length=1)
     whole: BlobRef
-    """The original graph, uncut and without weights: what every split is measured against."""
+    """The original graph, uncut and without weights: what every split is measured against. With a sealed model it is
+    not kept."""
     text: TextSpec | None = None
 
     @model_validator(mode="after")
@@ -190,11 +216,36 @@ class Manifest(Value):
             raise ValueError("a decoder needs a tokenizer")
         return self
 
+    @model_validator(mode="after")
+    def _is_sealed_as_a_whole(self) -> Self:
+        if len({block.sealed is None for block in self.blocks}) > 1:
+            raise ValueError("some blocks are sealed and some are not")
+        # One sealed file in two blocks would mean that the key of the one opens a file of the other.
+        if twice := _repeated(ref.digest for block in self.blocks for ref in block.sealed or ()):
+            raise ValueError(f"sealed file {twice} is named twice")
+        return self
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether stores hold its blocks sealed, so that it takes their keys to run them."""
+        return self.blocks[0].sealed is not None
+
+    @property
+    def unsealed(self) -> "Manifest":
+        """The manifest of the same model in the open."""
+        return self.model_copy(update={"blocks": tuple(b.model_copy(update={"sealed": None}) for b in self.blocks)})
+
+    @property
+    def digest(self) -> Digest:
+        """The identity of the model. Sealed files are bound to that of `unsealed`, which names none of them."""
+        return Digest(sha256(encode(self)).hexdigest())
+
     @property
     def blobs(self) -> dict[str, int]:
-        """Every file of the model, digest -> bytes, each counted once however many blocks share it."""
-        found = {ref.digest: ref.size_bytes for block in self.blocks for ref in (block.graph, *block.weights)}
-        found[self.whole.digest] = self.whole.size_bytes
+        """Every file of the model in a store, digest -> bytes, each counted once however many blocks share it."""
+        found = {ref.digest: ref.size_bytes for block in self.blocks for ref in block.stored}
+        if not self.is_sealed:
+            found[self.whole.digest] = self.whole.size_bytes
         if self.text is not None:
             found[self.text.tokenizer.digest] = self.text.tokenizer.size_bytes
         return {str(digest): size for digest, size in found.items()}
@@ -202,3 +253,12 @@ class Manifest(Value):
     @property
     def stored_bytes(self) -> int:
         return sum(self.blobs.values())
+
+
+def _repeated(digests: Iterable[Digest]) -> Digest | None:
+    seen: set[Digest] = set()
+    for digest in digests:
+        if digest in seen:
+            return digest
+        seen.add(digest)
+    return None

@@ -10,6 +10,7 @@ from pydantic import AwareDatetime, Field, model_validator
 from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
 from schemas.codec import encode
 from schemas.deployment import Placement, Settings, Stage
+from schemas.sealed import NodeKeys
 from schemas.slo import Slo
 
 
@@ -133,6 +134,8 @@ class PlanEvent(Value):
     """Nodes of these plans, or of one that ends with this event, that are lost: what ran over them is to be computed
     elsewhere, and what they had accepted is another's to answer. One that runs its part all the same says so in its
     heartbeat."""
+    keys: tuple[NodeKeys, ...] | None = None
+    """Of sealed models, the keys of the blocks that these plans give to each node, which alone can open them."""
 
     @model_validator(mode="after")
     def _plans_belong_together(self) -> Self:

@@ -1,52 +1,37 @@
-"""A model version as it lies in the registry: the sealed files of each block, and who can open them.
+"""What belongs to a sealed model beside its files: the keys that open its blocks.
 
-Each block has one key, and each host of the block has that key wrapped for it alone (`bus.hpke`). A file that two
-blocks share is sealed once for each: under one key, whoever may open the one block could open the other's file.
-The manifest is believed only inside a signed envelope: a wrap by itself does not say who made it.
+Which sealed files a block has stands in the model's manifest (`Block.sealed`). Each block has one key; whoever sealed
+the model keeps all of them (`ModelKeys`), and a host of a block gets that block's key wrapped for it alone
+(`bus.hpke`). A wrap by itself does not say who made it: it is believed only inside a signed envelope.
 """
 
 import base64
 from collections.abc import Iterable
-from typing import Annotated, Literal, Self
+from itertools import pairwise
+from typing import Annotated, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from schemas.base import NodeId, NodeName, Sha256, Value
-from schemas.manifest import BlobRef
+from schemas.base import NodeName, Sha256, Value
+from schemas.errors import ErrorCode, ResplitError
 
 MAX_BLOCKS = 4096
-MAX_FILES = 65_536
-"""Of one block."""
-MAX_WRAPS = 1024
-"""Hosts of one block."""
 
-# 80 bytes have one spelling: the two bits that the last digit has over are zero.
+# Bytes have one spelling: the bits that the last digit has over are zero.
+_KEY = r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"
 _WRAPPED_KEY = r"^[A-Za-z0-9+/]{106}[AEIMQUYcgkosw048]=$"
-
-
-class SealedFile(Value):
-    """One file as it is (`plain`) and as it lies in the registry and travels (`sealed`)."""
-
-    plain: BlobRef
-    sealed: BlobRef
-
-    @model_validator(mode="after")
-    def _is_sealed(self) -> Self:
-        if self.sealed.size_bytes <= self.plain.size_bytes or self.sealed.digest == self.plain.digest:
-            raise ValueError(f"file {self.plain.digest} is not sealed: its sealed form is no longer than itself")
-        return self
 
 
 class Wrap(Value):
     """A block's key, for one node: HPKE's encapsulated key (32 bytes), then the key and its tag (48), in base64."""
 
-    node: NodeName
+    block: int = Field(ge=0)
     wrapped: Annotated[str, StringConstraints(pattern=_WRAPPED_KEY)]
 
     @classmethod
-    def of(cls, node: NodeId, wrapped: bytes) -> "Wrap":
-        """The bytes that `bus.hpke.wrap` made, for `node`."""
-        return cls(node=node, wrapped=base64.b64encode(wrapped).decode())
+    def of(cls, block: int, wrapped: bytes) -> "Wrap":
+        """The bytes that `bus.hpke.wrap` made, of the key of `block`."""
+        return cls(block=block, wrapped=base64.b64encode(wrapped).decode())
 
     @property
     def data(self) -> bytes:
@@ -54,55 +39,38 @@ class Wrap(Value):
         return base64.b64decode(self.wrapped)
 
 
-class SealedBlock(Value):
-    """One block: its files under one key, and that key for each of its hosts."""
+class NodeKeys(Value):
+    """The keys of the blocks of one sealed model that one node hosts, each wrapped for it."""
 
-    index: int = Field(ge=0)
-    epoch: int = Field(ge=1)
-    """Grows with every new key of this block. A host more is a wrap more; a host less takes a new key, and all
-    files sealed again, or it can open them for ever."""
-    files: tuple[SealedFile, ...] = Field(min_length=1, max_length=MAX_FILES)
-    wraps: tuple[Wrap, ...] = Field(max_length=MAX_WRAPS)
-
-    @model_validator(mode="after")
-    def _names_each_once(self) -> Self:
-        if twice := _repeated(file.plain.digest for file in self.files):
-            raise ValueError(f"block {self.index} has file {twice} twice")
-        if twice := _repeated(wrap.node for wrap in self.wraps):
-            raise ValueError(f"block {self.index} has two keys for node {twice}")
-        return self
-
-    def wrap_for(self, node: NodeId) -> Wrap | None:
-        """The key of this block as `node` can open it; None where `node` is no host of it."""
-        return next((wrap for wrap in self.wraps if wrap.node == node), None)
-
-
-class SealedManifest(Value):
-    """All sealed blocks of one model version; whoever made it signs it."""
-
-    version: Literal[1] = 1
-    cluster: NodeName
     model: Sha256
-    """The digest of the model's manifest."""
-    revision: int = Field(ge=1)
-    """Grows with every sealed manifest of this model: of two, the higher one holds."""
-    blocks: tuple[SealedBlock, ...] = Field(min_length=1, max_length=MAX_BLOCKS)
+    node: NodeName
+    wraps: tuple[Wrap, ...] = Field(min_length=1, max_length=MAX_BLOCKS)
 
     @model_validator(mode="after")
-    def _is_whole(self) -> Self:
-        for i, block in enumerate(self.blocks):
-            if block.index != i:
-                raise ValueError(f"block {i} carries index {block.index}")
-        # One sealed file in two blocks would mean that the key of the one opens a file of the other.
-        if twice := _repeated(file.sealed.digest for block in self.blocks for file in block.files):
-            raise ValueError(f"sealed file {twice} is named twice")
+    def _is_in_order(self) -> Self:
+        blocks = [wrap.block for wrap in self.wraps]
+        if any(after <= before for before, after in pairwise(blocks)):
+            raise ValueError(f"the keys for node {self.node} are not of ascending blocks: {blocks}")
         return self
 
 
-def _repeated(names: Iterable[str]) -> str | None:
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            return name
-        seen.add(name)
-    return None
+class ModelKeys(Value):
+    """Every key of one sealed model, as whoever sealed it keeps them; a secret."""
+
+    model: Sha256
+    keys: tuple[Annotated[str, StringConstraints(pattern=_KEY)], ...] = Field(
+        min_length=1, max_length=MAX_BLOCKS, repr=False
+    )
+    """32 bytes each, in base64, in the order of the blocks."""
+
+    @classmethod
+    def of(cls, model: Sha256, keys: Iterable[bytes]) -> "ModelKeys":
+        """The keys of the blocks of `model`, in their order."""
+        return cls(model=model, keys=tuple(base64.b64encode(key).decode() for key in keys))
+
+    def key(self, block: int) -> bytes:
+        """The key of one block. Raises INVALID_REQUEST where the model has no such block."""
+        if not 0 <= block < len(self.keys):
+            message = f"model {self.model} has no block {block}: its last one is {len(self.keys) - 1}"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "block")
+        return base64.b64decode(self.keys[block])

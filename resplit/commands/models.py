@@ -14,7 +14,7 @@ from resplit.output import Progress, print_json, print_table, progress_bar, size
 if TYPE_CHECKING:
     from models.store import Store
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, look at, verify, probe and remove models.")
+app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, seal, look at, verify, probe and remove models.")
 
 PrecisionName = Literal["fp32", "fp16", "int4"]
 Model = Annotated[str, typer.Argument(help="A model's name or the digest of its manifest.")]
@@ -28,20 +28,49 @@ def import_(
         PrecisionName, typer.Option(help="Of the weights of a decoder that is exported here.")
     ] = "fp32",
     provider: Annotated[Literal["cpu", "cuda"], typer.Option(help="What a decoder's graph is built for.")] = "cpu",
+    sealed: Annotated[
+        bool, typer.Option("--sealed", help="Store it encrypted: a node can open the blocks that it hosts, no others.")
+    ] = False,
     store: StoreFolder = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Cut a model into blocks and store them."""
     from models.importer import import_model  # noqa: PLC0415
+    from models.sealer import import_sealed  # noqa: PLC0415
 
     opened = _open(store)
     with progress_bar() as progress:
-        imported, digest = import_model(source, opened, name, precision, progress, provider)
+        bring = import_sealed if sealed else import_model
+        imported, digest = bring(source, opened, name, precision, progress, provider)
     if as_json:
         print_json({"name": imported, "digest": digest})
         return
     manifest = opened.manifest(digest)
     print(f"{imported}: {len(manifest.blocks)} blocks, {size(manifest.stored_bytes)}, digest {digest}")
+
+
+@app.command()
+def seal(
+    name: Annotated[str, typer.Argument(help="The model's name.")],
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Encrypt a model in the store, and delete its plaintext there.
+
+    Each block gets a key of its own; the keys are kept in the store's folder `keys`, which is never served. From
+    then on the name means the sealed model, which is another one: deploy it again.
+    """
+    from models.sealer import seal_model  # noqa: PLC0415
+
+    opened = _open(store)
+    with progress_bar() as progress:
+        _, digest = seal_model(opened, name, opened, progress)
+    if as_json:
+        print_json({"name": name, "digest": digest})
+    else:
+        print(
+            f"{name}: sealed, digest {digest}; its keys are in {opened.keys_folder}: keep a copy where nobody reads it"
+        )
 
 
 @app.command("list")
@@ -58,6 +87,7 @@ def list_(store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
                 "precision": m.precision,
                 "blocks": len(m.blocks),
                 "bytes": m.stored_bytes,
+                "sealed": m.is_sealed,
             }
             for name, (digest, m) in manifests.items()
         ]
@@ -67,15 +97,25 @@ def list_(store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
         print(f"no models in {opened.root}; import one with `resplit models import`")
         return
     rows = [
-        [name, digest[:12], m.kind, m.precision, str(len(m.blocks)), size(m.stored_bytes)]
+        [
+            name,
+            digest[:12],
+            m.kind,
+            m.precision,
+            str(len(m.blocks)),
+            size(m.stored_bytes),
+            "yes" if m.is_sealed else "-",
+        ]
         for name, (digest, m) in manifests.items()
     ]
-    print_table("", ["name", "digest", "kind", "precision", "blocks", "size"], rows)
+    print_table("", ["name", "digest", "kind", "precision", "blocks", "size", "sealed"], rows)
 
 
 @app.command()
 def show(model: Model, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """Show a model block by block: what each weighs and what crosses to the next."""
+    from models.keyring import has_keys  # noqa: PLC0415
+
     opened = _open(store)
     digest = opened.resolve(model)
     manifest = opened.manifest(digest)
@@ -85,6 +125,9 @@ def show(model: Model, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = Fal
     print(f"{manifest.name}  {digest}")
     print(f"  {manifest.kind}, {manifest.architecture}, {manifest.precision}; {size(manifest.stored_bytes)}")
     print(f"  from {manifest.source}; {manifest.cut}")
+    if manifest.is_sealed:
+        where = "here" if has_keys(opened, digest) else "not here: it cannot be deployed from here"
+        print(f"  sealed; its keys are {where}")
     if manifest.text is not None:
         print(f"  vocabulary {manifest.text.vocab_size}, context {manifest.text.context_length} tokens")
     rows = [

@@ -1,12 +1,13 @@
 """Files come from whoever answers, even where the broker goes on picking a holder that hangs."""
 
 import asyncio
+import random
 from pathlib import Path
 
 import pytest
 from nats.aio.msg import Msg
 
-from bus.blobs import Asking, BlobServer, fetch
+from bus.blobs import PIECE_BYTES, Asking, BlobServer, fetch
 from bus.connection import connect, settle
 from models.store import Store
 from schemas import subjects
@@ -39,4 +40,42 @@ async def test_a_holder_that_hangs_is_waited_for_once_however_many_files_a_plan_
     assert all(mine.read(file.digest) == theirs.read(file.digest) for file in files)
     assert len(picked) == 1
     for client in (holder, hung, reader):
+        await client.close()
+
+
+async def test_a_file_that_was_interrupted_is_asked_for_from_where_it_was(nats_url: str, tmp_path: Path) -> None:
+    theirs, mine = Store(tmp_path / "theirs"), Store(tmp_path / "mine")
+    file = theirs.put(random.Random(0).randbytes(12 * PIECE_BYTES + 7))
+    holder, reader = [await connect(nats_url, name) for name in ("holder", "reader")]
+    asked: list[bytes] = []
+
+    async def note(message: Msg) -> None:
+        asked.append(message.data)
+
+    watching = await holder.subscribe(subjects.blob(file.digest), cb=note)
+    await BlobServer(holder, theirs).offer([file.digest])
+    await settle(holder)
+    came: list[int] = []
+    enough = asyncio.Event()
+
+    def count(size: int) -> None:
+        came.append(size)
+        if len(came) == 5:
+            enough.set()
+
+    fetching = asyncio.create_task(fetch(reader, mine, file.digest, file.size_bytes, count))
+    await enough.wait()
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    before = len(came)
+    await settle(holder)
+    asked.clear()
+    await fetch(reader, mine, file.digest, file.size_bytes, count)
+    await settle(holder)
+    assert mine.read(file.digest) == theirs.read(file.digest)
+    assert 5 <= before < 13
+    assert (len(asked), sum(came)) == (13 - before, file.size_bytes)
+    await watching.unsubscribe()
+    for client in (holder, reader):
         await client.close()

@@ -10,7 +10,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from models import privacy
+from models.keyring import stored_keys
 from models.privacy import Asked, measure
+from models.sealer import seal_model
 from models.store import Store
 from resplit.cli import app
 from resplit.exits import Exit
@@ -62,6 +64,15 @@ def test_a_random_decoder_has_a_depth_for_each_cut_and_hides_nothing_behind_its_
     assert found["below"] == 0.1 and "keep_first" not in found
 
 
+def test_a_sealed_model_is_probed_with_its_keys_and_is_the_same(store: Store, tmp_path: Path) -> None:
+    sealed = Store(tmp_path / "sealed")
+    seal_model(store, "llama", sealed)
+    found, known = (probed(each, "llama", *FEW)["curve"] for each in (sealed, store))
+    assert {**found, "model": None} == {**known, "model": None}
+    (sealed.keys_folder / sealed.resolve("llama")).unlink()
+    assert run(sealed, "llama", *FEW).exit_code == Exit.NOT_FOUND
+
+
 def test_the_same_seed_measures_the_same(store: Store) -> None:
     first = probed(store, "llama", *FEW, "--seed", "3")
     assert probed(store, "llama", *FEW, "--seed", "3") == first
@@ -81,7 +92,8 @@ def test_the_table_has_a_row_for_each_cut_and_says_what_it_means(store: Store) -
 
 def test_whoever_has_the_blocks_before_a_cut_recovers_prompts_exactly_whatever_the_curve_says(store: Store) -> None:
     manifest = store.manifest("llama")
-    runners = [privacy._Runner(store, manifest, block, 1) for block in manifest.blocks[:-1]]
+    keys = stored_keys(store, manifest.digest)
+    runners = [privacy._Runner(store, manifest, block, keys, 1) for block in manifest.blocks[:-1]]
 
     def behind_the_last_cut(ids: privacy.Array) -> privacy.Array:
         value = ids
@@ -116,7 +128,7 @@ def test_what_is_probed_is_what_crosses_in_a_split_run(name: str, zoo: Path, tmp
     tokens = np.array([[0, 17, 300, 5, 42, 17, 9]])
     value: privacy.Array = tokens
     for block in manifest.blocks[:-1]:
-        value = privacy._Runner(store, manifest, block, 1)(value)
+        value = privacy._Runner(store, manifest, block, stored_keys(store, manifest.digest), 1)(value)
     boundary = manifest.blocks[-2].output
     assert boundary is not None
     stages = Stages(store, manifest, list(range(1, len(manifest.blocks))))

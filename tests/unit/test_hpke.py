@@ -16,7 +16,7 @@ from schemas.errors import ErrorCode, ResplitError
 ME, OTHER = X25519PrivateKey.from_private_bytes(b"\1" * 32), X25519PrivateKey.from_private_bytes(b"\2" * 32)
 KEY = bytes(range(32))
 MODEL, NODE = Digest("a" * 64), NodeId("n0")
-INFO = block_info("home", MODEL, 4, 1, NODE)
+INFO = block_info("home", MODEL, 4, NODE)
 
 # RFC 9180, A.1.1: DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-128-GCM, base mode.
 RFC_INFO = b"Ode on a Grecian Urn"
@@ -46,16 +46,15 @@ def test_it_opens_for_nobody_else() -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        block_info("away", MODEL, 4, 1, NODE),
-        block_info("home", Digest("b" * 64), 4, 1, NODE),
-        block_info("home", MODEL, 5, 1, NODE),
-        block_info("home", MODEL, 4, 2, NODE),
-        block_info("home", MODEL, 4, 1, NodeId("n1")),
-        info_of("resplit.letter.v1", "home", MODEL, 4, 1, NODE),
+        block_info("away", MODEL, 4, NODE),
+        block_info("home", Digest("b" * 64), 4, NODE),
+        block_info("home", MODEL, 5, NODE),
+        block_info("home", MODEL, 4, NodeId("n1")),
+        info_of("resplit.letter.v1", "home", MODEL, 4, NODE),
         b"",
     ],
 )
-def test_it_opens_for_no_other_cluster_model_block_epoch_node_or_purpose(other: bytes) -> None:
+def test_it_opens_for_no_other_cluster_model_block_node_or_purpose(other: bytes) -> None:
     assert refusal(wrap(KEY, ME.public_key(), INFO), ME, other) is ErrorCode.BAD_SIGNATURE
 
 
@@ -94,7 +93,7 @@ def test_no_part_of_an_info_reaches_into_the_next(part: str) -> None:
 
 
 def test_an_info_names_everything_that_a_wrap_is_for() -> None:
-    assert INFO == b"resplit.block-key.v1|home|" + b"a" * 64 + b"|4|1|n0"
+    assert INFO == b"resplit.block-key.v1|home|" + b"a" * 64 + b"|4|n0"
 
 
 def test_our_reading_of_the_standard_gives_the_values_of_the_standard() -> None:

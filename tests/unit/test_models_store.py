@@ -2,6 +2,10 @@
 
 import hashlib
 import os
+import resource
+import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -67,10 +71,95 @@ def test_no_room_is_made_while_an_import_runs(store: Store) -> None:
 
 def test_nothing_temporary_is_left_behind(store: Store) -> None:
     store.put(b"one")
+    with store.receive(digest_of(b"two"), 3):
+        pass
     with store.receive(digest_of(b"two"), 3) as receiver:
-        receiver.write(0, b"tw")
+        receiver.write(0, b"two")
+        receiver.commit()
     assert list((store.root / "partial").iterdir()) == []
-    assert not store.has(digest_of(b"two"))
+
+
+def test_a_download_that_was_interrupted_goes_on_where_it_was(store: Store) -> None:
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        receiver.write(2, b"od")
+    assert not store.has(digest_of(b"good"))
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        assert [receiver.has(*piece) for piece in ((2, 2), (0, 2), (2, 1), (0, 4))] == [True, False, False, False]
+        receiver.write(0, b"go")
+        receiver.commit()
+    assert store.read(digest_of(b"good")) == b"good"
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_a_download_goes_on_after_its_process_was_killed(store: Store) -> None:
+    killed = f"""
+import os, signal
+from pathlib import Path
+from models.store import Store
+receiver = Store(Path({str(store.root)!r})).receive({digest_of(b"good")!r}, 4)
+receiver.write(0, b"go")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    assert subprocess.run([sys.executable, "-c", killed], check=False).returncode == -signal.SIGKILL
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        assert receiver.has(0, 2)
+        receiver.write(2, b"od")
+        receiver.commit()
+    store.verify(digest_of(b"good"))
+
+
+def test_what_a_sudden_end_made_of_a_download_is_found_and_not_kept(store: Store) -> None:
+    """Noted, but not what was sent; noted, but gone; half a note."""
+    partial = store.root / "partial" / digest_of(b"good")
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        receiver.write(0, b"evil")
+    with store.receive(digest_of(b"good"), 4) as receiver, pytest.raises(ResplitError):
+        assert receiver.has(0, 4)
+        receiver.commit()
+    assert list(partial.parent.iterdir()) == []
+    for harm in (lambda: partial.write_bytes(b"g"), partial.unlink):
+        with store.receive(digest_of(b"good"), 4) as receiver:
+            receiver.write(0, b"good")
+        harm()
+        with store.receive(digest_of(b"good"), 4) as receiver:
+            assert not receiver.has(0, 4)
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        receiver.write(0, b"go")
+        receiver.write(2, b"od")
+    notes = partial.with_name(f"{partial.name}.pieces")
+    notes.write_bytes(notes.read_bytes()[:-1])
+    with store.receive(digest_of(b"good"), 4) as receiver:
+        assert (receiver.has(0, 2), receiver.has(2, 2)) == (True, False)
+        receiver.write(2, b"od")
+        receiver.commit()
+
+
+def test_two_downloads_of_one_blob_do_not_meet(store: Store) -> None:
+    with store.receive(digest_of(b"good"), 4) as one, store.receive(digest_of(b"good"), 4) as other:
+        one.write(0, b"go")
+        assert not other.has(0, 2)
+        other.write(0, b"evil")
+        one.write(2, b"od")
+        one.commit()
+        with pytest.raises(ResplitError, match="hashes to"):
+            other.commit()
+    store.verify(digest_of(b"good"))
+    assert list((store.root / "partial").iterdir()) == []
+
+
+def test_a_full_disk_is_not_kept_full(store: Store) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        with store.receive(digest_of(b"large"), 1 << 20) as receiver:
+            receiver.write(0, b"begun")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+            with pytest.raises(OSError, match="File too large"):
+                receiver.write(5, bytes(5000))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert list((store.root / "partial").iterdir()) == []
 
 
 def test_pieces_may_arrive_in_any_order(store: Store) -> None:

@@ -60,10 +60,16 @@ def test_the_folder_is_for_this_user_alone_and_gone_after_an_error(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_machine_without_such_a_folder_is_told_what_is_missing(tmp_path: Path) -> None:
+    with pytest.raises(ResplitError, match="mount a tmpfs there") as caught, memory_folder(tmp_path / "shm"):
+        pass
+    assert caught.value.code is ErrorCode.MISSING_DEPENDENCY
+
+
 def test_a_file_that_two_blocks_share_is_put_there_once(sealed: Path, tmp_path: Path) -> None:
-    unseal(sealed, tmp_path, KEY, CONTEXT)
+    assert unseal(sealed, tmp_path, KEY, CONTEXT)
     sealed.unlink()
-    unseal(sealed, tmp_path, KEY, CONTEXT)
+    assert not unseal(sealed, tmp_path, KEY, CONTEXT)
     assert (tmp_path / CONTEXT.file).read_bytes() == WEIGHTS.tobytes()
 
 
