@@ -21,6 +21,7 @@ class OwnedCluster(LocalCluster):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
+        self._provoked: list[str] = []
         self._seeds = {account: nkey_seed(secrets.token_bytes(SEED_BYTES)) for account in ACCOUNTS}
 
     async def owner(self, account: Account) -> Nats:
@@ -34,8 +35,13 @@ class OwnedCluster(LocalCluster):
         )
 
     def refusals(self) -> list[str]:
-        """What the server refused its members, in its own words."""
-        return [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
+        """What the server refused its members, in its own words, but for what was provoked."""
+        lines = [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
+        return [line for line in lines if not any(subject in line for subject in self._provoked)]
+
+    def provoke(self, subject: str) -> None:
+        """A test will have members try to publish to `subject`, which they may not."""
+        self._provoked.append(f'Publish Violation - Subject "{subject}"')
 
     def raw_login(self, greeting: bytes) -> bytes:
         """CONNECT at the edge, for who speaks NATS' own protocol; `greeting`: the server's INFO."""

@@ -331,7 +331,7 @@ async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) ->
         ear = Ear(load_identity(cluster.operator_keys, OPERATOR))
         await heard.subscribe(subjects.ALL_AUDIT, cb=ear.note)
         yield Serving(cluster, client, Bus(said), ear, oracle, control_owner, edge_owner)
-        assert cluster.refusals() == []
+        assert not (refused := cluster.refusals()), refused
 
 
 class Streaming:

@@ -282,6 +282,7 @@ async def test_replies_never_go_into_resplits_own_subjects(shared: Serving) -> N
 
 @pytest.mark.parametrize("inbox", ["a..b", ">", "x.*", "_INBOX.\u00fc", "$SYS.REQ.SERVER.PING"])
 async def test_a_reply_subject_nobody_may_use_does_no_harm(shared: Serving, inbox: str) -> None:
+    shared.cluster.provoke(inbox)
     for request in ({"prompt": "a", "max_tokens": 2, "stream": True}, {"prompt": "a", "max_tokens": 0}):
         await shared.say_raw(b"", json.dumps(request).encode(), inbox)
     await shared.answers()
