@@ -158,9 +158,12 @@ def join(
         return
     print(f"{keys}: {_titled(member.role, member.tier)} {member.name} of cluster {found.roster.cluster}")
     print(f"  delete {bundle} now: it holds the private keys")
-    command = {"agent": f"agent {member.name}", "orchestrator": "orchestrator"}.get(member.role)
-    if command is not None:
-        print(f"  next: resplit {command} --keys {keys}")
+    nexts = {
+        "agent": f"resplit agent {member.name} --keys {keys}",
+        "orchestrator": f"resplit orchestrator --keys {keys}",
+        "client": f"export RESPLIT_CLIENT_KEYS={keys}",
+    }
+    print(f"  next: {nexts.get(member.role, f'export RESPLIT_KEYS={keys}')}")
 
 
 @app.command()
