@@ -129,7 +129,9 @@ def _account(account: Account, logins: Sequence[Login]) -> str:
             f"{{ service: {{ account: {other}, subject: {quoted(there)} }}, to: {quoted(here)} }}"
             for here, there in asked
         ]
-    users = [_user(login) for login in logins if ACCOUNT_OF[login.role] == account] if logins else [NOBODY][control:]
+    users = [_user(login) for login in logins if ACCOUNT_OF[login.role] == account]
+    if not logins and not control:
+        users = [NOBODY]
     lines = "\n".join
     return f"""\
   {account} {{{" jetstream: enabled" if control else ""}

@@ -16,6 +16,9 @@ checked, nor where a consumer delivers to (nats-server issue 8274). Whoever may 
 plan is left in it. So there are two accounts. Those who steer and watch are in CONTROL, with all that JetStream keeps;
 agents and clients are at the EDGE, whose few questions to CONTROL are answered at the EDGE. And no agent may make a
 consumer or ask for a message as it was stored: both are answered with bytes that somebody chose.
+
+Nor can a list say what a stream that may be made or changed is to hold: with another stream as its source, those who
+make streams (orchestrators, archivists) could read what they may not, the journal among it.
 """
 
 from collections.abc import Callable, Mapping
