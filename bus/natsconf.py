@@ -22,7 +22,7 @@ NOBODY = f"""\
     {{
       # Nobody is enrolled, and a server without any login would let everybody in. Nobody knows this password either.
       user: nobody
-      password: "$2a$11${"." * 53}"
+      password: "$2a$04${"." * 53}"
       permissions: {{ publish: {{ deny: ">" }}, subscribe: {{ deny: ">" }} }}
     }}"""
 
