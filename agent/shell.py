@@ -41,9 +41,9 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
 from bus.following import RosterInbox
-from bus.identity import Identity, load_identity
+from bus.identity import Identity, load_credentials, load_identity
 from bus.stopping import stoppable
-from bus.streams import ensure_streams
+from bus.streams import wait_for_streams
 from models.store import Store
 from models.text import Text
 from models.unsealed import forget_folders
@@ -83,7 +83,7 @@ async def run(config: AgentConfig) -> None:
     store = Store(config.store)
     forget_folders()
     device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
-    client = await connect(config.url, f"agent {config.node}")
+    client = await connect(config.url, f"agent {config.node}", credentials=load_credentials(config.keys))
     agent = Agent(config, identity, store, client, device, provider)
     try:
         await agent.run()
@@ -225,12 +225,15 @@ class Agent:
         self._peers.recheck()
 
     async def _streams(self) -> JetStreamContext:
-        """The streams, which the orchestrator makes; an agent that comes first makes the same ones."""
+        """The streams, as soon as an orchestrator has made them."""
+        said = False
         while True:
             try:
-                return await ensure_streams(self._client)
+                return await wait_for_streams(self._client)
             except (NatsError, TimeoutError, OSError) as error:
-                log.warning("JetStream does not answer yet: %s", error)
+                if not said:
+                    log.warning("an orchestrator has not made the streams yet; trying until one has: %r", error)
+                    said = True
                 await asyncio.sleep(RETRY_S)
 
     # Plans.

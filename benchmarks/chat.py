@@ -57,16 +57,16 @@ async def measure(folder: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         async with (
             LocalCluster(Path(temporary) / "c", store.blobs_folder.parent, agents=2, threads=cores) as cluster,
-            Client(cluster.url) as client,
+            Client(cluster.url, keys=cluster.client_keys) as client,
         ):
             request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=goals["home"], settings=SETTINGS)
-            await deploy_and_wait(cluster.url, request, TIMEOUT_S)
+            await deploy_and_wait(cluster.operator, request, TIMEOUT_S)
             await conversation(client, random.Random(1), 2)  # everybody warms up
             for _ in range(rounds):
                 kept.append(await conversation(client, rng, TURNS))
                 anew.append({})
                 for turn in ANEW:
-                    await place_and_wait(cluster.url, DEPLOYMENT, next(places), TIMEOUT_S)
+                    await place_and_wait(cluster.operator, DEPLOYMENT, next(places), TIMEOUT_S)
                     anew[-1][turn] = await ask(client, kept[-1][turn - 1].prompt)
     title = (
         f"the next turn of a conversation, {PARAMETERS // 10**6} M parameters, int4, chunks of {CHUNK_TOKENS} tokens"

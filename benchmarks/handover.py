@@ -80,7 +80,7 @@ class Trial:
         """Over the first two agents, and the files of the second half on the third one's disk as well."""
         for node in (N2, N1):
             request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=self.placement(node), settings=SETTINGS)
-            await deploy_and_wait(self.cluster.url, request, TIMEOUT_S)
+            await deploy_and_wait(self.cluster.operator, request, TIMEOUT_S)
 
     def placement(self, second: NodeId) -> Placement:
         blocks = len(self.manifest.blocks)
@@ -99,7 +99,7 @@ class Trial:
 
     async def _handed_over(self, stream: Stream) -> Row:
         asked = time.time()
-        await place_and_wait(self.cluster.url, DEPLOYMENT, self.placement(N2), TIMEOUT_S)
+        await place_and_wait(self.cluster.operator, DEPLOYMENT, self.placement(N2), TIMEOUT_S)
         moved = await self.trail.wait(asked, AuditKind.SEQUENCE_MOVED, stream.request_id)
         arrived = moved.at.timestamp()
         blocks = self.placement(N2)[1].blocks
@@ -118,7 +118,7 @@ class Trial:
         await self.cluster.kill(N2)
         await asyncio.sleep(KNOWN_S)
         known = len(stream.ids)
-        await place_and_wait(self.cluster.url, DEPLOYMENT, self.placement(N1), TIMEOUT_S)
+        await place_and_wait(self.cluster.operator, DEPLOYMENT, self.placement(N1), TIMEOUT_S)
         await stream.reached(known + 1)
         return {
             "anew_tokens_out": known,

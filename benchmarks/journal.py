@@ -4,7 +4,7 @@ A round is one token of every sequence, each said to a client in a reply of its 
 decode step of a small model takes. They are said at once in one run and after they were journalled in the next:
 processor time is the difference of the two, medians over turns. Latency runs from handing a round over until its
 tokens may be said; the next step of the model does not wait for it. `always` is nats-server with
-`sync_interval: always`, as `deploy/nats-server.conf` has it.
+`sync_interval: always`, as in the configuration that `resplit init` writes.
 """
 
 import argparse

@@ -47,12 +47,12 @@ async def measure(folder: Path, rounds: int) -> None:
     with tempfile.TemporaryDirectory() as temporary:
         async with (
             LocalCluster(Path(temporary) / "c", store.blobs_folder.parent, agents=2, threads=cores) as cluster,
-            Client(cluster.url) as client,
+            Client(cluster.url, keys=cluster.client_keys) as client,
         ):
             home = placements(len(store.manifest(store.resolve(NAME)).blocks))["home"]
             settings = Settings(context_tokens=2048, max_sequences=max(NEW_TOKENS))
             request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=home, settings=settings)
-            await deploy_and_wait(cluster.url, request, TIMEOUT_S)
+            await deploy_and_wait(cluster.operator, request, TIMEOUT_S)
             for _, n in itertools.product(range(rounds), NEW_TOKENS):
                 streams = [Stream(prompt, NEW_TOKENS[n], f"bench-{next(numbers)}") for _ in range(n)]
                 found[n].append(await one(cluster, client, streams, cores, journal[n]))

@@ -18,6 +18,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks.model import NAME, PARAMETERS, bench_model
 from benchmarks.table import Row, report
@@ -29,7 +30,6 @@ from profiler.objective import Demand
 from resplit import Client
 from resplit.cluster import LocalCluster
 from resplit.control import deploy_and_wait, place_and_wait, status_on
-from resplit.exchange import open_connection
 from resplit.replies import Usage
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.control import DeployRequest, StatusReply
@@ -84,7 +84,7 @@ class Scene:
     rng: random.Random
 
     async def status(self) -> StatusReply:
-        connection = await open_connection(self.cluster.url, "resplit-bench", 5.0, {})
+        connection = await self.cluster.operator.connect("resplit-bench", "operator")
         try:
             return await status_on(connection, 5.0)
         finally:
@@ -194,13 +194,16 @@ async def measure_cut(scene: Scene, name: str, placement: Placement, loads: Sequ
 
 
 @contextlib.asynccontextmanager
-async def deployed(folder: Path, store_folder: Path, placement: Placement, **cluster: object) -> AsyncIterator[Scene]:
+async def deployed(folder: Path, store_folder: Path, placement: Placement, **cluster: Any) -> AsyncIterator[Scene]:
     """A cluster in which the model runs over `placement`, and has run."""
     store = Store(store_folder)
     digest = store.resolve(NAME)
-    async with LocalCluster(folder, store_folder, **cluster) as running, Client(running.url) as client:  # type: ignore[arg-type]
+    async with (
+        LocalCluster(folder, store_folder, **cluster) as running,
+        Client(running.url, keys=running.client_keys) as client,
+    ):
         request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=placement, settings=SETTINGS)
-        await deploy_and_wait(running.url, request, TIMEOUT_S)
+        await deploy_and_wait(running.operator, request, TIMEOUT_S)
         scene = Scene(running, client, store.manifest(digest), digest, random.Random(0))
         await asyncio.sleep(HEARTBEAT_S)
         yield scene
@@ -220,7 +223,7 @@ async def measure(folder: Path, quick: bool) -> None:
             async with deployed(Path(temporary) / "shared", root, first, agents=3, threads=len(cores)) as scene:
                 for name, placement in cuts.items():
                     if placement != first:
-                        await place_and_wait(scene.cluster.url, DEPLOYMENT, placement, TIMEOUT_S)
+                        await place_and_wait(scene.cluster.operator, DEPLOYMENT, placement, TIMEOUT_S)
                         await asyncio.sleep(HEARTBEAT_S)
                     rows += await measure_cut(scene, name, placement, loads, rounds)
             if len(cores) >= 2:

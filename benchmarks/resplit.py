@@ -92,7 +92,7 @@ class Bench:
         began = time.time()
         # Others may use the machine as well: what is usual is what was so just before.
         rest = [wait for _, wait in gaps(streams, began - REST_S, began)]
-        await place_and_wait(self.cluster.url, DEPLOYMENT, to, TIMEOUT_S)
+        await place_and_wait(self.cluster.operator, DEPLOYMENT, to, TIMEOUT_S)
         over = time.time()
         self.at = to
         await asyncio.sleep(REST_S)  # the last gaps, events and samples
@@ -181,7 +181,7 @@ async def measure_load(
     async with LocalCluster(folder, store.blobs_folder.parent, agents=3, threads=cores) as cluster:
         settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=SLOTS_PER_SEQUENCE * sequences)
         request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=home, settings=settings)
-        await deploy_and_wait(cluster.url, request, TIMEOUT_S)
+        await deploy_and_wait(cluster.operator, request, TIMEOUT_S)
         async with watching(cluster) as (client, trail, memory):
             bench = Bench(cluster, manifest, client, trail, memory, home)
             await bench.undisturbed(fresh(16))  # everybody warms up

@@ -93,13 +93,13 @@ async def _resplits(store: Store, threads: int) -> list[tuple[str, float]]:
         async with LocalCluster(Path(temporary) / "c", store.root, agents=2, threads=threads) as cluster:
             settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=4)
             request = DeployRequest(model=NAME, name=DEPLOYMENT, placement=home, settings=settings)
-            await deploy_and_wait(cluster.url, request, TIMEOUT_S)
+            await deploy_and_wait(cluster.operator, request, TIMEOUT_S)
             async with watching(cluster) as (_, trail, _):
 
                 async def until_committed(to: Chain) -> float:
                     await asyncio.sleep(SETTLE_S)
                     began = time.time()
-                    await place_and_wait(cluster.url, DEPLOYMENT, to, TIMEOUT_S)
+                    await place_and_wait(cluster.operator, DEPLOYMENT, to, TIMEOUT_S)
                     await asyncio.sleep(SETTLE_S)  # the last events
                     [committed] = trail.since(began, AuditKind.PLAN_COMMITTED)
                     return committed.at.timestamp() - began

@@ -80,7 +80,7 @@ class Split:
         self.stages = stages
 
     async def ttft_s(self, prompt: list[int]) -> float:
-        async with Client(self.cluster.url) as client:
+        async with Client(self.cluster.url, keys=self.cluster.client_keys) as client:
             started = time.perf_counter()
             async with contextlib.aclosing(client.stream(NAME, token_ids=prompt, max_tokens=1)) as tokens:
                 async for _ in tokens:
@@ -89,7 +89,7 @@ class Split:
 
     async def decode(self, sequences: int, prompt: list[int], new_tokens: int) -> tuple[float, Row]:
         """Tokens per second while all sequences decode, and where one sequence's time went, in ms a token."""
-        async with Client(self.cluster.url) as client:
+        async with Client(self.cluster.url, keys=self.cluster.client_keys) as client:
             arrivals: list[list[float]] = [[] for _ in range(sequences)]
             usages: list[Any] = []
 
@@ -124,7 +124,7 @@ async def split(
     async with LocalCluster(folder, store, agents=stages, threads=threads, **options) as cluster:
         settings = Settings(context_tokens=CONTEXT_TOKENS, max_sequences=max(SEQUENCES), batch_invariant=invariant)
         request = DeployRequest(model=NAME, name=DeploymentName(NAME), stages=stages, settings=settings)
-        await deploy_and_wait(cluster.url, request, timeout_s=300)
+        await deploy_and_wait(cluster.operator, request, timeout_s=300)
         yield Split(cluster, stages)
 
 

@@ -184,10 +184,10 @@ async def measure(folder: Path, quick: bool) -> None:
         pinned = [cores[:1], cores[1:2]]
         async with (
             LocalCluster(Path(temporary), root, 2, threads=1, cores=pinned) as cluster,
-            Client(cluster.url) as client,
+            Client(cluster.url, keys=cluster.client_keys) as client,
         ):
             request = DeployRequest(model=NAME, name=DeploymentName(NAME), placement=stages, settings=SETTINGS)
-            await deploy_and_wait(cluster.url, request, 300.0)
+            await deploy_and_wait(cluster.operator, request, 300.0)
             await real(
                 client, arrivals(6, 0.5, 1), 1
             )  # caches and kernels are warm, and its times are those of running
@@ -195,7 +195,7 @@ async def measure(folder: Path, quick: bool) -> None:
                 times = arrivals(count, rate, 7)
                 there = await real(client, times, 7)
                 await asyncio.sleep(HEARTBEAT_S)
-                seen = {NodeId(one.capacity.node): one.capacity for one in (await status(cluster.url)).nodes}
+                seen = {NodeId(one.capacity.node): one.capacity for one in (await status(cluster.operator)).nodes}
                 here = simulated(times, manifest, digest, seen, cut)
                 found = compared(f"{rate:g} requests/s", rate, there, here)
                 for row in found:

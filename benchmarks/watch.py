@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import nats
 import psutil
 from nats.aio.msg import Msg
 
@@ -135,11 +134,11 @@ class Memory:
 async def watching(cluster: LocalCluster) -> AsyncIterator[tuple[Client, Trail, Memory]]:
     """A client, the trail from now on, and memory from now on."""
     trail, memory = Trail(cluster.operator_keys), Memory(cluster)
-    connection = await nats.connect(cluster.url)
+    connection = await cluster.operator.connect("resplit-bench", "operator")
     await connection.subscribe(subjects.ALL_AUDIT, cb=trail.note)
     sampling = asyncio.create_task(memory.run())
     try:
-        async with Client(cluster.url) as client:
+        async with Client(cluster.url, keys=cluster.client_keys) as client:
             yield client, trail, memory
     finally:
         sampling.cancel()

@@ -27,6 +27,9 @@ SETTLE_S = 10.0
 USER_TIMEOUT_MS = 5000
 """A black-holed link with unsent data never errors by itself (nats.py issue 671); the kernel must say so."""
 
+NO_LOGIN = re.compile("authorization violation", re.IGNORECASE)
+NO_LOGIN_S = 2.0
+"""Who is not let in knocks no more often than this: the server writes each time into its log."""
 REFUSED = re.compile("authorization violation|permissions violation", re.IGNORECASE)
 """A publish that is denied raises nothing where it was called; this is the only word of it."""
 REFUSALS_MAX = 100
@@ -49,7 +52,8 @@ async def connect(
     """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
 
     The connection then outlives any number of server restarts. With `credentials` it logs in with their NKey and has
-    their inboxes; what the server then refuses, the login or what is done with it, is logged once each.
+    their inboxes; what the server then refuses, the login or what is done with it, is logged once each. Who is not let
+    in, not yet or not any more, tries until it is.
     """
     waiting = False
     refused: set[str] = set()
@@ -79,6 +83,8 @@ async def connect(
         if REFUSED.search(said) and said not in refused and len(refused) < REFUSALS_MAX:
             refused.add(said)
             log.warning("the NATS server refuses: %s", said)
+        if NO_LOGIN.search(said):
+            await asyncio.sleep(NO_LOGIN_S)  # nats-py waits for it
 
     login: NatsOptions = {} if credentials is None else credentials.nats_options
     await client.connect(

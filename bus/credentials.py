@@ -4,21 +4,15 @@ The server knows the public key (`Login`); the member proves with its seed that 
 and the seed never travels. Seeds are made and read with the package `nkeys`.
 """
 
-import base64
-import binascii
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Literal, TypedDict
+from typing import Literal, TypedDict
 
 import nkeys
-from pydantic import AfterValidator, StringConstraints
 
 from schemas.base import NodeId, NodeName, Value
 from schemas.errors import ErrorCode, ResplitError
-
-Role = Literal["agent", "orchestrator", "client", "operator", "observer"]
-"""The part a member plays. A client asks for inference and no more, so that an application's key is no operator's; an
-operator deploys, removes, drains and trusts; an observer reads the trail and heartbeats."""
+from schemas.roster import BusKey, Role, Roster
 
 Account = Literal["CONTROL", "EDGE"]
 """Messages of one account do not reach the other, but for what `bus.permissions` lists. Those who steer and watch the
@@ -27,6 +21,7 @@ ACCOUNT_OF: Mapping[Role, Account] = {
     "orchestrator": "CONTROL",
     "operator": "CONTROL",
     "observer": "CONTROL",
+    "archivist": "CONTROL",
     "agent": "EDGE",
     "client": "EDGE",
 }
@@ -34,7 +29,6 @@ API_OF: Mapping[Account, str] = {"CONTROL": "$JS.API", "EDGE": "resplit.v1.api"}
 """What the subjects of JetStream's API begin with in an account."""
 
 SEED_BYTES = 32
-NKEY_PATTERN = r"^U[A-Z2-7]{55}$"
 
 
 def inbox_prefix(role: Role, name: NodeId) -> str:
@@ -42,24 +36,20 @@ def inbox_prefix(role: Role, name: NodeId) -> str:
     return f"_INBOX.{role}.{name}"
 
 
-def _sound(nkey: str) -> str:
-    # nats-server refuses its whole configuration for one key that was copied wrongly; better to refuse the key.
-    data = base64.b32decode(nkey)
-    if data[0] != nkeys.PREFIX_BYTE_USER or int.from_bytes(data[-2:], "little") != binascii.crc_hqx(data[:-2], 0):
-        raise ValueError("is not the public NKey of a user; copy it whole")
-    return nkey
-
-
-Nkey = Annotated[str, StringConstraints(pattern=NKEY_PATTERN), AfterValidator(_sound)]
-
-
 class Login(Value):
     """One member as the server knows it."""
 
     name: NodeName
     role: Role
-    nkey: Nkey
+    nkey: BusKey
     """The public NKey of a user (`U...`)."""
+
+
+def logins_of(roster: Roster) -> tuple[Login, ...]:
+    """Who may log in: the members of `roster` but for those whose time was over when it was signed. A server does not
+    look at clocks: whose time ends later is out with the roster's next version."""
+    current = (member for member in roster.members if member.not_after > roster.issued_at)
+    return tuple(Login(name=member.name, role=member.role, nkey=member.bus) for member in current)
 
 
 class NatsOptions(TypedDict, total=False):

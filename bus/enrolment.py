@@ -1,7 +1,8 @@
 """Who belongs to a cluster, as its holders say: for the operator's machine, off the bus.
 
 The cluster's folder (`bus.founding` makes it) holds `root-0.key` and so on, one file for each holder, which may be
-taken to machines of their own; and what is public: `root.1.signed` and so on, `roster.signed` (the newest), `ca.pem`.
+taken to machines of their own; and what is public: `root.1.signed` and so on, `roster.signed` (the newest), `ca.pem`;
+`nats-server.conf`, and `logins.conf` which goes with the roster: whom the cluster's nats-server lets in.
 Each change is a new version of the roster. Where fewer holders sign it than it takes, it waits as `roster.pending`:
 carry that to the others (`countersign_roster`) and bring it back (`adopt`). Until then it is not in force.
 
@@ -14,7 +15,6 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from secrets import token_bytes
 
-import nkeys
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -23,8 +23,10 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import ValidationError
 
 from bus.certificates import fingerprint, issue
+from bus.credentials import SEED_BYTES, logins_of, nkey_seed, public_nkey
 from bus.founding import ROSTER_LIFETIME, Holder
 from bus.joining import AUTHORITY, ROOTS_MAX, ROSTER, Bundle, PrivateKeys, pack
+from bus.natsconf import LOGINS_FILE, logins_conf
 from bus.remembered import PUBLIC, write_durably
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -117,7 +119,7 @@ def adopt(folder: Path, data: bytes) -> Roster:
     if roster.version != cluster.roster.version + 1 and roster != cluster.roster:
         message = f"the roster is version {roster.version} and the cluster has version {cluster.roster.version}"
         raise ResplitError(ErrorCode.ROLLED_BACK, message, "version")
-    write_durably(folder / ROSTER, data, PUBLIC)
+    _put_in_force(folder, roster, data)
     pending = folder / PENDING
     if pending.exists() and review(_read(pending), cluster.chain).version <= roster.version:
         pending.unlink()
@@ -146,7 +148,7 @@ def _enrolled(
         message = f"{name!r} cannot be a member until {not_after}: the root is valid until {cluster.root.expires_at}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "lifetime")
     signing, sealing = Ed25519PrivateKey.generate(), X25519PrivateKey.generate()
-    seed = nkeys.encode_seed(token_bytes(32), nkeys.PREFIX_BYTE_USER)
+    seed = nkey_seed(token_bytes(SEED_BYTES))
     link = ec.generate_private_key(ec.SECP256R1())
     _signers(cluster.root, roots)
     try:
@@ -156,7 +158,7 @@ def _enrolled(
             tier=tier,
             signing=spelled(signing.public_key()),
             sealing=spelled(sealing.public_key()),
-            bus=nkeys.from_seed(seed).public_key.decode(),
+            bus=public_nkey(seed),
             link=fingerprint(link.public_key()),
             not_before=not_before,
             not_after=not_after,
@@ -177,7 +179,7 @@ def _enrolled(
             keys=PrivateKeys(
                 signing=signing.private_bytes_raw(),
                 sealing=sealing.private_bytes_raw(),
-                bus=seed,
+                bus=seed.encode(),
                 link=link.private_bytes(
                     serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
                 ),
@@ -214,8 +216,17 @@ def _change(
     except ValidationError as error:
         raise ResplitError.from_validation(error, "roster") from error
     data = sign(roster, ROSTER_TYPE, signers)
-    write_durably(folder / (ROSTER if len(signers) >= cluster.root.threshold else PENDING), data, PUBLIC)
+    if len(signers) >= cluster.root.threshold:
+        _put_in_force(folder, roster, data)
+    else:
+        write_durably(folder / PENDING, data, PUBLIC)
     return roster, data
+
+
+def _put_in_force(folder: Path, roster: Roster, data: bytes) -> None:
+    """The roster, and the logins that go with it."""
+    write_durably(folder / ROSTER, data, PUBLIC)
+    write_durably(folder / LOGINS_FILE, logins_conf(logins_of(roster)).encode(), PUBLIC)
 
 
 def _open(folder: Path) -> _Cluster:

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from bus.certificates import fingerprint, make_authority
 from bus.joining import AUTHORITY, FIRST_ROOT, ROSTER
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, logins_conf, server_conf
 from bus.remembered import PRIVATE, PUBLIC, write_durably
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import CLOCK_BEHIND_MAX
@@ -24,6 +25,9 @@ ROOT_LIFETIME = timedelta(days=3650)
 ROSTER_LIFETIME = timedelta(days=90)
 """Within that the holders sign again, if only to say that nothing changed (`bus.enrolment.renew`). It is how long a
 node that is kept from the newest roster can be made to believe in a member that was revoked."""
+LISTEN = "0.0.0.0:4222"
+JETSTREAM = Path("/var/lib/nats/jetstream")
+"""Where the cluster's nats-server listens and keeps what it keeps, until its owner writes otherwise."""
 PASSPHRASE_MIN = 16
 """Characters. The key of a PKCS #8 file is derived in 2,048 rounds, so guesses are cheap."""
 _PEM_BLOCK = re.compile(rb"-----BEGIN [A-Z ]+-----.+?-----END [A-Z ]+-----\n", re.DOTALL)
@@ -46,7 +50,8 @@ def found_cluster(
     passphrases: Sequence[str] = (),
     policy: Policy | None = None,
 ) -> RootKeys:
-    """Make a cluster without members: the keys of its `holders`, of whom `threshold` sign, and its authority.
+    """Make a cluster without members: the keys of its `holders`, of whom `threshold` sign, its authority, and the
+    configuration of a nats-server, which lets nobody in yet.
 
     `passphrases`: none, or one for each holder, with which its file is encrypted. Raises
     `ResplitError(INVALID_REQUEST)` where the folder holds a cluster already, or for numbers that do not fit.
@@ -87,6 +92,8 @@ def found_cluster(
         data = _pem(key, passphrase) + _pem(authority_key, passphrase)
         write_durably(folder / f"root-{position}.key", data, PRIVATE)
     write_durably(folder / AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM), PUBLIC)
+    write_durably(folder / SERVER_FILE, server_conf(LISTEN, JETSTREAM).encode(), PUBLIC)
+    write_durably(folder / LOGINS_FILE, logins_conf(()).encode(), PUBLIC)
     write_durably(folder / ROSTER, sign(roster, ROSTER_TYPE, by_id), PUBLIC)
     write_durably(folder / FIRST_ROOT, sign(root, ROOT_TYPE, by_id), PUBLIC)
     return root

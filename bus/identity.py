@@ -16,13 +16,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bus.certificates import common_names, fingerprint
+from bus.credentials import Credentials
 from bus.enrolment import read_roots
 from bus.joining import AUTHORITY, KNOWN, ROSTER
 from bus.remembered import PUBLIC, recall, remember, write_durably
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_plan, after_roster, open_roots
-from schemas.roster import Member, Role, RootKeys, Roster, open_roster, public_key
+from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key
 
 ORCHESTRATOR = NodeId("orchestrator")
 """The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
@@ -167,10 +168,28 @@ def read_roster(folder: Path) -> Roster:
     return open_roster(root, _read(folder / ROSTER))
 
 
+def load_credentials(folder: Path) -> Credentials:
+    """With what the member whose folder this is logs in to the bus.
+
+    Raises `ResplitError` naming the file that is missing or bad, and FORBIDDEN for who does not belong any more.
+    """
+    found = sorted(folder.glob("*.nk"))
+    if len(found) != 1:
+        held = f"{len(found)} logins" if found else "no login"
+        message = f"{folder} holds {held} (NAME.nk); give the folder of one member, made with `resplit join`"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "keys")
+    name = NodeId(found[0].stem)
+    member = read_roster(folder).member(name)
+    if member is None:
+        message = f"the roster in {folder} does not name {name!r} any more; have it enrolled again, and join"
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "keys")
+    return Credentials(name, member.role, _read(found[0]).decode("ascii", "replace"))
+
+
 def writers(roster: Roster) -> dict[NodeId, Ed25519PublicKey]:
     """Whose audit events are believed: agents and orchestrators, whatever their time. What a member signed while it
     belonged stays true."""
-    return {NodeId(m.name): public_key(m.signing) for m in roster.members if m.role != "client"}
+    return {NodeId(m.name): public_key(m.signing) for m in roster.members if m.role in WRITERS}
 
 
 def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now) -> Identity:

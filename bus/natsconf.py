@@ -15,8 +15,16 @@ from bus.permissions import HEARD_AT_THE_EDGE, HEARD_IN_CONTROL, Grant, allowed,
 from schemas.errors import ErrorCode, ResplitError
 
 LOGINS_FILE = "logins.conf"
-MAX_PAYLOAD = "8MB"
-MAX_FILE_STORE = "20GB"
+SERVER_FILE = "nats-server.conf"
+MAX_PAYLOAD_BYTES = 8 << 20
+MAX_FILE_STORE_BYTES = 20 << 30
+NOBODY = f"""\
+    {{
+      # Nobody is enrolled, and a server without any login would let everybody in. Nobody knows this password either.
+      user: nobody
+      password: "$2a$04${"." * 53}"
+      permissions: {{ publish: {{ deny: ">" }}, subscribe: {{ deny: ">" }} }}
+    }}"""
 
 
 @dataclass(frozen=True)
@@ -35,16 +43,21 @@ def server_conf(
     tls: TlsFiles | None = None,
     name: str = "resplit-1",
     logins_file: str = LOGINS_FILE,
-    max_payload: str = MAX_PAYLOAD,
-    max_file_store: str = MAX_FILE_STORE,
+    max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+    max_file_store_bytes: int = MAX_FILE_STORE_BYTES,
     ports_folder: Path | None = None,
+    survives_power_cuts: bool = True,
 ) -> str:
     """The whole configuration but for the logins, which stand in `logins_file` beside it.
 
-    `listen` is "host:port"; port -1 takes any that is free, and the server writes it into `ports_folder`. Raises
+    `listen` is "host:port"; port -1 takes any that is free, and the server writes it into `ports_folder`. Without
+    `survives_power_cuts` a write is acknowledged before it is on the disk, which is quicker. Raises
     `ResplitError(INVALID_REQUEST)` for what cannot stand in the file.
     """
     ports = "" if ports_folder is None else f"ports_file_dir: {quoted(str(ports_folder))}\n"
+    sync = """
+  # JetStream acknowledges before it has written to the disk unless it is told otherwise.
+  sync_interval: always"""
     return f"""\
 # The NATS server of a Resplit cluster: nats-server -c nats-server.conf (check it first with -t).
 
@@ -53,7 +66,7 @@ listen: {quoted(listen)}
 {ports}
 # Requests are taken up to 1 MiB, events up to 1 MiB, files travel in pieces of 512 KiB. Replies may be larger; one
 # that is larger than this is answered payload_too_large.
-max_payload: {_size(max_payload)}
+max_payload: {_size(max_payload_bytes)}
 
 # What may wait for one slow connection before the server drops it: a prefill that goes over the bus is tens of
 # megabytes at once.
@@ -67,9 +80,7 @@ jetstream {{
   store_dir: {quoted(str(store))}
   max_memory_store: 64MB
   # Plans, receipts and desired state are megabytes; what grows is the audit stream, which nothing deletes.
-  max_file_store: {_size(max_file_store)}
-  # JetStream acknowledges before it has written to the disk unless it is told otherwise.
-  sync_interval: always
+  max_file_store: {_size(max_file_store_bytes)}{sync if survives_power_cuts else ""}
 }}
 {_tls_block(tls)}
 # Who may connect and what each may do. Enrolment writes this file anew and sends SIGHUP.
@@ -80,21 +91,17 @@ include {_included(logins_file)}
 def logins_conf(logins: Iterable[Login]) -> str:
     """Every login and what it may do, each line with its reason; the same logins give the same text.
 
-    Raises `ResplitError(INVALID_REQUEST)` where there is none, which nats-server would take for "everybody", and
-    where a name or a key stands twice.
+    Raises `ResplitError(INVALID_REQUEST)` where a name or a key stands twice.
     """
     found = sorted(logins, key=lambda login: (login.role, login.name))
-    if not found:
-        message = "there is no login at all, and a nats-server without logins lets everybody in; enrol an orchestrator"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "logins")
     _check_single("name", [login.name for login in found])
     _check_single("nkey", [login.nkey for login in found])
     return f"""\
 # Written by enrolment; whatever is changed by hand is lost. The reasons are those of bus/permissions.py.
 
 accounts {{
-{_account("CONTROL", found, jetstream=True)}
-{_account("EDGE", found, jetstream=False)}
+{_account("CONTROL", found)}
+{_account("EDGE", found)}
 }}
 """
 
@@ -108,7 +115,7 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _account(account: Account, logins: Sequence[Login], *, jetstream: bool) -> str:
+def _account(account: Account, logins: Sequence[Login]) -> str:
     asked = asked_of_control().items()
     control = account == "CONTROL"
     heard, other = (HEARD_IN_CONTROL, "EDGE") if control else (HEARD_AT_THE_EDGE, "CONTROL")
@@ -122,9 +129,12 @@ def _account(account: Account, logins: Sequence[Login], *, jetstream: bool) -> s
             f"{{ service: {{ account: {other}, subject: {quoted(there)} }}, to: {quoted(here)} }}"
             for here, there in asked
         ]
+    users = [_user(login) for login in logins if ACCOUNT_OF[login.role] == account]
+    if not logins and not control:
+        users = [NOBODY]
     lines = "\n".join
     return f"""\
-  {account} {{{" jetstream: enabled" if jetstream else ""}
+  {account} {{{" jetstream: enabled" if control else ""}
     exports: [
 {lines(f"      {one}" for one in exports)}
     ]
@@ -132,7 +142,7 @@ def _account(account: Account, logins: Sequence[Login], *, jetstream: bool) -> s
 {lines(f"      {one}" for one in imports)}
     ]
     users: [
-{lines(_user(login) for login in logins if ACCOUNT_OF[login.role] == account)}
+{lines(users)}
     ]
   }}"""
 
@@ -188,16 +198,13 @@ def _included(name: str) -> str:
     return quoted(name)
 
 
-def _size(text: str) -> str:
-    number, unit = text[:-2], text[-2:]
-    if not (number.isascii() and number.isdigit() and unit in {"KB", "MB", "GB"}):
-        message = f"{text!r} is not a size; write a whole number and KB, MB or GB, for example 8MB"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message)
-    return text
+def _size(count: int) -> str:
+    unit, shift = next(((u, s) for u, s in (("GB", 30), ("MB", 20), ("KB", 10)) if not count % (1 << s)), ("", 0))
+    return f"{count >> shift}{unit}"
 
 
 def _check_single(what: str, values: Sequence[str]) -> None:
-    value, times = Counter(values).most_common(1)[0]
-    if times > 1:
-        message = f"{times} logins have the {what} {value!r}; each member has its own"
+    doubled = next((value for value, times in Counter(values).items() if times > 1), None)
+    if doubled is not None:
+        message = f"several logins have the {what} {doubled!r}; each member has its own"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, what)

@@ -16,17 +16,20 @@ checked, nor where a consumer delivers to (nats-server issue 8274). Whoever may 
 plan is left in it. So there are two accounts. Those who steer and watch are in CONTROL, with all that JetStream keeps;
 agents and clients are at the EDGE, whose few questions to CONTROL are answered at the EDGE. And no agent may make a
 consumer or ask for a message as it was stored: both are answered with bytes that somebody chose.
+
+Nor can a list say what a stream that may be made or changed is to hold: with another stream as its source, those who
+make streams (orchestrators, archivists) could read what they may not, the journal among it.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from bus.credentials import API_OF, Login, Role, inbox_prefix
-from bus.identity import ORCHESTRATOR
+from bus.credentials import API_OF, Login, inbox_prefix
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId, RequestId
 from schemas.leader import LEASE_KEY
+from schemas.roster import Role
 
 STREAMS = (subjects.STREAM_PLANS, subjects.STREAM_RECEIPTS, subjects.STREAM_AUDIT, subjects.STREAM_JOURNAL)
 BUCKETS = (subjects.BUCKET_DEPLOYMENTS, subjects.BUCKET_NODES, subjects.BUCKET_LEADER)
@@ -38,7 +41,7 @@ READING_VERBS = ("status", "explain")
 """Questions to the orchestrator that change nothing and cost it little."""
 
 Api = Literal[
-    "STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.PURGE", "STREAM.MSG.GET",
+    "STREAM.INFO", "STREAM.CREATE", "STREAM.UPDATE", "STREAM.DELETE", "STREAM.PURGE", "STREAM.MSG.GET",
     "CONSUMER.CREATE", "CONSUMER.MSG.NEXT",
 ]  # fmt: skip
 
@@ -129,8 +132,8 @@ def _orchestrator(name: NodeId) -> Permissions:
             Grant(subjects.ROSTER, "the roster in its folder, where the bus has none as new"),
             Grant(subjects.staging(EVERY_NODE), "advice on what to have on disk"),
             Grant(subjects.ALL_STANDBYS, "says that it stands by, under the name of its process"),
-            # Orchestrators share one identity, and so one place in the trail.
-            *(Grant(subjects.audit(source, "*"), "its audit events") for source in sorted({ORCHESTRATOR, name})),
+            # All orchestrators are one member, and have one place in the trail.
+            Grant(subjects.audit(name, "*"), "its audit events"),
             # Desired state and the lease.
             Grant(f"$KV.{subjects.BUCKET_DEPLOYMENTS}.*", "what operators want deployed"),
             Grant(f"$KV.{subjects.BUCKET_NODES}.*", "what operators want of nodes"),
@@ -162,6 +165,7 @@ def _orchestrator(name: NodeId) -> Permissions:
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
+            Grant(subjects.ALL_AUDIT, "the ends of others' chains, to which its checkpoints witness"),
             Grant(subjects.control("*"), "requests of operators"),
             Grant(subjects.blob(EVERY_FILE), "asked for files of models", subjects.BLOB_QUEUE),
             Grant(subjects.blob_of_all(EVERY_FILE), "the same, of every holder at once"),
@@ -175,6 +179,7 @@ def _client(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.infer(EVERY_DEPLOYMENT), "requests"),
             Grant(subjects.cancel(EVERY_REQUEST), "cancels a request, by an id that nobody can guess"),
+            Grant(inbox, "what it says to itself"),
         ),
         subscribe=(Grant(inbox, "replies to its own requests"),),
     )
@@ -193,7 +198,7 @@ def _operator(name: NodeId) -> Permissions:
         ),
         subscribe=(
             Grant(f"{inbox}.>", "answers of the orchestrator and of JetStream"),
-            Grant(subjects.ALL_CAPACITY, "which agents are there"),
+            *_watching(),
         ),
     )
 
@@ -207,8 +212,22 @@ def _observer(name: NodeId) -> Permissions:
         ),
         subscribe=(
             Grant(f"{inbox_prefix('observer', name)}.>", "the trail, and answers"),
-            Grant(subjects.ALL_CAPACITY, "heartbeats"),
+            *_watching(),
         ),
+    )
+
+
+def _archivist(name: NodeId) -> Permissions:
+    audit = subjects.STREAM_AUDIT
+    return Permissions(
+        publish=(
+            *_reading(),
+            Grant(api("STREAM.INFO", audit), "where the trail ends"),
+            Grant(api("STREAM.UPDATE", audit), "seals it, before it is exported to its end"),
+            Grant(api("STREAM.DELETE", audit), "removes it, once all of it is exported"),
+            Grant(api("STREAM.CREATE", audit), "begins it anew behind what was exported"),
+        ),
+        subscribe=(Grant(f"{inbox_prefix('archivist', name)}.>", "the trail, and answers of JetStream"),),
     )
 
 
@@ -218,6 +237,7 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
     "client": _client,
     "operator": _operator,
     "observer": _observer,
+    "archivist": _archivist,
 }
 
 
@@ -261,6 +281,19 @@ def _reading() -> tuple[Grant, ...]:
         Grant("$JS.API.STREAM.NAMES", "which stream the audit events are in"),
         Grant(api("CONSUMER.CREATE", subjects.STREAM_AUDIT), "reads the trail in order"),
         Grant(f"$JS.FC.{subjects.STREAM_AUDIT}.>", "says that it keeps up with the trail"),
+    )
+
+
+def _watching() -> tuple[Grant, ...]:
+    """What is said in the open among those who steer. Of requests there are figures in it, and no content."""
+    return (
+        Grant(subjects.ALL_CAPACITY, "heartbeats"),
+        Grant(subjects.ALL_PLANS, "plans as they are made"),
+        Grant(subjects.LEADER, "who leads from now on"),
+        Grant(subjects.ROSTER, "who belongs from now on"),
+        Grant(subjects.ALL_RECEIPTS, "what agents answer to plans"),
+        Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
+        Grant(subjects.ALL_AUDIT, "the trail as it is written"),
     )
 
 

@@ -14,7 +14,7 @@ from schemas.roster import Policy, Role, TrustTier
 
 CLUSTER = "cluster"
 """The folder of the root, among those of the members."""
-OPERATOR = NodeId("operator")
+OPERATOR, CLIENT = NodeId("operator"), NodeId("client")
 LIFETIME = timedelta(days=3600)
 RENEWED_BEFORE = timedelta(days=30)
 """A roster that expires within this is renewed."""
@@ -23,8 +23,8 @@ RENEWED_BEFORE = timedelta(days=30)
 def make_members(
     folder: Path, agents: Iterable[NodeId], edge: Collection[NodeId] = (), policy: Policy | None = None
 ) -> None:
-    """Found a cluster in `folder` and join an orchestrator, an operator and each of `agents` to it, each in a folder
-    of its name there. All agents are trusted but those in `edge`.
+    """Found a cluster in `folder` and join an orchestrator, an operator, a client and each of `agents` to it, each in a
+    folder of its name there. All agents are trusted but those in `edge`.
 
     The root's key lies beside them unencrypted: whoever has the machine has the cluster.
     """
@@ -34,7 +34,8 @@ def make_members(
     roots = [load_holder(cluster / "root-0.key")]
     members: list[tuple[NodeId, Role, TrustTier | None]] = [
         (ORCHESTRATOR, "orchestrator", None),
-        (OPERATOR, "client", None),
+        (OPERATOR, "operator", None),
+        (CLIENT, "client", None),
         *((name, "agent", "edge" if name in edge else "trusted") for name in agents),
     ]
     bundles = {name: enrol(cluster, name, role, tier, LIFETIME, roots, now=now) for name, role, tier in members}

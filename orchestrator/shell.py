@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.following import RosterInbox, offer_roster
-from bus.identity import ORCHESTRATOR, load_identity
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.stopping import end, first_of
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
 from models.store import Store
@@ -66,7 +66,8 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
         message = f"{name!r} cannot name an orchestrator; use lower-case letters, digits, '_' and '-'"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "id")
     ears = _Ears()
-    client = await connect(config.url, name, on_lost=ears.lost, on_back=ears.back)
+    credentials = load_credentials(config.keys)
+    client = await connect(config.url, name, credentials=credentials, on_lost=ears.lost, on_back=ears.back)
     try:
         js, desired, leases = await _streams(client)
         now = steady_clock()

@@ -4,7 +4,7 @@ An application needs only the client:
 
     from resplit import Client
 
-    async with Client("nats://127.0.0.1:4222") as client:
+    async with Client("nats://127.0.0.1:4222", keys="keys-app") as client:
         async for token in client.stream("adder", "348+1275="):
             print(token.text, end="")
 

@@ -78,13 +78,14 @@ class Child:
 
     def pause(self) -> None:
         """Stop it where it is, as if its machine hung; returns at once."""
-        self._signal(signal.SIGSTOP)
+        self.signal(signal.SIGSTOP)
 
     def resume(self) -> None:
         """Let it go on after `pause`; a process that runs does not notice."""
-        self._signal(signal.SIGCONT)
+        self.signal(signal.SIGCONT)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def signal(self, number: signal.Signals) -> None:
+        """Send it a signal; one that has ended does not notice."""
         if self.pid is not None and self._process is not None:
             with suppress(ProcessLookupError):
                 self._process.send_signal(number)

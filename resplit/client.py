@@ -9,6 +9,7 @@ import secrets
 import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -40,20 +41,22 @@ class Client:
 
     Example:
 
-        async with Client("nats://127.0.0.1:4222") as client:
+        async with Client("nats://127.0.0.1:4222", keys="keys-app") as client:
             answer = await client.complete("adder", "348+1275=", max_tokens=16)
             print(answer.text, answer.usage.ttft_ms)
 
     Every method raises `RequestError` and nothing else when a request does not end in output: with the
     code the cluster gave, or `unknown_deployment` (nobody serves it), `timeout` (nothing came for
     `idle_timeout_s`), `payload_too_large` or `unreachable`. Once connected, the connection outlives
-    restarts of the NATS server. `nats_options` are passed to nats-py (`tls`, `user_credentials`, ...).
+    restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client; `nats_options` are
+    passed to nats-py (`tls`, ...).
     """
 
     def __init__(
         self,
         url: str = DEFAULT_URL,
         *,
+        keys: str | Path | None = None,
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         nats_options: Mapping[str, Any] | None = None,
@@ -61,7 +64,7 @@ class Client:
         self._url = url
         self._idle_timeout_s = idle_timeout_s
         self._connect_timeout_s = connect_timeout_s
-        self._options = dict(nats_options or {})
+        self._options = {**({} if keys is None else _login(Path(keys))), **(nats_options or {})}
         self._nats: Nats | None = None
 
     async def __aenter__(self) -> Self:
@@ -201,6 +204,15 @@ class Client:
         if self._nats is None:
             raise RequestError("unreachable", "the client is not connected; use it inside `async with`")
         return self._nats
+
+
+def _login(folder: Path) -> dict[str, Any]:
+    """What nats-py is told of a member: the seed of its NKey, and the inboxes that nobody else may hear."""
+    found = sorted(folder.glob("*.nk"))
+    if len(found) != 1:
+        text = f"{folder} is not the folder of one member: it holds {len(found)} files NAME.nk"
+        raise RequestError("invalid_request", text, "keys")
+    return {"nkeys_seed_str": found[0].read_text(), "inbox_prefix": f"_INBOX.client.{found[0].stem}"}
 
 
 def _text_body(

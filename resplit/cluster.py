@@ -19,10 +19,11 @@ from nats.errors import Error as NatsError
 
 from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR
-from bus.together import CLUSTER, OPERATOR, add_member, make_members, renew_if_due
+from bus.natsconf import LOGINS_FILE
+from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
+from resplit.access import Access
 from resplit.child import Child
 from resplit.control import status_on
-from resplit.exchange import open_connection
 from resplit.server import HOST, MAX_PAYLOAD_BYTES, NATS, NatsServer
 from schemas import subjects
 from schemas.base import NodeId
@@ -30,7 +31,6 @@ from schemas.codec import decode
 from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
-CONNECT_S = 5.0
 ORCHESTRATOR_READY_S = 60.0
 AGENTS_READY_S = 120.0
 """An agent imports ONNX Runtime and measures its processor before it reports."""
@@ -52,8 +52,8 @@ class Place:
 class LocalCluster:
     """`agents` agents `n0`, `n1`, ... with orchestrators and a NATS server of their own, in `folder`.
 
-        async with LocalCluster(folder, store) as cluster, Client(cluster.url) as client:
-            ...
+        async with LocalCluster(folder, store) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
+            await control.deploy_and_wait(cluster.operator, ...)
 
     Each agent has a store of its own in its folder and fetches what it needs; the orchestrators
     (`orchestrator`, `orchestrator-1`, ...) read `store`. Entering waits until every process has reported, and
@@ -96,7 +96,7 @@ class LocalCluster:
         self._memory_bytes = memory_bytes
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
-        self._server = NatsServer(self.folder / NATS, port, max_payload_bytes, host)
+        self._server = NatsServer(self.folder / NATS, self._logins, port, max_payload_bytes, host)
         self._children: dict[str, Child] = {NATS: self._server.child}
         self._lock: IO[str] | None = None
 
@@ -112,8 +112,18 @@ class LocalCluster:
 
     @property
     def operator_keys(self) -> Path:
-        """The folder of the member whose keys people verify with."""
+        """The folder of the member that deploys and asks, and whose keys people verify with."""
         return self.keys / OPERATOR
+
+    @property
+    def client_keys(self) -> Path:
+        """The folder of the member that sends requests: `Client(cluster.url, keys=cluster.client_keys)`."""
+        return self.keys / CLIENT
+
+    @property
+    def operator(self) -> Access:
+        """The way in for whoever deploys, drains and asks."""
+        return Access(self.url, self.operator_keys)
 
     @property
     def processes(self) -> dict[str, int]:
@@ -153,6 +163,10 @@ class LocalCluster:
         await self._start_and_await([node])
         return node
 
+    def reload(self) -> None:
+        """Let the server know who belongs by now."""
+        self._server.reload()
+
     async def start(self, name: str) -> None:
         """Start a process that was killed, and wait until it is back."""
         if name == NATS:
@@ -188,7 +202,7 @@ class LocalCluster:
         return waits[first].name, waits[first].died(first.result())
 
     async def _start_and_await(self, names: Sequence[str]) -> None:
-        watch = await open_connection(self.url, "resplit-cluster", CONNECT_S, {})
+        watch = await self.operator.connect("resplit-cluster", "operator")
         try:
             heard = await _hear_capacity(watch)
             children = [self._children[name] for name in names]
@@ -231,7 +245,7 @@ class LocalCluster:
         self._lock = lock
 
     def _make_keys(self) -> None:
-        if not (self.keys / CLUSTER).exists():
+        if not (self.keys / CLUSTER / LOGINS_FILE).exists():
             # Made beside and put in place whole: one that was interrupted, or is of an earlier release, is of no use.
             fresh = self.folder / "keys.new"
             for folder in (fresh, self.keys):
@@ -245,11 +259,16 @@ class LocalCluster:
 
     async def _enrol(self, node: NodeId) -> None:
         roster = add_member(self.keys, node, "agent", "trusted")
-        connection = await open_connection(self.url, "resplit-cluster", CONNECT_S, {})
+        self.reload()
+        connection = await self.operator.connect("resplit-cluster", "operator")
         try:
             await publish_roster(connection.jetstream(), roster)
         finally:
             await connection.close()
+
+    def _logins(self) -> str:
+        """Whom the server lets in."""
+        return (self.keys / CLUSTER / LOGINS_FILE).read_text()
 
     def _orchestrator(self, name: NodeId) -> Child:
         return self._child(name, ["orchestrator", "--id", name], self.store)

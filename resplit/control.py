@@ -12,8 +12,8 @@ from nats.errors import NoRespondersError
 from nats.errors import TimeoutError as NatsTimeoutError
 from pydantic import BaseModel
 
-from resplit.defaults import CONNECT_TIMEOUT_S
-from resplit.exchange import open_connection
+from bus.permissions import READING_VERBS
+from resplit.access import Access
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId
 from schemas.codec import JSON, decode, decode_plain, encode
@@ -39,6 +39,7 @@ from schemas.control import (
 from schemas.deployment import Chain, Placement
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
+from schemas.roster import Role
 
 ANSWER_S = 30.0
 """The orchestrator answers a deployment after it has planned it once."""
@@ -51,24 +52,27 @@ GONE_AFTER = 100
 HOPELESS = (ErrorCode.INFEASIBLE, ErrorCode.MODEL_TOO_LARGE, ErrorCode.UNKNOWN_MODEL, ErrorCode.UNSUPPORTED_MODEL)
 """Waiting does not help while the nodes stay as they are."""
 
+READERS: tuple[Role, ...] = ("operator", "observer")
+"""Who may ask what changes nothing."""
+
 Reply = TypeVar("Reply", bound=BaseModel)
 T = TypeVar("T")
 Heard = Callable[[DeploymentStatus], None]
 
 
-async def deploy(url: str, request: DeployRequest) -> DeployReply:
+async def deploy(at: Access, request: DeployRequest) -> DeployReply:
     """Ask for a deployment; raises `ResplitError` if it cannot fit or nobody answers."""
-    return await _ask_at(url, "deploy", request, DeployReply)
+    return await _ask_at(at, "deploy", request, DeployReply)
 
 
-async def remove(url: str, name: DeploymentName) -> RemoveReply:
+async def remove(at: Access, name: DeploymentName) -> RemoveReply:
     """End a deployment; raises `ResplitError(UNKNOWN_DEPLOYMENT)` if there is none of this name."""
-    return await _ask_at(url, "remove", RemoveRequest(name=name), RemoveReply)
+    return await _ask_at(at, "remove", RemoveRequest(name=name), RemoveReply)
 
 
-async def status(url: str) -> StatusReply:
+async def status(at: Access) -> StatusReply:
     """What the orchestrator sees."""
-    return await _ask_at(url, "status", None, StatusReply)
+    return await _ask_at(at, "status", None, StatusReply)
 
 
 async def status_on(connection: Nats, timeout_s: float = ANSWER_S) -> StatusReply:
@@ -76,24 +80,24 @@ async def status_on(connection: Nats, timeout_s: float = ANSWER_S) -> StatusRepl
     return await _ask(connection, "status", None, StatusReply, timeout_s)
 
 
-async def drain(url: str, node: NodeId) -> DrainReply:
+async def drain(at: Access, node: NodeId) -> DrainReply:
     """Use a node no more; raises `ResplitError` if it is unknown or if what runs on it cannot do without it."""
-    return await _ask_at(url, "drain", DrainRequest(node=node), DrainReply)
+    return await _ask_at(at, "drain", DrainRequest(node=node), DrainReply)
 
 
-async def undrain(url: str, node: NodeId) -> UndrainReply:
+async def undrain(at: Access, node: NodeId) -> UndrainReply:
     """Let plans use a node again."""
-    return await _ask_at(url, "undrain", UndrainRequest(node=node), UndrainReply)
+    return await _ask_at(at, "undrain", UndrainRequest(node=node), UndrainReply)
 
 
-async def trust(url: str, node: NodeId, trusted: bool) -> TrustReply:
+async def trust(at: Access, node: NodeId, trusted: bool) -> TrustReply:
     """Say whether a node may hold sensitive blocks; raises `ResplitError` if it is unknown, or if what is sensitive on
     it fits on no trusted node."""
-    return await _ask_at(url, "trust", TrustRequest(node=node, trusted=trusted), TrustReply)
+    return await _ask_at(at, "trust", TrustRequest(node=node, trusted=trusted), TrustReply)
 
 
 async def drain_and_wait(
-    url: str,
+    at: Access,
     node: NodeId,
     timeout_s: float,
     on_progress: Callable[[tuple[DeploymentStatus, ...]], None] = lambda _: None,
@@ -112,7 +116,7 @@ async def drain_and_wait(
         last = "; ".join(f"{found.name} uses it ({_hurdle(found)})" for found in using)
         return None if using or node not in reply.drained else True
 
-    async with _connected(url) as connection:
+    async with _connected(at, "operator") as connection:
         await _ask(connection, "drain", DrainRequest(node=node), DrainReply)
         try:
             async with asyncio.timeout(timeout_s):
@@ -131,43 +135,43 @@ def users(reply: StatusReply, node: NodeId) -> tuple[DeploymentStatus, ...]:
     )
 
 
-async def explain(url: str, name: DeploymentName | None) -> ExplainReply:
+async def explain(at: Access, name: DeploymentName | None) -> ExplainReply:
     """Why one deployment, or each, runs as it does; raises `ResplitError` if it is unknown or has no plan."""
-    return await _ask_at(url, "explain", ExplainRequest(name=name), ExplainReply)
+    return await _ask_at(at, "explain", ExplainRequest(name=name), ExplainReply)
 
 
-async def dry_run(url: str, name: DeploymentName) -> PlanReply:
+async def dry_run(at: Access, name: DeploymentName) -> PlanReply:
     """What would be done about a deployment now. Nothing is changed."""
-    return await _ask_at(url, "plan", PlanRequest(name=name), PlanReply)
+    return await _ask_at(at, "plan", PlanRequest(name=name), PlanReply)
 
 
 async def deploy_and_wait(
-    url: str, request: DeployRequest, timeout_s: float, on_progress: Heard = lambda _: None
+    at: Access, request: DeployRequest, timeout_s: float, on_progress: Heard = lambda _: None
 ) -> DeploymentStatus:
     """Deploy and wait until the deployment serves as asked on every node of its plan.
 
     Raises what the orchestrator reports if the deployment cannot be made, and `ResplitError(TIMEOUT)` with
     the last reason if it is not serving after `timeout_s`.
     """
-    async with _connected(url) as connection:
+    async with _connected(at, "operator") as connection:
         reply = await _ask(connection, "deploy", request, DeployReply)
         return await _until_serving(connection, reply, timeout_s, on_progress)
 
 
-async def place(url: str, name: DeploymentName, placement: Chain | Placement | None) -> DeployReply:
+async def place(at: Access, name: DeploymentName, placement: Chain | Placement | None) -> DeployReply:
     """Lock a deployment to a placement, or (None) leave it to the planner; raises `ResplitError` if it cannot be."""
-    return await _ask_at(url, "place", PlaceRequest(name=name, placement=placement), DeployReply)
+    return await _ask_at(at, "place", PlaceRequest(name=name, placement=placement), DeployReply)
 
 
 async def place_and_wait(
-    url: str,
+    at: Access,
     name: DeploymentName,
     placement: Chain | Placement | None,
     timeout_s: float,
     on_progress: Heard = lambda _: None,
 ) -> DeploymentStatus:
     """Place, and wait as `deploy_and_wait` does."""
-    async with _connected(url) as connection:
+    async with _connected(at, "operator") as connection:
         reply = await _ask(connection, "place", PlaceRequest(name=name, placement=placement), DeployReply)
         return await _until_serving(connection, reply, timeout_s, on_progress)
 
@@ -225,14 +229,14 @@ def _hurdle(found: DeploymentStatus) -> str:
     return found.state if found.reason is None else f"{found.state}; {found.reason}"
 
 
-async def _ask_at(url: str, verb: str, request: BaseModel | None, kind: type[Reply]) -> Reply:
-    async with _connected(url) as connection:
+async def _ask_at(at: Access, verb: str, request: BaseModel | None, kind: type[Reply]) -> Reply:
+    async with _connected(at, *(READERS if verb in READING_VERBS else ("operator",))) as connection:
         return await _ask(connection, verb, request, kind)
 
 
 @asynccontextmanager
-async def _connected(url: str) -> AsyncIterator[Nats]:
-    connection = await open_connection(url, "resplit-control", CONNECT_TIMEOUT_S, {})
+async def _connected(at: Access, *roles: Role) -> AsyncIterator[Nats]:
+    connection = await at.connect("resplit-control", *roles)
     try:
         yield connection
     finally:

@@ -141,10 +141,10 @@ async def run_demo(models: Path, agents: int, requests: int, seed: int, say: Say
         async with LocalCluster(Path(scratch) / "cluster", store.root, agents) as cluster:
             up = time.perf_counter()
             say(f"cutting {MODEL}, {len(manifest.blocks)} blocks, into {stages} stages")
-            await deploy_and_wait(cluster.url, deployment(digest, stages, requests), DEPLOY_S)
+            await deploy_and_wait(cluster.operator, deployment(digest, stages, requests), DEPLOY_S)
             ready = time.perf_counter()
             say(f"asking {requests} sums at once")
-            answers, errors = await ask_all(cluster.url, problems)
+            answers, errors = await ask_all(cluster, problems)
             done = time.perf_counter()
             disturbed = None
             if agents >= DISTURBED_AGENTS_MIN:
@@ -201,9 +201,9 @@ def deployment(model: Digest, stages: int, requests: int) -> DeployRequest:
     return DeployRequest(name=DEPLOYMENT, model=model, settings=settings, stages=stages)
 
 
-async def ask_all(url: str, problems: list[Problem]) -> tuple[list[Answer], tuple[str, ...]]:
+async def ask_all(cluster: LocalCluster, problems: list[Problem]) -> tuple[list[Answer], tuple[str, ...]]:
     """Ask all sums at the same time: the answers, and what went wrong with the others."""
-    async with Client(url, idle_timeout_s=SILENCE_S) as client:
+    async with Client(cluster.url, keys=cluster.client_keys, idle_timeout_s=SILENCE_S) as client:
         results = await asyncio.gather(*(ask(client, problem) for problem in problems), return_exceptions=True)
     answers = [result for result in results if isinstance(result, Answer)]
     errors = [result for result in results if isinstance(result, RequestError)]

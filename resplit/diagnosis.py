@@ -73,6 +73,7 @@ class Facts:
     storage_fault: str | None = None
     status: StatusReply | None = None
     status_fault: str | None = None
+    login_fault: str | None = None
     keys: tuple[KeyFile, ...] = ()
     idle_gpu: str | None = None
     """This machine's GPU, where the node asked about runs here; whether it is used is the question."""
@@ -88,6 +89,10 @@ def diagnose(facts: Facts, node: NodeId | None = None) -> tuple[Finding, ...]:
 
 def _findings(facts: Facts, node: NodeId | None) -> Iterator[Finding]:
     yield from _keys(facts.keys)
+    if facts.login_fault is not None:
+        remedy = "give an operator's folder with --keys; after `enroll`, carry logins.conf to the server and reload it"
+        yield Finding("login", None, "fail", facts.login_fault, remedy)
+        return
     if facts.server is None:
         remedy = "start nats-server, or give its address with --url; look for a firewall between"
         yield Finding("nats", None, "fail", facts.server_fault or f"no server at {facts.url}", remedy)

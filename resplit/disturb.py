@@ -110,9 +110,9 @@ async def disturb(
 ) -> tuple[tuple[Disturbance, ...], Load, str]:
     """Slow a node, kill another, add a third, under load: what came of each, the load, and the last decision."""
     request = DeployRequest(name=deployment, model=model, settings=SETTINGS, stages=STAGES)
-    await control.deploy_and_wait(cluster.url, request, DEPLOY_S)
+    await control.deploy_and_wait(cluster.operator, request, DEPLOY_S)
     found: list[Disturbance] = []
-    async with Client(cluster.url) as client:
+    async with Client(cluster.url, keys=cluster.client_keys) as client:
         load = Load(client, deployment)
         running = asyncio.create_task(load.run())
         await asyncio.sleep(STEADY_S)
@@ -134,7 +134,7 @@ async def disturb(
             found.append(await _await_plan(cluster, load, what, plan, slow, say, began))
         load.stopping = True
         await running
-    reply = await control.explain(cluster.url, deployment)
+    reply = await control.explain(cluster.operator, deployment)
     return tuple(found), load, reply.decisions[0].sentence if reply.decisions else ""
 
 
@@ -186,7 +186,7 @@ async def _await_plan(
 
 
 async def _current(cluster: LocalCluster, deployment: DeploymentName) -> Plan:
-    status = await control.status(cluster.url)
+    status = await control.status(cluster.operator)
     [found] = [one for one in status.deployments if one.name == deployment]
     return _plan_of(found)
 

@@ -15,9 +15,8 @@ from nats.js.errors import NotFoundError
 from bus.joining import AUTHORITY, KNOWN, ROSTER
 from profiler.gpu import gpu_name
 from resplit import control
-from resplit.defaults import CONNECT_TIMEOUT_S
+from resplit.access import Access
 from resplit.diagnosis import Facts, KeyFile, Storage
-from resplit.exchange import open_connection
 from resplit.replies import RequestError
 from schemas import subjects
 from schemas.base import NodeId
@@ -37,20 +36,27 @@ STREAMS = (
 )
 
 
-async def examine(url: str, keys: Path | None, node: NodeId | None) -> Facts:
-    """The facts, each within `ANSWER_S`. Raises nothing for what is broken: that is what it reports."""
-    files = () if keys is None else await asyncio.to_thread(key_files, keys, node)
-    here = keys is not None and node is not None and (keys / f"{node}.key").is_file()
+async def examine(at: Access, agent: Path | None, node: NodeId | None) -> Facts:
+    """The facts, each within `ANSWER_S`; `agent`: the folder of an agent on this machine. Raises nothing for what is
+    broken: that is what it reports."""
+    files = await asyncio.to_thread(key_files, at.keys, None)
+    if agent is not None:
+        files += await asyncio.to_thread(key_files, agent, node)
+    here = agent is not None and node is not None and (agent / f"{node}.key").is_file()
     facts = Facts(
-        url=_without_password(url),
+        url=_without_password(at.url),
         at=datetime.now(UTC),
         version=version("resplit"),
         keys=files,
         idle_gpu=await asyncio.to_thread(gpu_name) if here else None,
     )
     try:
-        connection = await open_connection(url, "resplit-doctor", CONNECT_TIMEOUT_S, {})
+        connection = await at.connect("resplit-doctor", "operator")
+    except ResplitError as error:
+        return replace(facts, login_fault=error.message)
     except RequestError as error:
+        if error.field == "keys":
+            return replace(facts, login_fault=error.message)
         return replace(facts, server_fault=error.message)
     try:
         return await _ask(connection, facts)

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
 from typing import Any, Self, TypeVar
 
 import msgpack
@@ -41,7 +42,7 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
     async def failed(error: Exception) -> None:
         # Before the first connection is up, nats-py would report a refused one here and try for ever. Later on,
         # raising would end its attempts to reconnect.
-        if not was_up and isinstance(error, OSError):
+        if not was_up and (isinstance(error, OSError) or _is_refusal(error)):
             raise error
 
     try:
@@ -49,10 +50,19 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
             settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 1, "error_cb": failed, **options}
             await connection.connect(url, name=name, **settings)
     except (OSError, NatsError, TimeoutError, ValueError) as error:
+        with suppress(NatsError, OSError):
+            await connection.close()
+        if _is_refusal(error):
+            text = f"the NATS server at {url} does not let this login in: its file of logins does not name the key"
+            raise RequestError("unreachable", text, "keys") from error
         reason = str(error) or type(error).__name__
         raise RequestError("unreachable", f"no NATS server answers at {url}: {reason}") from error
     was_up = True
     return connection
+
+
+def _is_refusal(error: Exception) -> bool:
+    return "authorization violation" in str(error).lower()
 
 
 class Replies:

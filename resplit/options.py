@@ -13,14 +13,21 @@ StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="RESPLIT_STORE", help="Folder with the models of this machine.")
 ]
 Keys = Annotated[
-    Path, typer.Option("--keys", envvar="RESPLIT_KEYS", help="A member's folder, made with `resplit join`.")
-]
-OptionalKeys = Annotated[
-    Path | None,
+    Path,
     typer.Option(
         "--keys",
         envvar="RESPLIT_KEYS",
-        help="A member's folder, or the cluster's, to verify with; without one nothing is verified.",
+        help="The folder of the member as whom to log in, made with `resplit join`.",
+        callback=lambda path: path.expanduser(),
+    ),
+]
+ClientKeys = Annotated[
+    Path,
+    typer.Option(
+        "--keys",
+        envvar=["RESPLIT_CLIENT_KEYS", "RESPLIT_KEYS"],
+        help="The folder of a member that was enrolled as a client, made with `resplit join`.",
+        callback=lambda path: path.expanduser(),
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs instead of text for people.")]

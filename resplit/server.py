@@ -1,4 +1,4 @@
-"""The NATS server of a local cluster: where its program is, how it is configured, where it listens."""
+"""The NATS server of a local cluster: where its program is, whom it lets in, where it listens."""
 
 import asyncio
 import json
@@ -6,8 +6,10 @@ import os
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, server_conf
 from resplit.child import Child
 from schemas.errors import ErrorCode, ResplitError
 
@@ -38,17 +40,24 @@ class NatsServer:
     """A nats-server with JetStream, everything it writes inside `folder`; for this machine alone unless `host` is
     another address of it.
 
-    Its port, once known, stays its own over restarts, so that everyone finds it again.
+    It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`. Its port,
+    once known, stays its own over restarts, so that everyone finds it again.
     """
 
     def __init__(
-        self, folder: Path, port: int | None = None, max_payload_bytes: int = MAX_PAYLOAD_BYTES, host: str = HOST
+        self,
+        folder: Path,
+        logins: Callable[[], str],
+        port: int | None = None,
+        max_payload_bytes: int = MAX_PAYLOAD_BYTES,
+        host: str = HOST,
     ) -> None:
         self._folder = folder
+        self._logins = logins
         self._host = host
         self._port = port
         self._max_payload_bytes = max_payload_bytes
-        config = folder / "nats-server.conf"
+        config = folder / SERVER_FILE
         # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
         self.child = Child(NATS, [str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
 
@@ -60,6 +69,7 @@ class NatsServer:
     async def start(self) -> None:
         """Start it and wait until it listens; raises `ResplitError` with its log if it does not."""
         self._write_config()
+        self._write_logins()
         await self.child.start()
         ended = asyncio.ensure_future(self.child.ended())
         try:
@@ -74,16 +84,27 @@ class NatsServer:
         finally:
             ended.cancel()
 
+    def reload(self) -> None:
+        """Let in whom `logins` names now; who has gone is cut off, all others go on. Returns at once."""
+        self._write_logins()
+        self.child.signal(signal.SIGHUP)
+
     def _write_config(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        config = {
-            "server_name": "resplit-local",
-            "listen": f"{self._host}:{ANY_PORT if self._port is None else self._port}",
-            "max_payload": self._max_payload_bytes,
-            "ports_file_dir": str(self._folder),
-            "jetstream": {"store_dir": str(self._folder / "jetstream")},
-        }
-        (self._folder / "nats-server.conf").write_text(json.dumps(config, indent=2) + "\n")
+        config = server_conf(
+            f"{self._host}:{ANY_PORT if self._port is None else self._port}",
+            self._folder / "jetstream",
+            name="resplit-local",
+            max_payload_bytes=self._max_payload_bytes,
+            ports_folder=self._folder,
+            survives_power_cuts=False,
+        )
+        (self._folder / SERVER_FILE).write_text(config)
+
+    def _write_logins(self) -> None:
+        fresh = self._folder / f"{LOGINS_FILE}.new"
+        fresh.write_text(self._logins())
+        fresh.rename(self._folder / LOGINS_FILE)
 
     async def _listens(self) -> bool:
         ports = self._folder / f"nats-server_{self.child.pid}.ports"

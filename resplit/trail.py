@@ -19,12 +19,15 @@ from schemas.base import NodeId
 from schemas.codec import decode
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
+from schemas.roster import Role
 
 QUIET_S = 10.0
 """Without --follow: a replay that brings nothing for this long has come to a halt."""
 FOLLOW_S = 3600.0
 
 Trust = Mapping[NodeId, Ed25519PublicKey]
+READERS: tuple[Role, ...] = ("operator", "observer", "archivist")
+"""Who may read the trail."""
 Standing = Literal["verified", "unverified", "forged"]
 """Signed by the key of its source; not checked, for want of keys; or not what a trusted key signed."""
 

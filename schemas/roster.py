@@ -8,6 +8,7 @@ Which of two signed documents is the newer one no signature says: `schemas.known
 """
 
 import base64
+import binascii
 from collections import Counter
 from collections.abc import Iterable
 from datetime import datetime
@@ -16,7 +17,7 @@ from typing import Annotated, Literal, NewType, Self
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
-from pydantic import AwareDatetime, BaseModel, Field, StringConstraints, model_validator
+from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
 
 from schemas.base import NAME_PATTERN, DeploymentName, Digest, NodeId, NodeName, Sha256, Value
 from schemas.codec import encode
@@ -37,9 +38,26 @@ ClusterId = NewType("ClusterId", str)
 ClusterName = Annotated[ClusterId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
 PublicKey = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$")]
 """32 raw bytes in base64, in the one spelling that an encoder gives: keys are compared as text."""
-BusKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$")]
+NKEY_OF_A_USER = 20 << 3
+"""The first byte of a public NKey: `U`, in base32."""
+
+
+def _whole(nkey: str) -> str:
+    # nats-server refuses its whole configuration for one key that was copied wrongly; better to refuse the key.
+    data = base64.b32decode(nkey)
+    if data[0] != NKEY_OF_A_USER or int.from_bytes(data[-2:], "little") != binascii.crc_hqx(data[:-2], 0):
+        raise ValueError("is not the public NKey of a user; copy it whole")
+    return nkey
+
+
+BusKey = Annotated[str, StringConstraints(pattern=r"^U[A-Z2-7]{55}$"), AfterValidator(_whole)]
 """The public half of a user's NKey."""
-Role = Literal["agent", "orchestrator", "client"]
+Role = Literal["agent", "orchestrator", "operator", "observer", "archivist", "client"]
+"""The part a member plays. A client asks for inference and no more, so that an application's key is no operator's; an
+operator deploys, removes, drains and trusts; an observer reads the trail and heartbeats; an archivist makes room in
+the trail, which nobody else can."""
+WRITERS: tuple[Role, ...] = ("agent", "orchestrator")
+"""Who writes audit events."""
 TrustTier = Literal["trusted", "edge"]
 """What a roster says of an agent. (`Capacity.tier` is what the agent says of itself.)"""
 

@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from bus.together import make_members
+from schemas.base import NodeId
+
 # Once a loop was set, even to none, nobody makes one in passing: pytest-asyncio would, and never close it, and
 # the warning about that would fail whichever test the garbage collector happened to run in.
 asyncio.set_event_loop(None)
@@ -116,6 +119,14 @@ def shared_nats_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of one server that all tests share, for those that leave nothing behind that others would see."""
     with running_server(tmp_path_factory.mktemp("shared-nats")) as server:
         yield server.url
+
+
+@pytest.fixture(scope="session")
+def members(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders of a cluster with one agent, n0, for tests that change nothing in them."""
+    folder = tmp_path_factory.mktemp("members") / "keys"
+    make_members(folder, [NodeId("n0")])
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nats
+from nats.aio.client import Client as Nats
 from rich.console import Console
 from rich.table import Table
 
@@ -36,11 +36,13 @@ from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.scene import Ear, Scene
 from benchmarks.faults.wires import Wires, why_not
 from benchmarks.table import RESULTS, Row, write
-from bus.identity import load_identity
+from bus.identity import load_credentials, load_identity
 from models.store import Store
 from resplit.client import Client
 from resplit.cluster import LocalCluster
+from resplit.defaults import CONNECT_TIMEOUT_S
 from resplit.demo import shipped_store
+from resplit.exchange import open_connection
 from schemas.base import NodeId
 from schemas.errors import ResplitError
 
@@ -93,18 +95,18 @@ async def tried(
         cluster = await stack.enter_async_context(
             LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=orchestrators, **where)
         )
-        connection = await nats.connect(
-            cluster.url, max_reconnect_attempts=-1, reconnect_time_wait=0.1, error_cb=_quiet
-        )
-        stack.push_async_callback(connection.close)
+        connection, replies = [await connected(cluster, keys) for keys in (cluster.operator_keys, cluster.client_keys)]
+        for one in (connection, replies):
+            stack.push_async_callback(one.close)
         ear = Ear(load_identity(cluster.keys / cluster.agents[0], cluster.agents[0]))
         await ear.listen(connection)
         draw = random.Random(f"{scenario.name} {seed}")
         for index in range(runs):
             options = {"inbox_prefix": INBOX}
-            async with Client(cluster.url, idle_timeout_s=SILENCE_S, nats_options=options) as client:
+            keys = cluster.client_keys
+            async with Client(cluster.url, keys=keys, idle_timeout_s=SILENCE_S, nats_options=options) as client:
                 wire = Wire()
-                listening = await wire.listen(connection)
+                listening = await wire.listen(replies)
                 scene = Scene(cluster, connection, ear, wire, Load(client, asked), draw, index, wires)
                 if index == 0:
                     await scene.place(None)
@@ -117,6 +119,12 @@ async def tried(
             found.append(run)
             tell(scenario, run, f"{index + 1}/{runs}")
             await scene.whole()
+
+
+async def connected(cluster: LocalCluster, keys: Path) -> Nats:
+    """A connection of that member, which is back soon after the server is."""
+    options = {**load_credentials(keys).nats_options, "reconnect_time_wait": 0.1}
+    return await open_connection(cluster.url, "resplit-bench", CONNECT_TIMEOUT_S, options)
 
 
 def tell(scenario: Scenario, run: Run, number: str) -> None:
@@ -234,10 +242,6 @@ def merged(rows: list[Row]) -> list[Row]:
     before = json.loads(path.read_text())["rows"] if path.exists() else []
     by_name = {one["name"]: one for one in (*before, *rows)}
     return [by_name[scenario.name] for scenario in SCENARIOS if scenario.name in by_name]
-
-
-async def _quiet(_: Exception) -> None:
-    """nats-py reports every failed attempt to reconnect; here the server is killed on purpose."""
 
 
 def main() -> None:

@@ -54,10 +54,10 @@ async def drained(scene: Scene) -> Seen:
     node = NodeId(scene.draw.choice(await scene.stages()).node)
     affected = tuple(scene.load.live)
     at = time.monotonic()
-    await control.drain_and_wait(scene.cluster.url, node, DRAIN_S)
+    await control.drain_and_wait(scene.cluster.operator, node, DRAIN_S)
     took_s = time.monotonic() - at
     until = await scene.went_on(affected)
-    await control.undrain(scene.cluster.url, node)
+    await control.undrain(scene.cluster.operator, node)
     return Seen(at, affected, until, took_s=took_s)
 
 

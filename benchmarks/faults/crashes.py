@@ -72,7 +72,7 @@ async def killed_while_loading(scene: Scene) -> Seen:
     placement = (Stage(node=NodeId(ingress), first=0, last=4), Stage(node=NodeId(spare), first=5, last=9))
     affected = tuple(scene.load.live)
     asked_at = time.monotonic()
-    deploying = asyncio.create_task(control.deploy(scene.cluster.url, request(placement)))
+    deploying = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
     await scene.ear.wait(lambda word: isinstance(word, PlanEvent) and word.phase is PlanPhase.PREPARE, asked_at, 30)
     await asyncio.sleep(scene.draw.uniform(0, LOADING_S))
     at = time.monotonic()
@@ -82,7 +82,7 @@ async def killed_while_loading(scene: Scene) -> Seen:
     ready = [w for t, w in scene.ear.heard if t >= asked_at and isinstance(w, Receipt) and w.node == spare]
     too_late = any(word.status is ReceiptStatus.READY for word in ready)
     await scene.cluster.start(spare)
-    await control.deploy(scene.cluster.url, request(None))
+    await control.deploy(scene.cluster.operator, request(None))
     broken = ("it had loaded before it was killed; this run says nothing",) if too_late else ()
     return Seen(at, affected, until, broken=broken)
 
@@ -109,7 +109,7 @@ async def leader_killed(scene: Scene) -> Seen:
     placement = (Stage(node=nodes[0], first=0, last=cut), Stage(node=nodes[1], first=cut + 1, last=9))
     affected = tuple(scene.load.live)
     asked = time.monotonic()
-    asking = asyncio.create_task(control.deploy(scene.cluster.url, request(placement)))
+    asking = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
     if step in STEPS:
         await scene.ear.wait(STEPS[step], asked, STEP_S)
     await asyncio.sleep(scene.draw.uniform(0, SPREAD_S))
@@ -120,7 +120,9 @@ async def leader_killed(scene: Scene) -> Seen:
     try:
         await asking
     except ResplitError:
-        await control.deploy(scene.cluster.url, request(placement))  # it was never stored, and its owner asks again
+        await control.deploy(
+            scene.cluster.operator, request(placement)
+        )  # it was never stored, and its owner asks again
     until = await scene.went_on(affected)
     await scene.cluster.start(leader)
     await scene.whole()

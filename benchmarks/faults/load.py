@@ -16,6 +16,8 @@ from nats.aio.subscription import Subscription
 
 from agent.sampling import choose
 from bus.connection import settle
+from bus.credentials import inbox_prefix
+from bus.together import CLIENT
 from models.reference import Reference
 from models.store import Store
 from models.text import Text
@@ -35,7 +37,7 @@ SILENCE_S = 20.0
 ENDS_S = 60.0
 AGAIN_S = 0.05
 """Before a stream that was refused is asked for anew."""
-INBOX = "_INBOX.faults"
+INBOX = f"{inbox_prefix('client', CLIENT)}.faults"
 
 
 @dataclass(frozen=True)

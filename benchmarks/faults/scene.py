@@ -130,7 +130,7 @@ class Scene:
 
     async def place(self, placement: tuple[Stage, ...] | None) -> DeploymentStatus:
         """Insist on a placement, or on two stages wherever the planner wants them, and wait until it serves."""
-        return await control.deploy_and_wait(self.cluster.url, request(placement), WHOLE_S)
+        return await control.deploy_and_wait(self.cluster.operator, request(placement), WHOLE_S)
 
     async def whole(self) -> None:
         """Wait until every process is there, serves as desired, and nothing is under way any more."""

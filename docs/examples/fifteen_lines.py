@@ -1,4 +1,4 @@
-"""Stream a sum from `adder` and embed a sentence with `minilm`: python fifteen_lines.py nats://127.0.0.1:4222"""
+"""Stream a sum from `adder`, embed a sentence with `minilm`: fifteen_lines.py URL keys/app.nk _INBOX.client.app"""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ import nats
 
 
 async def main() -> None:
-    async with await nats.connect(sys.argv[1]) as nc:
+    async with await nats.connect(sys.argv[1], nkeys_seed=sys.argv[2], inbox_prefix=sys.argv[3]) as nc:
         replies = await nc.subscribe(inbox := nc.new_inbox())
         await nc.publish("resplit.v1.infer.adder", b'{"prompt": "348+1275=", "stream": true}', inbox)
         reply: dict[str, object] = {}

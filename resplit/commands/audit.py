@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, TextIO, TypeVar
 
 import typer
 
-from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
+from resplit.defaults import DEFAULT_URL
 from resplit.exits import Exit
-from resplit.options import AsJson, OptionalKeys, Url
+from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -22,10 +22,21 @@ from schemas.errors import ErrorCode, ResplitError
 if TYPE_CHECKING:
     from nats.js import JetStreamContext
 
+    from resplit.access import Access
     from resplit.chain import Finding, Verifier
     from schemas.audit import AuditEvent
 
 app = typer.Typer(no_args_is_help=True, help="Prove that the audit trail is whole, or keep it elsewhere.")
+
+VerifyKeys = Annotated[
+    Path,
+    typer.Option(
+        "--keys",
+        envvar="RESPLIT_KEYS",
+        help="The folder of a member to verify with, and as whom to log in; for files, the cluster's serves as well.",
+        callback=lambda path: path.expanduser(),
+    ),
+]
 
 T = TypeVar("T")
 HOLDERS = ["node", "deployment", "epoch", "model", "blocks", "since", "until"]
@@ -33,8 +44,8 @@ HOLDERS = ["node", "deployment", "epoch", "model", "blocks", "since", "until"]
 
 @app.command()
 def verify(
+    keys: VerifyKeys,
     url: Url = DEFAULT_URL,
-    keys: OptionalKeys = None,
     file: Annotated[
         list[Path] | None, typer.Option("--file", help="Read this export instead; several in their order.")
     ] = None,
@@ -50,29 +61,28 @@ def verify(
 ) -> None:
     """Prove order and completeness of the audit trail: every writer's chain, checkpoints, what writers saw of others.
 
-    One line for each thing found. Ends with 1 if anything was found that its writers did not declare. Without --keys
-    signatures are not checked, and then nothing is proved.
+    One line for each thing found. Ends with 1 if anything was found that its writers did not declare.
     """
+    from resplit.access import Access  # noqa: PLC0415
     from resplit.chain import Kept, Verifier  # noqa: PLC0415
     from resplit.trail import read_trust  # noqa: PLC0415
     from schemas.codec import decode, encode  # noqa: PLC0415
 
-    trust = None if keys is None else read_trust(keys.expanduser())
+    trust = read_trust(keys)
     kept = known.read_bytes().splitlines() if known is not None and known.exists() else []
     verifier = Verifier(trust, [decode(Kept, line, str(known)) for line in kept])
-    events = asyncio.run(_judge(verifier, url, file or [], and_stream or not file, as_json))
+    events = asyncio.run(_judge(verifier, Access(url, keys), file or [], and_stream or not file, as_json))
     verdict = verifier.verdict()
     if holders:
         _print_holders(events, as_json)
     if as_json:
-        print_json({"summary": verdict, "signatures": trust is not None, "sound": verdict.is_sound})
+        print_json({"summary": verdict, "sound": verdict.is_sound})
     else:
         writers = len({life.writer for life in verdict.lives})
-        checked = "every signature verified" if trust is not None else "signatures NOT verified: give --keys"
         said = "sound" if verdict.is_sound else "NOT SOUND"
         print(
             f"{said}: {verdict.events} events, {writers} writers, {len(verdict.lives)} lives; "
-            f"{verdict.undeclared} undeclared, {verdict.declared} declared; {checked}"
+            f"{verdict.undeclared} undeclared, {verdict.declared} declared; every signature verified"
         )
     if not verdict.is_sound:
         raise typer.Exit(Exit.FAILED)
@@ -84,40 +94,47 @@ def verify(
 
 @app.command()
 def export(
+    keys: Keys,
     file: Annotated[Path | None, typer.Argument(help="A file that does not exist yet; default: stdout.")] = None,
     url: Url = DEFAULT_URL,
     roll: Annotated[
-        bool, typer.Option("--roll", help="Then begin the stream anew: the file is all that is left of what was in it.")
+        bool,
+        typer.Option(
+            "--roll",
+            help="Then begin the stream anew, with an archivist's keys: the file is all that is left of it.",
+        ),
     ] = False,
 ) -> None:
     """Write the audit trail as JSON Lines with CloudEvents attributes, oldest first; `verify --file` reads them.
 
     After --roll, keep every file: `verify --file FIRST --file SECOND --and-stream` proves that it is one trail.
     """
+    from resplit.access import Access  # noqa: PLC0415
     from resplit.rolling import begin_anew, seal_trail  # noqa: PLC0415
 
+    at = Access(url, keys)
     if file is None:
         if roll:
             message = "name the file that is to hold what is removed from the stream"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "file")
-        count = asyncio.run(_write(url, sys.stdout))
+        count = asyncio.run(_write(at, sys.stdout))
     elif file.exists():
         message = f"{file} is there already; an export may be all that is left of a trail, so name another file"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "file")
     else:
-        config = asyncio.run(_on_server(url, seal_trail)) if roll else None
-        count = _export(url, file)
+        config = asyncio.run(_on_server(at, seal_trail)) if roll else None
+        count = _export(at, file)
         if config is not None:
-            asyncio.run(_on_server(url, lambda js: begin_anew(js, config, count)))
+            asyncio.run(_on_server(at, lambda js: begin_anew(js, config, count)))
     print(f"{count} events exported", file=sys.stderr)
 
 
-def _export(url: str, file: Path) -> int:
+def _export(at: "Access", file: Path) -> int:
     """Write the trail into `file`, which then has all of it, on the disk, or is not there."""
     partial = file.with_name(f".{file.name}.part")
     try:
         with partial.open("w", encoding="utf-8") as out:
-            count = asyncio.run(_write(url, out))
+            count = asyncio.run(_write(at, out))
             out.flush()
             os.fsync(out.fileno())
         partial.rename(file)
@@ -129,11 +146,11 @@ def _export(url: str, file: Path) -> int:
     return count
 
 
-async def _write(url: str, out: TextIO) -> int:
+async def _write(at: "Access", out: TextIO) -> int:
     from resplit.cloudevents import as_line  # noqa: PLC0415
 
     count = 0
-    async with aclosing(_stream(url)) as envelopes:
+    async with aclosing(_stream(at)) as envelopes:
         async for data in envelopes:
             out.write(as_line(data) + "\n")
             count += 1
@@ -141,7 +158,7 @@ async def _write(url: str, out: TextIO) -> int:
 
 
 async def _judge(
-    verifier: "Verifier", url: str, files: list[Path], and_stream: bool, as_json: bool
+    verifier: "Verifier", at: "Access", files: list[Path], and_stream: bool, as_json: bool
 ) -> "list[AuditEvent]":
     """Take everything, say what is found as it is found; the events that tell of plans."""
     events: list[AuditEvent] = []
@@ -150,7 +167,7 @@ async def _judge(
             _say(verifier.take(data), as_json)
             _keep(verifier.last, events)
     if and_stream:
-        async with aclosing(_stream(url)) as envelopes:
+        async with aclosing(_stream(at)) as envelopes:
             async for data in envelopes:
                 _say(verifier.take(data), as_json)
                 _keep(verifier.last, events)
@@ -163,11 +180,10 @@ def _keep(event: "AuditEvent | None", events: "list[AuditEvent]") -> None:
         events.append(event)
 
 
-async def _stream(url: str) -> AsyncGenerator[bytes, None]:
-    from resplit.exchange import open_connection  # noqa: PLC0415
-    from resplit.trail import read_trail  # noqa: PLC0415
+async def _stream(at: "Access") -> AsyncGenerator[bytes, None]:
+    from resplit.trail import READERS, read_trail  # noqa: PLC0415
 
-    connection = await open_connection(url, "resplit-audit", CONNECT_TIMEOUT_S, {})
+    connection = await at.connect("resplit-audit", *READERS)
     try:
         async for data in read_trail(connection.jetstream(), follow=False):
             yield data
@@ -175,10 +191,8 @@ async def _stream(url: str) -> AsyncGenerator[bytes, None]:
         await connection.close()
 
 
-async def _on_server(url: str, act: "Callable[[JetStreamContext], Awaitable[T]]") -> T:
-    from resplit.exchange import open_connection  # noqa: PLC0415
-
-    connection = await open_connection(url, "resplit-audit", CONNECT_TIMEOUT_S, {})
+async def _on_server(at: "Access", act: "Callable[[JetStreamContext], Awaitable[T]]") -> T:
+    connection = await at.connect("resplit-audit", "archivist")
     try:
         return await act(connection.jetstream())
     finally:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from resplit.defaults import DEFAULT_URL
-from resplit.options import AsJson, Timeout, Url, Wait
+from resplit.options import AsJson, Keys, Timeout, Url, Wait
 from resplit.output import print_json
 from resplit.view import chains, readiness
 from schemas.base import DeploymentName, NodeId
@@ -22,6 +22,7 @@ DEFAULTS = Settings()
 
 def deploy(
     model: Annotated[str, typer.Argument(help="A model in the orchestrator's store, by name or digest.")],
+    keys: Keys,
     url: Url = DEFAULT_URL,
     name: Annotated[str | None, typer.Option(help="What clients call it; default: like the model.")] = None,
     stages: Annotated[int | None, typer.Option(min=1, help="Into how many stages to cut; default: planned.")] = None,
@@ -68,6 +69,7 @@ def deploy(
     Deploying a name again with other options re-plans it while it serves.
     """
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
     from schemas.control import DeployRequest  # noqa: PLC0415
 
     settings = Settings(
@@ -93,14 +95,14 @@ def deploy(
         sensitive=None if sensitive is None else parse_sensitive(sensitive),
     )
     if not wait:
-        reply = asyncio.run(control.deploy(url, request))
+        reply = asyncio.run(control.deploy(Access(url, keys), request))
         if as_json:
             print_json(reply)
         else:
             print(f"{called}: accepted; as of now {chains(reply.routes)}")
         return
     with readiness() as show:
-        served = asyncio.run(control.deploy_and_wait(url, request, timeout, show))
+        served = asyncio.run(control.deploy_and_wait(Access(url, keys), request, timeout, show))
     if as_json:
         print_json(served)
         return
@@ -109,12 +111,16 @@ def deploy(
 
 
 def remove(
-    name: Annotated[str, typer.Argument(help="The deployment to end.")], url: Url = DEFAULT_URL, as_json: AsJson = False
+    name: Annotated[str, typer.Argument(help="The deployment to end.")],
+    keys: Keys,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
 ) -> None:
     """End a deployment: what runs finishes, new requests are refused, then its blocks are unloaded."""
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
-    reply = asyncio.run(control.remove(url, DeploymentName(name)))
+    reply = asyncio.run(control.remove(Access(url, keys), DeploymentName(name)))
     if as_json:
         print_json(reply)
     else:

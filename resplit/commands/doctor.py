@@ -3,13 +3,14 @@
 import asyncio
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resplit.defaults import DEFAULT_URL
 from resplit.exits import Exit
-from resplit.options import AsJson, OptionalKeys, Url
+from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, spinner
 from schemas.base import NodeId
 
@@ -20,21 +21,25 @@ STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 def doctor(
+    keys: Keys,
     node: Annotated[str | None, typer.Argument(help="Only this node, its links and deployments.")] = None,
     url: Url = DEFAULT_URL,
-    keys: OptionalKeys = None,
+    agent: Annotated[
+        Path | None, typer.Option(help="The folder of this machine's agent: check its keys and its GPU as well.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Check the cluster, or NODE and what it is part of, and say what to do; with --keys this machine's keys as well.
+    """Check the cluster, or NODE and what it is part of, and say what to do; with --agent this machine's agent as well.
 
     Ends with 1 if a check fails; a warning alone does not. Changes nothing.
     """
+    from resplit.access import Access  # noqa: PLC0415
     from resplit.diagnosis import diagnose  # noqa: PLC0415
     from resplit.examine import examine  # noqa: PLC0415
 
     about = None if node is None else NodeId(node)
     with spinner("looking"):
-        facts = asyncio.run(examine(url, None if keys is None else keys.expanduser(), about))
+        facts = asyncio.run(examine(Access(url, keys), None if agent is None else agent.expanduser(), about))
     findings = diagnose(facts, about)
     failed = sum(finding.verdict == "fail" for finding in findings)
     if as_json:

@@ -1,16 +1,17 @@
-"""`resplit events`: the audit trail, verified where a key folder is given."""
+"""`resplit events`: the audit trail, verified."""
 
 import asyncio
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
-from resplit.options import AsJson, OptionalKeys, Url
+from resplit.defaults import DEFAULT_URL
+from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json
 
 if TYPE_CHECKING:
-    from resplit.trail import Seen, Trust
+    from resplit.access import Access
+    from resplit.trail import Seen
 
 REASONS = ("why", "reason")
 """Fields that say why; an event that has both says the first here, which is the more particular one."""
@@ -18,24 +19,26 @@ MARKS = {"verified": "", "unverified": "  [unverified]", "forged": "  [FORGED]"}
 
 
 def events(
+    keys: Keys,
     url: Url = DEFAULT_URL,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep reading as events happen.")] = False,
     deployment: Annotated[str | None, typer.Option(help="Only events of this deployment.")] = None,
-    keys: OptionalKeys = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print what was decided, applied, refused and failed, oldest first (with --json one line of JSON each)."""
-    from resplit.trail import read_trust  # noqa: PLC0415
+    """Print what was decided, applied, refused and failed, oldest first (with --json one line of JSON each).
 
-    trust = None if keys is None else read_trust(keys.expanduser())
-    asyncio.run(_print_events(url, trust, follow, deployment, as_json))
+    Every event is verified: `[FORGED]` marks one that its source did not sign.
+    """
+    from resplit.access import Access  # noqa: PLC0415
+
+    asyncio.run(_print_events(Access(url, keys), follow, deployment, as_json))
 
 
-async def _print_events(url: str, trust: "Trust | None", follow: bool, deployment: str | None, as_json: bool) -> None:
-    from resplit.exchange import open_connection  # noqa: PLC0415
-    from resplit.trail import read_event, read_trail  # noqa: PLC0415
+async def _print_events(at: "Access", follow: bool, deployment: str | None, as_json: bool) -> None:
+    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
 
-    connection = await open_connection(url, "resplit-events", CONNECT_TIMEOUT_S, {})
+    trust = read_trust(at.keys)
+    connection = await at.connect("resplit-events", *READERS)
     try:
         async for data in read_trail(connection.jetstream(), follow):
             seen = read_event(data, trust)

@@ -5,15 +5,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
-from resplit.options import AsJson, OptionalKeys, Url
+from resplit.defaults import DEFAULT_URL
+from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
 from resplit.view import chains
 from schemas.base import DeploymentName
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
-    from resplit.trail import Seen, Trust
+    from resplit.access import Access
+    from resplit.trail import Seen
     from schemas.control import CandidateReport, DecisionReport
 
 COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
@@ -21,10 +22,10 @@ ACTS = ("redistribute", "resplit", "routes", "hard")
 
 
 def explain(
+    keys: Keys,
     deployment: Annotated[str | None, typer.Argument(help="Which deployment; default: each.")] = None,
     url: Url = DEFAULT_URL,
     epoch: Annotated[int | None, typer.Option(min=1, help="Why this epoch's plan was made, from the events.")] = None,
-    keys: OptionalKeys = None,
     as_json: AsJson = False,
 ) -> None:
     """Say why a deployment runs as it does, and why not otherwise.
@@ -33,11 +34,13 @@ def explain(
     is in Phi x seconds. With --epoch the answer comes from the audit trail, so it is there for plans long gone.
     """
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
+    at = Access(url, keys)
     if epoch is not None:
-        asyncio.run(_explain_epoch(url, deployment, epoch, keys, as_json))
+        asyncio.run(_explain_epoch(at, deployment, epoch, as_json))
         return
-    reply = asyncio.run(control.explain(url, None if deployment is None else DeploymentName(deployment)))
+    reply = asyncio.run(control.explain(at, None if deployment is None else DeploymentName(deployment)))
     if as_json:
         print_json(reply)
         return
@@ -52,17 +55,19 @@ def explain(
 
 def plan(
     deployment: Annotated[str, typer.Argument(help="Which deployment.")],
+    keys: Keys,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Change nothing; the only way there is.")] = False,
     url: Url = DEFAULT_URL,
     as_json: AsJson = False,
 ) -> None:
     """Say what would be done about a deployment now: every candidate plan, its cost, and the decision."""
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
     if not dry_run:
         message = "plans are made by the orchestrator; add --dry-run to see what it would do, or place with `deploy`"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "dry_run")
-    reply = asyncio.run(control.dry_run(url, DeploymentName(deployment)))
+    reply = asyncio.run(control.dry_run(Access(url, keys), DeploymentName(deployment)))
     if as_json:
         print_json(reply)
         return
@@ -96,12 +101,11 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
     ]
 
 
-async def _explain_epoch(url: str, deployment: str | None, epoch: int, keys: OptionalKeys, as_json: bool) -> None:
-    from resplit.exchange import open_connection  # noqa: PLC0415
-    from resplit.trail import read_event, read_trail, read_trust  # noqa: PLC0415
+async def _explain_epoch(at: "Access", deployment: str | None, epoch: int, as_json: bool) -> None:
+    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
 
-    trust: Trust | None = None if keys is None else read_trust(keys.expanduser())
-    connection = await open_connection(url, "resplit-explain", CONNECT_TIMEOUT_S, {})
+    trust = read_trust(at.keys)
+    connection = await at.connect("resplit-explain", *READERS)
     try:
         trail = [read_event(data, trust) async for data in read_trail(connection.jetstream(), follow=False)]
     finally:
@@ -140,6 +144,5 @@ def _print_epoch(made: "Seen", history: "list[Seen]", as_json: bool) -> None:
         print(f"  not {others[name]}")
     for seen in ends:
         print(f"{seen.event.kind.removeprefix('plan_')}: {seen.event.fields['reason']}")
-    doubtful = sorted({seen.standing for seen in shown} - {"verified"})
-    if doubtful:
-        print(f"({', '.join(doubtful)}: give --keys to verify)" if doubtful == ["unverified"] else "(FORGED events)")
+    if any(seen.standing == "forged" for seen in shown):
+        print("(FORGED events)")

@@ -3,19 +3,23 @@
 import asyncio
 import sys
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from resplit.defaults import DEFAULT_URL, IDLE_TIMEOUT_S
-from resplit.options import AsJson, Url
+from resplit.options import AsJson, ClientKeys, Url
 from resplit.output import print_json
 from resplit.replies import Token
+
+if TYPE_CHECKING:
+    from resplit.access import Access
 
 
 def infer(
     deployment: Annotated[str, typer.Argument(help="The deployment to ask.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue, or with --chat to answer; `-` reads stdin.")],
+    keys: ClientKeys,
     url: Url = DEFAULT_URL,
     chat: Annotated[bool, typer.Option("--chat", help="Send PROMPT as a user's message to the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 256,
@@ -32,6 +36,8 @@ def infer(
     as_json: AsJson = False,
 ) -> None:
     """Complete PROMPT, printing tokens as they arrive (with --json one line of JSON per token)."""
+    from resplit.access import Access  # noqa: PLC0415
+
     text = sys.stdin.read() if prompt == "-" else prompt
     fields: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -46,19 +52,22 @@ def infer(
         "priority": priority,
     }
     fields |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
-    last = asyncio.run(_print_stream(url, timeout, deployment, fields, as_json))
+    last = asyncio.run(_print_stream(Access(url, keys), timeout, deployment, fields, as_json))
     if not as_json and sys.stderr.isatty():
         print(_summary(last), file=sys.stderr)
 
 
-async def _print_stream(url: str, timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool) -> Token:
+async def _print_stream(
+    at: "Access", timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool
+) -> Token:
     from resplit.client import Client  # noqa: PLC0415
 
+    login = dict(at.credentials("client").nats_options)
     last: Token | None = None
     try:
         # aclosing: Ctrl-C cancels the request before the connection closes.
         async with (
-            Client(url, idle_timeout_s=timeout_s) as client,
+            Client(at.url, nats_options=login, idle_timeout_s=timeout_s) as client,
             aclosing(client.stream(deployment, **fields)) as tokens,
         ):
             async for last in tokens:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
+from resplit.defaults import DEFAULT_URL
 from resplit.exits import Commands
 from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from bus.founding import Holder
     from schemas.roster import Policy, Roster
 
-RoleName = Literal["agent", "orchestrator", "client"]
+RoleName = Literal["agent", "orchestrator", "operator", "observer", "archivist", "client"]
 TierName = Literal["trusted", "edge"]
 DAYS = 365
 EXPIRES_SOON = timedelta(days=30)
+RELOAD = "carry {logins} to the NATS server's machine, and there: nats-server --signal reload"
 MEMBERS = ["member", "role", "tier", "until"]
 
 Cluster = Annotated[
@@ -60,8 +61,10 @@ def init(
     sensitive: Sensitive = None,
     as_json: AsJson = False,
 ) -> None:
-    """Found a cluster: the keys of its root, and its certificate authority. It has no members yet."""
+    """Found a cluster: the keys of its root, its certificate authority, and the configuration of its NATS server. It
+    has no members yet, and the server lets nobody in."""
     from bus.founding import found_cluster  # noqa: PLC0415
+    from bus.natsconf import LOGINS_FILE, SERVER_FILE  # noqa: PLC0415
 
     phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
     folder = folder.expanduser()
@@ -79,6 +82,7 @@ def init(
     print(f"{folder}: cluster {root.cluster}, {threshold} of {holders} holders sign")
     if holders > 1:
         print("  give each holder one root-N.key and delete it here")
+    print(f"  for the NATS server's machine: {folder / SERVER_FILE}, and beside it {LOGINS_FILE}")
     print(f"  next: resplit enroll orchestrator --role orchestrator --cluster {folder}")
 
 
@@ -114,7 +118,8 @@ def rotate(
     out: Out = None,
     as_json: AsJson = False,
 ) -> None:
-    """Give NODE new keys: writes its new bundle. The old keys are void wherever the new roster has arrived."""
+    """Give NODE new keys: writes its new bundle. The old keys are void wherever the new roster has arrived, and at the
+    NATS server once it has the new logins."""
     from bus.enrolment import rotate as renewed  # noqa: PLC0415
 
     found = renewed(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
@@ -122,7 +127,8 @@ def rotate(
 
 
 def revoke(node: Member, cluster: Cluster, root: Roots = None, locked: Locked = False, as_json: AsJson = False) -> None:
-    """Take NODE out of the cluster. It is out wherever the new roster has arrived: publish it."""
+    """Take NODE out of the cluster. It is out wherever the new roster has arrived: publish it. The NATS server cuts it
+    off once it has the new logins."""
     from bus.enrolment import revoke as taken_out  # noqa: PLC0415
 
     roster = taken_out(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
@@ -144,7 +150,6 @@ def join(
     data = _read(bundle, "bundle")
     if roster is not None:
         data = with_roster(data, _read(roster, "roster"))
-    keys = keys.expanduser()
     found = joined(data, keys, _now())
     member = found.member
     if as_json:
@@ -153,9 +158,12 @@ def join(
         return
     print(f"{keys}: {_titled(member.role, member.tier)} {member.name} of cluster {found.roster.cluster}")
     print(f"  delete {bundle} now: it holds the private keys")
-    command = {"agent": f"agent {member.name}", "orchestrator": "orchestrator"}.get(member.role)
-    if command is not None:
-        print(f"  next: resplit {command} --keys {keys}")
+    nexts = {
+        "agent": f"resplit agent {member.name} --keys {keys}",
+        "orchestrator": f"resplit orchestrator --keys {keys}",
+        "client": f"export RESPLIT_CLIENT_KEYS={keys}",
+    }
+    print(f"  next: {nexts.get(member.role, f'export RESPLIT_KEYS={keys}')}")
 
 
 @app.command()
@@ -224,19 +232,19 @@ def adopt(
 
 
 @app.command()
-def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
+def publish(cluster: Cluster, keys: Keys, url: Url = DEFAULT_URL) -> None:
     """Send the cluster's roster to every member that runs; those that start later find it."""
     import asyncio  # noqa: PLC0415
 
     from bus.following import publish_roster  # noqa: PLC0415
     from bus.identity import read_roster  # noqa: PLC0415
     from bus.joining import ROSTER  # noqa: PLC0415
-    from resplit.exchange import open_connection  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
     roster = read_roster(cluster)
 
     async def sent() -> None:
-        connection = await open_connection(url, "resplit-roster", CONNECT_TIMEOUT_S, {})
+        connection = await Access(url, keys).connect("resplit-roster", "operator")
         try:
             await publish_roster(connection.jetstream(), _read(cluster / ROSTER, "cluster"))
         finally:
@@ -248,6 +256,7 @@ def publish(cluster: Cluster, url: Url = DEFAULT_URL) -> None:
 
 def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: bool) -> None:
     from bus.enrolment import PENDING  # noqa: PLC0415
+    from bus.natsconf import LOGINS_FILE  # noqa: PLC0415
     from bus.remembered import PRIVATE, write_durably  # noqa: PLC0415
 
     path = Path(f"{node}.bundle") if out is None else out.expanduser()
@@ -261,11 +270,13 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
         print(f"  other holders must sign first: resplit roster sign {pending}")
     else:
         print(f"  there:  resplit join {path.name} --keys FOLDER")
+        print(f"  server: {RELOAD.format(logins=cluster / LOGINS_FILE)}   (it lets {node} in)")
         print(f"  here:   resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
 def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
     from bus.enrolment import PENDING  # noqa: PLC0415
+    from bus.natsconf import LOGINS_FILE  # noqa: PLC0415
 
     pending = cluster / PENDING
     if as_json:
@@ -274,6 +285,7 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
         print(f"{what} once other holders have signed: resplit roster sign {pending}")
     else:
         print(f"{what} in roster {roster.version}; now: resplit roster publish --cluster {cluster}")
+        print(f"  and {RELOAD.format(logins=cluster / LOGINS_FILE)}   (it lets in who belongs)")
 
 
 def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":

@@ -6,11 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resplit.defaults import DEFAULT_URL
-from resplit.options import AsJson, Timeout, Url
+from resplit.options import AsJson, Keys, Timeout, Url
 from resplit.output import print_json, spinner
 from schemas.base import NodeId
 
 if TYPE_CHECKING:
+    from resplit.access import Access
     from schemas.control import DeploymentStatus
 
 DRAIN_TIMEOUT_S = 900.0
@@ -21,6 +22,7 @@ Node = Annotated[str, typer.Argument(help="The node's name.", metavar="NODE")]
 
 def drain(
     node: Node,
+    keys: Keys,
     url: Url = DEFAULT_URL,
     wait: Annotated[bool, typer.Option("--wait", help="Return once no plan uses it: it may be switched off.")] = False,
     timeout: Timeout = DRAIN_TIMEOUT_S,
@@ -31,9 +33,10 @@ def drain(
     Refused, and nothing changed, if what runs on it does not fit on the others.
     """
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
     if not wait:
-        reply = asyncio.run(control.drain(url, NodeId(node)))
+        reply = asyncio.run(control.drain(Access(url, keys), NodeId(node)))
         if as_json:
             print_json(reply)
         elif reply.deployments:
@@ -51,41 +54,46 @@ def drain(
         last = names
 
     with spinner(f"draining {node}"):
-        asyncio.run(control.drain_and_wait(url, NodeId(node), timeout, show))
+        asyncio.run(control.drain_and_wait(Access(url, keys), NodeId(node), timeout, show))
     if as_json:
         print_json({"node": node, "deployments": []})
     else:
         print(f"{node}: drained; no plan uses it, it is safe to switch off")
 
 
-def undrain(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def undrain(node: Node, keys: Keys, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Let plans use NODE again; what runs elsewhere stays there until a better plan is worth the move."""
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
-    reply = asyncio.run(control.undrain(url, NodeId(node)))
+    reply = asyncio.run(control.undrain(Access(url, keys), NodeId(node)))
     if as_json:
         print_json(reply)
     else:
         print(f"{node}: may be used again")
 
 
-def trust(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def trust(node: Node, keys: Keys, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Let NODE hold sensitive blocks; needed for a node of the cloud, and for one that was distrusted."""
-    _say(node, True, url, as_json)
+    from resplit.access import Access  # noqa: PLC0415
+
+    _say(node, True, Access(url, keys), as_json)
 
 
-def distrust(node: Node, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def distrust(node: Node, keys: Keys, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Let NODE hold no sensitive block: those that are on it move at once; what is not sensitive may stay.
 
     Refused, and nothing changed, if the trusted nodes have no room for them.
     """
-    _say(node, False, url, as_json)
+    from resplit.access import Access  # noqa: PLC0415
+
+    _say(node, False, Access(url, keys), as_json)
 
 
-def _say(node: str, trusted: bool, url: str, as_json: bool) -> None:
+def _say(node: str, trusted: bool, at: "Access", as_json: bool) -> None:
     from resplit import control  # noqa: PLC0415
 
-    reply = asyncio.run(control.trust(url, NodeId(node), trusted))
+    reply = asyncio.run(control.trust(at, NodeId(node), trusted))
     if as_json:
         print_json(reply)
     elif trusted:

@@ -85,7 +85,7 @@ def agent(
     config = AgentConfig(
         node=NodeId(node),
         url=url,
-        keys=keys.expanduser(),
+        keys=keys,
         store=store.expanduser(),
         provider=provider,
         threads=threads,
@@ -118,7 +118,7 @@ def orchestrator(
 
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     called = None if name is None else NodeId(name)
-    run_service(run(OrchestratorConfig(url=url, keys=keys.expanduser(), store=store.expanduser(), name=called)))
+    run_service(run(OrchestratorConfig(url=url, keys=keys, store=store.expanduser(), name=called)))
 
 
 def parse_size(text: str) -> int:
@@ -157,11 +157,13 @@ async def _keep_up(cluster: "LocalCluster", as_json: bool) -> None:
 def _announce(cluster: "LocalCluster", as_json: bool) -> None:
     keys = cluster.operator_keys
     if as_json:
-        paths = {"store": str(cluster.store), "keys": str(keys), "folder": str(cluster.folder)}
+        clients = str(cluster.client_keys)
+        paths = {"store": str(cluster.store), "keys": str(keys), "client_keys": clients, "folder": str(cluster.folder)}
         print_json({"url": cluster.url, **paths, "processes": cluster.processes})
         return
     print(f"{len(cluster.agents)} agents are up at {cluster.url}  (Ctrl-C stops everything)")
     print(f"  models from   {cluster.store}")
     print(f"  keys and logs {cluster.folder}")
-    print(f"\nIn another terminal:\n  export RESPLIT_URL={cluster.url} RESPLIT_STORE={cluster.store}", end="")
-    print(f" RESPLIT_KEYS={keys}\n  resplit deploy MODEL\n  resplit status", flush=True)
+    print(f"\nIn another terminal:\n  export RESPLIT_URL={cluster.url} RESPLIT_STORE={cluster.store}")
+    print(f"  export RESPLIT_KEYS={keys} RESPLIT_CLIENT_KEYS={cluster.client_keys}")
+    print("  resplit deploy MODEL\n  resplit status", flush=True)

@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL
-from resplit.options import AsJson, Url
+from resplit.defaults import DEFAULT_URL
+from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
 from resplit.view import DEPLOYMENT_COLUMNS, NODE_COLUMNS, deployment_row, led, node_row, unheard
 
 if TYPE_CHECKING:
+    from resplit.access import Access
     from schemas.control import StatusReply
 
 ASK_S = 5.0
@@ -20,6 +21,7 @@ ASK_S = 5.0
 
 
 def status(
+    keys: Keys,
     url: Url = DEFAULT_URL,
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Show it anew until Ctrl-C.")] = False,
     interval: Annotated[float, typer.Option(min=0.1, help="Seconds from one look to the next.")] = 1.0,
@@ -30,19 +32,20 @@ def status(
     With --watch a terminal is drawn anew at every look; anything else gets one listing (with --json one line) a look.
     """
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
 
+    at = Access(url, keys)
     if watch:
-        asyncio.run(_watch(url, interval, as_json))
+        asyncio.run(_watch(at, interval, as_json))
         return
-    _show(asyncio.run(control.status(url)), as_json)
+    _show(asyncio.run(control.status(at)), as_json)
 
 
-async def _watch(url: str, interval_s: float, as_json: bool) -> None:
+async def _watch(at: "Access", interval_s: float, as_json: bool) -> None:
     from resplit import control  # noqa: PLC0415
-    from resplit.exchange import open_connection  # noqa: PLC0415
     from resplit.live import draw, list_looks  # noqa: PLC0415
 
-    connection = await open_connection(url, "resplit-status", CONNECT_TIMEOUT_S, {})
+    connection = await at.connect("resplit-status", *control.READERS)
     ask = partial(control.status_on, connection, ASK_S)
     try:
         if sys.stdout.isatty() and not as_json:

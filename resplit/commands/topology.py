@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from resplit.defaults import DEFAULT_URL
-from resplit.options import AsJson, Timeout, Url, Wait
+from resplit.options import AsJson, Keys, Timeout, Url, Wait
 from resplit.output import print_json
 from resplit.view import chains, readiness, routes
 from schemas.base import DeploymentName
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
+    from resplit.access import Access
     from schemas.control import DeploymentStatus
     from schemas.deployment import Chain, Placement
 
@@ -26,12 +27,13 @@ Name = Annotated[str, typer.Argument(help="The deployment.", metavar="DEPLOYMENT
 
 
 @app.command()
-def show(name: Name, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
+def show(name: Name, keys: Keys, url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """Print the split that runs now, as a file for `lock`: `show chat > f.toml` and `lock f.toml` freeze it."""
     from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
     from resplit.topology import as_toml, current_topology  # noqa: PLC0415
 
-    reply = asyncio.run(control.status(url))
+    reply = asyncio.run(control.status(Access(url, keys)))
     found = next((one for one in reply.deployments if one.name == name), None)
     if found is None:
         known = ", ".join(one.name for one in reply.deployments) or "none"
@@ -48,6 +50,7 @@ def lock(
     file: Annotated[
         Path, typer.Argument(help="A deployment and its stages, or its routes, as `show` prints them (TOML or .json).")
     ],
+    keys: Keys,
     url: Url = DEFAULT_URL,
     wait: Wait = True,
     timeout: Timeout = PLACE_TIMEOUT_S,
@@ -57,39 +60,47 @@ def lock(
 
     Refused, and nothing changed, if a node is not there, has too little memory or may not hold what is sensitive.
     """
+    from resplit.access import Access  # noqa: PLC0415
     from resplit.topology import in_file, read_topology  # noqa: PLC0415
 
     path = file.expanduser()
     topology = read_topology(path)
     try:
-        _place(url, topology.deployment, topology.placement, wait, timeout, as_json)
+        _place(Access(url, keys), topology.deployment, topology.placement, wait, timeout, as_json)
     except ResplitError as error:
         raise in_file(error, path) from error
 
 
 @app.command()
 def unlock(
-    name: Name, url: Url = DEFAULT_URL, wait: Wait = True, timeout: Timeout = PLACE_TIMEOUT_S, as_json: AsJson = False
+    name: Name,
+    keys: Keys,
+    url: Url = DEFAULT_URL,
+    wait: Wait = True,
+    timeout: Timeout = PLACE_TIMEOUT_S,
+    as_json: AsJson = False,
 ) -> None:
     """Leave the split of a deployment to the planner again; nothing moves by that alone."""
-    _place(url, DeploymentName(name), None, wait, timeout, as_json)
+    from resplit.access import Access  # noqa: PLC0415
+
+    _place(Access(url, keys), DeploymentName(name), None, wait, timeout, as_json)
 
 
 def _place(
-    url: str, name: DeploymentName, placement: "Chain | Placement | None", wait: bool, timeout: float, as_json: bool
+    at: "Access", name: DeploymentName, placement: "Chain | Placement | None", wait: bool, timeout: float, as_json: bool
 ) -> None:
     from resplit import control  # noqa: PLC0415
 
     how = "planned automatically" if placement is None else "locked"
     if not wait:
-        reply = asyncio.run(control.place(url, name, placement))
+        reply = asyncio.run(control.place(at, name, placement))
         if as_json:
             print_json(reply)
         else:
             print(f"{name}: {how}; as of now {chains(reply.routes)}")
         return
     with readiness() as show_progress:
-        served = asyncio.run(control.place_and_wait(url, name, placement, timeout, show_progress))
+        served = asyncio.run(control.place_and_wait(at, name, placement, timeout, show_progress))
     if as_json:
         print_json(served)
     else:

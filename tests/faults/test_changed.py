@@ -80,7 +80,7 @@ async def test_a_removed_deployment_finishes_what_it_accepted(chat: Serving) -> 
     running = await Streaming(chat.client, max_tokens=700).began()
     waiting = [Streaming(chat.client, max_tokens=50) for _ in range(SLOTS + 2)]
     await asyncio.gather(*(stream.began() for stream in waiting[:2]))
-    await control.remove(chat.cluster.url, CHAT)
+    await control.remove(chat.cluster.operator, CHAT)
     assert [await stream.end() for stream in (running, *waiting)] == [None] * (len(waiting) + 1)
     assert running.ids == chat.oracle.tokens(PROMPT, 700)
     async with asyncio.timeout(10):
@@ -93,7 +93,7 @@ async def test_a_removed_deployment_finishes_what_it_accepted(chat: Serving) -> 
             await asyncio.sleep(0.05)
     await chat.ear.wait(AuditKind.PLAN_RETIRED)
     async with asyncio.timeout(20):
-        while any(found.name == CHAT for found in (await control.status(chat.cluster.url)).deployments):  # noqa: ASYNC110
+        while any(found.name == CHAT for found in (await control.status(chat.cluster.operator)).deployments):  # noqa: ASYNC110
             await asyncio.sleep(0.1)
     again = await chat.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
     assert again.current is not None

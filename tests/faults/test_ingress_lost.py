@@ -23,7 +23,7 @@ from tests.integration.cluster_fixtures import CHAT, N0, N1, N2, PROMPT, SETTING
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
 ENDS_S = 60.0
-INBOX = "_INBOX.heard"
+INBOX = "_INBOX.client.client.heard"
 STREAMED = (900, 500, 250, 60, 60, 60)
 """Tokens of each stream: three run beside one request that is not streamed, the others wait."""
 WHOLE = 400
@@ -55,15 +55,16 @@ class Said:
 @asynccontextmanager
 async def heard(serving: Serving) -> AsyncIterator[tuple[Client, Said]]:
     said = Said()
-    subscription = await serving.bus.nats.subscribe(f"{INBOX}.>", cb=said.note)
-    await settle(serving.bus.nats)
-    async with Client(serving.cluster.url, idle_timeout_s=ENDS_S, nats_options={"inbox_prefix": INBOX}) as client:
+    subscription = await serving.edge.subscribe(f"{INBOX}.>", cb=said.note)
+    await settle(serving.edge)
+    keys, options = serving.cluster.client_keys, {"inbox_prefix": INBOX}
+    async with Client(serving.cluster.url, keys=keys, idle_timeout_s=ENDS_S, nats_options=options) as client:
         yield client, said
     await subscription.unsubscribe()
 
 
 async def ingress(serving: Serving) -> str:
-    [found] = [found for found in (await control.status(serving.cluster.url)).deployments if found.name == CHAT]
+    [found] = [found for found in (await control.status(serving.cluster.operator)).deployments if found.name == CHAT]
     assert found.current is not None
     return found.current.routes[0].source
 
@@ -147,7 +148,7 @@ async def test_an_ingress_that_hung_says_nothing_new_once_it_has_a_successor(spa
         said_before = set(said.tokens)
         await spared.cluster.resume(hung)
         async with asyncio.timeout(ENDS_S):
-            while any(node.lost for node in (await control.status(spared.cluster.url)).nodes):  # noqa: ASYNC110
+            while any(node.lost for node in (await control.status(spared.cluster.operator)).nodes):  # noqa: ASYNC110
                 await asyncio.sleep(0.1)
         await spared.answers()
         await spared.bus.nats.flush()

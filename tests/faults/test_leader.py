@@ -21,7 +21,6 @@ from models.store import Store
 from models.text import Text
 from resplit import control
 from resplit.client import Client
-from resplit.cluster import LocalCluster
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import DeploymentName, NodeId
@@ -31,6 +30,7 @@ from schemas.envelope import AUDIT_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, o
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from tests.owned import OwnedCluster
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -137,7 +137,7 @@ class Flow:
 class Led:
     """A cluster with two orchestrators that serves the adder."""
 
-    cluster: LocalCluster
+    cluster: OwnedCluster
     ear: Ear
     flow: Flow
     connection: Nats
@@ -147,7 +147,7 @@ class Led:
         async with asyncio.timeout(STEP_S):
             while True:
                 try:
-                    status = await control.status(self.cluster.url)
+                    status = await control.status(self.cluster.operator)
                 except ResplitError as error:
                     assert error.code is ErrorCode.UNREACHABLE
                 else:
@@ -176,7 +176,7 @@ class Led:
 
     async def wish(self, placement: tuple[Stage, ...]) -> None:
         request = DeployRequest(name=ADDER, model="adder", placement=placement, settings=SETTINGS)
-        await control.deploy(self.cluster.url, request)
+        await control.deploy(self.cluster.operator, request)
 
     async def other_placement(self) -> tuple[Stage, ...]:
         _, found = await self.seen(lambda _, found: found.current is not None)
@@ -224,14 +224,14 @@ async def led(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Led]:
     store = Store(Path(shutil.copytree(shipped, folder / "store")))
     expected = reference(store)
     async with (
-        LocalCluster(folder / "cluster", store.root, agents=2, threads=1, orchestrators=2) as cluster,
-        Client(cluster.url) as client,
+        OwnedCluster(folder / "cluster", store.root, agents=2, threads=1, orchestrators=2) as cluster,
+        Client(cluster.url, keys=cluster.client_keys) as client,
     ):
-        connection = await nats.connect(cluster.url)
+        connection = await cluster.owner("CONTROL")
         ear = Ear(load_identity(cluster.keys / N0, N0))
         await ear.listen(connection)
         request = DeployRequest(name=ADDER, model="adder", placement=PLACEMENTS[0], settings=SETTINGS)
-        await control.deploy_and_wait(cluster.url, request, STEP_S)
+        await control.deploy_and_wait(cluster.operator, request, STEP_S)
         yield Led(cluster, ear, Flow(client, expected), connection)
         await connection.close()
 

@@ -5,14 +5,13 @@ import hashlib
 import json
 import shutil
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Self
 
 import msgpack
-import nats
 import numpy as np
 import pytest
 from nats.aio.client import Client as Nats
@@ -21,7 +20,7 @@ from typer.testing import CliRunner
 
 import models
 from bus.connection import settle
-from bus.identity import Identity, load_identity
+from bus.identity import Identity, load_credentials, load_identity
 from bus.together import OPERATOR
 from models.importer import import_model
 from models.reference import Reference
@@ -30,7 +29,7 @@ from models.text import Text
 from resplit import control
 from resplit.cli import app
 from resplit.client import Client
-from resplit.cluster import LocalCluster
+from resplit.exchange import open_connection
 from resplit.replies import RequestError, Token
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
@@ -41,8 +40,10 @@ from schemas.deployment import Settings, Stage
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.tensor import Array
 from tests import model_zoo
+from tests.owned import OwnedCluster
 
 ANSWER_S = 30.0
+CONNECT_S = 5.0
 SERVING_S = 60.0
 CHAT, EMBED, CNN = DeploymentName("chat"), DeploymentName("embed"), DeploymentName("cnn")
 SLOTS, QUEUED = 4, 6
@@ -203,11 +204,15 @@ def decoded(message: Msg) -> Plain:
 class Serving:
     """A cluster with clients of every kind."""
 
-    cluster: LocalCluster
+    cluster: OwnedCluster
     client: Client
     bus: Bus
     ear: Ear
     oracle: Oracle
+    control: Nats
+    """The server's owner among those who steer, whom no list binds."""
+    edge: Nats
+    """The same at the edge."""
 
     async def answers(self) -> None:
         """The chat deployment answers as the unsplit model does, with every slot free for it."""
@@ -224,9 +229,10 @@ class Serving:
     async def say_raw(self, header: bytes, data: bytes, inbox: str) -> None:
         """A request in NATS' own protocol, past the checks of nats-py; returns once the server took it."""
         reader, writer = await asyncio.open_connection("127.0.0.1", int(self.cluster.url.rsplit(":", 1)[1]))
+        login = self.cluster.raw_login(await reader.readline())
         sizes = f"{len(header)} {len(header) + len(data)}" if header else f"{len(data)}"
         verb = "HPUB" if header else "PUB"
-        writer.write(b'CONNECT {"headers": true}\r\n' + f"{verb} {subjects.infer(CHAT)} {inbox} {sizes}\r\n".encode())
+        writer.write(login + f"{verb} {subjects.infer(CHAT)} {inbox} {sizes}\r\n".encode())
         writer.write(header + data + b"\r\nPING\r\n")
         async with asyncio.timeout(ANSWER_S):
             while b"PONG" not in (line := await reader.readline()):
@@ -236,13 +242,13 @@ class Serving:
 
     async def deploy(self, name: str, model: str, **fields: Any) -> DeploymentStatus:
         request = DeployRequest(name=DeploymentName(name), model=model, **fields)
-        return await control.deploy_and_wait(self.cluster.url, request, SERVING_S)
+        return await control.deploy_and_wait(self.cluster.operator, request, SERVING_S)
 
     async def until(self, true: Callable[[DeploymentStatus], bool], name: str = CHAT, timeout_s: float = 60) -> None:
         """Wait until the orchestrator's view of a deployment is as wanted."""
         async with asyncio.timeout(timeout_s):
             while True:
-                seen = await control.status(self.cluster.url)
+                seen = await control.status(self.cluster.operator)
                 if any(true(found) for found in seen.deployments if found.name == name):
                     return
                 await asyncio.sleep(0.1)
@@ -252,7 +258,7 @@ class Serving:
         async with asyncio.timeout(timeout_s):
             while True:
                 try:
-                    async with Client(self.cluster.url, idle_timeout_s=2.0) as client:
+                    async with Client(self.cluster.url, keys=self.cluster.client_keys, idle_timeout_s=2.0) as client:
                         answer = await client.complete(CHAT, PROMPT, max_tokens=3, ignore_eos=True)
                 except RequestError as error:
                     assert error.code != "internal"
@@ -269,8 +275,8 @@ class Serving:
             if b'"accepted"' in message.data:
                 seen.release()
 
-        subscription = await self.bus.nats.subscribe("_INBOX.>", cb=note)
-        await settle(self.bus.nats)
+        subscription = await self.edge.subscribe("_INBOX.>", cb=note)
+        await settle(self.edge)
         streams = [Streaming(client, max_tokens=count) for count in counts]
         async with asyncio.timeout(ANSWER_S):
             for _ in streams:
@@ -308,19 +314,24 @@ async def command(*arguments: str) -> tuple[int, str, str]:
 
 @asynccontextmanager
 async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) -> AsyncIterator[Serving]:
-    """A fresh cluster of three agents with one thread each, nothing deployed."""
-    async with LocalCluster(folder, store.root, 3, threads=1, **options) as cluster, Client(cluster.url) as client:
-        connection = await nats.connect(cluster.url, max_reconnect_attempts=-1, error_cb=_quiet)
+    """A fresh cluster of three agents with one thread each, nothing deployed; afterwards, nothing that any of its
+    processes did was refused by the server."""
+    async with AsyncExitStack() as stack:
+        cluster = await stack.enter_async_context(OwnedCluster(folder, store.root, 3, threads=1, **options))
+        client = await stack.enter_async_context(Client(cluster.url, keys=cluster.client_keys))
+        opened = [
+            await open_connection(cluster.url, "bus", CONNECT_S, load_credentials(cluster.client_keys).nats_options),
+            await cluster.operator.connect("ear", "operator"),
+            await cluster.owner("CONTROL"),
+            await cluster.owner("EDGE"),
+        ]
+        for connection in opened:
+            stack.push_async_callback(connection.close)
+        said, heard, control_owner, edge_owner = opened
         ear = Ear(load_identity(cluster.operator_keys, OPERATOR))
-        try:
-            await connection.subscribe(subjects.ALL_AUDIT, cb=ear.note)
-            yield Serving(cluster, client, Bus(connection), ear, oracle)
-        finally:
-            await connection.close()
-
-
-async def _quiet(_: Exception) -> None:
-    """nats-py reports every failed attempt to reconnect; the tests that cut the line know."""
+        await heard.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        yield Serving(cluster, client, Bus(said), ear, oracle, control_owner, edge_owner)
+        assert not (refused := cluster.refusals()), refused
 
 
 class Streaming:

@@ -13,21 +13,25 @@ from nats.js.api import DiscardPolicy, StreamConfig
 
 from bus.audit import AuditTrail
 from bus.connection import connect
-from bus.identity import load_identity
+from bus.credentials import Credentials
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.stopping import end
 from bus.streams import AUDIT_BYTES_MAX, ensure_streams
-from bus.together import OPERATOR, make_members
+from bus.together import OPERATOR, add_member, make_members
 from resplit.chain import Flaw, Verdict, verify
 from resplit.exits import Exit
 from resplit.rolling import seal_trail
 from resplit.trail import read_trust
 from schemas import subjects
 from schemas.audit import AuditKind
+from schemas.base import NodeId
 from tests.audit_trails import N0, N1, Writer, all_out, envelopes_at, tell
 from tests.conftest import NatsServer
 from tests.integration.cluster_fixtures import command
+from tests.security.guarded_bus import guarded
 
 SOON_S = 60.0
+ARCHIVIST = NodeId("archivist")
 
 
 @pytest.fixture
@@ -162,12 +166,13 @@ async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, key
     everything = await envelopes_at(client)
     export, known = tmp_path / "trail.jsonl", tmp_path / "known.jsonl"
     asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known)]
+    at = ["--url", nats_url, "--keys", str(keys / OPERATOR)]
     code, out, _ = await command(*asked, "--url", nats_url)
     assert code == Exit.OK
     assert out.splitlines()[-1].startswith("sound: 7 events, 1 writers, 1 lives; 0 undeclared, 1 declared; every sig")
-    code, _, said = await command("audit", "export", str(export), "--url", nats_url)
+    code, _, said = await command("audit", "export", str(export), *at)
     assert (code, said) == (Exit.OK, "7 events exported\n")
-    assert (await command("audit", "export", str(export), "--url", nats_url))[0] == Exit.USAGE
+    assert (await command("audit", "export", str(export), *at))[0] == Exit.USAGE
     lines = export.read_text().splitlines(keepends=True)
     assert len(lines) == len(everything) == 7
     assert (await command(*asked, "--file", str(export)))[0] == Exit.OK
@@ -197,17 +202,26 @@ async def test_the_commands_say_who_held_what_in_json_too(nats_url: str, keys: P
     await client.close()
 
 
-async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(
-    nats_url: str, keys: Path, tmp_path: Path
-) -> None:
-    client = await connect(nats_url, "test")
+async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(keys: Path, tmp_path: Path) -> None:
+    """Nobody but an archivist can do it: here the server refuses whatever a member may not."""
+    add_member(keys, ARCHIVIST, "archivist", None)
+    logins = {name: load_credentials(keys / name) for name in (ORCHESTRATOR, OPERATOR, ARCHIVIST)}
+    with guarded(tmp_path / "nats", logins.values()) as server:
+        await roll(server.url, keys, logins, tmp_path)
+        assert "Violation" not in server.log
+
+
+async def roll(url: str, keys: Path, logins: dict[NodeId, Credentials], tmp_path: Path) -> None:
+    client = await connect(url, "writer", credentials=logins[ORCHESTRATOR])
+    archivist = await connect(url, "archivist", credentials=logins[ARCHIVIST])
+    at = ["--url", url, "--keys", str(keys / ARCHIVIST)]
     first, second, known = tmp_path / "first.jsonl", tmp_path / "second.jsonl", tmp_path / "known.jsonl"
-    asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known), "--url", nats_url]
-    async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
+    asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known), "--url", url]
+    async with Writer(client, load_identity(keys / ORCHESTRATOR, ORCHESTRATOR), tmp_path / "writer.audit") as trail:
         tell(trail, 5)
         await all_out(trail)
         assert (await command(*asked))[0] == Exit.OK
-        rolling = asyncio.create_task(command("audit", "export", str(first), "--roll", "--url", nats_url))
+        rolling = asyncio.create_task(command("audit", "export", str(first), "--roll", *at))
         while not rolling.done():
             tell(trail, 1)
             await asyncio.sleep(0.005)
@@ -222,11 +236,15 @@ async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(
     assert code == Exit.OK, out
     code, out, _ = await command(*asked)
     assert code == Exit.FAILED and "events 1 to" in out, "one part alone is not the whole"
-    assert (await command("audit", "export", str(second), "--url", nats_url))[0] == Exit.OK
+    assert (await command("audit", "export", str(second), *at))[0] == Exit.OK
     assert (await command(*asked, "--file", str(first), "--file", str(second)))[0] == Exit.OK
-    assert (await command("audit", "export", "--roll", "--url", nats_url))[0] == Exit.USAGE
-    await seal_trail(client.jetstream())  # by somebody who then stopped half way
+    assert (await command("audit", "export", "--roll", *at))[0] == Exit.USAGE
+    operators = ["--url", url, "--keys", str(keys / OPERATOR)]
+    code, _, said = await command("audit", "export", str(tmp_path / "no.jsonl"), "--roll", *operators)
+    assert (code, "enrolled as archivist" in said) == (Exit.REFUSED, True)
+    await seal_trail(archivist.jetstream())  # by somebody who then stopped half way
     third = tmp_path / "third.jsonl"
-    assert (await command("audit", "export", str(third), "--roll", "--url", nats_url))[0] == Exit.OK
-    assert (third.read_text(), await envelopes_at(client)) == (second.read_text(), [])
+    assert (await command("audit", "export", str(third), "--roll", *at))[0] == Exit.OK
+    assert (third.read_text(), await envelopes_at(archivist)) == (second.read_text(), [])
     await client.close()
+    await archivist.close()

@@ -213,7 +213,7 @@ async def test_parameters_of_a_content_type_are_passed_over(shared: Serving, par
 async def test_a_header_of_any_bytes_does_no_harm(shared: Serving) -> None:
     for request in ({"prompt": "a", "max_tokens": 2, "stream": True}, {"prompt": "a", "max_tokens": 0}):
         head = b"NATS/1.0\r\nContent-Type: application/json; a=\xff\xfe\r\n\r\n"
-        await shared.say_raw(head, json.dumps(request).encode(), "_INBOX.raw")
+        await shared.say_raw(head, json.dumps(request).encode(), "_INBOX.client.raw.x")
     await shared.answers()
 
 
@@ -272,7 +272,7 @@ async def test_every_refusal_is_audited_without_the_content(shared: Serving) -> 
 
 
 async def test_replies_never_go_into_resplits_own_subjects(shared: Serving) -> None:
-    heard = await shared.bus.nats.subscribe(subjects.plan(CHAT))
+    heard = await shared.edge.subscribe(subjects.plan(CHAT))
     for data in (b"{", b'{"prompt": "a", "max_tokens": 1}', b'{"prompt": "a", "stream": true, "max_tokens": 1}'):
         await shared.bus.nats.publish(subjects.infer(CHAT), data, subjects.plan(CHAT))
     await shared.answers()
@@ -282,6 +282,7 @@ async def test_replies_never_go_into_resplits_own_subjects(shared: Serving) -> N
 
 @pytest.mark.parametrize("inbox", ["a..b", ">", "x.*", "_INBOX.\u00fc", "$SYS.REQ.SERVER.PING"])
 async def test_a_reply_subject_nobody_may_use_does_no_harm(shared: Serving, inbox: str) -> None:
+    shared.cluster.provoke(inbox)
     for request in ({"prompt": "a", "max_tokens": 2, "stream": True}, {"prompt": "a", "max_tokens": 0}):
         await shared.say_raw(b"", json.dumps(request).encode(), inbox)
     await shared.answers()
@@ -306,4 +307,4 @@ async def test_a_model_without_a_chat_template_refuses_messages(shared: Serving,
     assert await shared.refused("bare", request) == ("invalid_request", "messages")
     answer = await shared.client.complete("bare", PROMPT, max_tokens=3, ignore_eos=True)
     assert answer.token_ids == shared.oracle.tokens(PROMPT, 3)
-    await control.remove(shared.cluster.url, DeploymentName("bare"))
+    await control.remove(shared.cluster.operator, DeploymentName("bare"))

@@ -13,16 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import nats
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import resplit
 from agent.busroad import PIECE_TYPE
+from bus.connection import connect
 from bus.following import publish_roster
-from bus.identity import ORCHESTRATOR, load_identity
-from bus.together import add_member, make_members
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity
+from bus.natsconf import LOGINS_FILE
+from bus.streams import ensure_streams
+from bus.together import CLUSTER, add_member, make_members
 from models.store import Store
 from resplit import control
 from resplit.child import Child
@@ -125,7 +127,7 @@ FORGERIES = (
 async def test_a_forged_plan_changes_nothing_and_is_audited(exposed: Serving, tmp_path: Path, kind: str) -> None:
     exposed.ear.heard.clear()
     # Core NATS, not JetStream, would do for an agent that listens; the stream keeps it for those that come later.
-    await exposed.bus.nats.publish(subjects.plan(CHAT), forged(kind, exposed, tmp_path))
+    await exposed.control.publish(subjects.plan(CHAT), forged(kind, exposed, tmp_path))
     for node in exposed.cluster.agents:
         event = await exposed.ear.wait(AuditKind.EVENT_REJECTED, source=node)
         assert (event.fields["code"], event.fields["subject"]) == ("bad_signature", subjects.plan(CHAT))
@@ -133,33 +135,33 @@ async def test_a_forged_plan_changes_nothing_and_is_audited(exposed: Serving, tm
 
 
 async def test_a_replayed_plan_changes_nothing(exposed: Serving) -> None:
-    js = exposed.bus.nats.jetstream()
+    js = exposed.control.jetstream()
     first = await js.get_msg(subjects.STREAM_PLANS, subject=subjects.plan(CHAT), seq=1, next=True)
     assert first.data
-    await exposed.bus.nats.publish(subjects.plan(CHAT), first.data)
-    await exposed.bus.nats.publish(subjects.plan(CHAT), first.data)
+    await exposed.control.publish(subjects.plan(CHAT), first.data)
+    await exposed.control.publish(subjects.plan(CHAT), first.data)
     await exposed.answers()
     await exposed.until(lambda found: found.state == "serving")
 
 
 async def test_a_plan_of_another_deployment_is_refused(exposed: Serving) -> None:
-    js = exposed.bus.nats.jetstream()
+    js = exposed.control.jetstream()
     exposed.ear.heard.clear()
     last = await js.get_last_msg(subjects.STREAM_PLANS, subjects.plan(EMBED))
     assert last.data
-    await exposed.bus.nats.publish(subjects.plan(CHAT), last.data)
+    await exposed.control.publish(subjects.plan(CHAT), last.data)
     await exposed.ear.wait(AuditKind.EVENT_REJECTED, source=N0)
     await exposed.answers()
 
 
 async def test_after_forgeries_the_orchestrator_still_plans_and_new_agents_still_learn(exposed: Serving) -> None:
     """What a stranger left in the log must not stand in the way of the next plan or of an agent that starts."""
-    await exposed.bus.nats.publish(subjects.plan(CHAT), b"junk that stands last in the log")
+    await exposed.control.publish(subjects.plan(CHAT), b"junk that stands last in the log")
     await exposed.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS.model_copy(
         update={"max_queued": SETTINGS.max_queued + 1}
     ))  # fmt: skip
     await exposed.answers()
-    await exposed.bus.nats.publish(subjects.plan(CHAT), b"and again")
+    await exposed.control.publish(subjects.plan(CHAT), b"and again")
     await exposed.cluster.kill(N2)
     await exposed.cluster.start(N2)
     await exposed.until_answering()
@@ -193,7 +195,7 @@ class Stranger:
 
 
 async def link_of(exposed: Serving, node: NodeId) -> Stranger:
-    seen = await control.status(exposed.cluster.url)
+    seen = await control.status(exposed.cluster.operator)
     address = next(n.capacity.link for n in seen.nodes if n.capacity.node == node)
     assert address is not None
     return Stranger(exposed, address)
@@ -230,7 +232,8 @@ async def test_garbage_at_the_link_port_is_dropped(exposed: Serving) -> None:
 async def test_garbage_from_a_trusted_peer_ends_its_link_and_nothing_else(exposed: Serving) -> None:
     stranger = await link_of(exposed, N1)
     roster = add_member(exposed.cluster.keys, N9, "agent", "trusted")
-    await publish_roster(exposed.bus.nats.jetstream(), roster)
+    exposed.cluster.reload()
+    await publish_roster(exposed.control.jetstream(), roster)
     await exposed.ear.wait(AuditKind.ROSTER_TAKEN, source=N1)
     trusted = load_identity(exposed.cluster.keys / N9, N9).tls(ssl.Purpose.SERVER_AUTH)
     assert await stranger.sends(struct.pack("<IB", (1 << 32) - 1, 0), trusted) == b""  # announces 4 GiB
@@ -251,7 +254,7 @@ async def test_garbage_from_a_trusted_peer_ends_its_link_and_nothing_else(expose
 
 
 async def test_garbage_on_the_activation_subject_is_dropped(exposed: Serving) -> None:
-    bus, there = exposed.bus.nats, subjects.activation(N1)
+    bus, there = exposed.edge, subjects.activation(N1)
     for data in (b"", b"x", b"\0" * 64, b"\0" * 65, b"\x90" * 200, b"\xff" * 100_000):
         await bus.publish(there, data)
     frame = b"".join(bytes(piece) for piece in pack(Close(CHAT, 1, 0, 1, (1,))))
@@ -278,17 +281,17 @@ async def test_garbage_on_the_activation_subject_is_dropped(exposed: Serving) ->
         await bus.publish(there, known.key.sign(pae(PIECE_TYPE, body)) + body)
     await bus.publish(subjects.receipt(N0), b"junk")
     await bus.publish(subjects.capacity(N0), b"junk")
-    await bus.publish(subjects.control("deploy"), b"junk")
+    await exposed.control.publish(subjects.control("deploy"), b"junk")
     await exposed.answers()
 
 
 async def test_a_model_larger_than_all_nodes_is_refused_with_the_bytes_short(tmp_path: Path, zoo_store: Store) -> None:
     async with LocalCluster(tmp_path / "cluster", zoo_store.root, 1, memory_bytes=1 << 20) as cluster:
         with pytest.raises(ResplitError, match=r"needs \d+ bytes, the nodes have \d+, \d+ bytes short") as caught:
-            await control.deploy(cluster.url, DeployRequest(name="large", model="llama"))
+            await control.deploy(cluster.operator, DeployRequest(name="large", model="llama"))
         assert caught.value.code is ErrorCode.MODEL_TOO_LARGE
-        assert (await control.status(cluster.url)).deployments == ()
-        code, _, error = await command("deploy", "llama", "--url", cluster.url)
+        assert (await control.status(cluster.operator)).deployments == ()
+        code, _, error = await command("deploy", "llama", "--url", cluster.url, "--keys", str(cluster.operator_keys))
         assert (code, error.count("\n")) == (Exit.REFUSED, 1)
 
 
@@ -308,10 +311,10 @@ async def test_a_deployment_that_makes_no_sense_names_its_field(exposed: Serving
     ]
     for request, field in wrong:
         with pytest.raises(ResplitError) as caught:
-            await control.deploy(exposed.cluster.url, request)
+            await control.deploy(exposed.cluster.operator, request)
         assert caught.value.field == field
     assert caught.value.code is ErrorCode.UNKNOWN_MODEL
-    assert "wrong" not in {found.name for found in (await control.status(exposed.cluster.url)).deployments}
+    assert "wrong" not in {found.name for found in (await control.status(exposed.cluster.operator)).deployments}
 
 
 def flip(path: Path) -> None:
@@ -341,10 +344,10 @@ async def test_a_damaged_weight_file_never_reaches_the_runtime(
     await exposed.cluster.kill(N2)
     await exposed.cluster.start(N2)
     placement = (Stage(node=N2, first=0, last=len(manifest.blocks) - 1),)
-    await control.deploy(exposed.cluster.url, DeployRequest(name=name, model="embedder", placement=placement))
+    await control.deploy(exposed.cluster.operator, DeployRequest(name=name, model="embedder", placement=placement))
     event = await exposed.ear.wait(AuditKind.BLOB_CORRUPT, source=N2, timeout_s=30)
     assert event.fields["digest"] == weight.digest
-    await control.remove(exposed.cluster.url, name)
+    await control.remove(exposed.cluster.operator, name)
     await exposed.until_answering()
 
 
@@ -371,7 +374,7 @@ class Alone:
 
 async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_one(tmp_path: Path) -> None:
     make_members(tmp_path / "keys", [N0])
-    server = NatsServer(tmp_path / "nats")
+    server = NatsServer(tmp_path / "nats", (tmp_path / "keys" / CLUSTER / LOGINS_FILE).read_text)
     await server.start()
     url = server.url
     await server.child.kill()
@@ -381,11 +384,14 @@ async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_on
         await asyncio.sleep(1.2)  # several of its attempts
         assert agent.child.log.read_text().count("no NATS server at") == 1
         await server.start()
-        connection = await nats.connect(server.url)
-        heartbeats = await connection.subscribe(subjects.capacity(N0))
+        orchestrator = await connect(
+            server.url, "orchestrator", credentials=load_credentials(tmp_path / "keys" / ORCHESTRATOR)
+        )
+        heartbeats = await orchestrator.subscribe(subjects.ALL_CAPACITY)
         await agent.says("connected to")
-        await heartbeats.next_msg(STEP_S)
-        await connection.close()
+        await ensure_streams(orchestrator)
+        assert (await heartbeats.next_msg(STEP_S)).subject == subjects.capacity(N0)
+        await orchestrator.close()
     await server.child.stop()
 
 

@@ -12,11 +12,14 @@ from pathlib import Path
 import pytest
 
 import resplit
+from bus.natsconf import LOGINS_FILE, logins_conf
+from bus.together import CLIENT, CLUSTER, make_members
 from resplit import control
 from resplit.child import Child
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.exits import Exit
+from resplit.replies import RequestError
 from resplit.server import NatsServer
 from schemas.errors import ErrorCode, ResplitError
 
@@ -28,10 +31,11 @@ needs_services = pytest.mark.skipif(
 HOLD = """
 import asyncio, sys
 from pathlib import Path
+from bus.natsconf import logins_conf
 from resplit.server import NatsServer
 
 async def main():
-    server = NatsServer(Path(sys.argv[1]))
+    server = NatsServer(Path(sys.argv[1]), lambda: logins_conf(()))
     await server.start()
     print(server.child.pid, flush=True)
     await asyncio.sleep(60)
@@ -57,12 +61,16 @@ async def gone(pids: list[int], timeout_s: float = STEP_S) -> bool:
 
 
 async def test_a_server_keeps_its_port_over_a_restart_and_leaves_nothing(tmp_path: Path) -> None:
-    server = NatsServer(tmp_path)
+    make_members(tmp_path / "keys", [])
+    server = NatsServer(tmp_path / "nats", (tmp_path / "keys" / CLUSTER / LOGINS_FILE).read_text)
     await server.start()
     url, pid = server.url, server.child.pid
     assert pid is not None
-    async with Client(url):
+    async with Client(url, keys=tmp_path / "keys" / CLIENT):
         pass
+    with pytest.raises(RequestError, match="does not let this login in"):
+        async with Client(url):
+            pass
     await server.child.kill()
     await server.start()
     assert server.url == url
@@ -74,11 +82,11 @@ async def test_a_server_keeps_its_port_over_a_restart_and_leaves_nothing(tmp_pat
 
 
 async def test_a_port_that_is_taken_is_told_with_the_servers_own_words(tmp_path: Path) -> None:
-    first = NatsServer(tmp_path / "a")
+    first = NatsServer(tmp_path / "a", lambda: logins_conf(()))
     await first.start()
     port = int(first.url.rsplit(":", 1)[1])
     with pytest.raises(ResplitError, match="address already in use"):
-        await NatsServer(tmp_path / "b", port).start()
+        await NatsServer(tmp_path / "b", lambda: logins_conf(()), port).start()
     await first.child.stop()
 
 
@@ -169,7 +177,7 @@ async def hold(folder: Path) -> tuple[asyncio.subprocess.Process, dict[str, int]
 async def test_a_cluster_reports_its_agents_brings_a_killed_one_back_and_leaves_no_process(tmp_path: Path) -> None:
     async with LocalCluster(tmp_path / "cluster", tmp_path / "store", agents=2, memory_bytes=256 << 20) as cluster:
         before = cluster.processes
-        seen = await control.status(cluster.url)
+        seen = await control.status(cluster.operator)
         assert {node.capacity.node for node in seen.nodes} == {"n0", "n1"}
         assert all(not node.lost for node in seen.nodes)
         assert all(runs(pid) for pid in before.values())

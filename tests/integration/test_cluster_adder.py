@@ -55,7 +55,7 @@ async def run(*arguments: str) -> tuple[int, str, str]:
 
 
 async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_now(cluster: LocalCluster) -> None:
-    at = ["--url", cluster.url]
+    at = ["--url", cluster.url, "--keys", str(cluster.operator_keys)]
     nothing = await command("explain", *at)
     assert nothing[:2] == (Exit.OK, "no deployment has a plan yet; see `resplit status`\n")
     assert (await command("deploy", "adder", "--name", "why", "--stages", "2", "--context", "64", *at))[0] == Exit.OK
@@ -77,7 +77,7 @@ async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_n
     code, _, error = await command("plan", "why", *at)
     assert (code, "--dry-run" in error) == (Exit.USAGE, True)
 
-    code, out, _ = await command("explain", "why", "--epoch", "1", "--keys", str(cluster.operator_keys), *at)
+    code, out, _ = await command("explain", "why", "--epoch", "1", *at)
     assert code == Exit.OK
     assert "the deployment has no plan yet" in out
     assert "committed: every node of epoch 1 is ready" in out
@@ -87,35 +87,36 @@ async def test_a_deployment_says_why_it_runs_as_it_does_and_what_would_be_done_n
         assert (await command(*missing, *at))[0] == Exit.NOT_FOUND
     assert (await command("remove", "why", *at))[0] == Exit.OK
     async with asyncio.timeout(COMMAND_S):
-        while (await control.status(cluster.url)).deployments:  # noqa: ASYNC110 (it drains first)
+        while (await control.status(cluster.operator)).deployments:  # noqa: ASYNC110 (it drains first)
             await asyncio.sleep(0.1)
 
 
 async def test_a_model_is_deployed_asked_watched_and_removed(cluster: LocalCluster) -> None:
-    at = ["--url", cluster.url]
+    at = ["--url", cluster.url, "--keys", str(cluster.operator_keys)]
     deployed = await run("deploy", "adder", "--stages", "2", "--context", "64", "--json", *at)
     assert deployed[0] == Exit.OK, deployed[2]
     plan = json.loads(deployed[1])["current"]
     assert len(plan["routes"][0]["stages"]) == 2
 
-    async with Client(cluster.url) as client:
+    async with Client(cluster.url, keys=cluster.client_keys) as client:
         answers = await asyncio.gather(*(client.complete("adder", "12+34=", max_tokens=8) for _ in range(5)))
     assert len({answer.token_ids for answer in answers}) == 1
-    said = await run("infer", "adder", "12+34=", "--max-tokens", "8", *at)
+    client_at = ["--url", cluster.url, "--keys", str(cluster.client_keys)]
+    said = await run("infer", "adder", "12+34=", "--max-tokens", "8", *client_at)
     assert said[:2] == (Exit.OK, answers[0].text + "\n")
-    lines = (await command("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *at))[1].splitlines()
+    lines = (await command("infer", "adder", "12+34=", "--max-tokens", "8", "--json", *client_at))[1].splitlines()
     assert [json.loads(line)["token_id"] for line in lines] == list(answers[0].token_ids)
 
     seen: dict[str, Any] = json.loads((await command("status", "--json", *at))[1])
     assert [(d["name"], d["state"]) for d in seen["deployments"]] == [("adder", "serving")]
-    told = (await command("events", "--json", "--keys", str(cluster.operator_keys), *at))[1].splitlines()
+    told = (await command("events", "--json", *at))[1].splitlines()
     events = [json.loads(line) for line in told]
     assert {"node_joined", "plan_prepared", "plan_committed"} <= {event["kind"] for event in events}
     assert {event["standing"] for event in events} == {"verified"}
 
     assert (await run("remove", "adder", "--json", *at))[0] == Exit.OK
     assert (await command("remove", "never-there", *at))[0] == Exit.NOT_FOUND
-    async with Client(cluster.url) as client:
+    async with Client(cluster.url, keys=cluster.client_keys) as client:
         for _ in range(100):  # it drains first
             try:
                 await client.complete("adder", "1+2=", max_tokens=1)

@@ -339,7 +339,7 @@ async def test_agents_that_serve_nothing_report_each_other(tmp_path: Path) -> No
         identity = load_identity(cluster.keys / names[0], names[0])
         known: dict[NodeId, Capacity] = {}
         all_known = asyncio.Event()
-        client = await connect(cluster.url, "test")
+        client = await cluster.operator.connect("test", "operator")
 
         async def note(message: object) -> None:
             data = getattr(message, "data", b"")

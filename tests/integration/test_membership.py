@@ -1,5 +1,6 @@
 """Who belongs changes while the cluster runs, and what the root said holds against everybody on the bus."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 
@@ -37,6 +38,7 @@ from tests.integration.cluster_fixtures import (
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 N3 = NodeId("n3")
+CUT_OFF_S = 10.0
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
@@ -54,7 +56,7 @@ async def published(running: Serving, *nodes: NodeId) -> Roster:
     """The cluster's roster, once `nodes` have taken it."""
     data = (running.cluster.keys / CLUSTER / ROSTER).read_bytes()
     await running.ear.identity.take_roster(data)
-    await publish_roster(running.bus.nats.jetstream(), data)
+    await publish_roster(running.control.jetstream(), data)
     roster = running.ear.identity.roster
     for node in (*nodes, ORCHESTRATOR):
         await running.ear.wait(AuditKind.ROSTER_TAKEN, source=node, version=roster.version)
@@ -80,8 +82,12 @@ async def test_a_revoked_agent_is_out_and_its_blocks_are_elsewhere(changing: Ser
         lambda found: found.state == "serving" and found.current is not None and N3 not in found.current.nodes
     )
     assert N3 in changing.cluster.processes, "it runs, and nobody believes it"
+    changing.cluster.reload()
+    async with asyncio.timeout(CUT_OFF_S):
+        while "refuses: nats: 'Authorization Violation'" not in changing.cluster.log(N3).read_text():  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # (a log file sends no events)
     await changing.answers()
-    reports = [node for node in (await control.status(changing.cluster.url)).nodes if node.capacity.node == N3]
+    reports = [node for node in (await control.status(changing.cluster.operator)).nodes if node.capacity.node == N3]
     assert all(node.lost for node in reports)
     await changing.cluster.stop(N3)
 
@@ -91,7 +97,7 @@ async def test_an_agent_that_starts_again_is_not_taken_in_by_an_older_plan(chang
     await changing.deploy(CHAT, "llama", placement=three_stages(N0, N2, N1), settings=SETTINGS)
     await changing.until(lambda found: not found.draining)
     await changing.cluster.stop(ORCHESTRATOR)
-    js, subject = changing.bus.nats.jetstream(), subjects.plan(CHAT)
+    js, subject = changing.control.jetstream(), subjects.plan(CHAT)
     newest = await js.get_last_msg(subjects.STREAM_PLANS, subject)
     assert newest.data is not None and newest.seq is not None
     await changing.cluster.kill(N1)
@@ -107,7 +113,7 @@ async def test_an_agent_that_starts_again_is_not_taken_in_by_an_older_plan(chang
 
 async def forge(running: Serving, *stages: Stage) -> Plan:
     """Put a plan in force with the orchestrator's own key, which was stolen, ahead of all that its owner says."""
-    last = await running.bus.nats.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(CHAT))
+    last = await running.control.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(CHAT))
     thief = load_identity(running.cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
     before, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, thief.orchestrators)
     assert before.current is not None
@@ -123,7 +129,7 @@ async def forge(running: Serving, *stages: Stage) -> Plan:
         current=plan,
     )
     data = seal(event, PLAN_TYPE, ORCHESTRATOR, thief.key)
-    await running.bus.nats.jetstream().publish(subjects.plan(CHAT), data)
+    await running.control.jetstream().publish(subjects.plan(CHAT), data)
     return plan
 
 

@@ -35,15 +35,15 @@ SENTENCES = [
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def url(tmp_path_factory: pytest.TempPathFactory, minilm: Store) -> AsyncIterator[str]:
+async def cluster(tmp_path_factory: pytest.TempPathFactory, minilm: Store) -> AsyncIterator[LocalCluster]:
     """Three agents that serve `minilm` and the shipped `adder`, a stage each."""
     folder = tmp_path_factory.mktemp("shipped")
     shutil.copytree(minilm.root, folder / "store")
     shutil.copytree(resplit.demo.shipped_store(), folder / "store", dirs_exist_ok=True)
     async with LocalCluster(folder / "cluster", folder / "store", agents=3) as cluster:
         for name in ("adder", "minilm"):
-            await deploy_and_wait(cluster.url, DeployRequest(name=DeploymentName(name), model=name, stages=3), 60)
-        yield cluster.url
+            await deploy_and_wait(cluster.operator, DeployRequest(name=DeploymentName(name), model=name, stages=3), 60)
+        yield cluster
 
 
 def test_minilm_is_cut_into_its_six_layers(minilm: Store) -> None:
@@ -54,12 +54,12 @@ def test_minilm_is_cut_into_its_six_layers(minilm: Store) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_minilm_embeddings_equal_the_unsplit_model_and_make_sense(minilm: Store, url: str) -> None:
+async def test_minilm_embeddings_equal_the_unsplit_model_and_make_sense(minilm: Store, cluster: LocalCluster) -> None:
     manifest = minilm.manifest("minilm")
     assert manifest.text is not None
     reference = Reference(minilm, "minilm")
     text = Text(manifest.text, minilm.path(manifest.text.tokenizer.digest))
-    async with Client(url) as client:
+    async with Client(cluster.url, keys=cluster.client_keys) as client:
         got = np.asarray((await client.embed("minilm", SENTENCES)).vectors)
     for vector, sentence in zip(got, SENTENCES, strict=True):
         whole = reference.run(text_inputs(text, manifest, sentence, "input"))[manifest.outputs[0].name]
@@ -70,12 +70,18 @@ async def test_minilm_embeddings_equal_the_unsplit_model_and_make_sense(minilm: 
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_fifteen_lines_of_nats_py_stream_a_completion_and_get_an_embedding(url: str) -> None:
+async def test_fifteen_lines_of_nats_py_stream_a_completion_and_get_an_embedding(cluster: LocalCluster) -> None:
     """As they stand: nats-py alone is enough for text and vectors."""
     code = [line for line in SCRIPT.read_text().splitlines() if line.strip() and not line.startswith(('"""', "import"))]
     assert len(code) <= 15
     process = await asyncio.create_subprocess_exec(
-        sys.executable, SCRIPT, url, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        sys.executable,
+        SCRIPT,
+        cluster.url,
+        cluster.client_keys / "client.nk",
+        "_INBOX.client.client",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     out, error = await process.communicate()
     assert process.returncode == 0, error.decode()

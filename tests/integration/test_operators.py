@@ -59,13 +59,13 @@ async def chat(tended: Serving) -> AsyncIterator[Serving]:
     await tended.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
     yield tended
     for node in (await seen(tended)).drained:
-        await control.undrain(tended.cluster.url, node)
+        await control.undrain(tended.cluster.operator, node)
     tended.alive()
     await tended.until_answering()
 
 
 async def seen(running: Serving) -> StatusReply:
-    return await control.status(running.cluster.url)
+    return await control.status(running.cluster.operator)
 
 
 async def chat_stages(running: Serving) -> tuple[Stage, ...]:
@@ -82,7 +82,12 @@ async def wished(running: Serving) -> object:
 
 async def run(running: Serving, *arguments: str) -> tuple[int, str, str]:
     """Run a command of `resplit` on this cluster: (exit code, stdout, stderr)."""
-    return await command(*arguments, "--url", running.cluster.url)
+    return await command(*arguments, *way_in(running))
+
+
+def way_in(running: Serving) -> list[str]:
+    """The options of every command that asks the cluster."""
+    return ["--url", running.cluster.url, "--keys", str(running.cluster.operator_keys)]
 
 
 async def test_a_drain_under_load_moves_the_blocks_and_loses_no_request(chat: Serving) -> None:
@@ -110,7 +115,7 @@ async def test_a_drain_under_load_moves_the_blocks_and_loses_no_request(chat: Se
 
 async def test_a_drained_node_stays_drained_whatever_restarts(chat: Serving) -> None:
     source = (await chat_stages(chat))[0].node
-    await control.drain_and_wait(chat.cluster.url, source, MOVED_S)
+    await control.drain_and_wait(chat.cluster.operator, source, MOVED_S)
     for process in (source, ORCHESTRATOR):
         await chat.cluster.kill(process)
         await chat.cluster.start(process)
@@ -119,24 +124,24 @@ async def test_a_drained_node_stays_drained_whatever_restarts(chat: Serving) -> 
     await chat.deploy(CHAT, "llama", stages=2, settings=SETTINGS.model_copy(update={"max_queued": 7}))
     assert source not in {stage.node for stage in await chat_stages(chat)}
     with pytest.raises(ResplitError, match=f"node '{source}' is drained"):
-        await control.place(chat.cluster.url, CHAT, three_stages(source, N1, N2))
-    await control.undrain(chat.cluster.url, source)
+        await control.place(chat.cluster.operator, CHAT, three_stages(source, N1, N2))
+    await control.undrain(chat.cluster.operator, source)
     assert (await seen(chat)).drained == ()
     await chat.deploy(CHAT, "llama", stages=3, settings=SETTINGS)
     assert source in {stage.node for stage in await chat_stages(chat)}
 
 
 async def test_a_drain_that_cannot_be_is_refused_and_changes_nothing(chat: Serving) -> None:
-    url = chat.cluster.url
+    at = chat.cluster.operator
     await chat.deploy(CHAT, "llama", stages=3, settings=SETTINGS)
     before = await wished(chat)
     with pytest.raises(ResplitError, match="no node 'n9'; the nodes are: n0, n1, n2") as caught:
-        await control.drain(url, NodeId("n9"))
+        await control.drain(at, NodeId("n9"))
     assert caught.value.code is ErrorCode.UNKNOWN_NODE
     with pytest.raises(ResplitError, match="'chat' cannot run without node 'n1': 3 stages need as many nodes"):
-        await control.drain(url, N1)
+        await control.drain(at, N1)
     with pytest.raises(ResplitError, match="there is no node 'n9'"):
-        await control.undrain(url, NodeId("n9"))
+        await control.undrain(at, NodeId("n9"))
     code, out, error = await run(chat, "drain", "N 9")
     assert (code, out, error.count("\n")) == (Exit.USAGE, "", 1)
     assert await wished(chat) == before
@@ -155,7 +160,7 @@ async def test_what_is_shown_can_be_locked_and_unlocked_again(chat: Serving, tmp
     # What runs is frozen, not moved: not even an epoch passed.
     assert await chat_stages(chat) == before
     with pytest.raises(ResplitError, match="its placement is locked; run `resplit topology unlock chat`"):
-        await control.drain(chat.cluster.url, before[0].node)
+        await control.drain(chat.cluster.operator, before[0].node)
 
     nodes = (before[1].node, before[0].node)
     swapped = tuple(stage.model_copy(update={"node": node}) for stage, node in zip(before, nodes, strict=True))
@@ -202,7 +207,7 @@ async def diagnosed(running: Serving, *arguments: str) -> tuple[int, dict[tuple[
 
 async def test_a_doctor_finds_nothing_failing_in_a_healthy_cluster(chat: Serving) -> None:
     await chat.answers()
-    code, found = await diagnosed(chat, "--keys", str(chat.cluster.operator_keys))
+    code, found = await diagnosed(chat)
     assert (code, [check for check, verdict in found.items() if verdict == "fail"]) == (Exit.OK, [])
     assert {("nats", None), ("jetstream", None), ("orchestrator", None), ("keys", None), ("versions", None)} <= set(
         found
@@ -220,7 +225,7 @@ async def test_a_doctor_finds_a_private_key_that_others_may_read(chat: Serving) 
     mode = key.stat().st_mode
     key.chmod(0o644)
     try:
-        code, found = await diagnosed(chat, N1, "--keys", str(keys))
+        code, found = await diagnosed(chat, N1, "--agent", str(keys))
     finally:
         key.chmod(mode)
     assert (code, found["keys", key.name]) == (Exit.FAILED, "fail")
@@ -257,13 +262,13 @@ async def test_a_doctor_finds_an_orchestrator_that_does_not_answer(chat: Serving
             await chat.cluster.start(ORCHESTRATOR)
         else:
             os.kill(pid, signal.SIGCONT)
-    verdicts = {("nats", None): "ok", ("jetstream", None): "ok", ("orchestrator", None): "fail"}
+    verdicts = {("keys", None): "ok", ("nats", None): "ok", ("jetstream", None): "ok", ("orchestrator", None): "fail"}
     assert (code, found) == (Exit.FAILED, verdicts)
 
 
 async def test_status_is_drawn_anew_on_a_terminal_until_it_is_interrupted(chat: Serving) -> None:
     ours, theirs = pty.openpty()
-    command = [sys.executable, "-m", "resplit", "status", "--watch", "--interval", "0.2", "--url", chat.cluster.url]
+    command = [sys.executable, "-m", "resplit", "status", "--watch", "--interval", "0.2", *way_in(chat)]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120", "LINES": "40"}
     process = await asyncio.create_subprocess_exec(
         *command, cwd=ROOT, env=environment, stdin=theirs, stdout=theirs, stderr=subprocess.PIPE
@@ -300,7 +305,7 @@ async def test_status_is_listed_without_control_codes_where_there_is_no_terminal
     for options, mark in ((["--json"], '"term"'), ([], "Deployments")):
         command = [sys.executable, "-m", "resplit", "status", "--watch", "--interval", "0.1", *options]
         process = await asyncio.create_subprocess_exec(
-            *command, "--url", chat.cluster.url, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            *command, *way_in(chat), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
         assert process.stdout is not None
         out = ""

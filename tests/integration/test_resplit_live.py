@@ -92,7 +92,7 @@ async def test_other_settings_are_no_reason_to_lose_a_request(moving: Serving) -
 
 
 async def chat(running: Serving) -> DeploymentStatus:
-    reply = await control.status(running.cluster.url)
+    reply = await control.status(running.cluster.operator)
     return next(found for found in reply.deployments if found.name == CHAT)
 
 
@@ -115,11 +115,11 @@ async def test_two_routes_share_a_stage_and_answer_like_the_unsplit_model(moving
         (Stage(node=N0, first=0, last=1), Stage(node=N2, first=2, last=last)),
         (Stage(node=N1, first=0, last=1), Stage(node=N2, first=2, last=last)),
     )
-    locked = await control.place_and_wait(moving.cluster.url, CHAT, shared, PLACE_S)
+    locked = await control.place_and_wait(moving.cluster.operator, CHAT, shared, PLACE_S)
     assert locked.current is not None
     assert locked.current.chains == shared
     await answered(moving, 24)
-    await control.place_and_wait(moving.cluster.url, CHAT, None, PLACE_S)
+    await control.place_and_wait(moving.cluster.operator, CHAT, None, PLACE_S)
 
 
 async def test_a_lost_node_costs_its_own_route_alone(moving: Serving) -> None:

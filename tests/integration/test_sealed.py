@@ -71,13 +71,13 @@ def expected(plain: Store) -> list[int]:
 async def sealed(tmp_path_factory: pytest.TempPathFactory, registry: Store, oracle: Oracle) -> AsyncIterator[Serving]:
     async with serving(tmp_path_factory.mktemp("sealed") / "cluster", registry, oracle) as running:
         request = DeployRequest(name=ADDER, model=ADDER, placement=HOME, settings=Settings(context_tokens=64))
-        await deploy_and_wait(running.cluster.url, request, STEP_S)
+        await deploy_and_wait(running.cluster.operator, request, STEP_S)
         yield running
         running.alive()
 
 
 async def placed(running: Serving, *stages: Stage) -> None:
-    await place_and_wait(running.cluster.url, ADDER, stages, STEP_S)
+    await place_and_wait(running.cluster.operator, ADDER, stages, STEP_S)
 
 
 async def until_answering(running: Serving, expected: list[int]) -> None:
@@ -85,7 +85,7 @@ async def until_answering(running: Serving, expected: list[int]) -> None:
     async with asyncio.timeout(STEP_S):
         while True:
             try:
-                async with Client(running.cluster.url, idle_timeout_s=2.0) as client:
+                async with Client(running.cluster.url, keys=running.cluster.client_keys, idle_timeout_s=2.0) as client:
                     answer = await client.complete(ADDER, PROMPT, max_tokens=TOKENS)
             except RequestError as error:
                 assert error.code != "internal"
@@ -96,7 +96,7 @@ async def until_answering(running: Serving, expected: list[int]) -> None:
 
 
 async def newest(running: Serving) -> PlanEvent:
-    message = await running.bus.nats.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
+    message = await running.control.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
     trusted = load_identity(running.cluster.keys / ORCHESTRATOR, ORCHESTRATOR).orchestrators
     assert message.data is not None
     return open_envelope(message.data, PlanEvent, PLAN_TYPE, trusted)[0]
@@ -205,13 +205,15 @@ async def test_a_model_whose_keys_are_elsewhere_is_refused_before_anything_chang
     keys.rename(aside)
     try:
         with pytest.raises(ResplitError, match="bring") as caught:
-            await deploy(sealed.cluster.url, DeployRequest(name=DeploymentName("other"), model=ADDER))
+            await deploy(sealed.cluster.operator, DeployRequest(name=DeploymentName("other"), model=ADDER))
         assert caught.value.code is ErrorCode.MISSING_KEYS
-        code, _, said = await command("deploy", ADDER, "--name", "other", "--url", sealed.cluster.url)
+        code, _, said = await command(
+            "deploy", ADDER, "--name", "other", "--url", sealed.cluster.url, "--keys", str(sealed.cluster.operator_keys)
+        )
         assert (code, "missing_keys" in said) == (Exit.NOT_FOUND, True)
     finally:
         aside.rename(keys)
-    assert [found.name for found in (await status(sealed.cluster.url)).deployments] == [ADDER]
+    assert [found.name for found in (await status(sealed.cluster.operator)).deployments] == [ADDER]
     await until_answering(sealed, expected)
 
 
@@ -223,12 +225,13 @@ async def test_what_is_on_the_bus_holds_neither_weights_nor_keys(
     async def note(message: Msg) -> None:
         heard.append(message.data)
 
-    subscription = await sealed.bus.nats.subscribe(">", cb=note)
+    subscriptions = [await owner.subscribe(">", cb=note) for owner in (sealed.control, sealed.edge)]
     head = registry.manifest(ADDER).blocks[9].stored
     for ref in head:
         store_of(sealed, N1).path(ref.digest).unlink(missing_ok=True)
     await placed(sealed, HOME[0], Stage(node=N1, first=4, last=9))
-    await subscription.unsubscribe()
+    for subscription in subscriptions:
+        await subscription.unsubscribe()
     said = b"".join(heard)
     sealed_bytes = registry.path(head[-1].digest).read_bytes()
     assert sealed_bytes[1000:1100] in said, "files do travel here"

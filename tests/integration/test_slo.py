@@ -33,7 +33,7 @@ async def classed(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, or
 
 
 async def seen(running: Serving) -> DeploymentStatus:
-    [found] = [one for one in (await control.status(running.cluster.url)).deployments if one.name == CHAT]
+    [found] = [one for one in (await control.status(running.cluster.operator)).deployments if one.name == CHAT]
     return found
 
 

@@ -61,8 +61,8 @@ async def roll_out(cluster: LocalCluster, running: Serving, plan: Plan) -> None:
     async def receipt(message: Msg) -> None:
         heard.put_nowait(open_envelope(message.data, Receipt, RECEIPT_TYPE, identity.agents)[0])
 
-    subscription = await running.bus.nats.subscribe("resplit.v1.receipt.*", cb=receipt)
-    log = PlanLog(await ensure_streams(running.bus.nats), identity)
+    subscription = await running.control.subscribe("resplit.v1.receipt.*", cb=receipt)
+    log = PlanLog(await ensure_streams(running.control), identity)
     now = datetime.now(UTC)
     _, rollouts = await log.take_office(NodeId("by-hand"), now, lambda _, error: pytest.fail(str(error)))
     taken = step(rollouts[CHAT], Propose(plan), now)

@@ -16,9 +16,10 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from bus.connection import MemberClient
-from bus.credentials import Credentials, Role, nkey_seed
+from bus.credentials import Credentials, nkey_seed
 from bus.natsconf import LOGINS_FILE, TlsFiles, logins_conf, server_conf
 from schemas.base import NodeId
+from schemas.roster import Role
 from tests.conftest import START_S, STOP_S, nats_server_binary
 
 REFUSAL_S = 5.0
@@ -36,9 +37,9 @@ class GuardedServer:
         self._folder = folder
         self._reloads = 0
         self._scheme = "nats" if tls is None else "tls"
-        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store="4GB")
+        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store_bytes=4 << 30)
         (folder / "nats-server.conf").write_text(conf)
-        self._write(members)
+        self._write(logins_conf([member.login for member in members]))
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -63,9 +64,23 @@ class GuardedServer:
 
     def reload(self, members: Iterable[Credentials]) -> None:
         """Let these in from now on, and nobody else."""
-        self._write(members)
+        self.reload_text(logins_conf([member.login for member in members]))
+
+    def reload_text(self, logins: str) -> None:
+        """Let in whom this file of logins names."""
+        self._write(logins)
         self._reloads += 1
         self.hang_up("Reloaded server configuration", self._reloads)
+
+    async def admits(self, who: Credentials) -> bool:
+        """Whether it lets somebody in."""
+        try:
+            member = await Member(who).log_in(self.url)
+        except NatsError as error:
+            assert "Authorization Violation" in str(error)
+            return False
+        await member.client.close()
+        return True
 
     def hang_up(self, said: str, times: int = 1) -> None:
         """SIGHUP, and wait for what the server says to it."""
@@ -73,9 +88,9 @@ class GuardedServer:
         os.kill(self._process.pid, signal.SIGHUP)
         self._until(said, times)
 
-    def _write(self, members: Iterable[Credentials]) -> None:
+    def _write(self, logins: str) -> None:
         fresh = self._folder / f"{LOGINS_FILE}.new"
-        fresh.write_text(logins_conf([member.login for member in members]))
+        fresh.write_text(logins)
         fresh.rename(self._folder / LOGINS_FILE)
 
     def _until(self, said: str, times: int = 1) -> None:

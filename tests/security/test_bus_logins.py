@@ -4,6 +4,7 @@ import asyncio
 import re
 import secrets
 import ssl
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,12 @@ from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
 from bus.connection import connect
-from bus.credentials import Credentials, Login, nkey_seed, public_nkey
-from bus.identity import ORCHESTRATOR, load_identity
-from bus.natsconf import TlsFiles, logins_conf, quoted, server_conf
+from bus.credentials import Credentials, Login, logins_of, nkey_seed, public_nkey
+from bus.enrolment import enrol, renew, revoke, rotate
+from bus.founding import found_cluster, load_holder
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity, read_roster
+from bus.joining import join
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, TlsFiles, logins_conf, quoted, server_conf
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
 from bus.together import make_members
@@ -187,9 +191,53 @@ def test_a_seed_is_not_shown_where_its_owner_is() -> None:
     assert member.seed not in repr(member)
 
 
-def test_nobody_at_all_is_refused_for_the_server_would_take_it_for_everybody() -> None:
-    with pytest.raises(ResplitError, match="lets everybody in"):
-        logins_conf([])
+async def test_where_nobody_is_enrolled_nobody_gets_in(tmp_path: Path) -> None:
+    """A server without any login would let everybody in."""
+    first = credentials(N0, "agent")
+    with guarded(tmp_path, []) as server:
+        for options in ({}, {"user": "nobody", "password": ""}, {"user": "nobody", "password": "nobody"}):
+            with pytest.raises(NatsError, match="Authorization Violation"):
+                await Member(first).log_in(server.url, **{"nkeys_seed_str": None, **options})
+        server.reload([first])
+        enrolled = await Member(first).log_in(server.url)
+        await enrolled.client.close()
+
+
+async def test_the_files_of_a_cluster_let_in_whom_its_roster_names(tmp_path: Path) -> None:
+    """As `resplit init`, `enroll`, `rotate` and `revoke` write them; the server has to know of them by a reload."""
+    cluster, now = tmp_path / "cluster", datetime.now(UTC)
+    found_cluster(cluster, now=now)
+    roots = [load_holder(cluster / "root-0.key")]
+
+    def enrolled(bundle: bytes) -> Credentials:
+        join(bundle, tmp_path / N0, now)
+        return load_credentials(tmp_path / N0)
+
+    def logins() -> str:
+        return (cluster / LOGINS_FILE).read_text()
+
+    shipped = (cluster / SERVER_FILE).read_text()
+    assert f'include "{LOGINS_FILE}"' in shipped and 'listen: "0.0.0.0:4222"' in shipped
+    with guarded(tmp_path / "nats", []) as server:
+        old = enrolled(enrol(cluster, N0, "agent", "edge", timedelta(days=1), roots, now=now))
+        server.reload_text(logins())
+        assert await server.admits(old)
+        new = enrolled(rotate(cluster, N0, roots, now=now))
+        server.reload_text(logins())
+        assert (await server.admits(new), await server.admits(old)) == (True, False)
+        revoke(cluster, N0, roots, now=now)
+        server.reload_text(logins())
+        assert not await server.admits(new)
+
+
+def test_whose_time_was_over_when_the_roster_was_signed_is_let_in_no_more(tmp_path: Path) -> None:
+    now = datetime.now(UTC)
+    found_cluster(tmp_path, now=now)
+    roots = [load_holder(tmp_path / "root-0.key")]
+    enrol(tmp_path, N0, "agent", "edge", timedelta(days=1), roots, now=now)
+    assert [login.name for login in logins_of(read_roster(tmp_path))] == [N0]
+    assert logins_of(renew(tmp_path, roots, now=now + timedelta(days=2))) == ()
+    assert N0 not in (tmp_path / LOGINS_FILE).read_text()
 
 
 def test_each_member_has_a_name_and_a_key_of_its_own() -> None:
@@ -222,10 +270,11 @@ def test_control_characters_do_not_stand_in_the_configuration(text: str) -> None
     assert refused.value.code is ErrorCode.INVALID_REQUEST
 
 
-def test_sizes_and_the_name_of_the_file_of_logins_are_checked() -> None:
-    for arguments in ({"max_payload": "8MB }"}, {"max_file_store": "lots"}, {"logins_file": "../logins.conf"}):
-        with pytest.raises(ResplitError):
-            server_conf("0.0.0.0:4222", Path("/var/lib/nats"), **arguments)  # type: ignore[arg-type]
+def test_sizes_are_written_as_people_read_them_and_the_file_of_logins_lies_beside() -> None:
+    with pytest.raises(ResplitError):
+        server_conf("0.0.0.0:4222", Path("/var/lib/nats"), logins_file="../logins.conf")
+    conf = server_conf("0.0.0.0:4222", Path("/var/lib/nats"), max_payload_bytes=1000, max_file_store_bytes=3 << 20)
+    assert "max_payload: 1000\n" in conf and "max_file_store: 3MB\n" in conf
 
 
 def test_seeds_are_of_users_and_each_is_another() -> None:

@@ -26,7 +26,8 @@ CLIENT, OPERATOR, OBSERVER = (
     credentials("ops", "operator"),
     credentials("eye", "observer"),
 )
-MEMBERS = (ORCHESTRATOR, AGENT, OTHER, CLIENT, OPERATOR, OBSERVER)
+ARCHIVIST = credentials("shelf", "archivist")
+MEMBERS = (ORCHESTRATOR, AGENT, OTHER, CLIENT, OPERATOR, OBSERVER, ARCHIVIST)
 DENIED_S = 0.3
 """A denied question to JetStream is answered by nobody."""
 SOON_S = 5.0
@@ -131,13 +132,27 @@ DESTRUCTION: dict[str, tuple[str, Callable[[JetStreamContext, str, str], Awaitab
 @pytest.mark.parametrize("who", MEMBERS, ids=lambda who: who.role + " " + who.name)
 @pytest.mark.parametrize("how", DESTRUCTION)
 async def test_nobody_at_all(server: GuardedServer, who: Credentials, how: str) -> None:
-    """... deletes, purges or edits the audit stream, nor removes a message of it: not even an orchestrator."""
+    """... deletes, purges or edits the audit stream, nor removes a message of it: not even an orchestrator.
+
+    But for an archivist, who makes it anew once it is exported, and cannot take single events out either.
+    """
     verb, destroy = DESTRUCTION[how]
+    if who is ARCHIVIST and verb in ("stream.delete", "stream.update"):
+        return
     async with member(server.url, who) as connected:
         for prefix in {who.api_prefix, "$JS.API"}:
             js = connected.client.jetstream(timeout=DENIED_S, prefix=prefix)
             refused = await connected.is_refused(destroy(js, prefix, subjects.STREAM_AUDIT))
             assert refused == f'publish to "{prefix.lower()}.{verb}.resplit_audit"'
+
+
+@pytest.mark.parametrize("stream", [s for s in STREAMS if s != subjects.STREAM_AUDIT] + [f"KV_{b}" for b in BUCKETS])
+async def test_an_archivist_destroys_no_other_stream(server: GuardedServer, stream: str) -> None:
+    async with member(server.url, ARCHIVIST) as archivist:
+        for verb, destroy in DESTRUCTION.values():
+            js = archivist.client.jetstream(timeout=DENIED_S)
+            refused = await archivist.is_refused(destroy(js, "$JS.API", stream))
+            assert refused == f'publish to "$js.api.{verb}.{stream.lower()}"'
 
 
 @pytest.mark.parametrize("stream", [stream for stream in STREAMS if stream != subjects.STREAM_JOURNAL])
@@ -249,9 +264,45 @@ async def test_a_client_only_asks(server: GuardedServer) -> None:
         for subject in (subjects.ALL_CAPACITY, subjects.ALL_CANCEL, subjects.infer(CHAT), "_INBOX.client.other.>"):
             refused = await client.is_refused(client.client.subscribe(subject, cb=nobody))
             assert refused.startswith(f'subscription to "{subject.lower()}"')
-        for subject in (subjects.blob(Digest("0" * 64)), subjects.activation(N0), "$JS.API.STREAM.NAMES"):
+        unsaid = {name: subject for name, subject in AN_AGENT_MAY_NOT_SAY.items() if name != "a cancellation"}
+        others = subjects.blob(Digest("0" * 64)), subjects.activation(N0), subjects.capacity(N0), "$JS.API.STREAM.NAMES"
+        for subject in (*unsaid.values(), *others):
             refused = await client.is_refused(client.client.publish(subject, b""))
             assert refused == f'publish to "{subject.lower()}"'
+
+
+async def test_what_is_refused_above_is_heard_where_it_is_allowed(server: GuardedServer) -> None:
+    """So that a server that refuses everything, or carries nothing, fails here."""
+    async with (
+        member(server.url, ORCHESTRATOR) as orchestrator,
+        member(server.url, AGENT) as agent,
+        member(server.url, OTHER) as other,
+        member(server.url, CLIENT) as client,
+    ):
+        heard: asyncio.Queue[str] = asyncio.Queue()
+
+        async def note(msg: Msg) -> None:
+            heard.put_nowait(msg.subject)
+
+        await agent.client.subscribe(subjects.ALL_PLANS, cb=note)
+        await agent.client.subscribe(subjects.infer(CHAT), subjects.INGRESS_QUEUE, cb=note)
+        await other.client.subscribe(subjects.activation(N1), cb=note)
+        await asyncio.gather(settle(agent.client), settle(other.client))
+        said = {
+            subjects.plan(CHAT): orchestrator,
+            subjects.activation(N1): agent,
+            subjects.infer(CHAT): client,
+        }
+        for subject, speaker in said.items():
+            await speaker.client.publish(subject, b"x")
+            async with asyncio.timeout(SOON_S):
+                assert await heard.get() == subject
+        js = orchestrator.client.jetstream()
+        before = (await js.stream_info(subjects.STREAM_AUDIT)).state.messages
+        await agent.client.jetstream().publish(subjects.audit(N0, "plan_applied"), b"x")
+        assert (await js.stream_info(subjects.STREAM_AUDIT)).state.messages == before + 1
+        await (await deployments_bucket(js)).put("chat", b"{}")
+        assert orchestrator.refused == agent.refused == other.refused == client.refused == []
 
 
 async def test_an_observer_says_nothing_to_anybody_but_the_orchestrator(server: GuardedServer) -> None:

@@ -7,6 +7,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from agent.policy import check_allowed, check_block_count
+from bus.credentials import nkey_seed, public_nkey
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Sensitive, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
@@ -29,7 +30,7 @@ def member(name: NodeId, number: int, role: Role, tier: TrustTier | None) -> Mem
         tier=tier,
         signing=spelled(Ed25519PrivateKey.from_private_bytes(raw).public_key()),
         sealing=spelled(X25519PrivateKey.from_private_bytes(raw).public_key()),
-        bus="U" + "ABCDEFG"[number] * 55,
+        bus=public_nkey(nkey_seed(raw)),
         link=raw.hex(),
         not_before=NOW,
         not_after=NOW + DAY,

@@ -10,7 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import nats
 import numpy as np
 import onnx
 import pytest
@@ -18,9 +17,10 @@ from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
 from bus.connection import connect, settle
-from bus.identity import load_identity
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity
+from bus.natsconf import LOGINS_FILE
 from bus.streams import ensure_streams
-from bus.together import make_members
+from bus.together import CLIENT, CLUSTER, OPERATOR, make_members
 from resplit.cli import app
 from resplit.commands.deployments import default_name, parse_placement, parse_sensitive
 from resplit.commands.events import event_line
@@ -57,8 +57,15 @@ def loop() -> Iterator[Callable[[Any], Any]]:
 
 
 @pytest.fixture
-def server_url(tmp_path: Path, loop: Callable[[Any], Any]) -> Iterator[str]:
-    server = NatsServer(tmp_path / "nats")
+def logged_in(members: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands have the folders of an operator and of a client."""
+    monkeypatch.setenv("RESPLIT_KEYS", str(members / OPERATOR))
+    monkeypatch.setenv("RESPLIT_CLIENT_KEYS", str(members / CLIENT))
+
+
+@pytest.fixture
+def server_url(tmp_path: Path, members: Path, logged_in: None, loop: Callable[[Any], Any]) -> Iterator[str]:
+    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text)
     loop(server.start())
     yield server.url
     loop(server.child.stop())
@@ -122,6 +129,7 @@ def test_a_malformed_command_is_a_usage_error(arguments: list[str]) -> None:
     assert run(*arguments).exit_code == Exit.USAGE
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_no_server_is_one_line_and_unreachable() -> None:
     asking = ["infer adder 1", "events", "status", "status --watch", "deploy adder", "remove adder"]
     for command in (
@@ -137,21 +145,53 @@ def test_no_server_is_one_line_and_unreachable() -> None:
         assert re.fullmatch(r"error: no NATS server answers at nats://127.0.0.1:9: .* \(unreachable\)\n", ended.stderr)
 
 
+@pytest.mark.usefixtures("logged_in")
 def test_a_doctor_without_a_server_says_what_is_beneath_and_fails() -> None:
     ended = run("doctor", "--url", "nats://user:secret@127.0.0.1:9")
     assert ended.exit_code == Exit.FAILED
     assert "fail  nats" in ended.stdout and "start nats-server" in ended.stdout
     found = json.loads(run("doctor", "--json", "--url", "nats://127.0.0.1:9").stdout)
-    assert [(one["check"], one["verdict"]) for one in found["findings"]] == [("nats", "fail")]
+    assert [(one["check"], one["verdict"]) for one in found["findings"]] == [("keys", "ok"), ("nats", "fail")]
     assert found["ok"] is False
 
 
 def test_a_doctor_tells_a_server_without_jetstreams_streams_from_a_whole_one(server_url: str) -> None:
     ended = run("doctor", "--json", "--url", server_url)
     verdicts = {one["check"]: one["verdict"] for one in json.loads(ended.stdout)["findings"]}
-    assert (ended.exit_code, verdicts) == (Exit.FAILED, {"nats": "ok", "jetstream": "fail", "orchestrator": "fail"})
+    assert (ended.exit_code, verdicts) == (
+        Exit.FAILED,
+        {"keys": "ok", "nats": "ok", "jetstream": "fail", "orchestrator": "fail"},
+    )
 
 
+def test_a_doctor_with_a_login_of_another_role_says_whose_it_takes(server_url: str, members: Path) -> None:
+    ended = run("doctor", "--json", "--url", server_url, "--keys", members / NODE)
+    [login] = [one for one in json.loads(ended.stdout)["findings"] if one["check"] == "login"]
+    assert (ended.exit_code, login["verdict"]) == (Exit.FAILED, "fail")
+    assert "enrolled as agent; this takes the folder of a member enrolled as operator" in login["fact"]
+
+
+def test_commands_are_for_members_of_the_roles_that_may(server_url: str, members: Path) -> None:
+    """Told here, rather than refused by the server without a word."""
+    for command, folder, role in (
+        (["status"], members / NODE, "operator or observer"),
+        (["events"], members / CLIENT, "operator or observer or archivist"),
+        (["deploy", "adder"], members / CLIENT, "operator"),
+        (["infer", "adder", "1+2="], members / OPERATOR, "client"),
+    ):
+        ended = run(*command, "--url", server_url, "--keys", folder)
+        assert (ended.exit_code, ended.stdout) == (Exit.REFUSED, "")
+        assert f"enrolled as {role} (--keys) (forbidden, keys)" in ended.stderr
+
+
+def test_a_login_that_the_server_does_not_know_is_told_as_such(server_url: str, tmp_path: Path) -> None:
+    make_members(tmp_path / "others", [])
+    ended = run("status", "--url", server_url, "--keys", tmp_path / "others" / OPERATOR)
+    assert ended.exit_code == Exit.UNREACHABLE
+    assert "does not let this login in" in ended.stderr
+
+
+@pytest.mark.usefixtures("logged_in")
 def test_a_topology_file_that_is_wrong_never_reaches_the_orchestrator(tmp_path: Path) -> None:
     file = tmp_path / "f.toml"
     file.write_text('deployment = "chat"\n[[stages]]\nnode = "n0"\nfirst = 3\nlast = 1\n')
@@ -187,7 +227,9 @@ USAGE = {
 }  # fmt: skip
 
 
-def test_infer_streams_text_and_with_json_one_line_a_token(server_url: str, loop: Callable[[Any], Any]) -> None:
+def test_infer_streams_text_and_with_json_one_line_a_token(
+    server_url: str, members: Path, loop: Callable[[Any], Any]
+) -> None:
     seen: list[dict[str, Any]] = []
 
     async def answer(message: Msg) -> None:
@@ -197,8 +239,8 @@ def test_infer_streams_text_and_with_json_one_line_a_token(server_url: str, loop
             reply = {"request_id": body["request_id"], "index": index, "token_id": 3 + index, "text": "3|"[index]}
             await peer.publish(message.reply, json.dumps(reply | last).encode())
 
-    peer = loop(nats.connect(server_url))
-    loop(peer.subscribe("resplit.v1.infer.adder", cb=answer))
+    peer = loop(connect(server_url, NODE, credentials=load_credentials(members / NODE)))
+    loop(peer.subscribe("resplit.v1.infer.adder", subjects.INGRESS_QUEUE, cb=answer))
     loop(settle(peer))
     assert run("infer", "adder", "-", "--url", server_url, "--seed", 7, stdin="1+2=").stdout == "3|\n"
     lines = run("infer", "adder", "1+2", "--chat", "--json", "--url", server_url).stdout.splitlines()
@@ -242,20 +284,14 @@ def test_a_corrupt_file_of_a_model_is_found(tmp_path: Path, onnx_file: Path) -> 
 
 
 def test_events_are_shown_with_how_far_they_may_be_believed(
-    tmp_path: Path, server_url: str, loop: Callable[[Any], Any]
+    tmp_path: Path, server_url: str, members: Path, loop: Callable[[Any], Any]
 ) -> None:
-    keys, others = tmp_path / "keys", tmp_path / "others"
-    make_members(keys, [NODE])
+    others = tmp_path / "others"
     make_members(others, [NODE])
-    loop(publish_events(server_url, keys, others))
+    loop(publish_events(server_url, members, others))
     shown = [json.loads(line) for line in run("events", "--json", "--url", server_url).stdout.splitlines()]
-    assert [(e["kind"], e["standing"]) for e in shown] == [
-        ("node_joined", "unverified"),
-        ("plan_applied", "unverified"),
-    ]
-    verified = run("events", "--json", "--url", server_url, "--keys", keys / NODE).stdout.splitlines()
-    assert [json.loads(line)["standing"] for line in verified] == ["verified", "forged"]
-    lines = run("events", "--url", server_url, "--keys", keys / NODE, "--deployment", "adder").stdout.splitlines()
+    assert [(e["kind"], e["standing"]) for e in shown] == [("node_joined", "verified"), ("plan_applied", "forged")]
+    lines = run("events", "--url", server_url, "--deployment", "adder").stdout.splitlines()
     assert len(lines) == 1 and lines[0].endswith("a plan took effect  blocks=4  [FORGED]")
     assert run("events", "--url", server_url, "--keys", tmp_path).exit_code == Exit.USAGE
 
@@ -265,8 +301,11 @@ def test_events_of_a_server_without_an_audit_stream_say_so(server_url: str) -> N
 
 
 async def publish_events(url: str, keys: Path, others: Path) -> None:
-    connection = await connect(url, "test")
-    js = await ensure_streams(connection)
+    orchestrator = await connect(url, "test", credentials=load_credentials(keys / ORCHESTRATOR))
+    await ensure_streams(orchestrator)
+    await orchestrator.close()
+    connection = await connect(url, "test", credentials=load_credentials(keys / NODE))
+    js = connection.jetstream()
     at = datetime(2026, 1, 2, tzinfo=UTC)
     joined = AuditEvent(at=at, source=NODE, kind=AuditKind.NODE_JOINED, message="a node joined")
     applied = AuditEvent(

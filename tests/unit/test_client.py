@@ -11,13 +11,15 @@ from pathlib import Path
 from typing import Any
 
 import msgpack
-import nats
 import pytest
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import resplit
-from bus.connection import settle
+from bus.connection import connect, settle
+from bus.identity import load_credentials
+from bus.natsconf import LOGINS_FILE
+from bus.together import CLIENT, CLUSTER
 from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage, exchange
 from resplit.server import NatsServer
 
@@ -54,16 +56,22 @@ IDS = [11, 12, 13, 14]
 
 
 @pytest.fixture
-async def server_url(tmp_path: Path) -> AsyncIterator[str]:
-    server = NatsServer(tmp_path / "nats")
+def keys(members: Path) -> Path:
+    """The folder of a client."""
+    return members / CLIENT
+
+
+@pytest.fixture
+async def server_url(tmp_path: Path, members: Path) -> AsyncIterator[str]:
+    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text)
     await server.start()
     yield server.url
     await server.child.stop()
 
 
 @pytest.fixture
-async def peer(server_url: str) -> AsyncIterator[Nats]:
-    connection = await nats.connect(server_url)
+async def peer(server_url: str, members: Path) -> AsyncIterator[Nats]:
+    connection = await connect(server_url, "n0", credentials=load_credentials(members / "n0"))
     yield connection
     await connection.close()
 
@@ -102,10 +110,10 @@ def replying(order: list[int]) -> Handler:
 
 @pytest.mark.parametrize("order", [[0, 1, 2, 3], [0, 0, 1, 0, 1, 2, 2, 3, 3], [2, 0, 3, 1], [3, 3, 2, 1, 1, 0]])
 async def test_each_token_is_delivered_once_and_in_order_whatever_the_wire_does(
-    server_url: str, peer: Nats, order: list[int]
+    server_url: str, keys: Path, peer: Nats, order: list[int]
 ) -> None:
     cancelled = await serve(peer, replying(order))
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         found = [t async for t in client.stream("adder", "1+2=", request_id="r1")]
     last = Token("r1", 3, 14, "d", finish_reason="stop", usage=READ_USAGE)
     assert found == [Token("r1", 0, 11, "a"), Token("r1", 1, 12, "b"), Token("r1", 2, 13, "c"), last]
@@ -113,9 +121,9 @@ async def test_each_token_is_delivered_once_and_in_order_whatever_the_wire_does(
     assert cancelled.empty(), "a finished request is not cancelled"
 
 
-async def test_a_completion_is_the_stream_gathered(server_url: str, peer: Nats) -> None:
+async def test_a_completion_is_the_stream_gathered(server_url: str, keys: Path, peer: Nats) -> None:
     await serve(peer, replying([1, 0, 2, 2, 3]))
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         answers = await asyncio.gather(*(client.complete("adder", "1+2=") for _ in range(20)))
     assert {(a.token_ids, a.text, a.finish_reason, a.usage) for a in answers} == {
         ((11, 12, 13, 14), "abcd", "stop", READ_USAGE)
@@ -123,7 +131,7 @@ async def test_a_completion_is_the_stream_gathered(server_url: str, peer: Nats) 
     assert len({a.request_id for a in answers}) == 20
 
 
-async def test_the_request_is_what_the_protocol_says(server_url: str, peer: Nats) -> None:
+async def test_the_request_is_what_the_protocol_says(server_url: str, keys: Path, peer: Nats) -> None:
     seen: list[dict[str, Any]] = []
 
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
@@ -132,12 +140,12 @@ async def test_the_request_is_what_the_protocol_says(server_url: str, peer: Nats
 
     await serve(peer, handler)
     messages = [{"role": "user", "content": "1+2"}]
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         await client.complete("adder", messages=messages, seed=None, max_tokens=9, request_id="mine")
     assert seen == [{"request_id": "mine", "max_tokens": 9, "messages": messages, "stream": True}]
 
 
-async def test_logprobs_reach_the_application(server_url: str, peer: Nats) -> None:
+async def test_logprobs_reach_the_application(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         top = [{"token_id": 5, "logprob": -0.5}]
         for index in range(4):
@@ -145,24 +153,30 @@ async def test_logprobs_reach_the_application(server_url: str, peer: Nats) -> No
             await peer.publish(message.reply, json.dumps(reply).encode())
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         answer = await client.complete("adder", "1+2=", logprobs=1)
     assert answer.logprobs == (0.0, -1.0, -2.0, -3.0)
     assert answer.top_logprobs == ((resplit.TokenLogprob(5, -0.5),),) * 4
 
 
-async def test_nobody_serving_is_told_at_once(server_url: str) -> None:
-    async with Client(server_url) as client:
+async def test_nobody_serving_is_told_at_once(server_url: str, keys: Path) -> None:
+    async with Client(server_url, keys=keys) as client:
         for name in ("absent", "not a name"):
             with pytest.raises(RequestError) as caught:
                 await client.complete(name, "1+2=", request_id="r1")
             assert (caught.value.code, caught.value.request_id) == ("unknown_deployment", "r1")
 
 
-async def test_silence_is_a_timeout_and_cancels(server_url: str, peer: Nats) -> None:
+async def test_a_folder_that_is_no_member_s_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RequestError, match="is not the folder of one member") as caught:
+        Client(keys=tmp_path)
+    assert (caught.value.code, caught.value.field) == ("invalid_request", "keys")
+
+
+async def test_silence_is_a_timeout_and_cancels(server_url: str, keys: Path, peer: Nats) -> None:
     cancelled = await serve(peer, replying([0, 2, 3]))  # token 1 never comes
     found = []
-    async with Client(server_url, idle_timeout_s=0.2) as client:
+    async with Client(server_url, keys=keys, idle_timeout_s=0.2) as client:
         with pytest.raises(RequestError) as caught:
             async for t in client.stream("adder", "1+2=", request_id="r2"):
                 found.append(t.index)
@@ -171,7 +185,7 @@ async def test_silence_is_a_timeout_and_cancels(server_url: str, peer: Nats) -> 
 
 
 async def test_what_nobody_accepts_is_asked_again_and_answered_once(
-    server_url: str, peer: Nats, monkeypatch: pytest.MonkeyPatch
+    server_url: str, keys: Path, peer: Nats, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exchange, "ASK_AGAIN_S", (0.1,))
     seen: list[dict[str, Any]] = []
@@ -186,7 +200,7 @@ async def test_what_nobody_accepts_is_asked_again_and_answered_once(
         await replying([0, 1, 2, 3])(peer, message, body)
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         answer = await client.complete("adder", "1+2=", temperature=1.0)
     assert answer.token_ids == tuple(IDS)
     assert len(seen) == 2
@@ -196,7 +210,7 @@ async def test_what_nobody_accepts_is_asked_again_and_answered_once(
 
 @pytest.mark.parametrize("refused", [True, False])
 async def test_what_one_has_accepted_no_other_can_refuse(
-    server_url: str, peer: Nats, monkeypatch: pytest.MonkeyPatch, *, refused: bool
+    server_url: str, keys: Path, peer: Nats, monkeypatch: pytest.MonkeyPatch, *, refused: bool
 ) -> None:
     monkeypatch.setattr(exchange, "ASK_AGAIN_S", (0.1,))
     asked: list[Msg] = []
@@ -213,7 +227,7 @@ async def test_what_one_has_accepted_no_other_can_refuse(
             await peer.publish(message.reply, json.dumps(token(body["request_id"], index)).encode())
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         if refused:
             assert (await client.complete("adder", "1+2=")).token_ids == tuple(IDS)
         else:
@@ -221,20 +235,20 @@ async def test_what_one_has_accepted_no_other_can_refuse(
                 await client.complete("adder", "1+2=")
 
 
-async def test_an_id_in_flight_is_an_error_where_it_was_asked_once(server_url: str, peer: Nats) -> None:
+async def test_an_id_in_flight_is_an_error_where_it_was_asked_once(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         error = {"code": "invalid_request", "message": "in flight already", "field": "request_id"}
         await peer.publish(message.reply, json.dumps({"request_id": body["request_id"], "error": error}).encode())
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         with pytest.raises(RequestError, match="in flight already"):
             await client.complete("adder", "1+2=")
 
 
-async def test_leaving_early_cancels(server_url: str, peer: Nats) -> None:
+async def test_leaving_early_cancels(server_url: str, keys: Path, peer: Nats) -> None:
     cancelled = await serve(peer, replying([0, 1]))
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         async with aclosing(client.stream("adder", "1+2=", request_id="r3")) as tokens:
             async for _ in tokens:
                 break
@@ -250,13 +264,13 @@ async def test_leaving_early_cancels(server_url: str, peer: Nats) -> None:
         assert await asyncio.wait_for(cancelled.get(), 5) == "r6"
 
 
-async def test_an_error_reply_is_raised_with_its_facts(server_url: str, peer: Nats) -> None:
+async def test_an_error_reply_is_raised_with_its_facts(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         error = {"code": "token_out_of_range", "message": "token 99 of 24", "field": "token_ids.0"}
         await peer.publish(message.reply, json.dumps({"request_id": body["request_id"], "error": error}).encode())
 
     cancelled = await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         with pytest.raises(RequestError) as caught:
             await client.complete("adder", token_ids=[99], request_id="r7")
     error = caught.value
@@ -265,30 +279,32 @@ async def test_an_error_reply_is_raised_with_its_facts(server_url: str, peer: Na
     assert cancelled.empty()
 
 
-async def test_a_token_that_comes_twice_with_different_ids_is_an_error(server_url: str, peer: Nats) -> None:
+async def test_a_token_that_comes_twice_with_different_ids_is_an_error(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         for reply in (token(body["request_id"], 0), token(body["request_id"], 0, token_id=99)):
             await peer.publish(message.reply, json.dumps(reply).encode())
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         with pytest.raises(RequestError, match="token 0 came as 11 and as 99"):
             await client.complete("adder", "1+2=")
 
 
 @pytest.mark.parametrize("reply", [b"", b"{", b"[]", b'{"index": 0}', b'{"error": 5}', b'{"error": {"code": "x"}}'])
-async def test_a_reply_that_makes_no_sense_is_an_error_not_a_crash(server_url: str, peer: Nats, reply: bytes) -> None:
+async def test_a_reply_that_makes_no_sense_is_an_error_not_a_crash(
+    server_url: str, keys: Path, peer: Nats, reply: bytes
+) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         await peer.publish(message.reply, reply)
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         with pytest.raises(RequestError) as caught:
             await client.complete("adder", "1+2=")
     assert caught.value.code == "internal"
 
 
-async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, peer: Nats) -> None:
+async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         assert body["input"] == ["a", "b"]
         data = [{"index": 1, "embedding": [0.5, 1.0]}, {"index": 0, "embedding": [0.25, 2.0]}]
@@ -296,12 +312,12 @@ async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, peer: 
         await peer.publish(message.reply, json.dumps(reply).encode())
 
     await serve(peer, handler)
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         found = await client.embed("adder", ["a", "b"])
     assert (found.vectors, found.usage) == (((0.25, 2.0), (0.5, 1.0)), READ_USAGE)
 
 
-async def test_tensors_travel_in_the_form_they_were_given(server_url: str, peer: Nats) -> None:
+async def test_tensors_travel_in_the_form_they_were_given(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         assert [i["name"] for i in body["inputs"]] == ["x", "y"]
         assert body["outputs"] == [{"name": "x"}, {"name": "y"}]
@@ -314,13 +330,13 @@ async def test_tensors_travel_in_the_form_they_were_given(server_url: str, peer:
         "x": ([2], "UINT8", b"\x01\x02"),
         "y": Tensor((1, 2), "FP32", [0.5, 1.5]),
     }
-    async with Client(server_url) as client:
+    async with Client(server_url, keys=keys) as client:
         found = await client.infer_tensors("adder", given, outputs=["x", "y"])
     assert found.outputs == {"x": Tensor((2,), "UINT8", b"\x01\x02"), "y": Tensor((1, 2), "FP32", [0.5, 1.5])}
 
 
-async def test_a_request_too_large_for_the_server_is_refused_here(server_url: str) -> None:
-    async with Client(server_url) as client:
+async def test_a_request_too_large_for_the_server_is_refused_here(server_url: str, keys: Path) -> None:
+    async with Client(server_url, keys=keys) as client:
         with pytest.raises(RequestError) as caught:
             await client.infer_tensors("adder", {"x": ([2 << 20], "UINT8", bytes(2 << 20))})
     assert caught.value.code == "payload_too_large"
@@ -334,14 +350,14 @@ async def test_no_server_is_told_at_once() -> None:
     assert caught.value.code == "unreachable"
 
 
-async def test_a_client_outlives_a_restart_of_the_server(tmp_path: Path) -> None:
-    server = NatsServer(tmp_path)
+async def test_a_client_outlives_a_restart_of_the_server(tmp_path: Path, members: Path, keys: Path) -> None:
+    server = NatsServer(tmp_path, (members / CLUSTER / LOGINS_FILE).read_text)
     await server.start()
     try:
-        async with Client(server.url) as client:
+        async with Client(server.url, keys=keys) as client:
             await server.child.kill()
             await server.start()
-            peer = await nats.connect(server.url)
+            peer = await connect(server.url, "n0", credentials=load_credentials(members / "n0"))
             await serve(peer, replying([0, 1, 2, 3]))
             async with asyncio.timeout(20):
                 answer = await client.complete("adder", "1+2=")

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import typer
 
+from bus.natsconf import SERVER_FILE
+from bus.together import CLUSTER
 from resplit.cli import app
 from schemas import envelope, subjects
 from schemas.audit import AuditKind
@@ -111,7 +113,8 @@ def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_every_command_shown_is_one(page: Path) -> None:
+def test_every_command_shown_is_one(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RESPLIT_KEYS", "keys")  # as the pages say once, above the commands
     for words in _shown_in_blocks(page):
         _parse(words)
     for words in _shown_inline(page):
@@ -150,8 +153,8 @@ def test_the_fifteen_lines_are_fifteen_and_the_ones_in_the_protocol() -> None:
     assert "\n".join(body) in PROTOCOL
 
 
-def test_the_server_takes_the_configuration_that_is_shipped() -> None:
-    config = ROOT / "deploy" / "nats-server.conf"
+def test_the_server_takes_the_configuration_of_a_cluster(members: Path) -> None:
+    config = members / CLUSTER / SERVER_FILE
     checked = subprocess.run([nats_server_binary(), "-t", "-c", config], capture_output=True, text=True, check=False)
     assert checked.returncode == 0, checked.stderr
 

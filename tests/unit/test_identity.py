@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from bus.certificates import issue
 from bus.enrolment import enrol, renew, revoke, rotate
 from bus.founding import ROSTER_LIFETIME, Holder, found_cluster, load_holder
-from bus.identity import Identity, load_identity, read_roster
+from bus.identity import Identity, load_credentials, load_identity, read_roster
 from bus.joining import AUTHORITY, KNOWN, ROSTER, join
 from bus.remembered import recall
 from schemas.base import DeploymentName, Digest, NodeId
@@ -248,6 +248,28 @@ def test_a_key_that_is_none_is_named(cluster: Path, content: bytes | None) -> No
     with pytest.raises(ResplitError, match=r"n0\.key is not") as caught:
         load_identity(folder, N0)
     assert caught.value.code is ErrorCode.CORRUPT_FILE
+
+
+def test_a_member_logs_in_with_what_is_in_its_folder_and_as_what_the_roster_says(cluster: Path) -> None:
+    who = load_credentials(cluster.parent / PERSON)
+    member = read_roster(cluster).member(PERSON)
+    assert member is not None
+    assert (who.name, who.role, who.login.nkey) == (PERSON, "client", member.bus)
+
+
+def test_a_folder_without_one_login_or_of_who_was_revoked_is_refused(cluster: Path) -> None:
+    for folder in (cluster, cluster.parent / "nowhere"):
+        with pytest.raises(ResplitError, match="holds no login") as caught:
+            load_credentials(folder)
+        assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "keys")
+    (cluster.parent / N0 / "other.nk").write_text("SU")
+    with pytest.raises(ResplitError, match="holds 2 logins"):
+        load_credentials(cluster.parent / N0)
+    revoke(cluster, PERSON, roots(cluster), now=NOW)
+    (cluster.parent / PERSON / ROSTER).write_bytes(newest(cluster))
+    with pytest.raises(ResplitError, match="does not name 'person' any more") as caught:
+        load_credentials(cluster.parent / PERSON)
+    assert caught.value.code is ErrorCode.FORBIDDEN
 
 
 def test_a_trail_is_verified_with_the_folder_of_a_member_or_of_the_cluster(cluster: Path) -> None:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from bus.identity import load_identity, read_roster
+from bus.identity import load_credentials, load_identity, read_roster
 from bus.joining import ROSTER
+from bus.together import CLIENT, CLUSTER, OPERATOR
 from resplit.cli import app
 from resplit.exits import Exit
 from schemas.base import NodeId
@@ -81,9 +82,33 @@ def test_each_step_names_the_next_one(cluster: Path, tmp_path: Path) -> None:
     assert "resplit join n0.bundle --keys" in said and f"resplit roster publish --cluster {cluster}" in said
     said = run("join", bundle, "--keys", keys).stdout
     assert "trusted agent n0" in said and f"delete {bundle}" in said and f"resplit agent n0 --keys {keys}" in said
-    assert "resplit roster publish" in run("revoke", N0, "--cluster", cluster).stdout
+    logins = cluster / "logins.conf"
+    assert f"carry {logins} to the NATS server" in run("rotate", N0, "--cluster", cluster, "--out", bundle).stdout
+    said = run("revoke", N0, "--cluster", cluster).stdout
+    assert "resplit roster publish" in said and "nats-server --signal reload" in said
     shown = run("roster", "show", "--cluster", cluster).stdout
-    assert "roster 3, valid until" in shown
+    assert "roster 4, valid until" in shown
+
+
+def test_the_logins_are_written_anew_with_each_change(cluster: Path) -> None:
+    logins = cluster / "logins.conf"
+    assert "user: nobody" in logins.read_text()
+    enrolled(cluster, "--tier", "edge")
+    first = logins.read_text()
+    assert "# agent n0" in first and "user: nobody" not in first
+    told("rotate", N0, "--cluster", cluster, "--out", cluster.parent / "again.bundle")
+    assert "# agent n0" in logins.read_text() and logins.read_text() != first
+    told("revoke", N0, "--cluster", cluster)
+    assert "user: nobody" in logins.read_text()
+
+
+def test_each_role_can_be_enrolled_and_logs_in_as_such(cluster: Path, tmp_path: Path) -> None:
+    for role in ("orchestrator", "operator", "observer", "archivist", "client"):
+        bundle = tmp_path / f"{role}.bundle"
+        told("enroll", role, "--role", role, "--cluster", cluster, "--out", bundle)
+        said = run("join", bundle, "--keys", tmp_path / role).stdout
+        assert f"KEYS={tmp_path / role}" in said or f"resplit orchestrator --keys {tmp_path / role}" in said
+        assert load_credentials(tmp_path / role).role == role
 
 
 def test_a_roster_is_shown_and_renewed_with_its_policy_or_with_another(tmp_path: Path) -> None:
@@ -197,7 +222,7 @@ def test_a_root_with_a_passphrase_signs_with_it_alone(tmp_path: Path) -> None:
     assert (opened.exit_code, PHRASE in opened.output) == (Exit.OK, False)
 
 
-def test_a_roster_is_published_where_there_is_a_server(cluster: Path) -> None:
-    refused(
-        Exit.UNREACHABLE, "no NATS server", "roster", "publish", "--cluster", cluster, "--url", "nats://127.0.0.1:9"
-    )
+def test_a_roster_is_published_where_there_is_a_server_by_an_operator(members: Path) -> None:
+    publish = ["roster", "publish", "--cluster", members / CLUSTER, "--url", "nats://127.0.0.1:9", "--keys"]
+    refused(Exit.UNREACHABLE, "no NATS server", *publish, members / OPERATOR)
+    refused(Exit.REFUSED, "enrolled as client; this takes", *publish, members / CLIENT)

@@ -12,6 +12,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
+from bus.credentials import SEED_BYTES, nkey_seed, public_nkey
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Sensitive
 from schemas.envelope import MAX_ENVELOPE_BYTES, pae
@@ -80,7 +81,7 @@ def member(name: str, number: int, **changes: Any) -> Member:
         "tier": "edge",
         "signing": spelled(key(number).public_key()),
         "sealing": base64.b64encode(bytes([number]) * 32).decode(),
-        "bus": "U" + base64.b32encode(bytes([number]) * 35).decode()[:55],
+        "bus": public_nkey(nkey_seed(bytes([number]) * SEED_BYTES)),
         "link": sha256(bytes([number])).hexdigest(),
         "not_before": NOW - DAY,
         "not_after": NOW + DAY,
@@ -234,6 +235,7 @@ def test_no_more_sign_than_a_document_takes() -> None:
         (lambda: member("n0", 1, not_after=NOW - DAY), "cannot end at"),
         (lambda: member("n0", 1, signing="A" * 42 + "B="), "pattern"),  # spells the same bytes as "A" * 43 + "="
         (lambda: member("n0", 1, bus="A" * 56), "pattern"),
+        (lambda: member("n0", 1, bus="U" + "A" * 55), "copy it whole"),
         (lambda: roster(1, member("n0", 1), member("n0", 2)), "two members are called 'n0'"),
         (lambda: roster(1, member("n0", 1), member("n1", 2, signing=member("n0", 1).signing)), "the signing key"),
         (lambda: roster(1, member("n0", 1), member("n1", 2, sealing=member("n0", 1).sealing)), "the sealing key"),

@@ -8,7 +8,7 @@ from bus.enrolment import renew
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, load_identity, read_roster
 from bus.joining import ROSTER
-from bus.together import CLUSTER, OPERATOR, add_member, make_members, renew_if_due
+from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
 from schemas.base import NodeId
 
 N0, N1 = NodeId("n0"), NodeId("n1")
@@ -24,7 +24,8 @@ def test_everybody_knows_everybody_and_who_is_trusted(tmp_path: Path) -> None:
     found = load_identity(tmp_path / N0, N0)
     assert {member.name: (member.role, member.tier) for member in found.roster.members} == {
         ORCHESTRATOR: ("orchestrator", None),
-        OPERATOR: ("client", None),
+        OPERATOR: ("operator", None),
+        CLIENT: ("client", None),
         N0: ("agent", "trusted"),
         N1: ("agent", "edge"),
     }

@@ -1,0 +1,68 @@
+"""A local cluster with a login for the owner of its server, who is bound by no list: whoever has the machine can write
+one into the file of logins, and do to the cluster what no member may."""
+
+import base64
+import json
+import secrets
+from typing import Any
+
+import nats
+import nkeys
+from nats.aio.client import Client as Nats
+
+from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
+from resplit.cluster import LocalCluster
+
+ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
+
+
+class OwnedCluster(LocalCluster):
+    """The cluster, its members' logins as they are generated, and the owner's in each account."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._provoked: list[str] = []
+        self._seeds = {account: nkey_seed(secrets.token_bytes(SEED_BYTES)) for account in ACCOUNTS}
+
+    async def owner(self, account: Account) -> Nats:
+        """A connection that may do everything in `account`."""
+        return await nats.connect(
+            self.url,
+            nkeys_seed_str=self._seeds[account],
+            max_reconnect_attempts=-1,
+            reconnect_time_wait=0.1,
+            error_cb=_quiet,
+        )
+
+    def refusals(self) -> list[str]:
+        """What the server refused its members, in its own words, but for what was provoked."""
+        lines = [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
+        return [line for line in lines if not any(subject in line for subject in self._provoked)]
+
+    def provoke(self, subject: str) -> None:
+        """A test will have members try to publish to `subject`, which they may not."""
+        self._provoked.append(f'Publish Violation - Subject "{subject}"')
+
+    def raw_login(self, greeting: bytes) -> bytes:
+        """CONNECT at the edge, for who speaks NATS' own protocol; `greeting`: the server's INFO."""
+        seed = self._seeds["EDGE"]
+        nonce: str = json.loads(greeting.removeprefix(b"INFO "))["nonce"]
+        signed = nkeys.from_seed(bytearray(seed.encode())).sign(nonce.encode())
+        said = {
+            "headers": True,
+            "nkey": public_nkey(seed),
+            "sig": base64.urlsafe_b64encode(signed).decode().rstrip("="),
+        }
+        return b"CONNECT " + json.dumps(said).encode() + b"\r\n"
+
+    def _logins(self) -> str:
+        text = super()._logins()
+        for account, seed in self._seeds.items():
+            before, named, after = text.partition(f"  {account} {{")
+            opened = "    users: [\n"
+            text = before + named + after.replace(opened, f"{opened}    {{ nkey: {public_nkey(seed)} }}\n", 1)
+        return text
+
+
+async def _quiet(_: Exception) -> None:
+    """nats-py reports every failed attempt to reconnect; the tests that cut the line know."""
