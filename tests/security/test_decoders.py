@@ -174,22 +174,16 @@ def megabytes() -> dict[str, bytes]:
     announced = b"\xdd" + (count - 5).to_bytes(4, "big")
     return {
         "empty arrays": announced + b"\x90" * (count - 5),
-        "empty maps": announced + b"\x80" * (count - 5),
         "arrays of four": b"\x94" * (count // 5) + b"\xc0" * (count - count // 5),
         "announced arrays": (announced * 1000) + b"\x90" * (count - 5000),
-        "nested": b"\x91" * count,
         "JSON objects": b'{"placement":[' + b",".join([b"{}"] * (count // 3 - 20)) + b"]}",
-        "JSON arrays": b"[" + b",".join([b"[]"] * (count // 3 - 20)) + b"]",
-        "JSON fields": b"{" + b",".join(b'"%06x":0' % i for i in range(count // 11)) + b"}",
-        "JSON nested": b"[" * count,
-        "JSON digits": b"1" * count,
         "JSON messages": b'{"messages":[' + b",".join([b"{}"] * (count // 3 - 20)) + b"]}",
         "JSON inputs": b'{"inputs":[' + b",".join([b"{}"] * 199_000) + b"]}",
         "JSON plans": b'{"draining":[' + b",".join([b"{}"] * (count // 3 - 20)) + b"]}",
     }
 
 
-QUICK = {
+WORST = {
     ("value DeployRequest", "JSON objects"),
     ("request", "JSON messages"),
     ("request", "JSON inputs"),
@@ -202,17 +196,14 @@ QUICK = {
 """What anybody may send, and one thing that only an orchestrator may."""
 
 
-@pytest.mark.parametrize("every", [False, pytest.param(True, marks=[pytest.mark.slow, pytest.mark.timeout(3600)])])
-def test_a_hostile_megabyte_takes_no_more_than_its_fold(known: dict[str, Decoder], every: bool) -> None:
+def test_a_hostile_megabyte_takes_no_more_than_its_fold(known: dict[str, Decoder]) -> None:
     """Of the process as the kernel sees it, for what is compiled is not traced."""
-    taken: dict[tuple[str, str], float] = {}
-    for name, decoder in known.items():
-        for what, data in megabytes().items():
-            if every or (name, what) in QUICK:
-                for framed in (data, len(data[4:]).to_bytes(4, "little") + data[4:]):
-                    grown = resident_growth(lambda: _is_taken(decoder, framed))  # noqa: B023 (called at once)
-                    taken[name, what] = (grown - RESIDENT_ROOM) / len(framed)
-                    assert taken[name, what] <= decoder.fold, (name, what)
+    messages = megabytes()
+    for name, what in sorted(WORST):
+        decoder, data = known[name], messages[what]
+        for framed in (data, len(data[4:]).to_bytes(4, "little") + data[4:]):
+            grown = resident_growth(lambda: _is_taken(decoder, framed))  # noqa: B023 (called at once)
+            assert grown <= RESIDENT_ROOM + decoder.fold * len(framed), (name, what)
 
 
 def resident_growth(action: Callable[[], object]) -> int:
