@@ -1,11 +1,11 @@
-# Doors: setup, demo, test, test-slow, check, bench, benchmarks-doc, learn, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
+# Doors: setup, demo, test, test-slow, fuzz, check, bench, benchmarks-doc, learn, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
 BENCHES := split planning journal resplit sealed handover chat overhead prediction validation worlds
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -32,6 +32,11 @@ test: .venv/dev
 ## and more instances of what `make test` shows on a few.
 test-slow: .venv/dev
 	$(BIN)/python -m pytest -m slow
+
+## Every decoder of what comes from the network against hostile bytes; for a night: make fuzz EXAMPLES=100000
+EXAMPLES ?= 1000
+fuzz: .venv/dev
+	FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest -o timeout=0 tests/security/test_decoders.py
 
 check: .venv/dev
 	$(BIN)/ruff format --check .

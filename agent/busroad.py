@@ -23,6 +23,7 @@ from profiler.links import LinkHistory
 from schemas import subjects
 from schemas.base import NodeId
 from schemas.envelope import pae
+from schemas.flat import read_flat
 from schemas.framing import MAX_FRAME_BYTES
 
 PIECE_BYTES = 512 << 10
@@ -117,6 +118,9 @@ class BusRoad:
             return
         sender, number, i, total, part = opened
         assembly = self._assemblies.setdefault((sender, number), _Assembly(total))
+        if assembly.total != total:
+            log.warning("dropped a piece of an activation that is not in as many pieces as it was: %s", sender)
+            return
         assembly.pieces[i] = part
         if len(assembly.pieces) == assembly.total:
             del self._assemblies[sender, number]
@@ -126,10 +130,18 @@ class BusRoad:
 
     def _verified(self, data: bytes) -> tuple[NodeId, int, int, int, bytes] | None:
         signature, body = data[:64], data[64:]
+        match read_flat(body, 6):
+            case [str(sender), str(destination), int(number), int(i), int(total), bytes(part)]:
+                pass
+            case _:
+                log.warning("dropped what is no piece of an activation")
+                return None
+        key = self._identity.agents.get(NodeId(sender))
         try:
-            sender, destination, number, i, total, part = msgpack.unpackb(body, max_ext_len=0)
-            self._identity.agents[sender].verify(signature, pae(PIECE_TYPE, body))
-        except (InvalidSignature, KeyError, ValueError, TypeError, msgpack.UnpackException):
+            if key is None:
+                raise InvalidSignature
+            key.verify(signature, pae(PIECE_TYPE, body))
+        except InvalidSignature:
             log.warning("dropped an activation without a valid signature")
             return None
         if destination != self._identity.name or not (0 <= i < total <= PIECES_MAX):

@@ -58,23 +58,24 @@ class PlanInbox:
         await look_now_and_then(self._client, self._catch_up, CATCH_UP_EVERY_S, lambda: self._look_again)
 
     async def _catch_up(self) -> None:
-        """Deliver the newest verified event of each deployment.
+        """Deliver the newest event of each deployment that is verified and follows what was seen.
 
         Not simply the last message of each subject: whoever may publish there may put rubbish behind the
-        orchestrator's last word.
+        orchestrator's last word, and who stole its key an event too far ahead to be taken.
         """
         self._look_again = False
-        newest: dict[str, tuple[PlanEvent, Msg]] = {}
+        found: dict[DeploymentId, list[tuple[PlanEvent, Msg]]] = {}
         js = self._client.jetstream()
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.LEADER):
             await self._led(message)
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ALL_PLANS):
             event = self._verified(message)
-            known = None if event is None else newest.get(event.deployment)
-            if event is not None and (known is None or _age(known[0]) < _age(event)):
-                newest[event.deployment] = event, message
-        for event, message in newest.values():
-            await self._take(event, message)
+            if event is not None:
+                found.setdefault(event.deployment, []).append((event, message))
+        for events in found.values():
+            for event, message in sorted(events, key=lambda one: _age(one[0]), reverse=True):
+                if await self._settled(event, message):
+                    break
 
     async def _arrived(self, msg: Msg) -> None:
         event = self._verified(msg)
@@ -84,19 +85,21 @@ class PlanInbox:
             log.warning("a plan event of term %d came in term %d; looking in the log", event.term, self._term)
             self._look_again = True
             return
-        self._term = event.term
-        await self._take(event, msg)
+        await self._settled(event, msg)
 
-    async def _take(self, event: PlanEvent, msg: Msg) -> None:
+    async def _settled(self, event: PlanEvent, msg: Msg) -> bool:
+        """Act upon an event, unless it is refused or old; whether no older one can be the newest."""
         if _age(event) < self._newest.get(event.deployment, (0, 0)):
-            return  # it was overtaken on its way
+            return True  # it was overtaken on its way
         try:
             await self._identity.take_plan(event.deployment, event.term, event.revision, envelope_digest(msg.data))
         except ResplitError as error:
             self._reject(msg, error)
-            return
+            return error.code is ErrorCode.ROLLED_BACK and error.field != "digest"
+        self._term = max(self._term, event.term)
         self._newest[event.deployment] = max(_age(event), self._newest.get(event.deployment, (0, 0)))
         self._deliver(event)
+        return True
 
     async def _led(self, msg: Msg) -> None:
         try:

@@ -89,14 +89,7 @@ class SubjectLog:
             patience.cancel()
         if msg is None or not msg.data:
             raise UnsureError("no answer" if msg is None else "no stream takes it")
-        told = json.loads(msg.data)
-        if (refusal := told.get("error")) is None:
-            return int(told["seq"])
-        if refusal.get("err_code") in WRONG_LAST:
-            raise MovedError
-        if refusal.get("err_code") in NO_ROOM:
-            raise NoRoomError(refusal.get("description", ""))
-        raise UnsureError(refusal.get("description", ""))
+        return read_answer(msg.data)
 
     async def last(self) -> Line | None:
         """The newest message, from the stream's leader; raises `UnsureError`."""
@@ -141,6 +134,27 @@ class SubjectLog:
         assert raw.seq is not None
         assert raw.time is not None
         return Line(raw.seq, raw.time.timestamp(), raw.data or b"")
+
+
+def read_answer(data: bytes) -> int:
+    """The sequence under which the server says that it stored a message.
+
+    Raises `MovedError`, `NoRoomError` or, where it says anything else, `UnsureError`.
+    """
+    try:
+        told = json.loads(data)
+    except (ValueError, RecursionError):
+        told = None
+    match told:
+        case {"error": {**refusal}}:
+            code, why = refusal.get("err_code"), str(refusal.get("description", ""))
+        case {"seq": int(sequence)}:
+            return sequence
+        case _:
+            raise UnsureError("an answer that makes no sense")
+    if code in tuple(WRONG_LAST):
+        raise MovedError
+    raise NoRoomError(why) if code in tuple(NO_ROOM) else UnsureError(why)
 
 
 def _settle(answer: asyncio.Future[Msg | None], msg: Msg | None) -> None:

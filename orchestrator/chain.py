@@ -11,7 +11,7 @@ import numpy as np
 
 from orchestrator.rooms import Room
 from orchestrator.solvers.problem import Floats, Integers, Mask, Piece, Problem, Solution, site_hops
-from orchestrator.solvers.solve import solve
+from orchestrator.solvers.solve import Objective, solve
 from profiler.forecast import forecast
 from profiler.network import boundary_bytes, hop_ms, links_of
 from profiler.objective import Weights
@@ -20,6 +20,7 @@ from schemas.capacity import MS_MAX, Capacity
 from schemas.deployment import Chain, Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
+from schemas.plan import spans
 
 LATENCY_REF_MS_MIN = 2.0
 """L_ref is at least this: beyond 500 tokens a second a plan that is faster still is hardly worth a move."""
@@ -27,7 +28,9 @@ CLOUD_GAIN = 0.15
 """A chain over the cloud has to be better by this share of the edge's own, its price included: as much as a plan has
 to be better to be moved to (`orchestrator.trigger.MARGIN`)."""
 HEADS_MAX = 8
-"""Trusted nodes that are tried as the two ends of a U, the fastest first: each is a search of its own."""
+"""Trusted nodes that are tried as the two ends of a U, the fastest first: each is a search of its own. The others are
+only where there is no plan with these."""
+TRUST_MORE = "`resplit trust NODE` if you trust another, add memory, or keep fewer blocks private"
 
 
 @dataclass(frozen=True)
@@ -129,7 +132,10 @@ def _found(
     names = list(offered)
     number = {name: k for k, name in enumerate(names)}
     start = [Piece(number[s.node], s.first, s.last) for s in known] if within(known, offered) else []
-    found = solve(problem, "throughput" if even else "latency", deployment.stages, heads=heads, known=start)
+    objective: Objective = "throughput" if even else "latency"
+    found = solve(problem, objective, deployment.stages, heads=heads[:HEADS_MAX], known=start)
+    if found.pieces is None and len(heads) > HEADS_MAX:
+        found = solve(problem, objective, deployment.stages, heads=heads[HEADS_MAX:])
     if found.pieces is None:
         return None
     stages = tuple(Stage(node=names[piece.node], first=piece.first, last=piece.last) for piece in found.pieces)
@@ -137,7 +143,8 @@ def _found(
 
 
 def _heads(problem: Problem, deployment: Deployment, offered: Mapping[NodeId, Room]) -> list[int]:
-    """The fastest trusted nodes with room for both ends, where both are sensitive and some node is not trusted."""
+    """The trusted nodes with room for both ends, the fastest first, where both are sensitive and some node is not
+    trusted."""
     ends = {0, problem.blocks - 1}
     if not ends <= deployment.sensitive_of(problem.blocks) or all(room.trusted for room in offered.values()):
         return []
@@ -146,7 +153,7 @@ def _heads(problem: Problem, deployment: Deployment, offered: Mapping[NodeId, Ro
         for number, room in enumerate(offered.values())
         if room.trusted and sum(room.need_bytes[block] for block in ends) <= room.free_bytes
     ]
-    return sorted(able, key=lambda number: (int(problem.time_ns[number].sum()), number))[:HEADS_MAX]
+    return sorted(able, key=lambda number: (int(problem.time_ns[number].sum()), number))
 
 
 def _well_worth(there: Chain, here: Chain, manifest: Manifest, offered: Mapping[NodeId, Room]) -> bool:
@@ -247,6 +254,9 @@ def _shortfall(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId
     message = (
         f"{manifest.name!r} needs {need} bytes and the nodes have {have}, but no cut into whole blocks fits{asked}"
     )
+    if not all(room.trusted for room in rooms.values()) and (kept := deployment.sensitive_of(len(manifest.blocks))):
+        message += f" with blocks {spans(sorted(kept))} on trusted nodes alone; {TRUST_MORE}"
+        return ResplitError(ErrorCode.INFEASIBLE, message, "sensitive")
     return ResplitError(ErrorCode.INFEASIBLE, message)
 
 
@@ -258,7 +268,7 @@ def _unsafe(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, R
         if not any(room.need_bytes[block] <= room.free_bytes for room in trusted):
             message = (
                 f"block {block} of {manifest.name!r} is sensitive and none of the {len(trusted)} trusted node(s) has "
-                "room for it; `resplit trust NODE` if you trust another, or add memory"
+                f"room for it; {TRUST_MORE}"
             )
             return ResplitError(ErrorCode.INFEASIBLE, message, "sensitive")
     need = sum(min(room.need_bytes[block] for room in trusted) for block in sensitive)
@@ -267,6 +277,6 @@ def _unsafe(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId, R
         return None
     message = (
         f"the sensitive blocks of {manifest.name!r} need {need} bytes, the trusted nodes have {have}, "
-        f"{need - have} bytes short; `resplit trust NODE` if you trust another"
+        f"{need - have} bytes short; {TRUST_MORE}"
     )
     return ResplitError(ErrorCode.INFEASIBLE, message, "sensitive")

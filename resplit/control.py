@@ -255,10 +255,16 @@ async def _ask(
     except NatsTimeoutError as error:
         message = f"the orchestrator did not answer {verb!r} within {timeout_s:g} s"
         raise ResplitError(ErrorCode.TIMEOUT, message) from error
-    if "error" in decode_plain(reply.data, JSON, "reply"):
-        refusal = decode(ErrorReply, reply.data, "reply").error
+    return read_reply(reply.data, kind)
+
+
+def read_reply(data: bytes, kind: type[Reply]) -> Reply:
+    """What the orchestrator answers; raises the error that it answers with, or `ResplitError(INVALID_REQUEST)`."""
+    plain = decode_plain(data, JSON, "reply")
+    if isinstance(plain, dict) and "error" in plain:
+        refusal = decode(ErrorReply, data, "reply").error
         raise ResplitError(refusal.code, refusal.message, refusal.field)
-    return decode(kind, reply.data, "reply")
+    return decode(kind, data, "reply")
 
 
 async def _reply(connection: Nats, verb: str, data: bytes, timeout_s: float, questions: int) -> Msg:

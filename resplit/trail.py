@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import msgpack
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import DeliverPolicy
@@ -19,6 +18,7 @@ from schemas.base import NodeId
 from schemas.codec import decode
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import read_flat
 from schemas.roster import Role
 
 QUIET_S = 10.0
@@ -86,7 +86,7 @@ def read_event(data: bytes, trust: Trust | None) -> Seen:
         except ResplitError as error:
             if error.code is not ErrorCode.BAD_SIGNATURE:
                 raise
-    match _unpacked(data):
+    match read_flat(data, 4):
         case [str(), bytes(payload), str(signer), bytes()]:
             event = decode(AuditEvent, payload, "audit event")
             return Seen(event, signer, "unverified" if trust is None else "forged")
@@ -96,16 +96,8 @@ def read_event(data: bytes, trust: Trust | None) -> Seen:
 
 def signature_of(data: bytes) -> bytes:
     """The signature in an envelope that `read_event` could read."""
-    match _unpacked(data):
+    match read_flat(data, 4):
         case [_, _, _, bytes(signature)]:
             return signature
         case _:
             raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
-
-
-def _unpacked(data: bytes) -> object:
-    try:
-        unpacked: object = msgpack.unpackb(data, max_array_len=4, max_map_len=0, max_ext_len=0)
-    except Exception:  # msgpack raises a dozen types on hostile bytes; all mean the same here
-        return None
-    return unpacked

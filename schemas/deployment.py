@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from schemas.base import DeploymentId, NodeId, NodeName, Sha256, Value
@@ -34,8 +34,10 @@ Chain = tuple[Stage, ...]
 """The stages of one route, in the order of their blocks."""
 Placement = tuple[Chain, ...]
 """A chain for each route of a plan."""
-Sensitive = tuple[Annotated[int, Field(ge=0)], ...] | Literal["ends", "all"]
-"""Blocks that only trusted nodes may hold, `ends` being the first and the last: prompts enter there, tokens leave."""
+DeepEnds = Annotated[str, StringConstraints(pattern=r"^ends:[1-9][0-9]{0,3}$")]
+Sensitive = tuple[Annotated[int, Field(ge=0)], ...] | Literal["ends", "all"] | DeepEnds
+"""Blocks that only trusted nodes may hold, `ends` being the first and the last: prompts enter there, tokens leave.
+`ends:2` are those and two more at either end; of a model that has no others, all."""
 
 ROUTES_MAX = 16
 """A plan of more routes is several deployments."""
@@ -114,6 +116,9 @@ def sensitive_blocks(sensitive: Sensitive | None, block_count: int) -> frozenset
             return frozenset(range(block_count))
         case "ends":
             return frozenset({0, block_count - 1})
+        case str():
+            deep = int(sensitive.removeprefix("ends:"))
+            return frozenset(b for b in range(block_count) if min(b, block_count - 1 - b) <= deep)
         case blocks:
             return frozenset(blocks)
 

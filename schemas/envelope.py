@@ -16,6 +16,7 @@ from pydantic import BaseModel
 from schemas.base import NodeId
 from schemas.codec import decode, encode
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import read_flat
 
 PLAN_TYPE = "application/vnd.resplit.plan.v1+json"
 RECEIPT_TYPE = "application/vnd.resplit.receipt.v1+json"
@@ -53,21 +54,17 @@ def open_envelope(
     """
     if len(data) > MAX_ENVELOPE_BYTES:
         raise _refused(f"is {len(data)} bytes long, over the limit of {MAX_ENVELOPE_BYTES}")
-    try:
-        parts = msgpack.unpackb(data, max_array_len=4, max_map_len=0, max_ext_len=0)
-    except Exception as error:  # msgpack raises a dozen types on hostile bytes; all mean the same here.
-        raise _refused("is not an envelope") from error
-    match parts:
+    match read_flat(data, 4):
         case [str(found_type), bytes(payload), str(signer), bytes(signature)]:
             pass
         case _:
             raise _refused("is not an envelope")
     if found_type != payload_type:
-        raise _refused(f"carries {found_type!r} where {payload_type!r} belongs")
+        raise _refused(f"carries {found_type[:100]!r} where {payload_type!r} belongs")
     name = NodeId(signer)
     key = trusted.get(name)
     if key is None:
-        raise _refused(f"is signed by {signer!r}, who is not trusted here")
+        raise _refused(f"is signed by {signer[:100]!r}, who is not trusted here")
     try:
         key.verify(signature, pae(payload_type, payload))
     except InvalidSignature as error:

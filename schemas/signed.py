@@ -17,6 +17,7 @@ from pydantic import BaseModel, StringConstraints
 from schemas.codec import decode, encode
 from schemas.envelope import MAX_ENVELOPE_BYTES, pae
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import read_flat
 
 SIGNATURES_MAX = 16
 """More holders than a cluster has. It bounds how many signatures a hostile document can make its reader check."""
@@ -100,21 +101,8 @@ def _unpacked(data: bytes, payload_type: str) -> tuple[bytes, Signatures]:
     """The payload and the signatures as they came, none of them checked."""
     if len(data) > MAX_ENVELOPE_BYTES:
         raise _refused(f"is {len(data)} bytes long, over the limit of {MAX_ENVELOPE_BYTES}")
-    # The envelope is flat, and so is its reader: nothing in it may be nested, or a megabyte of empty arrays would
-    # become a hundred before anybody had signed anything.
-    unpacker = msgpack.Unpacker(max_buffer_size=MAX_ENVELOPE_BYTES, max_array_len=0, max_map_len=0, max_ext_len=0)
-    try:
-        unpacker.feed(data)
-        count = unpacker.read_array_header()
-        if count > 2 + 2 * SIGNATURES_MAX:
-            raise _refused(f"has {count} parts, more than {SIGNATURES_MAX} signatures make")
-        parts = [unpacker.unpack() for _ in range(count)]
-    except ResplitError:
-        raise
-    except Exception as error:  # msgpack raises a dozen types on hostile bytes; all mean the same here.
-        raise _refused("is not a signed document") from error
-    match parts:
-        case [str(found_type), bytes(payload), *flat] if len(flat) % 2 == 0 and unpacker.tell() == len(data):
+    match read_flat(data, 2 + 2 * SIGNATURES_MAX):
+        case [str(found_type), bytes(payload), *flat] if len(flat) % 2 == 0:
             pass
         case _:
             raise _refused("is not a signed document")

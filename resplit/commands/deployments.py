@@ -17,6 +17,7 @@ from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
 DEPLOY_TIMEOUT_S = 900.0
 """Nodes may have to fetch gigabytes before they are ready."""
+PRIVATE_MAX = 9999
 DEFAULTS = Settings()
 
 
@@ -33,7 +34,16 @@ def deploy(
         int | None, typer.Option(min=1, max=ROUTES_MAX, help="How many routes share the requests; default: planned.")
     ] = None,
     sensitive: Annotated[
-        str | None, typer.Option(help="Blocks for trusted nodes alone: `ends`, `all`, or numbers as `0,5,11`.")
+        str | None,
+        typer.Option(help="Blocks for trusted nodes alone: `ends`, `ends:2`, `all`, or numbers as `0,5,11`."),
+    ] = None,
+    private: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=PRIVATE_MAX,
+            help="Keep the embedding, the first and the last so many blocks, and sampling, to trusted nodes.",
+        ),
     ] = None,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
@@ -92,7 +102,7 @@ def deploy(
         placement=placement,
         slo=slo if slo != BEST_EFFORT else None,
         routes=routes,
-        sensitive=None if sensitive is None else parse_sensitive(sensitive),
+        sensitive=kept_private(sensitive, private),
     )
     if not wait:
         reply = asyncio.run(control.deploy(Access(url, keys), request))
@@ -133,13 +143,24 @@ def parse_placement(text: str) -> Chain | Placement:
     return chains[0] if len(chains) == 1 else chains
 
 
+def kept_private(sensitive: str | None, private: int | None) -> Sensitive | None:
+    """What `--sensitive` or `--private` says; raises `ResplitError(INVALID_REQUEST)`."""
+    if sensitive is not None and private is not None:
+        message = f"--sensitive {sensitive} and --private {private} both say what stays on trusted nodes; give one"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "private")
+    if private is not None:
+        return f"ends:{private}" if private else "ends"
+    return None if sensitive is None else parse_sensitive(sensitive)
+
+
 def parse_sensitive(text: str) -> Sensitive:
-    """`ends`, `all`, or block numbers from `0,5`; raises `ResplitError(INVALID_REQUEST)`."""
-    named: dict[str, Sensitive] = {"ends": "ends", "all": "all"}
-    if text in named:
-        return named[text]
+    """`ends`, `ends:2`, `all`, or block numbers from `0,5`; raises `ResplitError(INVALID_REQUEST)`."""
+    if text in ("ends", "ends:0"):
+        return "ends"
+    if text == "all" or re.fullmatch(r"ends:[1-9][0-9]{0,3}", text):
+        return text
     if re.fullmatch(r"\d{1,6}(,\d{1,6})*", text) is None:
-        message = f"{text!r} names no blocks: give `ends`, `all`, or numbers such as 0,5,11"
+        message = f"{text!r} names no blocks: give `ends`, `ends:2`, `all`, or numbers such as 0,5,11"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
     return tuple(sorted({int(part) for part in text.split(",")}))
 

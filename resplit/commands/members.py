@@ -43,8 +43,8 @@ Locked = Annotated[bool, typer.Option("--locked", help="The holders' files have 
 Sensitive = Annotated[
     list[str] | None,
     typer.Option(
-        help="Blocks that only trusted nodes may hold, whatever an orchestrator says, as `chat=ends`, `chat=0,5` or "
-        "`*=ends` for every deployment. Once for each."
+        help="Blocks that only trusted nodes may hold, whatever an orchestrator says, as `chat=ends`, `chat=ends:2`, "
+        "`chat=0,5` or `*=ends` for every deployment. Once for each."
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]

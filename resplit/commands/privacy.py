@@ -84,10 +84,14 @@ def advice(curve: "PrivacyCurve", below: float, keep: int | None) -> str:
             f"By this probe, recovery stays below {_percent(below)} at no cut: only trusted nodes should hold blocks."
         )
     elif keep == 1:
-        found = f"By this probe, recovery stays below {_percent(below)} where block 0 is on trusted nodes."
+        found = (
+            f"By this probe, recovery stays below {_percent(below)} where block 0 is on trusted nodes: `resplit deploy "
+            "--private 0`."
+        )
     else:
         found = (
-            f"By this probe, recovery stays below {_percent(below)} where the first {keep} blocks are on trusted nodes."
+            f"By this probe, recovery stays below {_percent(below)} where the first {keep} blocks are on trusted "
+            f"nodes: `resplit deploy --private {keep - 1}`."
         )
     if curve.is_starved:
         found += (

@@ -6,13 +6,10 @@ from typing import Any
 import msgpack
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from schemas.base import DeploymentName, Digest, NodeId
 from schemas.codec import JSON, MAX_DEPTH, MAX_ELEMENTS, MSGPACK, decode_plain
-from schemas.envelope import PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import (
     Activation,
@@ -32,7 +29,6 @@ from schemas.frame import (
     Token,
 )
 from schemas.framing import pack, unpack
-from schemas.plan import Receipt, ReceiptStatus
 from schemas.tensor import NUMPY_TO_OIP, Array
 
 names = st.text(max_size=20)
@@ -96,8 +92,6 @@ frames: st.SearchStrategy[Frame] = st.one_of(
 )
 scalars = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | names | st.binary()
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=12)
-PEER, STRANGER = Ed25519PrivateKey.generate(), Ed25519PrivateKey.generate()
-TRUSTED = {NodeId("peer"): PEER.public_key()}
 
 
 def packed(frame: Frame) -> bytes:
@@ -182,62 +176,6 @@ def test_a_tensor_larger_than_its_bytes_allocates_nothing(shape: list[Any]) -> N
     head = msgpack.packb(["a", "d", 1, 0, 0, "tensor", [], "n", [], [["x", "float32", shape]]])
     data = len(head).to_bytes(4, "little") + head
     assert read(data + b"\0" * 8) is None
-
-
-def sealed() -> bytes:
-    receipt = Receipt(
-        node=NodeId("peer"),
-        deployment=DeploymentName("chat"),
-        epoch=3,
-        plan=Digest("0" * 64),
-        status=ReceiptStatus.READY,
-        elapsed_ms=1.5,
-    )
-    return seal(receipt, RECEIPT_TYPE, NodeId("peer"), PEER)
-
-
-ENVELOPE = sealed()
-
-
-def refused(data: bytes, payload_type: str = RECEIPT_TYPE) -> None:
-    with pytest.raises(ResplitError) as caught:
-        open_envelope(data, Receipt, payload_type, TRUSTED)
-    assert caught.value.code is ErrorCode.BAD_SIGNATURE
-
-
-def test_an_envelope_opens_as_what_it_is_and_as_nothing_else() -> None:
-    receipt, signer = open_envelope(ENVELOPE, Receipt, RECEIPT_TYPE, TRUSTED)
-    assert (receipt.epoch, signer) == (3, "peer")
-    refused(ENVELOPE, PLAN_TYPE)
-
-
-@given(st.integers(0, len(ENVELOPE) - 1), st.integers(1, 255))
-def test_an_envelope_with_one_byte_changed_is_refused(at: int, mask: int) -> None:
-    data = bytearray(ENVELOPE)
-    data[at] ^= mask
-    refused(bytes(data))
-
-
-@given(st.integers(0, len(ENVELOPE)), st.integers(0, len(ENVELOPE)), st.binary(max_size=40))
-def test_an_envelope_with_a_piece_replaced_is_refused(start: int, end: int, piece: bytes) -> None:
-    data = ENVELOPE[: min(start, end)] + piece + ENVELOPE[max(start, end) :]
-    if data != ENVELOPE:
-        refused(data)
-
-
-@given(st.integers(0, 3), plain)
-def test_an_envelope_with_a_part_of_another_is_refused(part: int, value: Any) -> None:
-    parts = msgpack.unpackb(ENVELOPE)
-    if value != parts[part]:
-        parts[part] = value
-        refused(msgpack.packb(parts))
-
-
-def test_an_envelope_in_anothers_name_is_refused() -> None:
-    parts = msgpack.unpackb(ENVELOPE)
-    for signer in ("peer", "stranger"):
-        stranger = seal(Receipt.model_validate_json(parts[1]), RECEIPT_TYPE, NodeId(signer), STRANGER)
-        refused(stranger)
 
 
 @given(st.binary(max_size=300), st.sampled_from([JSON, MSGPACK, "", "text/html", "application/json; a=b"]))

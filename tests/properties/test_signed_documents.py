@@ -20,6 +20,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.known import JUMP_MAX, Known, after_plan, after_root, after_roster, first_known, open_roots
 from schemas.roster import ROOT_TYPE, ROSTER_TYPE, Roster, open_roster, spelled
 from schemas.signed import key_id, sign
+from tests.security.mutating import damaged
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
 HOLDERS = {key_id(key.public_key()): key for key in map(Ed25519PrivateKey.from_private_bytes, (b"\1" * 32, b"\2" * 32))}
@@ -56,30 +57,6 @@ def real(tmp_path_factory: pytest.TempPathFactory) -> Real:
     return Real(tmp_path_factory.mktemp("real"))
 
 
-@st.composite
-def mutations(draw: st.DrawFn, data: bytes) -> bytes:
-    """`data` with bits flipped, bytes cut out, put in or doubled, or the end missing; never `data` itself."""
-    place = draw(st.integers(0, len(data) - 1))
-    match draw(st.sampled_from(["flip", "truncate", "cut", "insert", "repeat", "overwrite"])):
-        case "flip":
-            changed = bytearray(data)
-            for at in draw(st.sets(st.integers(0, len(data) - 1), min_size=1, max_size=4)):
-                changed[at] ^= 1 << draw(st.integers(0, 7))
-            found = bytes(changed)
-        case "truncate":
-            found = data[:place]
-        case "cut":
-            found = data[:place] + data[place + draw(st.integers(1, 100)) :]
-        case "insert":
-            found = data[:place] + draw(st.binary(min_size=1, max_size=20)) + data[place:]
-        case "repeat":
-            found = data + data[place:]
-        case _:
-            patch = draw(st.binary(min_size=1, max_size=64))
-            found = data[:place] + patch + data[place + len(patch) :]
-    return found if found != data else data[:-1]
-
-
 def content(folder: Path) -> dict[str, bytes]:
     """What each file says: of the key whose bits X25519 does not all look at, its public half."""
     found = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -106,7 +83,7 @@ def is_refused(known: Known, data: bytes) -> None:
 @settings(max_examples=600, deadline=None)
 def test_no_mutated_document_is_accepted(real: Real, data: st.DataObject) -> None:
     document = data.draw(st.sampled_from([real.roster, real.other_roster, real.root]))
-    is_refused(real.known, data.draw(mutations(document)))
+    is_refused(real.known, data.draw(damaged(document)))
 
 
 @given(data=st.data())
@@ -114,7 +91,7 @@ def test_no_mutated_document_is_accepted(real: Real, data: st.DataObject) -> Non
 def test_no_first_root_is_accepted_but_as_it_was_signed(real: Real, data: st.DataObject) -> None:
     """Nobody knows its keys yet, so a mutated one may be refused for its form before it is for its signatures."""
     with pytest.raises(ResplitError) as caught:
-        open_roots([data.draw(mutations(real.root))])
+        open_roots([data.draw(damaged(real.root))])
     assert caught.value.code in (ErrorCode.BAD_SIGNATURE, ErrorCode.INVALID_REQUEST)
 
 
@@ -152,7 +129,7 @@ def test_a_mutated_bundle_joins_as_the_one_that_was_made_or_writes_nothing(
 ) -> None:
     """Some bytes have several spellings, such as a private key beside which stands its public half, or does not."""
     folder = tmp_path_factory.mktemp("joining") / "n0"
-    changed = data.draw(mutations(real.bundle))
+    changed = data.draw(damaged(real.bundle))
     try:
         joined = join(changed, folder, NOW)
     except ResplitError:

@@ -22,7 +22,7 @@ from bus.natsconf import LOGINS_FILE
 from bus.streams import ensure_streams
 from bus.together import CLIENT, CLUSTER, OPERATOR, make_members
 from resplit.cli import app
-from resplit.commands.deployments import default_name, parse_placement, parse_sensitive
+from resplit.commands.deployments import default_name, kept_private, parse_placement, parse_sensitive
 from resplit.commands.events import event_line
 from resplit.commands.serve import parse_cores, parse_size
 from resplit.exits import Exit, exit_of
@@ -31,7 +31,7 @@ from resplit.trail import Seen
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
-from schemas.deployment import Stage
+from schemas.deployment import Stage, sensitive_blocks
 from schemas.envelope import AUDIT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
 
@@ -350,10 +350,22 @@ def test_a_placement_is_read_as_stages() -> None:
 
 def test_sensitive_blocks_are_named_or_numbered() -> None:
     assert [parse_sensitive(text) for text in ("ends", "all", "7,0,7")] == ["ends", "all", (0, 7)]
-    for text in ("", "some", "-1", "1-3", "0,"):
+    assert [parse_sensitive(text) for text in ("ends:0", "ends:12")] == ["ends", "ends:12"]
+    for text in ("", "some", "-1", "1-3", "0,", "ends:", "ends:01", "ends:-1", "ends:10000", "all:1"):
         with pytest.raises(ResplitError) as caught:
             parse_sensitive(text)
         assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "sensitive")
+
+
+def test_private_is_so_many_blocks_at_either_end_and_is_said_once() -> None:
+    assert [kept_private(None, private) for private in (None, 0, 2)] == [None, "ends", "ends:2"]
+    assert kept_private("0,3", None) == (0, 3)
+    assert sensitive_blocks(kept_private(None, 0), 10) == {0, 9}
+    assert sensitive_blocks(kept_private(None, 2), 10) == {0, 1, 2, 7, 8, 9}
+    assert sensitive_blocks(kept_private(None, 9999), 10) == frozenset(range(10)), "no model has others"
+    with pytest.raises(ResplitError) as caught:
+        kept_private("ends", 0)
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, "private")
 
 
 @pytest.mark.parametrize("text", ["", "n0", "n0:1-0", "n0:a-b", "N0:0-1", "n0:0-1,"])

@@ -1,0 +1,22 @@
+"""Flat msgpack arrays, as signed things travel in them: read within bounds, and in one spelling alone."""
+
+import msgpack
+
+
+def read_flat(data: bytes, parts_max: int) -> list[object] | None:
+    """The parts of the array that is all of `data`: text, bytes, numbers and the like; None for anything else.
+
+    Nothing in it may be nested, or a megabyte of empty arrays would become a hundred before anybody had verified it.
+    And it must be the bytes that `msgpack.packb` gives: a signature covers what the parts say and not how they are
+    framed, so the same event could else be shown in many spellings, each with a digest of its own.
+    """
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(data)), max_array_len=0, max_map_len=0, max_ext_len=0)
+    try:
+        unpacker.feed(data)
+        count = unpacker.read_array_header()
+        if count > parts_max:
+            return None
+        parts: list[object] = [unpacker.unpack() for _ in range(count)]
+        return parts if msgpack.packb(parts) == data else None
+    except Exception:  # msgpack raises a dozen types on hostile bytes; all mean the same here.
+        return None

@@ -1,0 +1,259 @@
+"""Every decoder of what comes from the network, as production calls it, with real messages of its kind.
+
+`WHERE` says for each place in the code that reads bytes which of these goes through it; `test_decoders` keeps it whole.
+"""
+
+import io
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import partial
+from hashlib import sha256
+from pathlib import Path
+
+import msgpack
+import numpy as np
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from nats.aio.client import Client as Nats
+from pydantic import BaseModel
+
+from agent.busroad import PIECE_TYPE, BusRoad
+from agent.intake import read as read_request
+from bus.blobs import piece_wanted
+from bus.enrolment import enrol
+from bus.founding import found_cluster, load_holder
+from bus.hpke import block_info, unwrap, wrap
+from bus.joining import FIRST_ROOT
+from bus.joining import unpack as unpack_bundle
+from bus.letters import About, open_letter, seal_letter
+from bus.subject_log import MovedError, NoRoomError, UnsureError, read_answer
+from models.sealing import FileContext, open_file, seal_file
+from resplit import exchange, replies
+from resplit.cloudevents import as_line, envelopes
+from resplit.control import read_reply
+from resplit.replies import RequestError
+from resplit.trail import read_event
+from schemas import subjects
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.codec import JSON, MSGPACK, decode, decode_as, decode_plain, encode
+from schemas.control import DeployRequest, StatusReply
+from schemas.envelope import AUDIT_TYPE, PLAN_TYPE, open_envelope, pae
+from schemas.errors import ResplitError
+from schemas.export import EXPORTED
+from schemas.frame import Activation, Adopt, Close, Failure, Item, Move, Result, Sampling, StageTime, Token
+from schemas.framing import pack, unpack
+from schemas.journal import unpack_records
+from schemas.known import after_root, after_roster, first_known, open_roots
+from schemas.plan import PlanEvent
+from schemas.request import TextRequest
+from schemas.roster import ROOT_TYPE
+from schemas.signed import countersign
+from tests.security.recording import KINDS, N0, N1, Recording, believed
+
+MODEL = Digest("a" * 64)
+KEY = bytes(range(32))
+ABOUT = About("journal", DeploymentName("chat"), "r1", "n1")
+UNSIGNED_FOLD, SIGNED_FOLD = 192, 400
+"""Bytes of memory for each byte of a message: while nobody has vouched for it, and of what was signed. msgpack and JSON
+write an empty array in one byte and two, and Python takes 64 for it; an error about a value holds it once more."""
+
+
+REQUESTS = (
+    b'{"prompt":"12+30=","max_tokens":4,"temperature":0.5,"stop":["a"],"stream":true,"request_id":"r1"}',
+    b'{"messages":[{"role":"user","content":"Hello"}],"logprobs":3,"deadline_ms":100,"priority":-1}',
+    b'{"input":["text","text"]}',
+    b'{"id":"a","inputs":[{"name":"x","shape":[1,3],"datatype":"INT64","data":[1,2,3]}],"outputs":[{"name":"y"}]}',
+)
+_SAMPLED = Sampling(0.5, 3, 0.9, 0.1, 7, 2)
+FRAMES = tuple(
+    b"".join(pack(frame))
+    for frame in (
+        Activation(
+            "d", 1, 0, 1, "decode", (Item(1, 2, 3, 1, True, 0, 64, _SAMPLED),), {"x": np.ones((1, 1, 8), np.float32)},
+            "n0", (StageTime(0, 5, 6),),
+        ),
+        Result("d", 1, 0, (Token(1, 2, 0, 7, -0.5, ((7, -0.5),)),), ((1, 2),), {}, "n0", ()),
+        Close("d", 1, 0, 1, (1, 2)),
+        Failure("d", 1, 0, (1,), "n0", "step_lost", "gone"),
+        Adopt("d", 1, 2, 0, "n0", 1, 64, 128, _SAMPLED, (Move(0, 3, "n1"),), True),
+    )
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """One way in: what reads the bytes, real ones, and the errors that are its answer to others."""
+
+    read: Callable[[bytes], object]
+    samples: tuple[bytes, ...]
+    refuses_with: tuple[type[Exception], ...] = (ResplitError,)
+    fold: int = UNSIGNED_FOLD
+    """How many bytes of memory a byte of a message may take."""
+
+
+WHERE: dict[str, str] = {
+    "schemas/codec.py:decode": "value",
+    "schemas/codec.py:decode_as": "text request",
+    "schemas/codec.py:decode_plain": "plain",
+    "schemas/envelope.py:open_envelope": "envelope",
+    "schemas/flat.py:read_flat": "envelope",
+    "schemas/framing.py:unpack": "frame",
+    "schemas/journal.py:unpack_records": "journal",
+    "schemas/request.py:read_request": "request",
+    "schemas/roster.py:public_key": "roots",
+    "schemas/sealed.py:Wrap.data": "value",
+    "schemas/signed.py:_unpacked": "roster",
+    "schemas/tensor.py:view": "frame",
+    "bus/blobs.py:piece_wanted": "piece of a file",
+    "bus/identity.py:Identity.peer": "certificate",
+    "bus/joining.py:_checked_tls": "bundle",
+    "bus/letters.py:open_letter": "letter",
+    "bus/letters.py:_parts": "letter",
+    "bus/letters.py:_readers": "letter",
+    "bus/subject_log.py:read_answer": "answer of the stream",
+    "agent/busroad.py:BusRoad._verified": "piece of a frame",
+    "resplit/cloudevents.py:envelopes": "line of an export",
+    "resplit/exchange.py:_decode": "reply",
+    "resplit/trail.py:read_event": "event of the trail",
+    "resplit/trail.py:signature_of": "line of an export",
+    "models/sealing.py:_Sealed.__init__": "sealed file",
+}
+"""By decoder, as `decoders` calls them."""
+NOT_FROM_THE_NETWORK = {
+    "bus/audit.py:AuditTrail._acknowledged": "a digest that this process made",
+    "bus/blobs.py:size_of": "eight bytes, and bounded",
+    "bus/credentials.py:_sound": "the member's own key file",
+    "bus/enrolment.py:_open": "the cluster's own folder",
+    "agent/links.py:Link.answered": "eight bytes of a pong, looked up",
+    "agent/links.py:_Framed.data_received": "a length, bounded; tests/integration/test_crossing.py has real links",
+    "agent/links.py:_Framed.is_moving": "the kernel's word",
+    "agent/memory.py:_pages": "the kernel's word",
+    "resplit/chain.py:Verifier._accept": "a digest that was decoded as one",
+    "resplit/server.py:NatsServer._listens": "a file that our nats-server wrote",
+    "resplit/topology.py:read_topology": "the operator's own file",
+    "models/hugging_face.py:check_weights": "the operator's own file",
+    "models/text_files.py:read_json": "the operator's own file",
+    "models/text_files.py:_pooling": "the operator's own file",
+}
+"""What else turns bytes into values, and why it is not here."""
+
+
+def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
+    """By name; `folder` is for what has to be made."""
+    n0 = recording.identity(N0)
+    genuine = recording.envelopes(n0)
+    some = {kind: data[:3] + data[-3:] for kind, data in genuine.items()}
+    said = {
+        name: tuple(data for subject, data in recording.said if subject.startswith(f"{subjects.ROOT}.{name}"))
+        for name in ("infer", "journal", "control.deploy")
+    }
+    now = datetime.now(UTC)
+    found_cluster(folder / "cluster", now=now)
+    holder = [load_holder(folder / "cluster" / "root-0.key")]
+    bundle = enrol(folder / "cluster", NodeId("n9"), "agent", "edge", timedelta(days=1), holder, now=now)
+    root = (recording.keys / "cluster" / FIRST_ROOT).read_bytes()
+    me = X25519PrivateKey.generate()
+    letter = seal_letter(b"owed" * 40, {N0: me.public_key(), N1: me.public_key()}, ABOUT)
+    about_block = block_info("home", MODEL, 1, N0)
+    context = FileContext(MODEL, 2, Digest(sha256(bytes(3000)).hexdigest()))
+    sealed = io.BytesIO()
+    seal_file(io.BytesIO(bytes(3000)), sealed, KEY, context, 1024)
+    road = BusRoad(Nats(), n0, lambda *_: None, lambda _: None)
+    piece = msgpack.packb([N1, N0, 7, 0, 1, b"x" * 100])
+    signer = recording.identity(N1)
+    text = b'{"request_id":"r","index":0,"token_id":7,"text":"3","top_logprobs":[{"token_id":7,"logprob":-0.5}]}'
+    known = first_known([root], now)
+    kinds: tuple[type[BaseModel], ...] = EXPORTED
+    payloads = {kind: tuple(msgpack.unpackb(data)[1] for data in some[kind]) for kind in KINDS}
+    return {
+        **{
+            f"value {kind.__name__}": Decoder(
+                partial(_value, kind),
+                _samples_of(kind, payloads, tuple(filter(None, said["control.deploy"]))),
+                fold=_fold(kind),
+            )
+            for kind in kinds
+        },
+        "plain": Decoder(lambda data: decode_plain(data, JSON, "test"), said["infer"]),
+        "plain msgpack": Decoder(
+            lambda data: decode_plain(data, MSGPACK, "test"), (msgpack.packb({"a": [1, {"b": None}]}),)
+        ),
+        "text request": Decoder(
+            lambda data: decode_as(TextRequest, data, MSGPACK, "test"), (msgpack.packb({"prompt": "x", "stop": ["a"]}),)
+        ),
+        "request": Decoder(lambda data: read_request(data, JSON), (*said["infer"], *REQUESTS)),
+        "request msgpack": Decoder(
+            lambda data: read_request(data, MSGPACK), tuple(msgpack.packb(decode_plain(r, JSON, "")) for r in REQUESTS)
+        ),
+        "reply of the orchestrator": Decoder(
+            lambda data: read_reply(data, StatusReply),
+            (b'{"error":{"code":"internal","message":"x"}}',),
+            fold=SIGNED_FOLD,
+        ),
+        "frame": Decoder(unpack, FRAMES),
+        "journal": Decoder(unpack_records, said["journal"][:8]),
+        "envelope": Decoder(
+            lambda data: open_envelope(data, PlanEvent, PLAN_TYPE, believed(n0, PLAN_TYPE)), some[PLAN_TYPE]
+        ),
+        "roster": Decoder(lambda data: after_roster(known, data, now), (recording.roster,)),
+        "root": Decoder(lambda data: after_root(known, data, now), (root,)),
+        "roots": Decoder(lambda data: open_roots([data]), (root,)),
+        "countersigned": Decoder(lambda data: countersign(data, ROOT_TYPE, {}), (root,)),
+        "bundle": Decoder(unpack_bundle, (bundle,)),
+        "letter": Decoder(lambda data: open_letter(data, N0, me, ABOUT), (letter,)),
+        "wrap": Decoder(lambda data: unwrap(data, me, about_block), (wrap(KEY, me.public_key(), about_block),)),
+        "sealed file": Decoder(lambda data: list(open_file(io.BytesIO(data), KEY, context)), (sealed.getvalue(),)),
+        "piece of a file": Decoder(piece_wanted, (msgpack.packb([0, 524288]),)),
+        "piece of a frame": Decoder(road._verified, (signer.key.sign(pae(PIECE_TYPE, piece)) + piece,), ()),
+        "certificate": Decoder(n0.peer, (_certificate(recording),), ()),
+        "answer of the stream": Decoder(
+            read_answer,
+            (b'{"stream":"A","seq":7}', b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence"}}'),
+            (MovedError, NoRoomError, UnsureError),
+        ),
+        "event of the trail": Decoder(lambda data: read_event(data, n0.writers), some[AUDIT_TYPE], fold=SIGNED_FOLD),
+        "line of an export": Decoder(
+            lambda data: list(envelopes([data.decode(errors="replace")])),
+            tuple(as_line(data).encode() for data in some[AUDIT_TYPE]),
+            fold=SIGNED_FOLD,
+        ),
+        "reply": Decoder(lambda data: _reply(data, JSON), (text,), (RequestError,)),
+        "reply msgpack": Decoder(
+            lambda data: _reply(data, MSGPACK), (msgpack.packb(decode_plain(text, JSON, "")),), (RequestError,)
+        ),
+    }
+
+
+def _value(kind: type[BaseModel], data: bytes) -> object:
+    return encode(decode(kind, data, "test"))
+
+
+def _fold(kind: type[BaseModel]) -> int:
+    return UNSIGNED_FOLD if kind.__name__.endswith("Request") else SIGNED_FOLD
+
+
+def _samples_of(
+    kind: type[BaseModel], payloads: dict[str, tuple[bytes, ...]], control: tuple[bytes, ...]
+) -> tuple[bytes, ...]:
+    for name, held in KINDS.items():
+        if held is kind:
+            return payloads[name]
+    return control if kind is DeployRequest else (b"{}",)
+
+
+def _certificate(recording: Recording) -> bytes:
+    pem = (recording.keys / N1 / f"{N1}.tls.pem").read_text()
+    return ssl.PEM_cert_to_DER_cert(pem)
+
+
+def _reply(data: bytes, content_type: str) -> object:
+    """As a client reads a reply: an error, a token, or an answer of another kind."""
+    plain = exchange.read(exchange._decode, (data, content_type), "r")
+    exchange.read(lambda reply: replies.read_error(reply, "r"), plain, "r")
+    for reader in (replies.read_embeddings, replies.read_tensors):
+        try:
+            return exchange.read(reader, plain, "r")
+        except RequestError:
+            continue
+    return exchange.read(replies.read_token, plain, "r")
