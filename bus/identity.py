@@ -13,6 +13,8 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bus.certificates import common_names, fingerprint
 from bus.enrolment import read_roots
@@ -34,12 +36,13 @@ def _now() -> datetime:
 
 
 class Identity:
-    """One member's name and signing key, and whom it believes now."""
+    """One member's name and its keys for signing and for what is sealed to it, and whom it believes now."""
 
     def __init__(
         self,
         name: NodeId,
         key: Ed25519PrivateKey,
+        sealing: X25519PrivateKey,
         folder: Path,
         known: Known,
         roster: Roster,
@@ -48,6 +51,7 @@ class Identity:
         """`known` is what is on the disk; `roster` the one that it names."""
         self.name = name
         self.key = key
+        self.sealing = sealing
         self.folder = folder
         self._known = known
         self._now = now
@@ -170,19 +174,26 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     known = recall(folder / KNOWN)
     if known is None:
         raise _missing(folder / KNOWN, "no such file")
-    try:
-        key = serialization.load_pem_private_key(_read(folder / f"{name}.key"), password=None)
-    except ValueError as error:
-        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not a private key") from error
+    key = _private_key(folder / f"{name}.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not an Ed25519 key")
+    sealing = _private_key(folder / f"{name}.sealing.key")
+    if not isinstance(sealing, X25519PrivateKey):
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.sealing.key'} is not an X25519 key")
     data = _read(folder / ROSTER)
     roster = open_roster(known.root, data)
     # It may have expired since, and be the newest there is all the same.
     seen = after_roster(known, data, roster.issued_at)
     if seen != known:
         remember(folder / KNOWN, seen)
-    return Identity(name, key, folder, seen, roster, now)
+    return Identity(name, key, sealing, folder, seen, roster, now)
+
+
+def _private_key(path: Path) -> PrivateKeyTypes:
+    try:
+        return serialization.load_pem_private_key(_read(path), password=None)
+    except ValueError as error:
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not a private key") from error
 
 
 def _read(path: Path) -> bytes:

@@ -86,9 +86,7 @@ def seal_letter(payload: bytes, readers: Mapping[NodeId, X25519PublicKey], about
     key = AESGCM.generate_key(256)
     wraps = [[name, wrap(key, public, about.info_for(name))] for name, public in sorted(readers.items())]
     head: bytes = msgpack.packb([VERSION, wraps])
-    plain = len(payload).to_bytes(4, "little") + payload
-    padded = plain.ljust(padded_bytes(len(plain)), b"\0")
-    body = AESGCM(key).encrypt(NONCE, padded, about.encode() + head)
+    body = AESGCM(key).encrypt(NONCE, filled(payload), about.encode() + head)
     return len(head).to_bytes(4, "little") + head + body
 
 
@@ -110,6 +108,17 @@ def open_letter(data: bytes, me: NodeId, key: X25519PrivateKey, about: About) ->
         padded = AESGCM(content_key).decrypt(NONCE, body, about.encode() + head)
     except InvalidTag as error:
         raise _refused(about, "was altered") from error
+    return emptied(padded)
+
+
+def filled(payload: bytes) -> bytes:
+    """What is encrypted: `payload` behind its length, and zeros."""
+    plain = len(payload).to_bytes(4, "little") + payload
+    return plain.ljust(padded_bytes(len(plain)), b"\0")
+
+
+def emptied(padded: bytes) -> bytes:
+    """The payload in what `filled` made. Raises `ResplitError(INVALID_REQUEST)` where it did not make it."""
     length = int.from_bytes(padded[:4], "little")
     if padded_bytes(4 + length) != len(padded):
         raise _malformed(f"{length} bytes said to be in a body of {len(padded)}")

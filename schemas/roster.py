@@ -184,6 +184,12 @@ def members_at(roster: Roster, role: Role, now: datetime) -> tuple[Member, ...]:
     return tuple(member for member in roster.members if member.role == role and member.is_current(now))
 
 
+def readers_at(roster: Roster, now: datetime) -> dict[NodeId, X25519PublicKey]:
+    """To whom requests are sealed: the trusted agents, any of which may be the ingress, each with its key."""
+    found = (member for member in members_at(roster, "agent", now) if member.tier == "trusted")
+    return {NodeId(m.name): X25519PublicKey.from_public_bytes(base64.b64decode(m.sealing)) for m in found}
+
+
 def forbidden(
     policy: Policy, roster: Roster, deployment: DeploymentName, block_count: int, node: NodeId, blocks: Iterable[int]
 ) -> frozenset[int]:

@@ -34,6 +34,9 @@ def deploy(
     sensitive: Annotated[
         str | None, typer.Option(help="Blocks for trusted nodes alone: `ends`, `all`, or numbers as `0,5,11`.")
     ] = None,
+    sealed: Annotated[
+        bool, typer.Option("--sealed/--open", help="Take only sealed requests; the first block is sensitive then.")
+    ] = False,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
@@ -91,6 +94,7 @@ def deploy(
         slo=slo if slo != BEST_EFFORT else None,
         routes=routes,
         sensitive=None if sensitive is None else parse_sensitive(sensitive),
+        sealed=sealed,
     )
     if not wait:
         reply = asyncio.run(control.deploy(url, request))

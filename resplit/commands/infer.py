@@ -3,6 +3,7 @@
 import asyncio
 import sys
 from contextlib import aclosing
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +18,14 @@ def infer(
     deployment: Annotated[str, typer.Argument(help="The deployment to ask.")],
     prompt: Annotated[str, typer.Argument(help="The text to continue, or with --chat to answer; `-` reads stdin.")],
     url: Url = DEFAULT_URL,
+    keys: Annotated[
+        Path | None,
+        typer.Option(
+            "--keys",
+            envvar="RESPLIT_KEYS",
+            help="A member's folder, or the cluster's: seal the request to the trusted agents of its roster.",
+        ),
+    ] = None,
     chat: Annotated[bool, typer.Option("--chat", help="Send PROMPT as a user's message to the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.0,
@@ -46,19 +55,23 @@ def infer(
         "priority": priority,
     }
     fields |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
-    last = asyncio.run(_print_stream(url, timeout, deployment, fields, as_json))
+    last = asyncio.run(_print_stream(url, keys, timeout, deployment, fields, as_json))
     if not as_json and sys.stderr.isatty():
         print(_summary(last), file=sys.stderr)
 
 
-async def _print_stream(url: str, timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool) -> Token:
+async def _print_stream(
+    url: str, keys: Path | None, timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool
+) -> Token:
     from resplit.client import Client  # noqa: PLC0415
+    from resplit.sealing import Sealer  # noqa: PLC0415
 
+    sealer = None if keys is None else Sealer(keys)
     last: Token | None = None
     try:
         # aclosing: Ctrl-C cancels the request before the connection closes.
         async with (
-            Client(url, idle_timeout_s=timeout_s) as client,
+            Client(url, idle_timeout_s=timeout_s, sealer=sealer) as client,
             aclosing(client.stream(deployment, **fields)) as tokens,
         ):
             async for last in tokens:
