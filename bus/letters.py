@@ -1,4 +1,4 @@
-"""Letters: messages that their readers can open and the bus cannot: requests, replies, records of the journal.
+"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations over the bus.
 
     uint32 length of the head (little-endian), the head, the body
     head    msgpack: [1, [[reader's name, the content key wrapped for it], ...]]
@@ -52,10 +52,11 @@ class About:
     """What a letter is about; it opens only for a reader who expects just this. No part is empty or contains `|`."""
 
     kind: str
-    """`request`, `reply`, `journal`: what the reader will take the payload for."""
+    """`request`, `activation`: what the reader will take the payload for."""
     deployment: DeploymentName
+    """`-` where it is about none."""
     request: str
-    """The request's id, or in the journal whatever else says which record this is."""
+    """The request's id, or whatever else says which message this is."""
     sender: str
     """A node, or the name that a client gave itself: a claim, unless the letter is signed."""
 
