@@ -3,6 +3,7 @@
 Unlike the client itself this needs the rest of Resplit: rosters, and how they are signed.
 """
 
+import re
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +15,7 @@ from bus.joining import ROSTER
 from bus.letters import MAX_READERS
 from bus.sealed_requests import Seal, seal_request
 from resplit.replies import RequestError
-from schemas.base import DeploymentName, NodeId, RequestId
+from schemas.base import REQUEST_ID_PATTERN, DeploymentName, NodeId, RequestId
 from schemas.codec import CONTENT_TYPE, REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import readers_at
@@ -35,6 +36,9 @@ class Sealer:
 
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> "Sealed":
         """A request as it is sent, and what opens its replies; raises `RequestError`."""
+        if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
+            message = f"{request_id!r} is no id of a request; use 1 to 64 of A-Z a-z 0-9 _ -"
+            raise RequestError(ErrorCode.INVALID_REQUEST.value, message, "request_id", request_id)
         self._look()
         readers = readers_at(self._roster, datetime.now(UTC))
         try:

@@ -225,6 +225,7 @@ def test_a_folder_without_a_roster_or_a_roster_without_readers_is_a_typed_error(
     with pytest.raises(RequestError) as caught:
         sealer.seal(CHAT, R1, REQUEST, JSON)
     assert caught.value.code == "bad_signature"
-    with pytest.raises(RequestError) as caught:
-        Sealer(tmp_path / "other" / OPERATOR).seal(CHAT, "no|name", REQUEST, JSON)
-    assert caught.value.code == "invalid_request"
+    for name in ("no|name", "no\r\nname", "name\n", ""):
+        with pytest.raises(RequestError) as caught:
+            Sealer(tmp_path / "other" / OPERATOR).seal(CHAT, name, REQUEST, JSON)
+        assert (caught.value.code, caught.value.field) == ("invalid_request", "request_id")
