@@ -52,7 +52,9 @@ async def measure(folder: Path | None, rounds: int) -> None:
     if folder is not None:
         store, _, _ = bench_model(folder)
         shown = f"{PARAMETERS // 10**6} M, int4"
-        rows += await compared(store.blobs_folder.parent, NAME, shown, 32000, Settings(context_tokens=2048), rounds)
+        rows += await compared(
+            store.blobs_folder.parent, NAME, shown, 32000, Settings(context_tokens=512, max_sequences=8), rounds
+        )
     rows += await compared(shipped_store(), MODEL, "adder", 20, Settings(context_tokens=64), rounds)
     title = "sealed requests over open ones, 2 agents"
     report("sealing", title, [*rows, *operations()], rounds=rounds, load_average=os.getloadavg())
@@ -78,6 +80,7 @@ async def compared(store: Path, model: str, shown: str, vocabulary: int, setting
                     for is_sealed in (False, True) if i % 2 else (True, False):
                         streams = [Stream(prompt, NEW_TOKENS, f"bench-{next(numbers)}") for _ in range(n)]
                         turn[is_sealed] = await one(sealed if is_sealed else plain, deployment, streams)
+                    print(shown, n, turn, flush=True)
                     if i >= 0:  # in the round before, everybody warms up
                         found[n].append(turn)
     return [{"name": shown, "sequences": n, **summary(turns)} for n, turns in found.items()]
@@ -138,10 +141,10 @@ def _median_us(call: Callable[[], object]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, default=Path("~/.cache/resplit/bench").expanduser())
-    parser.add_argument("--quick", action="store_true", help="four rounds instead of twelve")
+    parser.add_argument("--quick", action="store_true", help="four rounds instead of 24")
     parser.add_argument("--adder", action="store_true", help="without the large decoder")
     arguments = parser.parse_args()
-    asyncio.run(measure(None if arguments.adder else arguments.folder, 4 if arguments.quick else 12))
+    asyncio.run(measure(None if arguments.adder else arguments.folder, 4 if arguments.quick else 24))
 
 
 if __name__ == "__main__":
