@@ -1,7 +1,8 @@
-"""The fallback where no direct link exists: frames over the bus, in signed pieces.
+"""The fallback where no direct link exists: frames over the bus, in signed pieces that only their destination opens.
 
 Anyone on the bus may publish to a node's activation subject, so each piece carries its sender's Ed25519
-signature over its destination, its place and its bytes.
+signature over its destination, its place and its bytes. And anyone may hear it, so its bytes are a letter
+(`bus.letters`): what a frame carries is tokens, or can be inverted to them.
 """
 
 import asyncio
@@ -19,12 +20,15 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.identity import Identity
+from bus.letters import About, open_letter, seal_letter
 from profiler.links import LinkHistory
 from schemas import subjects
-from schemas.base import NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.envelope import pae
+from schemas.errors import ResplitError
 from schemas.flat import read_flat
 from schemas.framing import MAX_FRAME_BYTES
+from schemas.roster import sealing_key
 
 PIECE_BYTES = 512 << 10
 PIECE_TYPE = "application/vnd.resplit.activation.v1"
@@ -77,12 +81,18 @@ class BusRoad:
 
     async def send(self, node: NodeId, pieces: list[bytes | memoryview]) -> None:
         """Publish one frame to `node`."""
+        member = self._identity.member(node)
+        if member is None:
+            log.warning("a frame was for %s, which does not belong to the cluster any more", node)
+            return
+        reader = {node: sealing_key(member)}
         data = b"".join(pieces)
         number = next(self._numbers)
         total = max(1, -(-len(data) // PIECE_BYTES))
         for i in range(total):
             part = data[i * PIECE_BYTES : (i + 1) * PIECE_BYTES]
-            body: bytes = msgpack.packb([self._identity.name, node, number, i, total, part])
+            letter = seal_letter(part, reader, _about(self._identity.name, number, i, total))
+            body: bytes = msgpack.packb([self._identity.name, node, number, i, total, letter])
             signature = self._identity.key.sign(pae(PIECE_TYPE, body))
             await self._client.publish(subjects.activation(node), signature + body, reply=f"{self._bounce}.{node}")
             await asyncio.sleep(0)
@@ -113,7 +123,7 @@ class BusRoad:
             if msg.reply.startswith(INBOX):  # a probe, or a ping
                 await self._client.publish(msg.reply, b"")
             return
-        opened = self._verified(msg.data)
+        opened = self._opened(msg.data)
         if opened is None:
             return
         sender, number, i, total, part = opened
@@ -128,10 +138,10 @@ class BusRoad:
         elif len(self._assemblies) > ASSEMBLIES_MAX:
             self._assemblies.popitem(last=False)
 
-    def _verified(self, data: bytes) -> tuple[NodeId, int, int, int, bytes] | None:
+    def _opened(self, data: bytes) -> tuple[NodeId, int, int, int, bytes] | None:
         signature, body = data[:64], data[64:]
         match read_flat(body, 6):
-            case [str(sender), str(destination), int(number), int(i), int(total), bytes(part)]:
+            case [str(sender), str(destination), int(number), int(i), int(total), bytes(letter)]:
                 pass
             case _:
                 log.warning("dropped what is no piece of an activation")
@@ -147,8 +157,19 @@ class BusRoad:
         if destination != self._identity.name or not (0 <= i < total <= PIECES_MAX):
             log.warning("dropped an activation that was not meant for this node: %s", destination)
             return None
+        try:
+            part = open_letter(
+                letter, self._identity.name, self._identity.sealing, _about(NodeId(sender), number, i, total)
+            )
+        except ResplitError as error:
+            log.warning("dropped an activation that does not open: %s", error)
+            return None
         return NodeId(sender), number, i, total, part
 
     async def _bounced(self, msg: Msg) -> None:
         if msg.headers and msg.headers.get("Status") == "503":
             self._unreachable(NodeId(msg.subject.rsplit(".", 1)[-1]))
+
+
+def _about(sender: NodeId, number: int, i: int, total: int) -> About:
+    return About("activation", DeploymentName("-"), f"{number}.{i}.{total}", sender)

@@ -1,8 +1,9 @@
-"""The door of an ingress: each request off the bus is read, checked, stored in the journal and accepted, or refused."""
+"""The door of an ingress: each request off the bus is opened, checked, journalled and accepted, or refused."""
 
 import asyncio
 import contextlib
 import logging
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -12,16 +13,20 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.generation import Generation
-from agent.intake import Job, open_request, read
+from agent.intake import Job, open_request, opened, read
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
 from bus.audit import AuditTrail
+from bus.identity import Identity
 from bus.journal import SupersededError
+from bus.sealed_requests import Asked
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, RequestId
+from schemas.base import REQUEST_ID_PATTERN, DeploymentName, RequestId
+from schemas.codec import REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import AcceptedRequest
+from schemas.plan import Plan
 from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply
 from schemas.slo import Slo
 
@@ -38,6 +43,7 @@ class Door:
     def __init__(
         self,
         client: Client,
+        identity: Identity,
         audit: AuditTrail,
         now: Callable[[], float],
         outbox: Outbox,
@@ -47,6 +53,7 @@ class Door:
     ) -> None:
         """`leave(served)`: stop listening for requests of a deployment that others serve by now."""
         self._client = client
+        self._identity = identity
         self._audit = audit
         self._now = now
         self._outbox = outbox
@@ -97,7 +104,7 @@ class Door:
 
     async def _take_request(self, msg: Msg) -> None:
         reply = self.replier.to(msg)
-        request_id: RequestId | None = None
+        named = request_id = _named(msg) if reply.media_type == SEALED else None
         own: Slo | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
         if served is not None and not served.runs.current and served.current_nodes:
@@ -109,10 +116,13 @@ class Door:
             if len(msg.data) > MAX_REQUEST_BYTES:
                 message = f"a request of {len(msg.data)} bytes; at most {MAX_REQUEST_BYTES} are taken"
                 raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
-            request_id, request = read(msg.data, reply.content_type)
+            asked = opened(msg.data, reply.content_type, served.name, named, self._identity)
+            reply = reply.to_asker_of(asked)
+            plan, text = served.runs.current[0].plan, served.text
+            _check_sealed(plan, asked)
+            request_id, request = read(asked, named)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
-            plan, text = served.runs.current[0].plan, served.text
             own = request.slo(plan.slo)
             self._check_new(served, request_id, request.deadline_ms)
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
@@ -155,7 +165,7 @@ class Door:
         kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
         journal = served.journal  # of this life; another may have begun once it answers
         try:
-            job.handle = await journal.accept(kept)
+            job.handle = await journal.accept(kept, seal=reply.seal)
         except ResplitError as error:
             if served.desk.holds(job):
                 served.desk.drop(job)
@@ -196,3 +206,15 @@ class Door:
             served, job = found
             served.end(job, ResplitError(ErrorCode.CANCELLED, why))
             served.admit()
+
+
+def _named(msg: Msg) -> RequestId | None:
+    """The id beside a sealed request."""
+    name = (msg.headers or {}).get(REQUEST_ID, "")
+    return RequestId(name) if re.fullmatch(REQUEST_ID_PATTERN, name) else None
+
+
+def _check_sealed(plan: Plan, asked: Asked) -> None:
+    if plan.sealed and asked.seal is None:
+        message = f"{plan.deployment} takes sealed requests alone; give the client a member's folder (`--keys`)"
+        raise ResplitError(ErrorCode.FORBIDDEN, message)

@@ -17,12 +17,13 @@ from agent.desk import Desk
 from agent.door import Door
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
-from agent.intake import Job, open_request, read
+from agent.intake import Job, open_request, opened, read
 from agent.outbox import Outbox
 from agent.run import sequence_numbers
 from agent.served import Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
+from bus.identity import Identity
 from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
 from bus.stopping import stoppable
 from models.text import Text
@@ -53,7 +54,7 @@ class Ingress:
 
     def __init__(
         self,
-        node: NodeId,
+        identity: Identity,
         boot: str,
         client: Client,
         audit: AuditTrail,
@@ -64,7 +65,8 @@ class Ingress:
     ) -> None:
         """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended. `is_over(node, boot)`: whether a
         process is known to have ended."""
-        self._node = node
+        self._identity = identity
+        self._node = node = identity.name
         self._boot = boot
         self._lives = itertools.count()
         self._journals: dict[LifeId, asyncio.Task[None]] = {}
@@ -81,7 +83,7 @@ class Ingress:
         self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty)
         self._numbers = sequence_numbers()
         self._checked_at = now()
-        self._door = Door(client, audit, now, self._outbox, self._served, self._in_flight, self._leave)
+        self._door = Door(client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave)
 
     async def start(self) -> None:
         """Listen for cancellations and bounced replies."""
@@ -260,7 +262,7 @@ class Ingress:
         if any(one.request.request_id in self._in_flight and one.request.request_id not in taken for one in requests):
             await _confirmed(served)
         new = [one for one in requests if one.request.request_id not in self._in_flight.keys() | taken]
-        new.sort(key=lambda one: not one.tokens)  # those that were running first, then those that waited
+        new.sort(key=lambda one: not one.tokens_stored)  # those that were running first, then those that waited
         life, failed = served.life, list[BaseException]()
         for some in _portions(new):
             adopted = await asyncio.gather(*(self._adopt(served, one) for one in some), return_exceptions=True)
@@ -275,7 +277,7 @@ class Ingress:
             raise failed[0]
 
     async def _adopt(self, served: Served, live: LiveRequest) -> tuple[Job, list[Token]] | None:
-        """One of them, and its tokens; None if it has ended here."""
+        """One of them, opened, and its tokens; None if it has ended here."""
         kept = live.request
         reply = self._door.replier.at(kept.inbox, kept.content_type)
         arrived = self._now() - kept.age_ms / 1e3
@@ -284,7 +286,9 @@ class Ingress:
             message = "the deployment is not served here any more"
             raise ResplitError(ErrorCode.NODE_LOST, message)
         try:
-            _, request = read(kept.data, kept.content_type)
+            asked = opened(kept.data, kept.content_type, served.name, kept.request_id, self._identity)
+            reply = reply.to_asker_of(asked)
+            _, request = read(asked, kept.request_id)
             if kept.model != newest.plan.model:
                 message = "the model that ran this request was replaced; ask again"
                 raise ResplitError(ErrorCode.NODE_LOST, message)
@@ -293,12 +297,14 @@ class Ingress:
         except ResplitError as error:
             self._door.refuse(served, reply, kept.request_id, error, accepted=True)
             return None
+        if asked.seal is not None:
+            live = asked.seal.open_tokens(live)
         if isinstance(job, Generation):
             job.max_tokens = kept.max_tokens or job.max_tokens
         self._in_flight[kept.request_id] = (served, job)
         journal = served.journal  # of this life; another may have begun once it answers
         try:
-            job.handle = await journal.accept(kept, live.tokens, live.likely)
+            job.handle = await journal.accept(kept, live.tokens, live.likely, asked.seal)
         except BaseException:
             self._desk.drop(job)
             raise
@@ -351,7 +357,7 @@ def _portions(requests: Sequence[LiveRequest]) -> Iterator[list[LiveRequest]]:
     some: list[LiveRequest] = []
     size = 0
     for one in requests:
-        adds = len(one.request.data) + TOKEN_BYTES * len(one.tokens)
+        adds = len(one.request.data) + TOKEN_BYTES * one.tokens_stored
         if some and size + adds > ADOPTED_BYTES:
             yield some
             some, size = [], 0

@@ -1,4 +1,4 @@
-"""From a request's bytes to a job: read, checked against the model and the plan, nothing sent and nothing owed yet."""
+"""From a request's bytes to a job: opened, read, checked against the model and the plan, nothing sent or owed yet."""
 
 import secrets
 
@@ -7,9 +7,12 @@ from agent.replies import ReplyTo
 from agent.tensorjob import TensorJob, open_job
 from agent.urgency import urgency
 from agent.usage import Meter
+from bus.identity import Identity
+from bus.sealed_requests import Asked
+from bus.sealed_requests import open_request as unseal
 from models.text import Text
-from schemas.base import RequestId
-from schemas.codec import decode_plain
+from schemas.base import DeploymentName, RequestId
+from schemas.codec import REQUEST_ID, SEALED, decode_plain, media_type_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
@@ -19,9 +22,26 @@ Job = Generation | TensorJob
 Request = TextRequest | EmbeddingRequest | TensorRequest
 
 
-def read(data: bytes, content_type: str) -> tuple[RequestId, Request]:
-    """A request and its id, the client's or one drawn; raises `ResplitError`."""
-    request = read_request(decode_plain(data, content_type, "request"))
+def opened(
+    data: bytes, content_type: str, deployment: DeploymentName, named: RequestId | None, identity: Identity
+) -> Asked:
+    """What a message asks of `deployment`; `named` is the id beside it. Raises `ResplitError` for one that came sealed
+    and does not open here."""
+    if media_type_of(content_type) != SEALED:
+        return Asked(data, content_type)
+    if named is None:
+        message = f"a sealed request names its id in the header {REQUEST_ID}, 1 to 64 of A-Z a-z 0-9 _ -"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, REQUEST_ID)
+    return unseal(data, deployment, named, identity.name, identity.sealing)
+
+
+def read(asked: Asked, named: RequestId | None) -> tuple[RequestId, Request]:
+    """A request and its id, the client's or one drawn; raises `ResplitError`, also where a sealed one is not `named`
+    as it says itself."""
+    request = read_request(decode_plain(asked.data, asked.content_type, "request"))
+    if asked.seal is not None and request.request_id != named:
+        message = f"it says that its id is {request.request_id!r}, and was sealed as {named!r}; say the same"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
     return request.request_id or RequestId(secrets.token_hex(8)), request
 
 

@@ -19,7 +19,7 @@ class BlockKeys:
     def __init__(self, identity: Identity) -> None:
         """Raises `ResplitError` where the member's folder does not hold its sealing key."""
         self._identity = identity
-        self._own = identity.sealing_key()
+        self._own = identity.sealing
         self._wraps: dict[DeploymentId, Wraps] = {}
 
     def follow(self, event: PlanEvent) -> None:

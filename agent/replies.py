@@ -1,4 +1,4 @@
-"""Replies to clients: encoding, publishing, and noticing a client that has gone."""
+"""Replies to clients: encoding, sealing, publishing, and noticing a client that has gone."""
 
 import logging
 from collections.abc import Callable
@@ -7,9 +7,10 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
+from bus.sealed_requests import Asked, Seal
 from schemas import subjects
 from schemas.base import RequestId
-from schemas.codec import CONTENT_TYPE, JSON, MSGPACK, encode_as
+from schemas.codec import CONTENT_TYPE, JSON, MSGPACK, SEALED, encode_as, media_type_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import ErrorReply
 
@@ -56,21 +57,34 @@ class ReplyTo:
         self._bounce = bounce
         self.content_type = content_type
         """Of the request, as it came."""
+        self.media_type = media_type_of(content_type)
         # Only names of ours go back: a header may hold bytes that cannot be sent again.
-        self.media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
-        """The same without its parameters, which nobody reads."""
         self._answered_in = MSGPACK if self.media_type == MSGPACK else JSON
+        self.seal: Seal | None = None
+        """Of every reply; None to a request that came in the open."""
+
+    def to_asker_of(self, asked: Asked) -> "ReplyTo":
+        """The same inbox, answered as this request was asked: in its encoding, and sealed if it was."""
+        reply = ReplyTo(self._client, self.inbox, self.content_type, self._bounce)
+        reply._answered_in = MSGPACK if media_type_of(asked.content_type) == MSGPACK else JSON
+        reply.seal = asked.seal
+        return reply
 
     async def send(self, reply: BaseModel, request: RequestId | None) -> int:
         """Publish one reply, and tell its bytes; with a request's id, a vanished client is reported under it."""
         if not self.inbox:
             return 0  # published without an inbox: the client does not want to know
         back = "" if request is None else f"{self._bounce}.{request}"
-        data = encode_as(reply, self._answered_in)
+        data = self._written(reply)
         if len(data) > self._client.max_payload:
             message = f"the reply has {len(data)} bytes, the server carries {self._client.max_payload}; ask for less"
             too_large = ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
             named = getattr(reply, "request_id", None)
-            data = encode_as(ErrorReply(request_id=named, error=too_large.body), self._answered_in)
-        await self._client.publish(self.inbox, data, reply=back, headers={CONTENT_TYPE: self._answered_in})
+            data = self._written(ErrorReply(request_id=named, error=too_large.body))
+        headers = {CONTENT_TYPE: self._answered_in if self.seal is None else SEALED}
+        await self._client.publish(self.inbox, data, reply=back, headers=headers)
         return len(data)
+
+    def _written(self, reply: BaseModel) -> bytes:
+        data = encode_as(reply, self._answered_in)
+        return data if self.seal is None else self.seal.seal_reply(data)

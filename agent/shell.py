@@ -137,9 +137,8 @@ class Agent:
         memory = self._identity.folder / "trail.end"
         self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory)
         rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
-        node = self._identity.name
         self._ingress = Ingress(
-            node,
+            self._identity,
             self._boot,
             self._client,
             self._audit,

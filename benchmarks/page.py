@@ -34,6 +34,7 @@ def main() -> None:
         ("handover", _handover),
         ("chat", _chat),
         ("overhead", _overhead),
+        ("sealing", _sealing),
         ("prediction", _prediction),
         ("validation", _validation),
         ("worlds", _worlds),
@@ -245,6 +246,29 @@ def _overhead(rows: list[Row]) -> list[str]:
             f"{shares} | <= {OVERHEAD_TARGET:.0%}: {verdict} |"
         )
     return lines
+
+
+def _sealing(rows: list[Row]) -> list[str]:
+    lines = [
+        "| model | sequences | TTFT, ms: open | sealed | sealed / open | half of the rounds | "
+        "tokens/s: open | sealed | sealed / open | half of the rounds |",
+        "|---|---:|---:|---:|---:|---|---:|---:|---:|---|",
+    ]
+    operations = [row for row in rows if "us" in row]
+    for row in rows:
+        if "us" in row:
+            continue
+        shown = [
+            f"{row['ttft_open'] * 1e3:.1f} | {row['ttft_sealed'] * 1e3:.1f} | {_ratio(row, 'ttft')}",
+            f"{row['rate_open']:.1f} | {row['rate_sealed']:.1f} | {_ratio(row, 'rate')}",
+        ]
+        lines.append(f"| {row['name']} | {row['sequences']} | {' | '.join(shown)} |")
+    lines += ["", "| by itself | µs |", "|---|---:|"]
+    return [*lines, *(f"| {row['name']} | {row['us']:.0f} |" for row in operations)]
+
+
+def _ratio(row: Row, name: str) -> str:
+    return f"{row[f'{name}_ratio']:.2f} | {row[f'{name}_ratio_low']:.2f} to {row[f'{name}_ratio_high']:.2f}"
 
 
 def _prediction(rows: list[Row]) -> list[str]:

@@ -11,8 +11,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bus.certificates import common_names, fingerprint
@@ -36,12 +38,13 @@ def _now() -> datetime:
 
 
 class Identity:
-    """One member's name and signing key, and whom it believes now."""
+    """One member's name and its keys for signing and for what is sealed to it, and whom it believes now."""
 
     def __init__(
         self,
         name: NodeId,
         key: Ed25519PrivateKey,
+        sealing: X25519PrivateKey,
         folder: Path,
         known: Known,
         roster: Roster,
@@ -50,6 +53,7 @@ class Identity:
         """`known` is what is on the disk; `roster` the one that it names."""
         self.name = name
         self.key = key
+        self.sealing = sealing
         self.folder = folder
         self._known = known
         self._now = now
@@ -91,7 +95,7 @@ class Identity:
         try:
             parsed = x509.load_der_x509_certificate(certificate)
             names, shown = common_names(parsed), fingerprint(parsed.public_key())
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             return None
         member = self.member(NodeId(names[0])) if len(names) == 1 else None
         return NodeId(member.name) if member is not None and member.role == "agent" and member.link == shown else None
@@ -107,14 +111,6 @@ class Identity:
         context.load_verify_locations(self.folder / AUTHORITY)
         context.load_cert_chain(self.folder / f"{self.name}.tls.pem", self.folder / f"{self.name}.tls.key")
         return context
-
-    def sealing_key(self) -> X25519PrivateKey:
-        """The key to what is encrypted to this member, out of its folder; raises `ResplitError` naming a bad file."""
-        path = self.folder / f"{self.name}.sealing.key"
-        key = _private_key(path)
-        if not isinstance(key, X25519PrivateKey):
-            raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not an X25519 key")
-        return key
 
     async def take_roster(self, data: bytes) -> bool:
         """Believe a roster; on the disk before it counts. Whether it is news. Errors are those of `after_roster`."""
@@ -201,16 +197,19 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     key = _private_key(folder / f"{name}.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not an Ed25519 key")
+    sealing = _private_key(folder / f"{name}.sealing.key")
+    if not isinstance(sealing, X25519PrivateKey):
+        raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.sealing.key'} is not an X25519 key")
     data = _read(folder / ROSTER)
     roster = open_roster(known.root, data)
     # It may have expired since, and be the newest there is all the same.
     seen = after_roster(known, data, roster.issued_at)
     if seen != known:
         remember(folder / KNOWN, seen)
-    return Identity(name, key, folder, seen, roster, now)
+    return Identity(name, key, sealing, folder, seen, roster, now)
 
 
-def _private_key(path: Path) -> object:
+def _private_key(path: Path) -> PrivateKeyTypes:
     try:
         return serialization.load_pem_private_key(_read(path), password=None)
     except ValueError as error:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from nats.aio.client import Client
 
 from bus.ledger import Ledger
+from bus.sealed_requests import Seal
 from bus.streams import JOURNAL_AGE_S
 from bus.subject_log import MovedError, NoRoomError, SubjectLog, UnsureError
 from schemas import subjects
@@ -112,16 +113,21 @@ class Journal:
         self._stated_at = now()
 
     async def accept(
-        self, request: AcceptedRequest, tokens: tuple[int, ...] = (), likely: tuple[Likely, ...] = ()
+        self,
+        request: AcceptedRequest,
+        tokens: tuple[int, ...] = (),
+        likely: tuple[Likely, ...] = (),
+        seal: Seal | None = None,
     ) -> Handle:
-        """Returns once the request, and the tokens that a predecessor had, are stored.
+        """Returns once the request, and the tokens that a predecessor had, are stored; with `seal` its tokens are
+        sealed, these and those to come.
 
         Raises `ResplitError`, and then nothing is owed: `OVERLOADED` where the stream is full, `UNREACHABLE` where
         JetStream does not answer, `PAYLOAD_TOO_LARGE`, `INVALID_REQUEST`, and `SupersededError`.
         """
         self._check_may_wait()
         _check_readable(request, self._client.max_payload - HEADERS_BYTES)
-        handle = self._ledger.open(request, tokens, likely, self._now())
+        handle = self._ledger.open(request, tokens, likely, self._now(), seal)
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         records = [pack_record(record) for record in self._ledger.statement_of(handle, self._now())]
         for data in records[:-1]:
@@ -146,8 +152,7 @@ class Journal:
         """
         if self._superseded is None:
             self._check_may_wait()
-            self._ledger.add(runs)
-            self._put(_Waiting(pack_record(Tokens(tuple(runs))), then=stored))
+            self._put(_Waiting(pack_record(self._ledger.add(runs)), then=stored))
 
     def end(self, handles: Iterable[Handle], how: str) -> None:
         """These requests are owed nothing more: their last reply is out. `how`: `output`, or an error code."""

@@ -1,8 +1,9 @@
-"""What one life of an ingress owes, as its journal will state it. Pure."""
+"""What one life of an ingress owes, as its journal will state it: sealed where the request came so. No I/O."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
+from bus.sealed_requests import Seal
 from schemas.journal import Accepted, AcceptedRequest, Handle, Likely, Record, Run, Statement, Tokens
 
 RUN_TOKENS_MAX = 2048
@@ -13,6 +14,7 @@ RUN_TOKENS_MAX = 2048
 class _Owed:
     request: AcceptedRequest
     arrived: float
+    seal: Seal | None
     tokens: list[int] = field(default_factory=list)
     likely: list[Likely] = field(default_factory=list)
 
@@ -27,19 +29,31 @@ class Ledger:
     def __len__(self) -> int:
         return len(self._owed)
 
-    def open(self, request: AcceptedRequest, tokens: tuple[int, ...], likely: tuple[Likely, ...], now: float) -> Handle:
-        """Owe one more request an answer; a predecessor may have said its first tokens."""
+    def open(
+        self,
+        request: AcceptedRequest,
+        tokens: tuple[int, ...],
+        likely: tuple[Likely, ...],
+        now: float,
+        seal: Seal | None = None,
+    ) -> Handle:
+        """Owe one more request an answer; a predecessor may have said its first tokens. With `seal` its tokens are
+        stated sealed."""
         self._opened += 1
-        self._owed[self._opened] = _Owed(request, now - request.age_ms / 1e3, list(tokens), list(likely))
+        self._owed[self._opened] = _Owed(request, now - request.age_ms / 1e3, seal, list(tokens), list(likely))
         return self._opened
 
-    def add(self, runs: Iterable[Run]) -> None:
-        """Take in tokens; each run begins where its request's tokens ended. Requests that have ended take none."""
+    def add(self, runs: Iterable[Run]) -> Tokens:
+        """Take in tokens, and the record that says so; each run begins where its request's tokens ended. Requests that
+        have ended take none."""
+        said = []
         for run in runs:
             if (owed := self._owed.get(run.handle)) is not None:
                 assert run.first == len(owed.tokens), f"token {run.first} after {len(owed.tokens)} tokens"
                 owed.tokens += run.tokens
                 owed.likely += run.likely
+                said.append(run if owed.seal is None else owed.seal.seal_run(run))
+        return Tokens(tuple(said))
 
     def close(self, handles: Iterable[Handle]) -> None:
         """Owe these nothing more."""
@@ -63,4 +77,5 @@ class Ledger:
         yield Accepted(handle, replace(owed.request, age_ms=max(0, round((now - owed.arrived) * 1e3))))
         for first in range(0, len(owed.tokens), RUN_TOKENS_MAX):
             part = slice(first, first + RUN_TOKENS_MAX)
-            yield Tokens((Run(handle, first, tuple(owed.tokens[part]), tuple(owed.likely[part])),))
+            run = Run(handle, first, tuple(owed.tokens[part]), tuple(owed.likely[part]))
+            yield Tokens((run if owed.seal is None else owed.seal.seal_run(run),))

@@ -1,4 +1,4 @@
-"""Letters: messages that their readers can open and the bus cannot: requests, replies, records of the journal.
+"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations over the bus.
 
     uint32 length of the head (little-endian), the head, the body
     head    msgpack: [1, [[reader's name, the content key wrapped for it], ...]]
@@ -52,10 +52,11 @@ class About:
     """What a letter is about; it opens only for a reader who expects just this. No part is empty or contains `|`."""
 
     kind: str
-    """`request`, `reply`, `journal`: what the reader will take the payload for."""
+    """`request`, `activation`: what the reader will take the payload for."""
     deployment: DeploymentName
+    """`-` where it is about none."""
     request: str
-    """The request's id, or in the journal whatever else says which record this is."""
+    """The request's id, or whatever else says which message this is."""
     sender: str
     """A node, or the name that a client gave itself: a claim, unless the letter is signed."""
 
@@ -86,9 +87,7 @@ def seal_letter(payload: bytes, readers: Mapping[NodeId, X25519PublicKey], about
     key = AESGCM.generate_key(256)
     wraps = [[name, wrap(key, public, about.info_for(name))] for name, public in sorted(readers.items())]
     head: bytes = msgpack.packb([VERSION, wraps])
-    plain = len(payload).to_bytes(4, "little") + payload
-    padded = plain.ljust(padded_bytes(len(plain)), b"\0")
-    body = AESGCM(key).encrypt(NONCE, padded, about.encode() + head)
+    body = AESGCM(key).encrypt(NONCE, filled(payload), about.encode() + head)
     return len(head).to_bytes(4, "little") + head + body
 
 
@@ -110,6 +109,17 @@ def open_letter(data: bytes, me: NodeId, key: X25519PrivateKey, about: About) ->
         padded = AESGCM(content_key).decrypt(NONCE, body, about.encode() + head)
     except InvalidTag as error:
         raise _refused(about, "was altered") from error
+    return emptied(padded)
+
+
+def filled(payload: bytes) -> bytes:
+    """What is encrypted: `payload` behind its length, and zeros."""
+    plain = len(payload).to_bytes(4, "little") + payload
+    return plain.ljust(padded_bytes(len(plain)), b"\0")
+
+
+def emptied(padded: bytes) -> bytes:
+    """The payload in what `filled` made. Raises `ResplitError(INVALID_REQUEST)` where it did not make it."""
     length = int.from_bytes(padded[:4], "little")
     if padded_bytes(4 + length) != len(padded):
         raise _malformed(f"{length} bytes said to be in a body of {len(padded)}")

@@ -183,7 +183,8 @@ def drained_of(snapshot: Snapshot, plan: Plan) -> list[NodeId]:
 def conforms(plan: Plan, deployment: Deployment) -> bool:
     """Whether the plan is one that the deployment asks for; whether a better one exists, or
     another route is missing, is another question."""
-    if (plan.model, plan.settings, plan.slo) != (deployment.model, deployment.settings, deployment.slo):
+    asked = (deployment.model, deployment.settings, deployment.slo, deployment.sealed)
+    if (plan.model, plan.settings, plan.slo, plan.sealed) != asked:
         return False
     if deployment.chains is not None:
         return plan.chains == deployment.chains
@@ -193,6 +194,7 @@ def conforms(plan: Plan, deployment: Deployment) -> bool:
 
 
 def reclassed(plan: Plan, deployment: Deployment) -> Plan | None:
-    """The same plan with the deployment's class, where nothing else about the deployment has changed."""
-    found = plan.model_copy(update={"slo": deployment.slo})
+    """The same plan with the deployment's class, and whether requests are to be sealed, where nothing else about the
+    deployment has changed."""
+    found = plan.model_copy(update={"slo": deployment.slo, "sealed": deployment.sealed})
     return found if found != plan and conforms(found, deployment) else None

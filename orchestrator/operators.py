@@ -280,6 +280,7 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
         slo=request.slo,
         routes=request.routes,
         sensitive=request.sensitive,
+        sealed=request.sealed,
     )
 
 

@@ -63,6 +63,7 @@ def make_plan(
             for index, (chain, part) in enumerate(zip(chains, parts, strict=True))
         ),
         slo=deployment.slo,
+        sealed=deployment.sealed,
         reason=f"{cause}; {_size(chains)}, {how}, {estimate.tpot_ms:.2f} ms a step predicted",
     )
     return Proposal(plan, estimate)

@@ -18,7 +18,18 @@ from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
 from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL, IDLE_TIMEOUT_S
-from resplit.exchange import CONTENT_TYPE, JSON, MSGPACK, Replies, Reply, Result, open_connection, read, send
+from resplit.exchange import (
+    CONTENT_TYPE,
+    JSON,
+    MSGPACK,
+    Replies,
+    Reply,
+    Result,
+    Sealer,
+    open_connection,
+    read,
+    send,
+)
 from resplit.order import InOrder
 from resplit.replies import (
     Completion,
@@ -50,6 +61,12 @@ class Client:
     `idle_timeout_s`), `payload_too_large` or `unreachable`. Once connected, the connection outlives
     restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client; `nats_options` are
     passed to nats-py (`tls`, ...).
+
+    With a `sealer` every request and its answer are sealed: the bus and its disk see neither.
+
+        from resplit.sealing import Sealer
+
+        Client("nats://127.0.0.1:4222", sealer=Sealer("./keys"))
     """
 
     def __init__(
@@ -60,11 +77,13 @@ class Client:
         idle_timeout_s: float = IDLE_TIMEOUT_S,
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         nats_options: Mapping[str, Any] | None = None,
+        sealer: Sealer | None = None,
     ) -> None:
         self._url = url
         self._idle_timeout_s = idle_timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._options = {**({} if keys is None else _login(Path(keys))), **(nats_options or {})}
+        self._sealer = sealer
         self._nats: Nats | None = None
 
     async def __aenter__(self) -> Self:
@@ -181,6 +200,10 @@ class Client:
         inbox = connection.new_inbox()
         data = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
         headers = {CONTENT_TYPE: content_type}
+        sealed = None
+        if self._sealer is not None:
+            sealed = self._sealer.seal(deployment, request_id, data, content_type)
+            data, headers = sealed.data, sealed.headers
         subject = f"resplit.v1.infer.{deployment}"
 
         async def ask() -> None:
@@ -188,7 +211,7 @@ class Client:
 
         # Only a stream says that it was accepted: whoever waits for one reply cannot tell slow from lost.
         again = ask if body.get("stream") else None
-        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again)
+        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again, sealed)
         # An inbox of its own for each request: once it is gone the server itself tells the ingress.
         subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
         try:

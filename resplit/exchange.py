@@ -4,7 +4,7 @@ import asyncio
 import json
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any, Self, TypeVar
+from typing import Any, Protocol, Self, TypeVar
 
 import msgpack
 from nats.aio.client import Client as Nats
@@ -65,8 +65,31 @@ def _is_refusal(error: Exception) -> bool:
     return "authorization violation" in str(error).lower()
 
 
+class Sealed(Protocol):
+    """One request as it travels sealed, and what opens its replies."""
+
+    data: bytes
+    headers: dict[str, str]
+
+    def open(self, data: bytes, content_type: str) -> bytes | None:
+        """The reply in a message; None where it is not sealed by who could read the request."""
+        ...
+
+
+class Sealer(Protocol):
+    """Seals requests: `resplit.sealing.Sealer` does, by a cluster's roster."""
+
+    def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> Sealed:
+        """Raises `RequestError` for what cannot be sealed."""
+        ...
+
+
 class Replies:
-    """The replies to one request, in order of arrival, with silence and errors turned into `RequestError`."""
+    """The replies to one request, in order of arrival, with silence and errors turned into `RequestError`.
+
+    Of what comes to a sealed request, what is not sealed by a reader of it counts only if it is an error: a node that
+    cannot read the request has to say so in the open.
+    """
 
     def __init__(
         self,
@@ -75,8 +98,10 @@ class Replies:
         content_type: str,
         idle_timeout_s: float,
         ask: Callable[[], Awaitable[None]] | None = None,
+        sealed: Sealed | None = None,
     ) -> None:
         """`ask` sends the request once more; without it, it is sent once."""
+        self._sealed = sealed
         self._ask = ask
         self._asked = 1
         self._heard = False
@@ -116,17 +141,32 @@ class Replies:
     async def _next(self) -> Reply:
         try:
             async with asyncio.timeout(self._idle_timeout_s):
-                message = await self._message()
+                while (reply := self._read(await self._message())) is None:
+                    pass
+                return reply
         except TimeoutError:
             where = "is connected" if self._connection.is_connected else "is not connected"
             text = f"nothing came for {self._idle_timeout_s:g} s (the client {where})"
             raise RequestError("timeout", text, None, self._request_id) from None
+
+    def _read(self, message: Msg) -> Reply | None:
+        """What a message says; None where a stranger to a sealed request says it."""
         headers = message.headers or {}
         if not message.data and headers.get("Status") == NO_RESPONDERS:
             self.is_over = True
             deployment = "no agent serves a deployment of this name; `resplit status` lists those there are"
             raise RequestError("unknown_deployment", deployment, None, self._request_id)
-        return read(_decode, (message.data, headers.get(CONTENT_TYPE, self._content_type)), self._request_id)
+        content_type = headers.get(CONTENT_TYPE, self._content_type)
+        if self._sealed is None:
+            return read(_decode, (message.data, content_type), self._request_id)
+        opened = self._sealed.open(message.data, content_type)
+        if opened is not None:
+            return read(_decode, (opened, self._content_type), self._request_id)
+        try:
+            stranger = _decode((message.data, content_type))
+        except (TypeError, ValueError, msgpack.UnpackException):
+            return None
+        return stranger if "error" in stranger else None
 
     async def _message(self) -> Msg:
         while self._ask is not None and not self._heard and self._asked <= ASK_AGAIN_MAX:

@@ -10,7 +10,11 @@ from schemas.errors import ErrorCode, ResplitError
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
+SEALED = "application/vnd.resplit.sealed.v1"
+"""A sealed request, or a reply to one. In which encoding it was written stands inside."""
 CONTENT_TYPE = "Content-Type"
+REQUEST_ID = "Resplit-Request"
+"""The header by which a sealed request names its id: its letter opens for that alone."""
 
 # msgpack spends one byte on an empty array and Python 64: bounding the elements, not just the bytes,
 # keeps a hostile megabyte from becoming a hundred.
@@ -46,7 +50,7 @@ def decode_as(kind: type[V], data: bytes, content_type: str, what: str) -> V:
 
 def decode_plain(data: bytes, content_type: str, what: str) -> Any:
     """Read JSON or msgpack into plain Python values, bounded in depth and number of elements."""
-    media_type = content_type.split(";", maxsplit=1)[0].strip().lower()
+    media_type = media_type_of(content_type)
     try:
         if media_type == MSGPACK:
             plain = msgpack.unpackb(
@@ -78,10 +82,15 @@ def decode_plain(data: bytes, content_type: str, what: str) -> Any:
 
 def encode_as(value: BaseModel, content_type: str) -> bytes:
     """The bytes of a value in the encoding its reader asked for."""
-    if content_type.split(";", maxsplit=1)[0].strip().lower() == MSGPACK:
+    if media_type_of(content_type) == MSGPACK:
         packed: bytes = msgpack.packb(value.model_dump(mode="python", exclude_none=True))
         return packed
     return encode(value)
+
+
+def media_type_of(content_type: str) -> str:
+    """A content type without its parameters, which nobody reads."""
+    return content_type.split(";", maxsplit=1)[0].strip().lower()
 
 
 def _check_bounds(plain: Any, what: str) -> None:

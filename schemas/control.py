@@ -31,6 +31,7 @@ class DeployRequest(Value):
     slo: Slo | None = None
     routes: int | None = Field(default=None, ge=1, le=ROUTES_MAX)
     sensitive: Sensitive | None = None
+    sealed: bool = False
 
 
 class DeployReply(Value):

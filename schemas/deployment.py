@@ -84,6 +84,9 @@ class Deployment(Value):
     """How many routes share the requests; None lets the planner decide, by what there is to do."""
     sensitive: Sensitive | None = None
     """Blocks that no untrusted node may hold, not even while a plan is prepared; None where it does not matter."""
+    sealed: bool = False
+    """Whether only sealed requests are taken. Trusted agents alone read them, so the first block, whose node is the
+    ingress, is sensitive then."""
     ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)
     """What the root's policy adds to them. It is never written down: the policy of the day holds."""
 
@@ -94,12 +97,13 @@ class Deployment(Value):
 
     def sensitive_of(self, block_count: int) -> frozenset[int]:
         """The sensitive blocks of a model of `block_count` blocks. An operator may have named some that it has not."""
-        return sensitive_blocks(self.sensitive, block_count).union(ruled_blocks(self.ruled, block_count))
+        first = {0} if self.sealed else ()
+        return sensitive_blocks(self.sensitive, block_count).union(ruled_blocks(self.ruled, block_count), first)
 
     @property
     def has_sensitive(self) -> bool:
         """Whether any block may be sensitive, of whatever model."""
-        return self.sensitive is not None or bool(self.ruled)
+        return self.sensitive is not None or self.sealed or bool(self.ruled)
 
 
 def ruled_blocks(rules: Iterable[Sensitive], block_count: int) -> frozenset[int]:

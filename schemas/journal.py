@@ -36,7 +36,7 @@ class AcceptedRequest:
     model: str
     """Digest of the model whose tokens these will be."""
     data: bytes
-    """The request as it came."""
+    """The request as it came, sealed if it came so."""
     content_type: str
     inbox: str
     """Where its replies go; empty where nobody wants any."""
@@ -67,10 +67,20 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class SealedRun:
+    """A run of `count` tokens of a request that came sealed; `box` opens for its readers (`bus.sealed_requests`)."""
+
+    handle: Handle
+    first: int
+    count: int
+    box: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Tokens:
     """One decode round, or what several rounds left waiting."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[Run | SealedRun, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +125,8 @@ class Stored:
 class LiveRequest:
     """A request that was accepted and has not ended, with its tokens from index 0.
 
-    `likely` is as long as `tokens`, or empty. `stated_at_s`: when `request.age_ms` was true, by the server's clock.
+    `likely` is as long as `tokens`, or empty. `sealed`: runs of tokens that have to be opened first, as they came.
+    `stated_at_s`: when `request.age_ms` was true, by the server's clock.
     """
 
     handle: Handle
@@ -123,6 +134,19 @@ class LiveRequest:
     stated_at_s: float
     tokens: tuple[int, ...] = ()
     likely: tuple[Likely, ...] = ()
+    sealed: tuple[SealedRun, ...] = ()
+
+    @property
+    def tokens_stored(self) -> int:
+        """How many tokens are stored of it; of sealed ones some may count more than once."""
+        return len(self.tokens) + sum(run.count for run in self.sealed)
+
+    def opened(self, runs: Iterable[Run]) -> "LiveRequest":
+        """The same once `sealed` was opened to these runs, by the rules for those that never were sealed."""
+        growing = _Growing(self.request, self.stated_at_s, list(self.tokens), list(self.likely))
+        for run in runs:
+            growing.add(run)
+        return growing.frozen(self.handle)
 
     def aged(self, now_s: float) -> "LiveRequest":
         """The same at `now_s` of the server's clock."""
@@ -181,15 +205,20 @@ class _Growing:
     at_s: float
     tokens: list[int] = field(default_factory=list)
     likely: list[Likely] = field(default_factory=list)
+    sealed: list[SealedRun] = field(default_factory=list)
 
-    def add(self, run: Run) -> None:
+    def add(self, run: Run | SealedRun) -> None:
+        if isinstance(run, SealedRun):
+            self.sealed.append(run)
+            return
         known = len(self.tokens) - run.first
         if known >= 0:
             self.tokens += run.tokens[known:]
             self.likely += run.likely[known:]
 
     def frozen(self, handle: Handle) -> LiveRequest:
-        return LiveRequest(handle, self.request, self.at_s, tuple(self.tokens), tuple(self.likely))
+        tokens, likely, sealed = tuple(self.tokens), tuple(self.likely), tuple(self.sealed)
+        return LiveRequest(handle, self.request, self.at_s, tokens, likely, sealed)
 
 
 def pack_record(record: Record) -> bytes:
@@ -210,10 +239,7 @@ def pack_record(record: Record) -> bytes:
                 r.age_ms,
             )
         case Tokens(runs):
-            fields = (
-                "t",
-                [(r.handle, r.first, r.tokens, r.likely) if r.likely else (r.handle, r.first, r.tokens) for r in runs],
-            )
+            fields = ("t", [_run_fields(run) for run in runs])
         case Ended(handles, how):
             fields = ("e", handles, how)
         case Statement(opened, live):
@@ -224,6 +250,16 @@ def pack_record(record: Record) -> bytes:
             assert_never(record)
     packed: bytes = msgpack.packb(fields)
     return packed
+
+
+def _run_fields(run: Run | SealedRun) -> tuple[Any, ...]:
+    match run:
+        case SealedRun(handle, first, count, box):
+            return handle, first, count, box
+        case Run(handle, first, tokens, ()):
+            return handle, first, tokens
+        case Run(handle, first, tokens, likely):
+            return handle, first, tokens, likely
 
 
 def unpack_records(data: bytes) -> tuple[Record, ...]:
@@ -276,7 +312,9 @@ def _read_record(fields: Any) -> Record:
             raise _malformed("a record of no known kind")
 
 
-def _read_run(handle: Any, first: Any, tokens: Any, likely: Any = ()) -> Run:
+def _read_run(handle: Any, first: Any, tokens: Any, likely: Any = ()) -> Run | SealedRun:
+    if isinstance(likely, bytes):
+        return SealedRun(_count(handle), _count(first), _count(tokens), likely)
     if likely and len(likely) != len(tokens):
         raise _malformed(f"{len(likely)} log-probabilities for {len(tokens)} tokens")
     read = tuple(

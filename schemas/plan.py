@@ -60,6 +60,8 @@ class Plan(Value):
     slo: Slo | None = None
     """The class of the deployment's requests (`Deployment.slo`). It says nothing about how the model runs, so plans
     of another class are of the same `family`."""
+    sealed: bool = False
+    """Whether ingresses take only sealed requests (`Deployment.sealed`)."""
 
     @model_validator(mode="after")
     def _routes_cover_every_block(self) -> Self:

@@ -202,6 +202,12 @@ def members_at(roster: Roster, role: Role, now: datetime) -> tuple[Member, ...]:
     return tuple(member for member in roster.members if member.role == role and member.is_current(now))
 
 
+def readers_at(roster: Roster, now: datetime) -> dict[NodeId, X25519PublicKey]:
+    """To whom requests are sealed: the trusted agents, any of which may be the ingress, each with its key."""
+    found = (member for member in members_at(roster, "agent", now) if member.tier == "trusted")
+    return {NodeId(member.name): sealing_key(member) for member in found}
+
+
 def forbidden(
     policy: Policy, roster: Roster, deployment: DeploymentName, block_count: int, node: NodeId, blocks: Iterable[int]
 ) -> frozenset[int]:
@@ -225,6 +231,11 @@ def digest(value: BaseModel) -> Digest:
 def public_key(text: str) -> Ed25519PublicKey:
     """The key that a `PublicKey` spells."""
     return Ed25519PublicKey.from_public_bytes(base64.b64decode(text))
+
+
+def sealing_key(member: Member) -> X25519PublicKey:
+    """To which what is for `member` alone is sealed."""
+    return X25519PublicKey.from_public_bytes(base64.b64decode(member.sealing))
 
 
 def spelled(key: Ed25519PublicKey | X25519PublicKey) -> str:

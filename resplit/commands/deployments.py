@@ -45,6 +45,9 @@ def deploy(
             help="Keep the embedding, the first and the last so many blocks, and sampling, to trusted nodes.",
         ),
     ] = None,
+    sealed: Annotated[
+        bool, typer.Option("--sealed/--open", help="Take only sealed requests; the first block is sensitive then.")
+    ] = False,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
@@ -103,6 +106,7 @@ def deploy(
         slo=slo if slo != BEST_EFFORT else None,
         routes=routes,
         sensitive=kept_private(sensitive, private),
+        sealed=sealed,
     )
     if not wait:
         reply = asyncio.run(control.deploy(Access(url, keys), request))

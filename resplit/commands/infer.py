@@ -21,6 +21,13 @@ def infer(
     prompt: Annotated[str, typer.Argument(help="The text to continue, or with --chat to answer; `-` reads stdin.")],
     keys: ClientKeys,
     url: Url = DEFAULT_URL,
+    sealed: Annotated[
+        bool,
+        typer.Option(
+            "--sealed/--open",
+            help="Seal the request, and so its answer, to the trusted agents of the roster in the folder of --keys.",
+        ),
+    ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Send PROMPT as a user's message to the chat template.")] = False,
     max_tokens: Annotated[int, typer.Option(min=1, help="At most so many tokens.")] = 256,
     temperature: Annotated[float, typer.Option(min=0, max=10, help="0 is greedy.")] = 0.0,
@@ -52,22 +59,24 @@ def infer(
         "priority": priority,
     }
     fields |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
-    last = asyncio.run(_print_stream(Access(url, keys), timeout, deployment, fields, as_json))
+    last = asyncio.run(_print_stream(Access(url, keys), sealed, timeout, deployment, fields, as_json))
     if not as_json and sys.stderr.isatty():
         print(_summary(last), file=sys.stderr)
 
 
 async def _print_stream(
-    at: "Access", timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool
+    at: "Access", sealed: bool, timeout_s: float, deployment: str, fields: dict[str, Any], as_json: bool
 ) -> Token:
     from resplit.client import Client  # noqa: PLC0415
+    from resplit.sealing import Sealer  # noqa: PLC0415
 
     login = dict(at.credentials("client").nats_options)
+    sealer = Sealer(at.keys) if sealed else None
     last: Token | None = None
     try:
         # aclosing: Ctrl-C cancels the request before the connection closes.
         async with (
-            Client(at.url, nats_options=login, idle_timeout_s=timeout_s) as client,
+            Client(at.url, nats_options=login, idle_timeout_s=timeout_s, sealer=sealer) as client,
             aclosing(client.stream(deployment, **fields)) as tokens,
         ):
             async for last in tokens:

@@ -15,6 +15,7 @@ from nats.aio.client import Client
 import bus.journal
 from bus.connection import connect
 from bus.journal import Journal, SupersededError
+from bus.sealed_requests import Seal
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
@@ -22,7 +23,7 @@ from bus.succession import Recovered, fence, lives, read_life, release
 from schemas import subjects
 from schemas.base import DeploymentName, LifeId, RequestId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.journal import AcceptedRequest, Handle, Likely, Run, Tokens, pack_record
+from schemas.journal import AcceptedRequest, Handle, Likely, Run, SealedRun, Tokens, pack_record, unpack_records
 from tests.conftest import NatsServer
 
 pytestmark = pytest.mark.slow
@@ -117,6 +118,29 @@ async def test_what_was_accepted_is_there_with_its_tokens_until_it_ends(client: 
         a.journal.end([first], "output")
         await a.journal.drain(SOON_S)
         assert tokens_of(await read_life(client, CHAT, A)) == {"r2": (6,)}
+
+
+async def test_the_tokens_of_a_sealed_request_go_sealed_from_life_to_life(client: Client) -> None:
+    seal = Seal(bytes(32), CHAT, RequestId("r"))
+    tokens = (70_001, 70_002, 70_003, 70_004)
+    async with writing(client, A) as a, writing(client, B) as b:
+        handle = await a.journal.accept(asked("r"), seal=seal)
+        for index, token in enumerate(tokens[:2]):
+            a.say(handle, index, token)
+        await a.until_stored(2)
+        once = seal.open_tokens((await fence(client, CHAT, A, B)).requests[0])
+        assert once.tokens == tokens[:2]
+        handle = await b.journal.accept(once.request, once.tokens, once.likely, seal)
+        for index, token in enumerate(tokens[2:], 2):
+            b.say(handle, index, token)
+        await b.until_stored(2)
+        for life in (A, B):
+            lines = await SubjectLog(client, subjects.STREAM_JOURNAL, subjects.journal(CHAT, life)).read(1 << 62)
+            runs = [run for line in lines for r in unpack_records(line.data) if isinstance(r, Tokens) for run in r.runs]
+            assert runs
+            assert all(isinstance(run, SealedRun) for run in runs)
+        twice = (await fence(client, CHAT, B, C)).requests[0]
+        assert (twice.tokens, seal.open_tokens(twice).tokens) == ((), tokens)
 
 
 async def test_rounds_are_reported_in_order_and_only_once_stored(client: Client) -> None:

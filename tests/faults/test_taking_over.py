@@ -72,9 +72,10 @@ class OneIngress:
         plan = plan_of(1, [Stage(node=N1, first=0, last=0)], Settings(max_sequences=2), 1)
         route = plan.routes[0].model_copy(update={"source": N0})
         self.plan = plan.model_copy(update={"routes": (route,)})
-        audit = AuditTrail(self.client.jetstream(), load_identity(self.keys / N0, N0))
+        identity = load_identity(self.keys / N0, N0)
+        audit = AuditTrail(self.client.jetstream(), identity)
         self.ingress = Ingress(
-            N0,
+            identity,
             "boot",
             self.client,
             audit,

@@ -22,6 +22,7 @@ from agent.busroad import PIECE_TYPE
 from bus.connection import connect
 from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
+from bus.letters import About, seal_letter
 from bus.natsconf import LOGINS_FILE
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, add_member, make_members
@@ -264,6 +265,8 @@ async def test_garbage_on_the_activation_subject_is_dropped(exposed: Serving) ->
         body = msgpack.packb([sender, N1, 1 << 40, 0, 1, frame])
         await bus.publish(there, key.sign(pae(PIECE_TYPE, body)) + body)
     # Signed by a peer, and still nonsense.
+    reader = {N1: load_identity(exposed.cluster.keys / N1, N1).sealing.public_key()}
+    letter = seal_letter(frame, reader, About("activation", DeploymentName("-"), "7.0.1", N0))
     pieces: tuple[Any, ...] = (
         [N0, N2, 1, 0, 1, frame],
         [N0, N1, 2, 5, 2, b""],
@@ -272,6 +275,9 @@ async def test_garbage_on_the_activation_subject_is_dropped(exposed: Serving) ->
         [N0, N1, 4, 0, 2, b"a"],
         [N0, N1, 4, 2, 3, b"b"],
         [N0, N1, 5, 0, 1 << 60, b""],
+        [N0, N1, 6, 0, 1, frame],  # in the open
+        [N0, N1, 7, 0, 1, letter[:-1]],
+        [N0, N1, 8, 0, 1, letter],  # which is of another number
         [N0],
         [],
         5,

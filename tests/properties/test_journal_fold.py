@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bus.ledger import RUN_TOKENS_MAX, Ledger
-from schemas.base import LifeId, RequestId
+from bus.sealed_requests import Seal
+from schemas.base import DeploymentName, LifeId, RequestId
 from schemas.errors import ResplitError
 from schemas.journal import (
     MAX_NAME,
@@ -21,6 +22,7 @@ from schemas.journal import (
     Likely,
     Record,
     Run,
+    SealedRun,
     Statement,
     Stored,
     Tokens,
@@ -29,6 +31,7 @@ from schemas.journal import (
     unpack_records,
 )
 
+SEAL = Seal(bytes(32), DeploymentName("chat"), RequestId("r"))
 counts = st.integers(0, (1 << 63) - 1)
 names = st.text(max_size=20)
 reals = st.floats(allow_nan=False, allow_infinity=False)
@@ -55,9 +58,10 @@ runs = st.lists(st.tuples(counts, likelies), max_size=4).flatmap(
         st.sampled_from([(), tuple(likely for _, likely in pairs)]),
     )
 )
+sealed_runs = st.builds(SealedRun, counts, counts, counts, st.binary(min_size=1, max_size=20))
 records: st.SearchStrategy[Record] = st.one_of(
     st.builds(Accepted, counts, requests),
-    st.builds(Tokens, st.lists(runs, max_size=3).map(tuple)),
+    st.builds(Tokens, st.lists(runs | sealed_runs, max_size=3).map(tuple)),
     st.builds(Ended, st.lists(counts, max_size=3).map(tuple), names),
     st.builds(Statement, counts, st.lists(counts, max_size=3).map(tuple)),
     st.builds(Fence, names.map(LifeId)),
@@ -137,16 +141,15 @@ def histories(draw: st.DrawFn) -> History:
             case "accept":
                 had = tuple(draw(st.lists(st.integers(0, 99), max_size=3)))
                 request = AcceptedRequest(RequestId("r"), "m", b"{}", "", "i", age_ms=draw(st.integers(0, 9)) * 1000)
-                handle = ledger.open(request, had, (), now)
+                handle = ledger.open(request, had, (), now, draw(st.sampled_from([None, SEAL])))
                 live[handle] = had
                 store(*ledger.statement_of(handle, now))
             case "tokens" if live:
                 chosen = draw(st.lists(st.sampled_from(sorted(live)), unique=True))
                 fresh = {handle: draw(st.integers(0, 99)) for handle in chosen}
                 said = tuple(Run(handle, len(live[handle]), (token,)) for handle, token in fresh.items())
-                ledger.add(said)
                 live |= {handle: (*live[handle], token) for handle, token in fresh.items()}
-                store(Tokens(said))
+                store(ledger.add(said))
             case "end" if live:
                 gone = draw(st.sampled_from(sorted(live)))
                 ledger.close([gone])
@@ -234,14 +237,26 @@ def test_of_two_tokens_under_one_index_the_first_counts_and_none_behind_a_gap() 
     assert tokens_of(folded) == {1: (5, 6, 8)}
 
 
-def test_log_probabilities_stay_with_their_tokens_through_statements() -> None:
+@pytest.mark.parametrize("seal", [None, SEAL])
+def test_log_probabilities_stay_with_their_tokens_through_statements(seal: Seal | None) -> None:
     ledger = Ledger()
     tokens = tuple(range(RUN_TOKENS_MAX + 10))
     likely: tuple[Likely, ...] = tuple((-float(token), ((token, -0.5),)) for token in tokens)
-    handle = ledger.open(AcceptedRequest(RequestId("r"), "m", b"", "", ""), tokens[:3], likely[:3], 0.0)
+    handle = ledger.open(AcceptedRequest(RequestId("r"), "m", b"", "", ""), tokens[:3], likely[:3], 0.0, seal)
     ledger.add([Run(handle, 3, tokens[3:], likely[3:])])
     (request,) = fold_journal([Stored(1, 0.0, (record,)) for record in ledger.statement(0.0)]).live
-    assert (request.tokens, request.likely) == (tokens, likely)
+    assert (request.tokens == ()) is (seal is not None)
+    request = SEAL.open_tokens(request)
+    assert (request.tokens, request.likely, request.sealed) == (tokens, likely, ())
+
+
+def test_tokens_of_a_sealed_request_are_never_said_in_the_open_not_even_once_it_has_ended() -> None:
+    ledger = Ledger()
+    handle = ledger.open(AcceptedRequest(RequestId("r"), "m", b"", "", ""), (), (), 0.0, SEAL)
+    runs = [ledger.add([Run(handle, 0, (5,))])]
+    ledger.close([handle])
+    runs.append(ledger.add([Run(handle, 1, (6,))]))
+    assert [type(run) for record in runs for run in record.runs] == [SealedRun]
 
 
 def test_a_statement_that_is_read_while_requests_come_and_end_is_true_to_its_last_record() -> None:
@@ -276,7 +291,7 @@ def said(messages: Sequence[Stored]) -> dict[Handle, tuple[int, ...]]:
 
 def tokens_of(folded: Folded) -> dict[Handle, tuple[int, ...]]:
     assert all(replace(one.request, age_ms=0).request_id == "r" for one in folded.live)
-    return {one.handle: one.tokens for one in folded.live}
+    return {one.handle: SEAL.open_tokens(one).tokens for one in folded.live}
 
 
 def _packed(said: Sequence[Record]) -> bytes:

@@ -6,7 +6,7 @@
 import io
 import ssl
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from hashlib import sha256
@@ -19,7 +19,6 @@ from nats.aio.client import Client as Nats
 from pydantic import BaseModel
 
 from agent.busroad import PIECE_TYPE, BusRoad
-from agent.intake import read as read_request
 from bus.blobs import piece_wanted
 from bus.enrolment import enrol
 from bus.founding import found_cluster, load_holder
@@ -27,6 +26,7 @@ from bus.hpke import block_info, unwrap, wrap
 from bus.joining import FIRST_ROOT
 from bus.joining import unpack as unpack_bundle
 from bus.letters import About, open_letter, seal_letter
+from bus.sealed_requests import open_request, seal_request
 from bus.subject_log import MovedError, NoRoomError, UnsureError, read_answer
 from models.sealing import FileContext, open_file, seal_file
 from resplit import exchange, replies
@@ -35,7 +35,7 @@ from resplit.control import read_reply
 from resplit.replies import RequestError
 from resplit.trail import read_event
 from schemas import subjects
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, Digest, NodeId, RequestId
 from schemas.codec import JSON, MSGPACK, decode, decode_as, decode_plain, encode
 from schemas.control import DeployRequest, StatusReply
 from schemas.envelope import AUDIT_TYPE, PLAN_TYPE, open_envelope, pae
@@ -43,13 +43,13 @@ from schemas.errors import ResplitError
 from schemas.export import EXPORTED
 from schemas.frame import Activation, Adopt, Close, Failure, Item, Move, Result, Sampling, StageTime, Token
 from schemas.framing import pack, unpack
-from schemas.journal import unpack_records
+from schemas.journal import Run, unpack_records
 from schemas.known import after_root, after_roster, first_known, open_roots
 from schemas.plan import PlanEvent
-from schemas.request import TextRequest
+from schemas.request import TextRequest, read_request
 from schemas.roster import ROOT_TYPE
 from schemas.signed import countersign
-from tests.security.recording import KINDS, N0, N1, Recording, believed
+from tests.security.recording import ADDER, KINDS, N0, N1, Recording, believed
 
 MODEL = Digest("a" * 64)
 KEY = bytes(range(32))
@@ -102,17 +102,21 @@ WHERE: dict[str, str] = {
     "schemas/journal.py:unpack_records": "journal",
     "schemas/request.py:read_request": "request",
     "schemas/roster.py:public_key": "roots",
+    "schemas/roster.py:_whole": "roster",
+    "schemas/roster.py:sealing_key": "roster",
     "schemas/sealed.py:Wrap.data": "value",
     "schemas/signed.py:_unpacked": "roster",
     "schemas/tensor.py:view": "frame",
     "bus/blobs.py:piece_wanted": "piece of a file",
     "bus/identity.py:Identity.peer": "certificate",
     "bus/joining.py:_checked_tls": "bundle",
-    "bus/letters.py:open_letter": "letter",
+    "bus/letters.py:emptied": "letter",
     "bus/letters.py:_parts": "letter",
     "bus/letters.py:_readers": "letter",
+    "bus/sealed_requests.py:open_request": "sealed request",
+    "bus/sealed_requests.py:_unpacked": "sealed run",
     "bus/subject_log.py:read_answer": "answer of the stream",
-    "agent/busroad.py:BusRoad._verified": "piece of a frame",
+    "agent/busroad.py:BusRoad._opened": "piece of a frame",
     "resplit/cloudevents.py:envelopes": "line of an export",
     "resplit/exchange.py:_decode": "reply",
     "resplit/trail.py:read_event": "event of the trail",
@@ -121,9 +125,11 @@ WHERE: dict[str, str] = {
 }
 """By decoder, as `decoders` calls them."""
 NOT_FROM_THE_NETWORK = {
+    "orchestrator/keys.py:node_keys": "a key of the roster, which the root signed",
+    "schemas/sealed.py:ModelKeys.key": "the keys beside the orchestrator's own store",
+    "models/sealer.py:_sealed": "keys that this process drew",
     "bus/audit.py:AuditTrail._acknowledged": "a digest that this process made",
     "bus/blobs.py:size_of": "eight bytes, and bounded",
-    "bus/credentials.py:_sound": "the member's own key file",
     "bus/enrolment.py:_open": "the cluster's own folder",
     "agent/links.py:Link.answered": "eight bytes of a pong, looked up",
     "agent/links.py:_Framed.data_received": "a length, bounded; tests/integration/test_crossing.py has real links",
@@ -160,7 +166,11 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     sealed = io.BytesIO()
     seal_file(io.BytesIO(bytes(3000)), sealed, KEY, context, 1024)
     road = BusRoad(Nats(), n0, lambda *_: None, lambda _: None)
-    piece = msgpack.packb([N1, N0, 7, 0, 1, b"x" * 100])
+    about_piece = About("activation", DeploymentName("-"), "7.0.1", N1)
+    in_piece = seal_letter(b"x" * 100, {N0: n0.sealing.public_key()}, about_piece)
+    piece = msgpack.packb([N1, N0, 7, 0, 1, in_piece])
+    asked, seal = seal_request(b'{"prompt":"x"}', JSON, ADDER, RequestId("r1"), {N0: me.public_key()})
+    run = seal.seal_run(Run(0, 0, (7, 9), ((-0.5, ((7, -0.5),)), (None, ()))))
     signer = recording.identity(N1)
     text = b'{"request_id":"r","index":0,"token_id":7,"text":"3","top_logprobs":[{"token_id":7,"logprob":-0.5}]}'
     known = first_known([root], now)
@@ -182,9 +192,10 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
         "text request": Decoder(
             lambda data: decode_as(TextRequest, data, MSGPACK, "test"), (msgpack.packb({"prompt": "x", "stop": ["a"]}),)
         ),
-        "request": Decoder(lambda data: read_request(data, JSON), (*said["infer"], *REQUESTS)),
+        "request": Decoder(lambda data: read_request(decode_plain(data, JSON, "request")), (*said["infer"], *REQUESTS)),
         "request msgpack": Decoder(
-            lambda data: read_request(data, MSGPACK), tuple(msgpack.packb(decode_plain(r, JSON, "")) for r in REQUESTS)
+            lambda data: read_request(decode_plain(data, MSGPACK, "request")),
+            tuple(msgpack.packb(decode_plain(r, JSON, "")) for r in REQUESTS),
         ),
         "reply of the orchestrator": Decoder(
             lambda data: read_reply(data, StatusReply),
@@ -202,10 +213,13 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
         "countersigned": Decoder(lambda data: countersign(data, ROOT_TYPE, {}), (root,)),
         "bundle": Decoder(unpack_bundle, (bundle,)),
         "letter": Decoder(lambda data: open_letter(data, N0, me, ABOUT), (letter,)),
+        "sealed request": Decoder(lambda data: open_request(data, ADDER, RequestId("r1"), N0, me), (asked,)),
+        "sealed reply": Decoder(seal.open_reply, (seal.seal_reply(b'{"text":"x"}'),)),
+        "sealed run": Decoder(lambda data: seal.open_run(replace(run, box=data)), (run.box,)),
         "wrap": Decoder(lambda data: unwrap(data, me, about_block), (wrap(KEY, me.public_key(), about_block),)),
         "sealed file": Decoder(lambda data: list(open_file(io.BytesIO(data), KEY, context)), (sealed.getvalue(),)),
         "piece of a file": Decoder(piece_wanted, (msgpack.packb([0, 524288]),)),
-        "piece of a frame": Decoder(road._verified, (signer.key.sign(pae(PIECE_TYPE, piece)) + piece,), ()),
+        "piece of a frame": Decoder(road._opened, (signer.key.sign(pae(PIECE_TYPE, piece)) + piece,), ()),
         "certificate": Decoder(n0.peer, (_certificate(recording),), ()),
         "answer of the stream": Decoder(
             read_answer,

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -244,8 +245,18 @@ async def test_files_go_from_the_orchestrator_to_an_agent_and_on_to_the_next(clu
     assert second.read(file.digest) == source.read(file.digest)
 
 
-async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(cluster: Cluster) -> None:
+async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     came: asyncio.Queue[tuple[NodeId, bytes]] = asyncio.Queue()
+    seen = []
+    publish = cluster.n0.publish
+
+    async def watched(subject: str, data: bytes = b"", *arguments: Any, **options: Any) -> None:
+        seen.append(data)
+        await publish(subject, data, *arguments, **options)
+
+    monkeypatch.setattr(cluster.n0, "publish", watched)
     gone: asyncio.Queue[NodeId] = asyncio.Queue()
     a = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait)
     b = BusRoad(
@@ -257,6 +268,8 @@ async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(cluster: 
     async with asyncio.timeout(SOON_S):
         await a.send(N1, [b"x" * 1_200_000])
         assert await came.get() == (N0, b"x" * 1_200_000)
+        assert sum(map(len, seen)) > 1_200_000
+        assert not any(b"x" * 16 in data for data in seen), "what leaves is sealed"
         await a.ping(N1)
         while not a.history(N1).rtts:  # noqa: ASYNC110 (it is asked for, it tells nobody)
             await asyncio.sleep(0.01)

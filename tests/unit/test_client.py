@@ -304,6 +304,57 @@ async def test_a_reply_that_makes_no_sense_is_an_error_not_a_crash(
     assert caught.value.code == "internal"
 
 
+class Reversed:
+    """Stands for a seal: what is sealed is the same bytes backwards."""
+
+    def __init__(self, data: bytes, request_id: str) -> None:
+        self.data, self.headers = data[::-1], {"Content-Type": "sealed", "Resplit-Request": request_id}
+
+    def open(self, data: bytes, content_type: str) -> bytes | None:
+        return data[::-1] if content_type == "sealed" else None
+
+
+class Reverser:
+    def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> Reversed:
+        assert (deployment, content_type) == ("adder", "application/json")
+        return Reversed(data, request_id)
+
+
+async def sealed_peer(peer: Nats, strange: list[tuple[bytes, dict[str, str]]]) -> None:
+    """Answers a sealed request, after each of these messages from strangers."""
+
+    async def answer(message: Msg) -> None:
+        body = json.loads(message.data[::-1])
+        assert message.headers == {"Content-Type": "sealed", "Resplit-Request": body["request_id"]}
+        for index in range(len(IDS)):
+            for data, headers in strange:
+                await peer.publish(message.reply, data, headers=headers)
+            reply = json.dumps(token(body["request_id"], index)).encode()
+            await peer.publish(message.reply, reply[::-1], headers={"Content-Type": "sealed"})
+
+    await peer.subscribe("resplit.v1.infer.adder", "ingress", cb=answer)
+    await settle(peer)
+
+
+async def test_what_a_stranger_says_to_a_sealed_request_is_passed_over(server_url: str, keys: Path, peer: Nats) -> None:
+    forged = json.dumps(token("r1", 0, token_id=99, text="forged")).encode()
+    await sealed_peer(
+        peer, [(forged, {}), (b"[]", {}), (b"\xff", {}), (b"\xc1", {"Content-Type": "application/msgpack"})]
+    )
+    async with Client(server_url, keys=keys, sealer=Reverser()) as client:
+        answer = await client.complete("adder", "1+2=", request_id="r1")
+    assert (answer.token_ids, answer.text) == (tuple(IDS), "abcd")
+
+
+async def test_who_cannot_read_a_sealed_request_says_so_in_the_open(server_url: str, keys: Path, peer: Nats) -> None:
+    error = {"code": "bad_signature", "message": "the letter is not for n2"}
+    await sealed_peer(peer, [(json.dumps({"request_id": "r1", "error": error}).encode(), {})])
+    async with Client(server_url, keys=keys, sealer=Reverser()) as client:
+        with pytest.raises(RequestError, match="not for n2") as caught:
+            await client.complete("adder", "1+2=", request_id="r1")
+    assert caught.value.code == "bad_signature"
+
+
 async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, keys: Path, peer: Nats) -> None:
     async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
         assert body["input"] == ["a", "b"]

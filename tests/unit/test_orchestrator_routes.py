@@ -372,6 +372,26 @@ def test_a_new_class_waits_for_nodes_that_a_new_leader_has_not_heard_yet() -> No
     assert propose(cold, other, asked.need, world.now).plan.slo == other.slo
 
 
+def test_a_deployment_that_takes_sealed_requests_alone_keeps_its_plan_and_says_so_in_it() -> None:
+    world = quiet(3)
+    other = wish(sealed=True)
+    snapshot = fold(world.snapshot, DeploymentWritten(other), world.now)
+    [asked] = decide(snapshot, world.now)
+    assert isinstance(asked, Replan)
+    found = propose(snapshot, other, asked.need, world.now).plan
+    assert (found.chains, found.sealed, found.family) == (world.plan.chains, True, world.plan.family)
+    assert conforms(found, other)
+    assert not conforms(found, wish())
+
+
+def test_the_ingress_of_a_deployment_that_takes_sealed_requests_alone_is_trusted() -> None:
+    world = quiet(3, wish=wish(sealed=True))
+    node = NodeId(world.plan.routes[0].source)
+    assert exposed_by(world.snapshot, world.wish, world.plan) is None
+    distrusted = fold(world.snapshot, NodeWished(NodeWish(node=node, trusted=False)), world.now)
+    assert exposed_by(distrusted, world.wish, world.plan) is not None
+
+
 def test_a_new_class_while_a_node_drains_comes_with_the_plan_that_leaves_it() -> None:
     world = quiet(3)
     other, node = wish(slo=OTHER_CLASS), NodeId(world.plan.nodes[0])
