@@ -66,7 +66,7 @@ class Client:
 
         from resplit.sealing import Sealer
 
-        Client("nats://127.0.0.1:4222", sealer=Sealer("./keys"))
+        Client("nats://127.0.0.1:4222", keys="./keys", sealer=Sealer("./keys"))
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Sealing requests to a cluster: `Client(url, sealer=Sealer("./keys"))`.
+"""Sealing requests to a cluster: `Client(url, keys="./keys", sealer=Sealer("./keys"))`.
 
 Unlike the client itself this needs the rest of Resplit: rosters, and how they are signed.
 """
