@@ -17,9 +17,7 @@ class BlockKeys:
     """What the newest event of each deployment lets this node open, and nothing else."""
 
     def __init__(self, identity: Identity) -> None:
-        """Raises `ResplitError` where the member's folder does not hold its sealing key."""
         self._identity = identity
-        self._own = identity.sealing
         self._wraps: dict[DeploymentId, Wraps] = {}
 
     def follow(self, event: PlanEvent) -> None:
@@ -41,4 +39,4 @@ class BlockKeys:
             )
             raise ResplitError(ErrorCode.MISSING_KEYS, message, "keys")
         info = block_info(self._identity.root.cluster, model, block, self._identity.name)
-        return unwrap(wrapped, self._own, info)
+        return unwrap(wrapped, self._identity.sealing, info)

@@ -1,12 +1,9 @@
 """Who is given the keys of sealed blocks: the nodes that a plan puts them on, and that the root lets hold them."""
 
-import base64
 import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
-
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 
 from bus.hpke import block_info, wrap
 from bus.identity import Identity
@@ -16,7 +13,7 @@ from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import PlanEvent
-from schemas.roster import Member, Roster, forbidden, members_at
+from schemas.roster import Member, Roster, forbidden, members_at, sealing_key
 from schemas.sealed import ModelKeys, NodeKeys, Wrap
 
 log = logging.getLogger(__name__)
@@ -40,7 +37,7 @@ def hosts(event: PlanEvent, roster: Roster, now: datetime) -> Hosts:
 def node_keys(keys: ModelKeys, blocks: Iterable[int], cluster: str, member: Member) -> NodeKeys:
     """The keys of these blocks, wrapped for one member; different bytes every time. Raises `ResplitError` for a block
     that the model has not, and for a member whose key nobody can have."""
-    public = X25519PublicKey.from_public_bytes(base64.b64decode(member.sealing))
+    public = sealing_key(member)
     infos = {block: block_info(cluster, keys.model, block, member.name) for block in sorted(blocks)}
     wraps = tuple(Wrap.of(block, wrap(keys.key(block), public, info)) for block, info in infos.items())
     return NodeKeys(model=keys.model, node=member.name, wraps=wraps)

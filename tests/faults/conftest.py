@@ -42,3 +42,14 @@ async def chat(breakable: Serving) -> AsyncIterator[Serving]:
     yield breakable
     breakable.alive()
     await breakable.until_answering()
+
+
+@pytest_asyncio.fixture(loop_scope="session")
+async def spared(breakable: Serving) -> AsyncIterator[Serving]:
+    """The decoder over two of three nodes, whichever the planner wants; all of them again afterwards."""
+    await breakable.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
+    await breakable.until(lambda found: not found.draining and found.candidate is None)
+    await breakable.answers()
+    yield breakable
+    breakable.alive()
+    await breakable.until_answering()

@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
 import pytest
-import pytest_asyncio
 from nats.aio.msg import Msg
 
 from agent.neighbours import SILENT_S
@@ -27,17 +26,6 @@ INBOX = "_INBOX.client.client.heard"
 STREAMED = (900, 500, 250, 60, 60, 60)
 """Tokens of each stream: three run beside one request that is not streamed, the others wait."""
 WHOLE = 400
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def spared(breakable: Serving) -> AsyncIterator[Serving]:
-    """The decoder over two of three nodes, whichever the planner wants; all of them again afterwards."""
-    await breakable.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
-    await breakable.until(lambda found: not found.draining and found.candidate is None)
-    await breakable.answers()
-    yield breakable
-    breakable.alive()
-    await breakable.until_answering()
 
 
 @dataclass

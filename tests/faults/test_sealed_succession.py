@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import pytest
-import pytest_asyncio
 from nats.aio.msg import Msg
 
 from bus.connection import settle
@@ -44,17 +43,6 @@ INBOX = f"{inbox_prefix('client', CLIENT)}.sealed"
 PLACEMENT = (Stage(node=N0, first=0, last=2), Stage(node=N1, first=3, last=5))
 MOVED = (Stage(node=N2, first=0, last=2), Stage(node=N1, first=3, last=5))
 JOURNALS = journal(CHAT, LifeId("*"))
-
-
-@pytest_asyncio.fixture(loop_scope="session")
-async def halved(breakable: Serving) -> AsyncIterator[Serving]:
-    """The decoder over two of three nodes, whichever the planner wants; answering afterwards."""
-    await breakable.deploy(CHAT, "llama", stages=2, settings=SETTINGS)
-    await breakable.until(lambda found: not found.draining and found.candidate is None)
-    await breakable.answers()
-    yield breakable
-    breakable.alive()
-    await breakable.until_answering()
 
 
 @dataclass
@@ -109,41 +97,41 @@ async def ingress(serving: Serving) -> str:
     return found.current.routes[0].source
 
 
-async def test_a_killed_ingress_leaves_a_sealed_stream_to_a_successor_that_answers_sealed(halved: Serving) -> None:
+async def test_a_killed_ingress_leaves_a_sealed_stream_to_a_successor_that_answers_sealed(spared: Serving) -> None:
     counts = (900, 500, 250, 100, 100)  # of which some wait for a slot
-    killed = await ingress(halved)
-    async with sealing(halved) as (client, heard):
+    killed = await ingress(spared)
+    async with sealing(spared) as (client, heard):
         streams = [Streaming(client, f"{PROMPT} {count}", max_tokens=count) for count in counts]
         await streams[0].began()
-        await halved.cluster.kill(killed)
+        await spared.cluster.kill(killed)
         try:
             assert not streams[0].ended.done(), "it ended before its ingress did"
             for stream, count in zip(streams, counts, strict=True):
                 assert await stream.end(ENDS_S) is None
-                assert stream.ids == halved.oracle.tokens(f"{PROMPT} {count}", count)
-                assert "".join(token.text for token in stream.tokens) == halved.oracle.text.decode(stream.ids)
-            assert await ingress(halved) != killed
+                assert stream.ids == spared.oracle.tokens(f"{PROMPT} {count}", count)
+                assert "".join(token.text for token in stream.tokens) == spared.oracle.text.decode(stream.ids)
+            assert await ingress(spared) != killed
         finally:
-            await halved.cluster.start(killed)
+            await spared.cluster.start(killed)
     assert len(heard.replies) > sum(counts)
     assert heard.journalled
     assert (heard.open_replies, heard.open_runs) == ([], [])
 
 
-async def test_a_sealed_stream_crosses_to_another_plan_and_stays_sealed(halved: Serving) -> None:
-    await halved.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS)
-    async with sealing(halved) as (client, heard):
+async def test_a_sealed_stream_crosses_to_another_plan_and_stays_sealed(spared: Serving) -> None:
+    await spared.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS)
+    async with sealing(spared) as (client, heard):
         stream = await Streaming(client, max_tokens=900).began()
-        placed = await halved.deploy(CHAT, "llama", placement=MOVED, settings=SETTINGS)
+        placed = await spared.deploy(CHAT, "llama", placement=MOVED, settings=SETTINGS)
         assert placed.current is not None
-        await halved.ear.wait(AuditKind.SEQUENCE_MOVED, epoch=placed.current.epoch)
+        await spared.ear.wait(AuditKind.SEQUENCE_MOVED, epoch=placed.current.epoch)
         assert await stream.end(ENDS_S) is None
-        assert stream.ids == halved.oracle.tokens(PROMPT, 900)
+        assert stream.ids == spared.oracle.tokens(PROMPT, 900)
     assert (heard.open_replies, heard.open_runs) == ([], [])
 
 
-async def test_a_sealed_stream_can_be_cancelled_and_left(halved: Serving) -> None:
-    async with sealing(halved) as (client, heard):
+async def test_a_sealed_stream_can_be_cancelled_and_left(spared: Serving) -> None:
+    async with sealing(spared) as (client, heard):
         stream = await Streaming(client, max_tokens=900, request_id="cancelled").began()
         await client.cancel("cancelled")
         error = await stream.end()
@@ -151,18 +139,18 @@ async def test_a_sealed_stream_can_be_cancelled_and_left(halved: Serving) -> Non
         assert error.code == "cancelled"
         async for _ in client.stream(CHAT, PROMPT, max_tokens=900, ignore_eos=True, request_id="left"):
             break
-    await halved.ear.wait(AuditKind.REQUEST_ENDED, request="left", code="cancelled")
+    await spared.ear.wait(AuditKind.REQUEST_ENDED, request="left", code="cancelled")
     assert heard.open_replies == []
 
 
-async def test_every_kind_of_request_is_answered_sealed_as_it_is_in_the_open(halved: Serving) -> None:
-    await halved.deploy(EMBED, "embedder", stages=2)
+async def test_every_kind_of_request_is_answered_sealed_as_it_is_in_the_open(spared: Serving) -> None:
+    await spared.deploy(EMBED, "embedder", stages=2)
     sentence = "The cut may move."
-    async with sealing(halved) as (client, heard):
+    async with sealing(spared) as (client, heard):
         embedded = await client.embed(EMBED, [sentence, sentence])
-        np.testing.assert_allclose(embedded.vectors[1], halved.oracle.vector(sentence), atol=1e-5)
+        np.testing.assert_allclose(embedded.vectors[1], spared.oracle.vector(sentence), atol=1e-5)
         scored = await client.complete(CHAT, PROMPT, max_tokens=5, logprobs=3, ignore_eos=True)
-        again = await halved.client.complete(CHAT, PROMPT, max_tokens=5, logprobs=3, ignore_eos=True)
+        again = await spared.client.complete(CHAT, PROMPT, max_tokens=5, logprobs=3, ignore_eos=True)
         assert (scored.token_ids, scored.logprobs, scored.top_logprobs) == (
             again.token_ids, again.logprobs, again.top_logprobs,
         )  # fmt: skip
@@ -170,28 +158,28 @@ async def test_every_kind_of_request_is_answered_sealed_as_it_is_in_the_open(hal
             await client.complete(CHAT, token_ids=[1 << 30])
         assert refused.value.code == "token_out_of_range"
     assert heard.open_replies == []
-    keys = str(halved.cluster.client_keys)
-    arguments = ("--url", halved.cluster.url, "--keys", keys, "--sealed", "--max-tokens", "5", "--json")
+    keys = str(spared.cluster.client_keys)
+    arguments = ("--url", spared.cluster.url, "--keys", keys, "--sealed", "--max-tokens", "5", "--json")
     code, out, _ = await command("infer", CHAT, PROMPT, *arguments)
-    answer = await halved.client.complete(CHAT, PROMPT, max_tokens=5)
+    answer = await spared.client.complete(CHAT, PROMPT, max_tokens=5)
     assert (code, [json.loads(line)["token_id"] for line in out.splitlines()]) == (0, list(answer.token_ids))
-    await control.remove(halved.cluster.operator, DeploymentName(EMBED))
+    await control.remove(spared.cluster.operator, DeploymentName(EMBED))
 
 
-async def test_a_deployment_may_take_sealed_requests_alone(halved: Serving) -> None:
-    sealed = await halved.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS, sealed=True)
+async def test_a_deployment_may_take_sealed_requests_alone(spared: Serving) -> None:
+    sealed = await spared.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS, sealed=True)
     assert sealed.current is not None
     assert sealed.current.sealed
-    assert await halved.refused(CHAT, {"prompt": PROMPT}) == ("forbidden", None)
-    async with sealing(halved) as (client, _):
+    assert await spared.refused(CHAT, {"prompt": PROMPT}) == ("forbidden", None)
+    async with sealing(spared) as (client, _):
         answer = await client.complete(CHAT, PROMPT, max_tokens=4, ignore_eos=True)
-        assert answer.token_ids == halved.oracle.tokens(PROMPT, 4)
-    await halved.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS)
-    await halved.answers()
+        assert answer.token_ids == spared.oracle.tokens(PROMPT, 4)
+    await spared.deploy(CHAT, "llama", placement=PLACEMENT, settings=SETTINGS)
+    await spared.answers()
 
 
-async def test_what_does_not_open_is_refused_in_the_open_and_under_its_id(halved: Serving) -> None:
-    sealer = Sealer(halved.cluster.client_keys)
+async def test_what_does_not_open_is_refused_in_the_open_and_under_its_id(spared: Serving) -> None:
+    sealer = Sealer(spared.cluster.client_keys)
     request = json.dumps({"request_id": "mine", "prompt": PROMPT, "max_tokens": 1}).encode()
     good = sealer.seal(CHAT, "mine", request, JSON)
     elsewhere = sealer.seal(EMBED, "mine", request, JSON)
@@ -203,24 +191,24 @@ async def test_what_does_not_open_is_refused_in_the_open_and_under_its_id(halved
         (good.data, {**good.headers, "Resplit-Request": "a b"}, "invalid_request", "Resplit-Request"),
         (b"no letter", good.headers, "invalid_request", "letter"),
     ):
-        reply = await halved.bus.say(CHAT, data, headers=headers)
+        reply = await spared.bus.say(CHAT, data, headers=headers)
         assert error_of(reply) == (code, field_)
         assert reply.get("request_id") == {"mine": "mine", "other": "other"}.get(headers.get("Resplit-Request", ""))
-    message = await halved.bus.nats.request(f"resplit.v1.infer.{CHAT}", renamed.data, 10, headers=renamed.headers)
+    message = await spared.bus.nats.request(f"resplit.v1.infer.{CHAT}", renamed.data, 10, headers=renamed.headers)
     assert message.headers is not None
     opened = renamed.open(message.data, message.headers[CONTENT_TYPE])
     assert opened is not None
     assert error_of(json.loads(opened)) == ("invalid_request", "request_id")
 
 
-async def test_a_letter_that_is_sent_again_is_answered_to_its_client_alone(halved: Serving) -> None:
+async def test_a_letter_that_is_sent_again_is_answered_to_its_client_alone(spared: Serving) -> None:
     """Whoever heard it can send it once more, to an inbox of his own: what comes there he cannot read."""
-    sealed = Sealer(halved.cluster.client_keys).seal(
+    sealed = Sealer(spared.cluster.client_keys).seal(
         CHAT, "twice", json.dumps({"request_id": "twice", "prompt": PROMPT, "max_tokens": 2}).encode(), JSON
     )
     answers = []
     for _ in range(2):
-        message = await halved.bus.nats.request(f"resplit.v1.infer.{CHAT}", sealed.data, 10, headers=sealed.headers)
+        message = await spared.bus.nats.request(f"resplit.v1.infer.{CHAT}", sealed.data, 10, headers=sealed.headers)
         assert message.headers is not None
         assert PROMPT.encode() not in message.data
         opened = sealed.open(message.data, message.headers[CONTENT_TYPE])

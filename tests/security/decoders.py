@@ -125,7 +125,6 @@ WHERE: dict[str, str] = {
 }
 """By decoder, as `decoders` calls them."""
 NOT_FROM_THE_NETWORK = {
-    "orchestrator/keys.py:node_keys": "a key of the roster, which the root signed",
     "schemas/sealed.py:ModelKeys.key": "the keys beside the orchestrator's own store",
     "models/sealer.py:_sealed": "keys that this process drew",
     "bus/audit.py:AuditTrail._acknowledged": "a digest that this process made",
