@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +60,8 @@ class Capture:
     """Every message on the bus, and JetStream's files as they were again and again meanwhile."""
 
     messages: list[Msg] = field(default_factory=list)
-    files: list[bytes] = field(default_factory=list)
+    files: dict[Path, list[bytes]] = field(default_factory=lambda: defaultdict(list))
+    """What each held; a copy that another one begins with is not kept beside it."""
 
     async def note(self, message: Msg) -> None:
         self.messages.append(message)
@@ -66,15 +69,19 @@ class Capture:
     def copy_files(self, folder: Path) -> None:
         for path in folder.rglob("*"):
             try:
-                self.files.append(path.read_bytes())
+                data = path.read_bytes()
             except OSError:  # a folder, or a file that JetStream removed just now
                 continue
+            copies = self.files[path]
+            if copies and data.startswith(copies[-1]):
+                copies.pop()
+            copies.append(data)
 
     def holds(self, secrets: Iterable[bytes]) -> tuple[bool, bool]:
         """Whether any of these byte strings is on the bus, and whether any is on the disk."""
         secrets = tuple(secrets)
         said = [data for message in self.messages for data in (message.data, repr(message.headers).encode())]
-        return _in(said, secrets), _in(self.files, secrets)
+        return _in(said, secrets), _in(chain.from_iterable(self.files.values()), secrets)
 
     @property
     def spoken(self) -> list[Any]:
