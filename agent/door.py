@@ -216,5 +216,7 @@ def _named(msg: Msg) -> RequestId | None:
 
 def _check_sealed(plan: Plan, asked: Asked) -> None:
     if plan.sealed and asked.seal is None:
-        message = f"{plan.deployment} takes sealed requests alone; give the client a member's folder (`--keys`)"
+        message = (
+            f"{plan.deployment} takes sealed requests alone; seal it (`resplit infer --sealed`, or a client's `sealer`)"
+        )
         raise ResplitError(ErrorCode.FORBIDDEN, message)

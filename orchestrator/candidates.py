@@ -80,8 +80,7 @@ def slate(
     are nodes that no candidate but the current plan uses, `unfit` nodes of the current plan that must be left, each
     with the reason why, and `exposed` says that a node of it must not hold what it holds. `searched` is the last
     search for other plans than `current`: what it found is priced anew while nothing speaks for another search
-    (`searched.is_stale`); `anew` asks for one whatever it says. `prepared` is the plan that is being prepared, if one
-    is.
+    (`searched.is_stale`); `anew` asks for one whatever it says. `prepared` is the plan being prepared, if one is.
     """
     unfit = unfit or {}
     heard = {name: node.capacity for name, node in snapshot.nodes.items()}

@@ -4,6 +4,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime
+from functools import cache, partial
 
 from bus.hpke import block_info, wrap
 from bus.identity import Identity
@@ -55,13 +56,14 @@ class KeyHolder:
         """`event` with the keys that its nodes need. Those that cannot be had are left out, and said: the node that
         lacks them refuses the plan, and the others' plans go on."""
         roster = self._identity.roster
+        keys_of = cache(partial(read_keys, self._store))
         found = []
         for (model, node), blocks in sorted(hosts(event, roster, self._now()).items()):
             member = roster.member(node)
             if member is None or not has_keys(self._store, model):
                 continue  # a model in the open
             try:
-                found.append(node_keys(read_keys(self._store, model), blocks, roster.cluster, member))
+                found.append(node_keys(keys_of(model), blocks, roster.cluster, member))
             except ResplitError as error:
                 log.warning("no keys come with a plan of %s for %s: %s", event.deployment, node, error.message)
         return event.model_copy(update={"keys": tuple(found)}) if found else event
