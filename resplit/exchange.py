@@ -196,10 +196,18 @@ def read(reader: Callable[[Argument], Result], reply: Argument, request_id: str)
 
 def _decode(message: tuple[bytes, str]) -> Reply:
     data, content_type = message
-    plain = msgpack.unpackb(data) if content_type.startswith(MSGPACK) else json.loads(data)
+    plain = _unpacked(data) if content_type.startswith(MSGPACK) else json.loads(data)
     if not isinstance(plain, dict):
         raise TypeError("a reply is an object")
     return plain
+
+
+def _unpacked(data: bytes) -> Any:
+    """Passed over first, which takes no memory: msgpack makes room for what a header announces before it follows."""
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(data)))
+    unpacker.feed(data)
+    unpacker.skip()
+    return msgpack.unpackb(data)
 
 
 async def send(sending: Awaitable[Result], request_id: str) -> Result:

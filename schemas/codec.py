@@ -7,6 +7,7 @@ import msgpack
 from pydantic import BaseModel, ValidationError
 
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import check_announced
 
 JSON = "application/json"
 MSGPACK = "application/msgpack"
@@ -53,6 +54,7 @@ def decode_plain(data: bytes, content_type: str, what: str) -> Any:
     media_type = media_type_of(content_type)
     try:
         if media_type == MSGPACK:
+            check_announced(data)
             plain = msgpack.unpackb(
                 data,
                 max_array_len=MAX_ELEMENTS,

@@ -7,6 +7,7 @@ import msgpack
 import numpy as np
 
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import check_announced
 from schemas.frame import (
     Activation,
     Adopt,
@@ -100,6 +101,7 @@ def unpack(data: bytes | memoryview) -> Frame:
     if header_bytes > min(MAX_HEADER_BYTES, len(body) - 4):
         raise _malformed(f"a header of {header_bytes} bytes in {len(body)}")
     try:
+        check_announced(body[4 : 4 + header_bytes])
         head = msgpack.unpackb(body[4 : 4 + header_bytes], use_list=False, max_map_len=0, max_ext_len=0)
         tensors = _read_tensors(head[-1], body[4 + header_bytes :])
         match head:

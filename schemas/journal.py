@@ -13,6 +13,7 @@ import msgpack
 
 from schemas.base import LifeId, RequestId
 from schemas.errors import ErrorCode, ResplitError
+from schemas.flat import check_announced
 from schemas.request import MAX_REQUEST_BYTES
 
 MAX_MESSAGE_BYTES = MAX_REQUEST_BYTES + (64 << 10)
@@ -276,6 +277,7 @@ def unpack_records(data: bytes) -> tuple[Record, ...]:
     )
     records: list[Record] = []
     try:
+        check_announced(data)
         unpacker.feed(data)
         while not records or unpacker.tell() < len(data):
             records.append(_read_record(unpacker.unpack()))

@@ -1,6 +1,8 @@
 """One canonical encoding; bounded decoding of whatever comes."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
 
 import msgpack
 import pytest
@@ -9,6 +11,8 @@ from schemas.base import DeploymentName, Digest, NodeId
 from schemas.codec import JSON, MAX_DEPTH, MAX_ELEMENTS, MSGPACK, decode, decode_as, decode_plain, encode, encode_as
 from schemas.deployment import Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.framing import unpack as unpack_frame
+from schemas.journal import unpack_records
 
 DEPLOYMENT = Deployment(
     name=DeploymentName("adder"), model=Digest("a" * 64), placement=(Stage(node=NodeId("n0"), first=0, last=3),)
@@ -67,6 +71,18 @@ def test_too_many_elements_are_refused_however_small_they_are(content_type: str)
     with pytest.raises(ResplitError) as refused:
         decode_plain(data, content_type, "request")
     assert refused.value.code is ErrorCode.PAYLOAD_TOO_LARGE
+
+
+@pytest.mark.parametrize("read", [lambda data: decode_plain(data, MSGPACK, "request"), unpack_frame, unpack_records])
+def test_headers_that_announce_what_does_not_follow_take_no_memory(read: Callable[[bytes], object]) -> None:
+    headers = (b"\xdd" + (2_000).to_bytes(4, "big")) * 500
+    data = len(headers).to_bytes(4, "little") + headers if read is unpack_frame else headers
+    tracemalloc.start(1)
+    with pytest.raises(ResplitError):
+        read(data)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2 << 20
 
 
 def test_an_error_names_the_field_at_fault() -> None:
