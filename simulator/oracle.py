@@ -89,7 +89,7 @@ class Oracle:
         self._fitting: dict[Placement, bool] = {}
         self._bounds_ms: dict[tuple[int, int], float] = {}
         lengths = _mean_lengths(scenario, requests)
-        self._offered = self.rooms_of(Moment(self.facts.undisturbed(), Asked(Demand(), lengths[0])))
+        self.offered = self.rooms_of(Moment(self.facts.undisturbed(), Asked(Demand(), lengths[0])))
         self.latency_ref_ms = max(self._bound_ms(*lengths), LATENCY_REF_MS_MIN)
         """L_ref of the whole run: for the mean request, what no plan beats on the cluster undisturbed."""
         timeout_ms = 1e3 * scenario.timeout_s / lengths[1]
@@ -240,7 +240,7 @@ class Oracle:
         if key not in self._bounds_ms:
             settings, stages = self.deployment.settings, self.deployment.stages or 1
             demand, manifest = Demand(output_tokens=output_tokens), self.physics.manifest
-            self._bounds_ms[key] = latency_bound_ms(self._offered, manifest, demand, stages, prompt_tokens, settings)
+            self._bounds_ms[key] = latency_bound_ms(self.offered, manifest, demand, stages, prompt_tokens, settings)
         return self._bounds_ms[key]
 
     def _whole(

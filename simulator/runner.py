@@ -10,6 +10,8 @@ from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
 
+from orchestrator.planner import make_plan
+from schemas.errors import ResplitError
 from simulator.files import swept
 from simulator.foresight import Foresight, foresee
 from simulator.oracle import oracle_of
@@ -86,6 +88,22 @@ def simulate(
         runs=tuple(one.run for one in done),
         shown=tuple(one.timeline for one in done if one.timeline is not None),
     )
+
+
+def check_feasible(scenario: Scenario, seed: int) -> None:
+    """Raise the planner's own `ResplitError` if the model can be placed at no point of the sweep even while nothing is
+    wrong: such worlds would say nothing about any policy."""
+    refused: ResplitError | None = None
+    for _, varied in swept(scenario):
+        oracle = oracle_of(varied, seed, _trace(varied))
+        try:
+            make_plan(oracle.deployment, oracle.physics.manifest, oracle.offered, 1, None, "told the truth")
+        except ResplitError as error:
+            refused = refused or error
+        else:
+            return
+    assert refused is not None
+    raise refused
 
 
 def count(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> int:

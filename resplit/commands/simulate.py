@@ -39,6 +39,7 @@ def simulate(
     from simulator.plots import require  # noqa: PLC0415
     from simulator.policies import CONTENDERS, named  # noqa: PLC0415
     from simulator.report import headline, seed_grid, write  # noqa: PLC0415
+    from simulator.runner import check_feasible, count  # noqa: PLC0415
     from simulator.runner import simulate as run  # noqa: PLC0415
     from simulator.shortcomings import shortcomings  # noqa: PLC0415
     from simulator.table import terminal  # noqa: PLC0415
@@ -55,6 +56,16 @@ def simulate(
     wanted = seeds_of(seeds)
     folder = report or Path("simulated") / found.name
     require()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        message = f"--report {folder}: cannot be made: {error.strerror}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "report") from error
+    try:
+        check_feasible(found, wanted[0])
+    except ResplitError as error:
+        keys = "kinds.*.memory_bytes, sites.*.nodes, model and served say what there is and what it takes"
+        raise ResplitError(error.code, f"{path}: {error.message}; {keys}", error.field) from error
     command = shlex.join(["resplit", *sys.argv[1:]])
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
@@ -62,8 +73,6 @@ def simulate(
 
         def done(job: object, one: object) -> None:
             progress.advance(task)
-
-        from simulator.runner import count  # noqa: PLC0415
 
         progress.update(task, total=count(found, names, wanted))
         results = run(found, names, wanted, command, jobs or os.cpu_count() or 1, done)

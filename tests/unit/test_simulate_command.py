@@ -1,6 +1,7 @@
 """`resplit simulate`: what it prints, what it writes, and how it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from resplit.cli import app
 from resplit.commands.simulate import seeds_of
 from resplit.exits import Exit
 from schemas.errors import ResplitError
+from simulator.files import shipped
 from simulator.results import load
 
 
@@ -58,6 +60,24 @@ def test_an_unknown_policy_is_refused_with_those_there_are() -> None:
     told = run("small", "--policies", "best")
     assert told.exit_code == Exit.USAGE
     assert "always-argmin" in told.output
+
+
+def test_a_cluster_that_cannot_hold_the_model_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    text = shipped()["small"].read_text()
+    tight = tmp_path / "tight.toml"
+    tight.write_text(re.sub(r"memory_bytes = \S+", "memory_bytes = 1_000_000", text))
+    told = run(tight, "--report", tmp_path / "report")
+    assert told.exit_code != 0
+    assert "tight.toml" in told.output
+    assert "short" in told.output
+    assert "kinds.*.memory_bytes" in " ".join(told.output.split())
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    told = run("small", "--report", tmp_path / "file")
+    assert told.exit_code == Exit.USAGE
+    assert "--report" in told.output
 
 
 def test_an_unknown_scenario_names_the_nearest(tmp_path: Path) -> None:
