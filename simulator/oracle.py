@@ -13,11 +13,11 @@ from itertools import pairwise
 from math import log2
 from statistics import fmean
 
-from orchestrator.candidates import latency_bound_ms
 from orchestrator.chain import LATENCY_REF_MS_MIN
 from orchestrator.fold import Node, Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Live, MoveCost, Placed, Prices, move_cost, reaches_of
+from orchestrator.pricing import latency_bound_ms
 from orchestrator.rooms import Room, rooms
 from orchestrator.trigger import PLANNING_PERIOD_S
 from profiler.compute import times_of

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.beliefs import GUESS_PRUDENCE, believed, optimism_of, smoothed
-from orchestrator.candidates import latency_bound_ms, slate
+from orchestrator.candidates import slate
 from orchestrator.decide import Cause, Need, Replan, decide
 from orchestrator.decision import Action, Observation, Origin
 from orchestrator.explaining import audited, dry_run, explained
@@ -15,6 +15,7 @@ from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, 
 from orchestrator.mind import propose
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.planner import make_plan
+from orchestrator.pricing import latency_bound_ms
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.trigger import (
