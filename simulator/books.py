@@ -5,11 +5,13 @@ from collections.abc import Mapping, Sequence
 from schemas.audit import AuditKind
 from schemas.base import NodeId
 from schemas.plan import Plan
+from schemas.slo import Slo
 from simulator.client import SimClient
 from simulator.kernel import Kernel
 from simulator.machine import Machine
+from simulator.metrics import met
 from simulator.records import Arrival, Epoch, NodeUse, Outcome, RunResult, Sample
-from simulator.scenario import RequestClass, Scenario
+from simulator.scenario import Scenario
 from simulator.trail import Told
 from simulator.truth import Truth
 from simulator.workload import trace_hash
@@ -118,7 +120,7 @@ class Books:
 
     def _share_out(self, scenario: Scenario, outcomes: Sequence[Outcome]) -> None:
         """Compute and energy to requests, by their tokens; what was computed in vain is in everybody's share."""
-        slos: dict[str, RequestClass] = {one.name: one for one in scenario.workload.classes}
+        slos: dict[str, Slo] = {one.name: one.slo for one in scenario.workload.classes}
         tokens = {one.arrival.number: one.tokens + one.arrival.prompt_tokens for one in outcomes if one.tokens}
         every = sum(tokens.values())
         busy_s, joules = 0.0, 0.0
@@ -130,7 +132,8 @@ class Books:
         for one in outcomes:
             share = tokens.get(one.arrival.number, 0) / every if every else 0.0
             one.compute_s, one.energy_j = share * busy_s, share * joules
-            good += tokens.get(one.arrival.number, 0) if _is_good(one, slos[one.arrival.name]) else 0
+            is_good = met(one, slos[one.arrival.name], scenario.timeout_s)
+            good += tokens.get(one.arrival.number, 0) if is_good else 0
         for use in self._uses.values():
             use.good_s = use.busy_s * good / every if every else 0.0
 
@@ -143,17 +146,3 @@ class Books:
         for node in plan.nodes:
             self._uses[NodeId(node)].hosting_s += now - since
         self._open = None
-
-
-def _is_good(outcome: Outcome, what: RequestClass) -> bool:
-    """Whether it met all that its class is held to."""
-    if outcome.last_s is None or outcome.first_s is None:
-        return False
-    slo, begin = what.slo, outcome.arrival.at_s
-    tpot_s = (outcome.last_s - outcome.first_s) / max(1, outcome.tokens - 1)
-    held = (
-        (outcome.first_s - begin, slo.ttft_ms),
-        (tpot_s, slo.tpot_ms),
-        (outcome.last_s - begin, slo.deadline_ms),
-    )
-    return all(target is None or took <= target / 1e3 for took, target in held)

@@ -191,10 +191,10 @@ async def test_a_vanished_client_frees_its_slot(shared: Serving) -> None:
     await subscription.unsubscribe()
     event = await shared.ear.wait(AuditKind.REQUEST_ENDED, request="ghost")
     assert event.fields["code"] == "cancelled"
-    # There is one slot of this length: it is free, or this would wait behind a thousand tokens.
+    # There is one slot of this length: it is free, or this would wait behind most of a thousand tokens.
     answer = await shared.client.complete(CHAT, PROMPT, max_tokens=300, ignore_eos=True)
     assert answer.token_ids == shared.oracle.tokens(PROMPT, 300)
-    assert answer.usage.queued_ms < 100
+    assert answer.usage.queued_ms < answer.usage.total_ms / 2
 
 
 async def test_a_deadline_that_has_passed_is_refused_at_once(shared: Serving) -> None:
