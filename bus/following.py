@@ -7,7 +7,6 @@ every reconnection and now and then. Anybody may have put rubbish behind it, so 
 import asyncio
 import logging
 from collections.abc import Callable
-from hashlib import sha256
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -16,6 +15,7 @@ from nats.js import JetStreamContext
 from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.joining import ROSTER
+from bus.refusals import Refusals
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -24,7 +24,6 @@ from schemas.roster import Roster, open_roster
 
 LOOK_EVERY_S = 30.0
 """A roster that got lost on its way is found in the stream at the latest after this."""
-REJECTIONS_MAX = 1000
 
 log = logging.getLogger(__name__)
 
@@ -40,15 +39,21 @@ class RosterInbox:
         self._identity = identity
         self._audit = audit
         self._on_change = on_change
-        self._rejected: set[bytes] = set()
+        self._refusals = Refusals(audit, "a roster was rejected and nothing was changed")
         self._said_stale = False
+        self._look_again = False
 
     async def run(self) -> None:
         """Follow until cancelled."""
         await self._client.subscribe(subjects.ROSTER, cb=self._arrived)
-        await look_now_and_then(self._client, self._look, LOOK_EVERY_S)
+        await look_now_and_then(self._client, self._look, LOOK_EVERY_S, lambda: self._look_again)
+
+    def look(self) -> None:
+        """Look in the stream soon: there is a roster that is not here."""
+        self._look_again = True
 
     async def _look(self) -> None:
+        self._look_again = False
         for message in reversed(
             await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ROSTER)
         ):
@@ -64,7 +69,9 @@ class RosterInbox:
         try:
             news = await self._identity.take_roster(msg.data)
         except ResplitError as error:
-            self._reject(msg, error)
+            # An earlier one lies in the stream for good: that alone is refused without a word.
+            if error.code is not ErrorCode.ROLLED_BACK or error.field != "version":
+                self._refusals.record(msg, error)
             return False
         if news:
             roster = self._identity.roster
@@ -90,20 +97,6 @@ class RosterInbox:
                 version=roster.version,
                 expired_at=roster.expires_at.isoformat(),
             )
-
-    def _reject(self, msg: Msg, error: ResplitError) -> None:
-        digest = sha256(msg.data).digest()
-        old = error.code is ErrorCode.ROLLED_BACK and error.field == "version"
-        if old or digest in self._rejected or len(self._rejected) >= REJECTIONS_MAX:
-            return  # an earlier one lies in the stream for good; or it was said already; or a flood
-        self._rejected.add(digest)
-        self._audit.record(
-            AuditKind.EVENT_REJECTED,
-            "a roster was rejected and nothing was changed",
-            code=error.code.value,
-            error=error.message,
-            subject=msg.subject,
-        )
 
 
 async def publish_roster(js: JetStreamContext, data: bytes) -> None:

@@ -23,12 +23,16 @@ from bus.enrolment import read_roots
 from bus.joining import AUTHORITY, KNOWN, ROSTER
 from bus.remembered import PUBLIC, recall, remember, write_durably
 from schemas.base import DeploymentName, Digest, NodeId
+from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import Known, after_plan, after_roster, open_roots
+from schemas.known import BeaconSeen, Known, after_plan, after_roster, open_roots
 from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key
 
 ORCHESTRATOR = NodeId("orchestrator")
 """The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
+
+BEACONS_PER_WRITE = 30
+"""One beacon of so many is on the disk: to a process that starts again those of a minute at most can be shown twice."""
 
 Keys = Mapping[NodeId, Ed25519PublicKey]
 
@@ -56,6 +60,7 @@ class Identity:
         self.sealing = sealing
         self.folder = folder
         self._known = known
+        self._beacon_on_disk = known.beacon
         self._now = now
         self._writing = asyncio.Lock()
         self._by_role: dict[Role, dict[NodeId, Ed25519PublicKey]] = {}
@@ -65,6 +70,11 @@ class Identity:
     def root(self) -> RootKeys:
         """Who signs rosters."""
         return self._known.root
+
+    @property
+    def known(self) -> Known:
+        """What was seen so far."""
+        return self._known
 
     @property
     def orchestrators(self) -> Keys:
@@ -130,10 +140,19 @@ class Identity:
         async with self._writing:
             await self._keep(after_plan(self._known, deployment, term, revision, digest))
 
+    async def take_beacon(self, beacon: Beacon) -> None:
+        """Remember a beacon, on the disk only now and then. Errors are those of `after_beacon`."""
+        async with self._writing:
+            known = after_beacon(self._known, beacon)
+            if _is_due(beacon, self._beacon_on_disk):
+                await self._keep(known)
+            else:
+                self._known = known
+
     async def _keep(self, known: Known) -> None:
         if known != self._known:
             await asyncio.to_thread(remember, self.folder / KNOWN, known)
-            self._known = known
+            self._known, self._beacon_on_disk = known, known.beacon
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
@@ -152,6 +171,10 @@ class Identity:
                 if member.is_current(now):
                     self._by_role.setdefault(member.role, {})[NodeId(member.name)] = public_key(member.signing)
         return self._by_role.get(role, {})
+
+
+def _is_due(beacon: Beacon, on_disk: BeaconSeen | None) -> bool:
+    return on_disk is None or beacon.term > on_disk.term or beacon.number >= on_disk.number + BEACONS_PER_WRITE
 
 
 def read_roster(folder: Path) -> Roster:

@@ -111,6 +111,7 @@ def _agent(name: NodeId) -> Permissions:
             Grant(own_inbox, "answers to itself"),
             Grant(subjects.ALL_PLANS, "plans, all of them: which ones concern it stands inside"),
             Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
+            Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
             Grant(subjects.staging(name), "advice on what to have on its own disk"),
             Grant(subjects.ALL_CAPACITY, "who its peers are, where their links listen, who is silent"),
@@ -129,6 +130,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.ALL_PLANS, "plans"),
             Grant(subjects.LEADER, "its term, which fences the leader before it"),
+            Grant(subjects.BEACON, "what is newest, every few seconds"),
             Grant(subjects.ROSTER, "the roster in its folder, where the bus has none as new"),
             Grant(subjects.staging(EVERY_NODE), "advice on what to have on disk"),
             Grant(subjects.ALL_STANDBYS, "says that it stands by, under the name of its process"),
@@ -245,7 +247,13 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
 # whatever return address it names, the answer reaches no stream and nobody in CONTROL.
 
 HEARD_IN_CONTROL = (subjects.ALL_CAPACITY,)
-HEARD_AT_THE_EDGE = (subjects.ALL_PLANS, subjects.LEADER, subjects.ROSTER, subjects.staging(EVERY_NODE))
+HEARD_AT_THE_EDGE = (
+    subjects.ALL_PLANS,
+    subjects.LEADER,
+    subjects.BEACON,
+    subjects.ROSTER,
+    subjects.staging(EVERY_NODE),
+)
 
 
 def asked_of_control() -> Mapping[str, str]:
@@ -290,6 +298,7 @@ def _watching() -> tuple[Grant, ...]:
         Grant(subjects.ALL_CAPACITY, "heartbeats"),
         Grant(subjects.ALL_PLANS, "plans as they are made"),
         Grant(subjects.LEADER, "who leads from now on"),
+        Grant(subjects.BEACON, "that somebody leads, and what is newest"),
         Grant(subjects.ROSTER, "who belongs from now on"),
         Grant(subjects.ALL_RECEIPTS, "what agents answer to plans"),
         Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
