@@ -2,14 +2,19 @@
 
 Whoever is revoked is so where the roster that says it has arrived. It is heard live, and looked for at the start, after
 every reconnection and now and then. Anybody may have put rubbish behind it, so the newest that holds counts.
+
+Clients, and those who watch, read no stream that plans are in: they ask, and agents and orchestrators answer. Whoever
+answers with an old one is not believed by who knows a newer.
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from bus.audit import AuditTrail
@@ -22,8 +27,13 @@ from schemas.audit import AuditKind
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import Roster, open_roster
 
+INBOX = "_INBOX."
+OFFER_AGAIN_S = 2.0
 LOOK_EVERY_S = 30.0
 """A roster that got lost on its way is found in the stream at the latest after this."""
+
+ANSWER_S = 1.0
+"""To be asked is the matter of a moment; who hangs is not waited for, since all goes on without an answer."""
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +56,7 @@ class RosterInbox:
     async def run(self) -> None:
         """Follow until cancelled."""
         await self._client.subscribe(subjects.ROSTER, cb=self._arrived)
+        await self._client.subscribe(subjects.ROSTER_NEWEST, subjects.ROSTER_QUEUE, cb=self._asked)
         await look_now_and_then(self._client, self._look, LOOK_EVERY_S, lambda: self._look_again)
 
     def look(self) -> None:
@@ -63,6 +74,12 @@ class RosterInbox:
 
     async def _arrived(self, msg: Msg) -> None:
         await self._took(msg)
+
+    async def _asked(self, msg: Msg) -> None:
+        if msg.reply.startswith(INBOX):  # to answer elsewhere would be to say there what somebody else wants said
+            data = await asyncio.to_thread((self._identity.folder / ROSTER).read_bytes)
+            with contextlib.suppress(NatsError, OSError):  # the connection is away, and whoever asked does not wait
+                await self._client.publish(msg.reply, data)
 
     async def _took(self, msg: Msg) -> bool:
         """Whether the roster holds, news or not."""
@@ -99,6 +116,15 @@ class RosterInbox:
             )
 
 
+async def ask_for_roster(client: Client) -> bytes | None:
+    """The newest roster as somebody has it who serves or steers, unverified; None where nobody answers in time."""
+    try:
+        return (await client.request(subjects.ROSTER_NEWEST, b"", timeout=ANSWER_S)).data
+    except (NatsError, TimeoutError, OSError) as error:
+        log.info("nobody says what the newest roster is: %r", error)
+        return None
+
+
 async def publish_roster(js: JetStreamContext, data: bytes) -> None:
     """Put a signed roster where every member finds it. Raises what nats-py raises."""
     await js.publish(subjects.ROSTER, data)
@@ -106,7 +132,22 @@ async def publish_roster(js: JetStreamContext, data: bytes) -> None:
 
 async def offer_roster(js: JetStreamContext, identity: Identity) -> None:
     """Publish the roster of `identity` where the bus has none as new, so that one carried to a single machine by hand
-    reaches all. Raises what nats-py raises."""
+    reaches all. Tries until that is done: nothing else waits for it, and the first failure is said."""
+    said = False
+    while True:
+        try:
+            await _offer(js, identity)
+        except (NatsError, TimeoutError, OSError) as error:
+            if not said:
+                version = identity.roster.version
+                log.warning("the roster of version %d could not be offered to the bus yet: %r", version, error)
+                said = True
+        else:
+            return
+        await asyncio.sleep(OFFER_AGAIN_S)
+
+
+async def _offer(js: JetStreamContext, identity: Identity) -> None:
     newest = 0
     for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ROSTER):
         found = _opened(identity, message.data)

@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bus.certificates import common_names, fingerprint
 from bus.credentials import Credentials
 from bus.enrolment import read_roots
-from bus.joining import AUTHORITY, KNOWN, ROSTER
-from bus.remembered import PUBLIC, recall, remember, write_durably
+from bus.joining import AUTHORITY, KNOWN, ROSTER, keep_roster
+from bus.remembered import recall, remember
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
@@ -129,9 +129,8 @@ class Identity:
             known = after_roster(self._known, data, now)
             if known == self._known:
                 return False
-            # First the roster: where power fails before the other, `load_identity` finds one that is newer.
-            await asyncio.to_thread(write_durably, self.folder / ROSTER, data, PUBLIC)
-            await self._keep(known)
+            await asyncio.to_thread(keep_roster, self.folder, known, data)
+            self._kept(known)
             self._believe(open_roster(known.root, data))
             return True
 
@@ -152,7 +151,10 @@ class Identity:
     async def _keep(self, known: Known) -> None:
         if known != self._known:
             await asyncio.to_thread(remember, self.folder / KNOWN, known)
-            self._known, self._beacon_on_disk = known, known.beacon
+            self._kept(known)
+
+    def _kept(self, known: Known) -> None:
+        self._known, self._beacon_on_disk = known, known.beacon
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
@@ -184,7 +186,7 @@ def read_roster(folder: Path) -> Roster:
     """
     known = recall(folder / KNOWN)
     root = open_roots(read_roots(folder)) if known is None else known.root
-    return open_roster(root, _read(folder / ROSTER))
+    return open_roster(root, read_file(folder / ROSTER))
 
 
 def load_credentials(folder: Path) -> Credentials:
@@ -202,7 +204,7 @@ def load_credentials(folder: Path) -> Credentials:
     if member is None:
         message = f"the roster in {folder} does not name {name!r} any more; have it enrolled again, and join"
         raise ResplitError(ErrorCode.FORBIDDEN, message, "keys")
-    return Credentials(name, member.role, _read(found[0]).decode("ascii", "replace"))
+    return Credentials(name, member.role, read_file(found[0]).decode("ascii", "replace"))
 
 
 def writers(roster: Roster) -> dict[NodeId, Ed25519PublicKey]:
@@ -223,7 +225,7 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     sealing = _private_key(folder / f"{name}.sealing.key")
     if not isinstance(sealing, X25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.sealing.key'} is not an X25519 key")
-    data = _read(folder / ROSTER)
+    data = read_file(folder / ROSTER)
     roster = open_roster(known.root, data)
     # It may have expired since, and be the newest there is all the same.
     seen = after_roster(known, data, roster.issued_at)
@@ -234,12 +236,13 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
 
 def _private_key(path: Path) -> PrivateKeyTypes:
     try:
-        return serialization.load_pem_private_key(_read(path), password=None)
+        return serialization.load_pem_private_key(read_file(path), password=None)
     except ValueError as error:
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not a private key") from error
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file of a member's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

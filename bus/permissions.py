@@ -113,6 +113,7 @@ def _agent(name: NodeId) -> Permissions:
             Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
             Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            Grant(subjects.ROSTER_NEWEST, "asked by clients who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.staging(name), "advice on what to have on its own disk"),
             Grant(subjects.ALL_CAPACITY, "who its peers are, where their links listen, who is silent"),
             Grant(subjects.activation(name), "frames for itself and nobody else"),
@@ -165,6 +166,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         subscribe=(
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "answers to itself"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            Grant(subjects.ROSTER_NEWEST, "asked by those who steer and watch who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
             Grant(subjects.ALL_AUDIT, "the ends of others' chains, to which its checkpoints witness"),
@@ -181,9 +183,13 @@ def _client(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.infer(EVERY_DEPLOYMENT), "requests"),
             Grant(subjects.cancel(EVERY_REQUEST), "cancels a request, by an id that nobody can guess"),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so may read what it seals"),
             Grant(inbox, "what it says to itself"),
         ),
-        subscribe=(Grant(inbox, "replies to its own requests"),),
+        subscribe=(
+            Grant(inbox, "replies to its own requests"),
+            Grant(subjects.ROSTER, "who belongs from now on"),
+        ),
     )
 
 
@@ -193,6 +199,7 @@ def _operator(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.control("*"), "deploys, places, removes, drains, trusts, asks"),
             Grant(subjects.ROSTER, "hands round what the root signed"),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so whose events it believes"),
             *_reading(),
             Grant("$JS.API.INFO", "how much JetStream stores (`resplit doctor`)"),
             *(Grant(api("STREAM.INFO", s), "whether it is there") for s in (*STREAMS, *_streams_of(BUCKETS))),
@@ -209,6 +216,7 @@ def _observer(name: NodeId) -> Permissions:
     return Permissions(
         publish=(
             *(Grant(subjects.control(verb), "asks, and changes nothing") for verb in READING_VERBS),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so whose events it believes"),
             Grant(api("STREAM.INFO", subjects.STREAM_AUDIT), "where the trail ends"),
             *_reading(),
         ),

@@ -3,44 +3,75 @@
 Unlike the client itself this needs the rest of Resplit: rosters, and how they are signed.
 """
 
+import asyncio
+import logging
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from nats.aio.client import Client
+from nats.aio.msg import Msg
 
-from bus.identity import read_roster
-from bus.joining import ROSTER
+from bus.following import ask_for_roster
 from bus.letters import MAX_READERS
+from bus.membership import Membership
 from bus.sealed_requests import Seal, seal_request
 from resplit.replies import RequestError
-from schemas.base import REQUEST_ID_PATTERN, DeploymentName, NodeId, RequestId
+from schemas import subjects
+from schemas.base import REQUEST_ID_PATTERN, DeploymentName, RequestId
 from schemas.codec import CONTENT_TYPE, REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import readers_at
 
+log = logging.getLogger(__name__)
+
 
 class Sealer:
-    """Seals requests to the trusted agents of the roster in a member's folder, or in the cluster's.
+    """Seals requests to the trusted agents of the newest roster that a folder, a member's or the cluster's, or the bus
+    has shown.
 
-    No private key is used. The roster is verified with the root in the folder, and read again when its file changes,
-    so that a program which runs for long keeps up with the cluster once it is given the newer roster.
+    No private key is used. A roster is verified with the root in the folder, taken only if it is newer, and remembered
+    in the folder of a member, where that may be written. What is put there by hand counts too.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Raises `RequestError` where the folder holds no roster that its root signed."""
         self._folder = Path(folder).expanduser()
-        self._stamp: tuple[int, int] | None = None
-        self._look()
+        self._asked: WeakKeyDictionary[Client, int] = WeakKeyDictionary()
+        """By connection: after how many reconnections it was asked over it for the newest roster."""
+        try:
+            self._membership = Membership(self._folder)
+        except ResplitError as error:
+            raise _of_the_folder(error) from error
+
+    async def follow(self, connection: Client) -> None:
+        """Know the newest roster now, and from now on as it comes over `connection`."""
+        asked, reconnects = self._asked.get(connection), connection.stats["reconnects"]
+        if asked == reconnects:
+            return
+        self._asked[connection] = reconnects
+        if asked is None:
+            await connection.subscribe(subjects.ROSTER, cb=self._arrived)
+        await self.renew(connection)
+
+    async def renew(self, connection: Client) -> None:
+        """Ask for the newest roster; where nobody answers, the one that is known goes on."""
+        data = await ask_for_roster(connection)
+        if data is not None:
+            await self._take(data)
 
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> "Sealed":
         """A request as it is sent, and what opens its replies; raises `RequestError`."""
         if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
             message = f"{request_id!r} is no id of a request; use 1 to 64 of A-Z a-z 0-9 _ -"
             raise RequestError(ErrorCode.INVALID_REQUEST.value, message, "request_id", request_id)
-        self._look()
-        readers = readers_at(self._roster, datetime.now(UTC))
+        try:
+            self._membership.look()
+        except ResplitError as error:
+            raise _of_the_folder(error) from error
+        roster = self._membership.roster
+        readers = readers_at(roster, datetime.now(UTC))
         try:
             if not 1 <= len(readers) <= MAX_READERS:
                 message = (
@@ -48,30 +79,31 @@ class Sealer:
                     f"1 to {MAX_READERS}; enrol agents with `--tier trusted`, or fewer"
                 )
                 raise ResplitError(ErrorCode.INVALID_REQUEST, message, "readers")
-            return _sealed(deployment, request_id, data, content_type, readers)
+            letter, seal = seal_request(data, content_type, DeploymentName(deployment), RequestId(request_id), readers)
         except ResplitError as error:
-            raise _request_error(error, request_id) from error
+            raise RequestError(error.code.value, error.message, error.field, request_id) from error
+        return Sealed(letter, {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}, roster.version, seal)
 
-    def _look(self) -> None:
+    async def _arrived(self, msg: Msg) -> None:
+        await self._take(msg.data)
+
+    async def _take(self, data: bytes) -> None:
         try:
-            found = (self._folder / ROSTER).stat()
-            stamp = (found.st_mtime_ns, found.st_ino)
-            if stamp != self._stamp:
-                self._roster = read_roster(self._folder)
-                self._stamp = stamp
-        except OSError as error:
-            message = f"cannot read {self._folder / ROSTER}: {error.strerror}; name a member's folder (`resplit join`)"
-            raise RequestError(ErrorCode.INVALID_REQUEST.value, message, "keys") from error
+            if await asyncio.to_thread(self._membership.take, data):
+                log.info("sealing by the roster of version %d from now on", self._membership.roster.version)
         except ResplitError as error:
-            raise _request_error(error, None) from error
+            # Of two that answer one may be behind the other.
+            old = error.code is ErrorCode.ROLLED_BACK and error.field == "version"
+            log.log(logging.DEBUG if old else logging.WARNING, "a roster was not taken: %s", error.message)
 
 
 class Sealed:
     """One sealed request, as `resplit.exchange.Sealed` asks for it."""
 
-    def __init__(self, data: bytes, headers: dict[str, str], seal: Seal) -> None:
+    def __init__(self, data: bytes, headers: dict[str, str], roster: int, seal: Seal) -> None:
         self.data = data
         self.headers = headers
+        self.roster = roster
         self._seal = seal
 
     def open(self, data: bytes, content_type: str) -> bytes | None:
@@ -84,12 +116,7 @@ class Sealed:
             return None
 
 
-def _sealed(
-    deployment: str, request_id: str, data: bytes, content_type: str, readers: Mapping[NodeId, X25519PublicKey]
-) -> Sealed:
-    letter, seal = seal_request(data, content_type, DeploymentName(deployment), RequestId(request_id), readers)
-    return Sealed(letter, {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}, seal)
-
-
-def _request_error(error: ResplitError, request_id: str | None) -> RequestError:
-    return RequestError(error.code.value, error.message, error.field, request_id)
+def _of_the_folder(error: ResplitError) -> RequestError:
+    return RequestError(
+        error.code.value, error.message, "keys" if error.code is ErrorCode.INVALID_REQUEST else error.field
+    )

@@ -4,6 +4,7 @@ one into the file of logins, and do to the cluster what no member may."""
 import asyncio
 import base64
 import json
+import re
 import secrets
 from typing import Any
 
@@ -77,10 +78,10 @@ class OwnedCluster(LocalCluster):
             opened = "    users: [\n"
             text = before + named + after.replace(opened, f"{opened}    {{ nkey: {public_nkey(seed)} }}\n", 1)
         for member, denied in self._denied.items():
-            before, named, after = text.partition(f"# agent {member}\n")
+            [(before, after)] = re.findall(rf"(?s)^(.*?# \w+ {member}\n)(.*)$", text)
             own, end, others = after.partition("allow_responses")
             kept = [line for line in own.splitlines() if not any(f'"{subject}"' in line for subject in denied)]
-            text = before + named + "\n".join(kept) + end + others
+            text = before + "\n".join(kept) + end + others
         return text
 
 
