@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from weakref import WeakKeyDictionary
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -20,6 +21,7 @@ from nats.js import JetStreamContext
 from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.joining import ROSTER
+from bus.membership import Membership
 from bus.refusals import Refusals
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
@@ -114,6 +116,44 @@ class RosterInbox:
                 version=roster.version,
                 expired_at=roster.expires_at.isoformat(),
             )
+
+
+class Follower:
+    """Keeps a membership the newest that is on the bus, for who reads no stream that plans are in."""
+
+    def __init__(self, membership: Membership) -> None:
+        self._membership = membership
+        self._asked: WeakKeyDictionary[Client, int] = WeakKeyDictionary()
+        """By connection: after how many reconnections it was asked over it."""
+
+    async def follow(self, connection: Client) -> None:
+        """Know the newest roster now, and from now on as it comes over `connection`. Where that was said before it asks
+        again only after a reconnection."""
+        asked, reconnects = self._asked.get(connection), connection.stats["reconnects"]
+        if asked == reconnects:
+            return
+        self._asked[connection] = reconnects
+        if asked is None:
+            await connection.subscribe(subjects.ROSTER, cb=self._arrived)
+        await self.renew(connection)
+
+    async def renew(self, connection: Client) -> None:
+        """Ask for the newest roster; where nobody answers, the one that is known goes on."""
+        data = await ask_for_roster(connection)
+        if data is not None:
+            await self._take(data)
+
+    async def _arrived(self, msg: Msg) -> None:
+        await self._take(msg.data)
+
+    async def _take(self, data: bytes) -> None:
+        try:
+            if await asyncio.to_thread(self._membership.take, data):
+                log.info("the roster of version %d is in force", self._membership.roster.version)
+        except ResplitError as error:
+            # Of two that answer one may be behind the other.
+            old = error.code is ErrorCode.ROLLED_BACK and error.field == "version"
+            log.log(logging.DEBUG if old else logging.WARNING, "a roster was not taken: %s", error.message)
 
 
 async def ask_for_roster(client: Client) -> bytes | None:

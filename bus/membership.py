@@ -17,9 +17,10 @@ from bus.enrolment import read_roots
 from bus.identity import read_file
 from bus.joining import KNOWN, ROSTER, keep_roster
 from bus.remembered import recall
+from schemas.base import NodeId
 from schemas.errors import ResplitError
 from schemas.known import Known, after_roster, open_roots
-from schemas.roster import Roster, open_roster
+from schemas.roster import WRITERS, Roster, open_roster
 
 log = logging.getLogger(__name__)
 
@@ -78,13 +79,20 @@ class Membership:
         return after_roster(known, data, roster.issued_at), roster
 
     def _remember(self, data: bytes) -> None:
+        if not self._is_ours():
+            return
         with _locked(self._folder):
             on_disk = recall(self._folder / KNOWN)
-            if on_disk is None:
-                return  # the cluster's own folder, which is written by who holds its root
+            assert on_disk is not None, "a member's folder has it"
             known = after_roster(on_disk, data, self._now())
             if known != on_disk:
                 keep_roster(self._folder, known, data)
+
+    def _is_ours(self) -> bool:
+        """Whether what is seen may be remembered in the folder. Agents and orchestrators do that themselves, and the
+        cluster's own folder, where nobody logs in, is written by who holds its root."""
+        named = [self._roster.member(NodeId(path.stem)) for path in self._folder.glob("*.nk")]
+        return bool(named) and all(member is None or member.role not in WRITERS for member in named)
 
     def _stamped(self) -> tuple[int, int] | None:
         try:

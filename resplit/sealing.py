@@ -3,28 +3,21 @@
 Unlike the client itself this needs the rest of Resplit: rosters, and how they are signed.
 """
 
-import asyncio
-import logging
 import re
 from datetime import UTC, datetime
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 from nats.aio.client import Client
-from nats.aio.msg import Msg
 
-from bus.following import ask_for_roster
+from bus.following import Follower
 from bus.letters import MAX_READERS
 from bus.membership import Membership
 from bus.sealed_requests import Seal, seal_request
 from resplit.replies import RequestError
-from schemas import subjects
 from schemas.base import REQUEST_ID_PATTERN, DeploymentName, RequestId
 from schemas.codec import CONTENT_TYPE, REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import readers_at
-
-log = logging.getLogger(__name__)
 
 
 class Sealer:
@@ -38,28 +31,19 @@ class Sealer:
     def __init__(self, folder: Path | str) -> None:
         """Raises `RequestError` where the folder holds no roster that its root signed."""
         self._folder = Path(folder).expanduser()
-        self._asked: WeakKeyDictionary[Client, int] = WeakKeyDictionary()
-        """By connection: after how many reconnections it was asked over it for the newest roster."""
         try:
             self._membership = Membership(self._folder)
         except ResplitError as error:
             raise _of_the_folder(error) from error
+        self._follower = Follower(self._membership)
 
     async def follow(self, connection: Client) -> None:
         """Know the newest roster now, and from now on as it comes over `connection`."""
-        asked, reconnects = self._asked.get(connection), connection.stats["reconnects"]
-        if asked == reconnects:
-            return
-        self._asked[connection] = reconnects
-        if asked is None:
-            await connection.subscribe(subjects.ROSTER, cb=self._arrived)
-        await self.renew(connection)
+        await self._follower.follow(connection)
 
     async def renew(self, connection: Client) -> None:
         """Ask for the newest roster; where nobody answers, the one that is known goes on."""
-        data = await ask_for_roster(connection)
-        if data is not None:
-            await self._take(data)
+        await self._follower.renew(connection)
 
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> "Sealed":
         """A request as it is sent, and what opens its replies; raises `RequestError`."""
@@ -83,18 +67,6 @@ class Sealer:
         except ResplitError as error:
             raise RequestError(error.code.value, error.message, error.field, request_id) from error
         return Sealed(letter, {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}, roster.version, seal)
-
-    async def _arrived(self, msg: Msg) -> None:
-        await self._take(msg.data)
-
-    async def _take(self, data: bytes) -> None:
-        try:
-            if await asyncio.to_thread(self._membership.take, data):
-                log.info("sealing by the roster of version %d from now on", self._membership.roster.version)
-        except ResplitError as error:
-            # Of two that answer one may be behind the other.
-            old = error.code is ErrorCode.ROLLED_BACK and error.field == "version"
-            log.log(logging.DEBUG if old else logging.WARNING, "a roster was not taken: %s", error.message)
 
 
 class Sealed:

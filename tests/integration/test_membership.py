@@ -35,6 +35,7 @@ from tests.integration.cluster_fixtures import (
     Oracle,
     Serving,
     Streaming,
+    command,
     serving,
     three_stages,
 )
@@ -70,10 +71,11 @@ async def published(running: Serving, *nodes: NodeId) -> Roster:
 async def test_an_agent_that_joins_later_works_with_those_that_ran_and_reads_what_clients_seal(
     changing: Serving, tmp_path: Path
 ) -> None:
-    """Their folders name it only once they took the newer roster from the bus: one that hears of it when the new agent
-    refuses its letter, and one that asks when it connects."""
+    """Folders name it only once they took the newer roster from the bus: that of a client which hears of it when the
+    new agent refuses its letter, of one that asks when it connects, and of an operator who reads the trail."""
     cluster = changing.cluster
     deaf, late = (Path(shutil.copytree(cluster.client_keys, tmp_path / name)) for name in ("deaf", "late"))
+    watching = Path(shutil.copytree(cluster.operator_keys, tmp_path / "watching"))
     await cluster.deny(CLIENT, subjects.ROSTER)
     async with sealing(changing, deaf) as client:
         assert await cluster.join() == N3
@@ -89,6 +91,8 @@ async def test_an_agent_that_joins_later_works_with_those_that_ran_and_reads_wha
     async with sealing(changing, late) as client:
         assert read_roster(late) == read_roster(deaf)
         await answers(changing, client)
+    code, trail, _ = await command("events", "--url", cluster.url, "--keys", str(watching))
+    assert code == 0 and f"  {N3} " in trail and "[FORGED]" not in trail
 
 
 def sealing(running: Serving, keys: Path) -> Client:

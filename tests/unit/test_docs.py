@@ -58,6 +58,7 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.LEADER,
         subjects.BEACON,
         subjects.ROSTER,
+        subjects.ROSTER_NEWEST,
         subjects.activation(node),
         subjects.audit(NodeId("<source>"), "<kind>"),
         subjects.blob(digest),

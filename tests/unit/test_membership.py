@@ -86,6 +86,18 @@ def test_the_cluster_s_own_folder_is_left_to_its_holders(tmp_path: Path) -> None
     assert {path.name: path.read_bytes() for path in root.iterdir() if path.is_file()} == before
 
 
+def test_the_folder_of_an_agent_is_left_to_the_agent(tmp_path: Path) -> None:
+    """It writes there itself whenever it likes, and what it remembers of plans must not be undone."""
+    keys = tmp_path / "keys"
+    make_members(keys, [A])
+    shutil.copytree(keys / A, tmp_path / "agent")
+    before = {path.name: path.read_bytes() for path in (tmp_path / "agent").iterdir()}
+    here = Membership(tmp_path / "agent")
+    assert here.take(add_member(keys, NodeId("m0"), "agent", "trusted"))
+    assert here.roster.member(NodeId("m0")) is not None
+    assert {path.name: path.read_bytes() for path in (tmp_path / "agent").iterdir()} == before
+
+
 def test_processes_that_share_a_folder_leave_it_whole(tmp_path: Path) -> None:
     """Several commands at once, each of which hears another roster last."""
     shown = rosters(tmp_path, 6)
