@@ -128,13 +128,18 @@ class Follower:
 
     async def follow(self, connection: Client) -> None:
         """Know the newest roster now, and from now on as it comes over `connection`. Where that was said before it asks
-        again only after a reconnection."""
+        again only after a reconnection. It never fails: what is known goes on."""
         asked, reconnects = self._asked.get(connection), connection.stats["reconnects"]
         if asked == reconnects:
             return
         self._asked[connection] = reconnects
         if asked is None:
-            await connection.subscribe(subjects.ROSTER, cb=self._arrived)
+            try:
+                await connection.subscribe(subjects.ROSTER, cb=self._arrived)
+            except (NatsError, OSError) as error:
+                log.info("rosters cannot be followed over this connection yet: %r", error)
+                del self._asked[connection]
+                return
         await self.renew(connection)
 
     async def renew(self, connection: Client) -> None:

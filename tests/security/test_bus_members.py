@@ -214,6 +214,7 @@ async def test_whoever_follows_no_stream_is_told_the_newest_roster_and_hears_of_
     finally:
         await end(answering)
         await app.close()
+    await Sealer(tmp_path / "own").follow(app)  # which is closed by now, and no reason not to go on
 
 
 def as_renewed(root: Path) -> bytes:
