@@ -112,18 +112,15 @@ def heard(state: State, beacon: Beacon, known: Known) -> tuple[State, Steps]:
 def ticked(state: State, known: Known, *, connected: bool, now: float) -> tuple[State, Steps]:
     """After some time, with what is `known` by now."""
     awake_s = min(now - state.at, TICK_MAX_S) if connected else 0.0
-    missing = {} if state.beacon is None else _missing(state.missing, state.beacon, known)
+    # Where others are the orchestrators now, what those before them said is void: no event of theirs will come.
+    beacon = None if known.beacon is None else state.beacon
+    missing = {} if beacon is None else _missing(state.missing, beacon, known)
     waited = {thing: replace(one, waited_s=one.waited_s + awake_s) for thing, one in missing.items()}
     state = replace(state, at=now, silent_s=state.silent_s + awake_s, missing=waited)
     steps = tuple(_due(state))
-    told = {step.thing: step.named for step in steps if isinstance(step, Withheld)}
-    looked = {step.thing for step in steps if isinstance(step, Look)}
-    missing = {
-        thing: replace(one, looked=one.looked or thing in looked, told=told.get(thing, one.told))
-        for thing, one in waited.items()
-    }
-    is_unguided = state.is_unguided or any(isinstance(step, Unguided) for step in steps)
-    return replace(state, missing=missing, is_unguided=is_unguided), steps
+    for step in steps:
+        state = _performed(state, step)
+    return state, steps
 
 
 def _due(state: State) -> Iterator[Step]:
@@ -134,6 +131,20 @@ def _due(state: State) -> Iterator[Step]:
             yield Look(thing)
         if one.told != one.named and one.waited_s >= GRACE_S:
             yield Withheld(thing, one.named, one.waited_s)
+
+
+def _performed(state: State, step: Step) -> State:
+    """The state in which `step` is not due any more."""
+    match step:
+        case Unguided():
+            return replace(state, is_unguided=True)
+        case Look(thing):
+            one = replace(state.missing[thing], looked=True)
+        case Withheld(thing, named):
+            one = replace(state.missing[thing], told=named)
+        case Guided():
+            raise AssertionError("only a beacon guides")
+    return replace(state, missing={**state.missing, thing: one})
 
 
 def _missing(before: Mapping[Thing, Missing], beacon: Beacon, known: Known) -> dict[Thing, Missing]:

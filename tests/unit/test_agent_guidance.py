@@ -46,6 +46,9 @@ ROOT = RootKeys(
 )
 
 
+SOME_BEACON = BeaconSeen(term=1, number=1)
+
+
 def digest(number: int) -> Digest:
     return Digest(f"{number:064x}")
 
@@ -58,7 +61,7 @@ def roster(version: int) -> RosterSeen:
     return RosterSeen(version=version, digest=digest(version))
 
 
-def known(version: int = 1, beacon: BeaconSeen | None = None, **plans: PlanSeen) -> Known:
+def known(version: int = 1, beacon: BeaconSeen | None = SOME_BEACON, **plans: PlanSeen) -> Known:
     return Known(
         root=ROOT,
         roster=roster(version),
@@ -172,6 +175,19 @@ def test_a_node_that_never_heard_one_says_so_too() -> None:
     assert node.said == [Unguided(UNGUIDED_AFTER_S)]
 
 
+def test_what_earlier_orchestrators_named_is_not_missed_once_others_took_their_place() -> None:
+    """Their keys were rotated: what was seen of their plans is forgotten, and none of them can come again."""
+    node = Node(known(chat=plan(3)))
+    node.hear(beacon(chat=plan(3)))
+    node.known = known(beacon=None)
+    node.wait(GRACE_S + TICK_S)
+    assert (node.said, node.reports()) == ([], None)
+    node.known = known()
+    node.hear(beacon(number=2, chat=plan(1)))
+    node.wait(GRACE_S)
+    assert [step.named for step in node.told()] == [plan(1)]
+
+
 def test_who_is_cut_off_or_asleep_blames_nobody() -> None:
     node = Node(known(chat=plan(1)))
     node.hear(beacon(chat=plan(2)))
@@ -251,7 +267,7 @@ def _age(seen: PlanSeen) -> tuple[int, int]:
         (known(beacon=BeaconSeen(term=2, number=5)), beacon(term=2, number=5), "number"),
         (known(beacon=BeaconSeen(term=2, number=5)), beacon(term=2, number=4), "number"),
         (known(beacon=BeaconSeen(term=2, number=5)), beacon(term=1, number=9), "term"),
-        (known(chat=plan(1, term=3)), beacon(term=2), "term"),
+        (known(beacon=None, chat=plan(1, term=3)), beacon(term=2), "term"),
     ],
 )
 def test_a_beacon_that_is_older_or_repeated_is_refused(seen: Known, found: Beacon, field: str) -> None:
@@ -289,7 +305,7 @@ def test_a_beacon_is_small_and_fits_an_envelope_at_its_largest(count: int, name:
 
 @given(st.lists(st.tuples(st.integers(1, 4), st.integers(1, 6)), max_size=40))
 def test_of_beacons_in_any_order_those_count_that_go_forward(order: list[tuple[int, int]]) -> None:
-    now, newest = known(), (0, 0)
+    now, newest = known(beacon=None), (0, 0)
     for term, number in order:
         try:
             now = after_beacon(now, beacon(term=term, number=number))
