@@ -9,16 +9,16 @@ just started an older event as the newest.
 
 import logging
 from collections.abc import Callable
-from hashlib import sha256
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
 from bus.identity import Identity
+from bus.refusals import Refusals
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
-from schemas.audit import AuditKind, envelope_digest
+from schemas.audit import envelope_digest
 from schemas.base import DeploymentId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
@@ -27,8 +27,6 @@ from schemas.plan import PlanEvent
 
 CATCH_UP_EVERY_S = 30.0
 """A plan event that got lost on its way is found in the stream at the latest after this."""
-REJECTIONS_MAX = 1000
-"""Different messages that are rejected aloud; more are rejected in silence."""
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +40,8 @@ class PlanInbox:
     ) -> None:
         self._client = client
         self._identity = identity
-        self._audit = audit
+        self._refusals = Refusals(audit, "an orchestrator's event was rejected and nothing was changed")
         self._deliver = deliver
-        self._rejected: set[bytes] = set()
         self._term = 0
         """The highest term heard of, whatever it was about."""
         self._newest: dict[DeploymentId, tuple[int, int]] = {}
@@ -56,6 +53,10 @@ class PlanInbox:
         await self._client.subscribe(subjects.LEADER, cb=self._led)
         await self._client.subscribe(subjects.ALL_PLANS, cb=self._arrived)
         await look_now_and_then(self._client, self._catch_up, CATCH_UP_EVERY_S, lambda: self._look_again)
+
+    def look(self) -> None:
+        """Look in the log soon: it has something that is not here."""
+        self._look_again = True
 
     async def _catch_up(self) -> None:
         """Deliver the newest event of each deployment that is verified and follows what was seen.
@@ -83,7 +84,7 @@ class PlanInbox:
             return
         if event.term < self._term:
             log.warning("a plan event of term %d came in term %d; looking in the log", event.term, self._term)
-            self._look_again = True
+            self.look()
             return
         await self._settled(event, msg)
 
@@ -94,7 +95,7 @@ class PlanInbox:
         try:
             await self._identity.take_plan(event.deployment, event.term, event.revision, envelope_digest(msg.data))
         except ResplitError as error:
-            self._reject(msg, error)
+            self._refusals.record(msg, error)
             return error.code is ErrorCode.ROLLED_BACK and error.field != "digest"
         self._term = max(self._term, event.term)
         self._newest[event.deployment] = max(_age(event), self._newest.get(event.deployment, (0, 0)))
@@ -105,7 +106,7 @@ class PlanInbox:
         try:
             leadership, _ = open_envelope(msg.data, Leadership, LEADER_TYPE, self._identity.orchestrators)
         except ResplitError as error:
-            self._reject(msg, error)
+            self._refusals.record(msg, error)
             return
         self._term = max(self._term, leadership.term)
 
@@ -115,22 +116,9 @@ class PlanInbox:
             if msg.subject != subjects.plan(event.deployment):
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
         except ResplitError as error:
-            self._reject(msg, error)
+            self._refusals.record(msg, error)
             return None
         return event
-
-    def _reject(self, msg: Msg, error: ResplitError) -> None:
-        digest = sha256(msg.data).digest()
-        if digest in self._rejected or len(self._rejected) >= REJECTIONS_MAX:
-            return  # heard already, and now read from the stream; or a flood, which must not fill the trail
-        self._rejected.add(digest)
-        self._audit.record(
-            AuditKind.EVENT_REJECTED,
-            "an orchestrator's event was rejected and nothing was changed",
-            code=error.code.value,
-            error=error.message,
-            subject=msg.subject,
-        )
 
 
 def _age(event: PlanEvent) -> tuple[int, int]:

@@ -18,6 +18,7 @@ from schemas.capacity import (
     BlockTime,
     Capacity,
     FinishedRequest,
+    Guidance,
     HostedStage,
     LinkEstimate,
     LostPeer,
@@ -56,6 +57,7 @@ class CapacityPublisher:
         service: Callable[[], tuple[Service, ...]],
         frame_ms: Callable[[], float | None],
         finished: Callable[[], tuple[FinishedRequest, ...]],
+        guidance: Callable[[], Guidance | None],
     ) -> None:
         self._client = client
         self._identity = identity
@@ -79,6 +81,7 @@ class CapacityPublisher:
         self._service = service
         self._frame_ms = frame_ms
         self._finished = finished
+        self._guidance = guidance
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -129,6 +132,7 @@ class CapacityPublisher:
             service=self._service(),
             frame_ms=self._frame_ms(),
             finished=self._finished(),
+            guidance=self._guidance(),
             contention=reading.contention,
             **self._fixed,
         )

@@ -17,6 +17,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from agent import step as core
+from agent.beacons import BeaconInbox
 from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.compute import ComputeThread
@@ -170,11 +171,15 @@ class Agent:
             service=lambda: self._ingress.service,
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
+            guidance=lambda: beacons.guidance,
         )
         await self._ingress.start()
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, self._plan_arrived)
+        beacons = BeaconInbox(
+            self._client, self._identity, self._audit, plans.look, rosters.look, self._publisher.changed
+        )
         stager = Stager(
             self._identity,
             self._store,
@@ -196,6 +201,7 @@ class Agent:
                 survey.run(),
                 stager.run(),
                 plans.run(),
+                beacons.run(),
                 self._act_forever(),
                 self._expire_forever(),
             ):

@@ -20,15 +20,19 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bus.certificates import common_names, fingerprint
 from bus.credentials import Credentials
 from bus.enrolment import read_roots
-from bus.joining import AUTHORITY, KNOWN, ROSTER
-from bus.remembered import PUBLIC, recall, remember, write_durably
+from bus.joining import AUTHORITY, KNOWN, ROSTER, keep_roster
+from bus.remembered import recall, remember
 from schemas.base import DeploymentName, Digest, NodeId
+from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import Known, after_plan, after_roster, open_roots
+from schemas.known import BeaconSeen, Known, after_plan, after_roster, open_roots
 from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key
 
 ORCHESTRATOR = NodeId("orchestrator")
 """The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
+
+BEACONS_PER_WRITE = 30
+"""One beacon of so many is on the disk: to a process that starts again those of a minute at most can be shown twice."""
 
 Keys = Mapping[NodeId, Ed25519PublicKey]
 
@@ -56,6 +60,7 @@ class Identity:
         self.sealing = sealing
         self.folder = folder
         self._known = known
+        self._beacon_on_disk = known.beacon
         self._now = now
         self._writing = asyncio.Lock()
         self._by_role: dict[Role, dict[NodeId, Ed25519PublicKey]] = {}
@@ -65,6 +70,11 @@ class Identity:
     def root(self) -> RootKeys:
         """Who signs rosters."""
         return self._known.root
+
+    @property
+    def known(self) -> Known:
+        """What was seen so far."""
+        return self._known
 
     @property
     def orchestrators(self) -> Keys:
@@ -119,9 +129,8 @@ class Identity:
             known = after_roster(self._known, data, now)
             if known == self._known:
                 return False
-            # First the roster: where power fails before the other, `load_identity` finds one that is newer.
-            await asyncio.to_thread(write_durably, self.folder / ROSTER, data, PUBLIC)
-            await self._keep(known)
+            await asyncio.to_thread(keep_roster, self.folder, known, data)
+            self._kept(known)
             self._believe(open_roster(known.root, data))
             return True
 
@@ -130,10 +139,22 @@ class Identity:
         async with self._writing:
             await self._keep(after_plan(self._known, deployment, term, revision, digest))
 
+    async def take_beacon(self, beacon: Beacon) -> None:
+        """Remember a beacon, on the disk only now and then. Errors are those of `after_beacon`."""
+        async with self._writing:
+            known = after_beacon(self._known, beacon)
+            if _is_due(beacon, self._beacon_on_disk):
+                await self._keep(known)
+            else:
+                self._known = known
+
     async def _keep(self, known: Known) -> None:
         if known != self._known:
             await asyncio.to_thread(remember, self.folder / KNOWN, known)
-            self._known = known
+            self._kept(known)
+
+    def _kept(self, known: Known) -> None:
+        self._known, self._beacon_on_disk = known, known.beacon
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
@@ -154,6 +175,10 @@ class Identity:
         return self._by_role.get(role, {})
 
 
+def _is_due(beacon: Beacon, on_disk: BeaconSeen | None) -> bool:
+    return on_disk is None or beacon.term > on_disk.term or beacon.number >= on_disk.number + BEACONS_PER_WRITE
+
+
 def read_roster(folder: Path) -> Roster:
     """The roster in a member's folder or the cluster's, verified by the root there; no private key is needed.
 
@@ -161,7 +186,7 @@ def read_roster(folder: Path) -> Roster:
     """
     known = recall(folder / KNOWN)
     root = open_roots(read_roots(folder)) if known is None else known.root
-    return open_roster(root, _read(folder / ROSTER))
+    return open_roster(root, read_file(folder / ROSTER))
 
 
 def load_credentials(folder: Path) -> Credentials:
@@ -179,7 +204,7 @@ def load_credentials(folder: Path) -> Credentials:
     if member is None:
         message = f"the roster in {folder} does not name {name!r} any more; have it enrolled again, and join"
         raise ResplitError(ErrorCode.FORBIDDEN, message, "keys")
-    return Credentials(name, member.role, _read(found[0]).decode("ascii", "replace"))
+    return Credentials(name, member.role, read_file(found[0]).decode("ascii", "replace"))
 
 
 def writers(roster: Roster) -> dict[NodeId, Ed25519PublicKey]:
@@ -200,7 +225,7 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     sealing = _private_key(folder / f"{name}.sealing.key")
     if not isinstance(sealing, X25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.sealing.key'} is not an X25519 key")
-    data = _read(folder / ROSTER)
+    data = read_file(folder / ROSTER)
     roster = open_roster(known.root, data)
     # It may have expired since, and be the newest there is all the same.
     seen = after_roster(known, data, roster.issued_at)
@@ -211,12 +236,13 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
 
 def _private_key(path: Path) -> PrivateKeyTypes:
     try:
-        return serialization.load_pem_private_key(_read(path), password=None)
+        return serialization.load_pem_private_key(read_file(path), password=None)
     except ValueError as error:
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not a private key") from error
 
 
-def _read(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """A file of a member's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -153,6 +153,13 @@ def join(data: bytes, folder: Path, now: datetime) -> Joined:
     return Joined(member, roster, known)
 
 
+def keep_roster(folder: Path, known: Known, data: bytes) -> None:
+    """Keep a roster in a member's folder, and that it was taken; raises `ResplitError(INTERNAL)` as `remember` does."""
+    # First the roster: where power fails before the other, who reads the folder finds one that is newer.
+    write_durably(folder / ROSTER, data, PUBLIC)
+    remember(folder / KNOWN, known)
+
+
 def _check_free(folder: Path, name: str) -> None:
     """That the folder holds no identity but, at most, the one called `name`, of a cluster with a root."""
     own = {f"{name}.key", f"{name}.sealing.key", f"{name}.tls.key"}

@@ -111,7 +111,9 @@ def _agent(name: NodeId) -> Permissions:
             Grant(own_inbox, "answers to itself"),
             Grant(subjects.ALL_PLANS, "plans, all of them: which ones concern it stands inside"),
             Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
+            Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            Grant(subjects.ROSTER_NEWEST, "asked by clients who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.staging(name), "advice on what to have on its own disk"),
             Grant(subjects.ALL_CAPACITY, "who its peers are, where their links listen, who is silent"),
             Grant(subjects.activation(name), "frames for itself and nobody else"),
@@ -129,6 +131,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.ALL_PLANS, "plans"),
             Grant(subjects.LEADER, "its term, which fences the leader before it"),
+            Grant(subjects.BEACON, "what is newest, every few seconds"),
             Grant(subjects.ROSTER, "the roster in its folder, where the bus has none as new"),
             Grant(subjects.staging(EVERY_NODE), "advice on what to have on disk"),
             Grant(subjects.ALL_STANDBYS, "says that it stands by, under the name of its process"),
@@ -163,6 +166,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         subscribe=(
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "answers to itself"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            Grant(subjects.ROSTER_NEWEST, "asked by those who steer and watch who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
             Grant(subjects.ALL_AUDIT, "the ends of others' chains, to which its checkpoints witness"),
@@ -179,9 +183,13 @@ def _client(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.infer(EVERY_DEPLOYMENT), "requests"),
             Grant(subjects.cancel(EVERY_REQUEST), "cancels a request, by an id that nobody can guess"),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so may read what it seals"),
             Grant(inbox, "what it says to itself"),
         ),
-        subscribe=(Grant(inbox, "replies to its own requests"),),
+        subscribe=(
+            Grant(inbox, "replies to its own requests"),
+            Grant(subjects.ROSTER, "who belongs from now on"),
+        ),
     )
 
 
@@ -191,6 +199,7 @@ def _operator(name: NodeId) -> Permissions:
         publish=(
             Grant(subjects.control("*"), "deploys, places, removes, drains, trusts, asks"),
             Grant(subjects.ROSTER, "hands round what the root signed"),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so whose events it believes"),
             *_reading(),
             Grant("$JS.API.INFO", "how much JetStream stores (`resplit doctor`)"),
             *(Grant(api("STREAM.INFO", s), "whether it is there") for s in (*STREAMS, *_streams_of(BUCKETS))),
@@ -207,6 +216,7 @@ def _observer(name: NodeId) -> Permissions:
     return Permissions(
         publish=(
             *(Grant(subjects.control(verb), "asks, and changes nothing") for verb in READING_VERBS),
+            Grant(subjects.ROSTER_NEWEST, "asks who belongs, and so whose events it believes"),
             Grant(api("STREAM.INFO", subjects.STREAM_AUDIT), "where the trail ends"),
             *_reading(),
         ),
@@ -245,7 +255,13 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
 # whatever return address it names, the answer reaches no stream and nobody in CONTROL.
 
 HEARD_IN_CONTROL = (subjects.ALL_CAPACITY,)
-HEARD_AT_THE_EDGE = (subjects.ALL_PLANS, subjects.LEADER, subjects.ROSTER, subjects.staging(EVERY_NODE))
+HEARD_AT_THE_EDGE = (
+    subjects.ALL_PLANS,
+    subjects.LEADER,
+    subjects.BEACON,
+    subjects.ROSTER,
+    subjects.staging(EVERY_NODE),
+)
 
 
 def asked_of_control() -> Mapping[str, str]:
@@ -290,6 +306,7 @@ def _watching() -> tuple[Grant, ...]:
         Grant(subjects.ALL_CAPACITY, "heartbeats"),
         Grant(subjects.ALL_PLANS, "plans as they are made"),
         Grant(subjects.LEADER, "who leads from now on"),
+        Grant(subjects.BEACON, "that somebody leads, and what is newest"),
         Grant(subjects.ROSTER, "who belongs from now on"),
         Grant(subjects.ALL_RECEIPTS, "what agents answer to plans"),
         Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),

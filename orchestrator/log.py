@@ -8,7 +8,7 @@ tells it that it does not lead any more: an event of a lower term never stands b
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
@@ -21,9 +21,11 @@ from nats.js.errors import APIError, NotFoundError
 from bus.identity import Identity
 from orchestrator.rollout import Rollout, recovered
 from schemas import subjects
-from schemas.base import DeploymentName, NodeId
+from schemas.audit import envelope_digest
+from schemas.base import DeploymentName, Digest, NodeId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
+from schemas.known import PlanSeen
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent
 
@@ -41,7 +43,13 @@ class _Kept:
     """What the log says of one deployment."""
 
     last: PlanEvent
+    digest: Digest
+    """Of the envelope of `last`."""
     epoch: int
+
+    @property
+    def seen(self) -> PlanSeen:
+        return PlanSeen(term=self.last.term, revision=self.last.revision, digest=self.digest)
 
 
 async def _always() -> None:
@@ -69,6 +77,12 @@ class PlanLog:
         self._last = 0
         """The sequence number of the last message that was looked at."""
         self._reject: Callable[[str, ResplitError], None] = lambda subject, error: None
+        self._newest: dict[DeploymentName, PlanSeen] = {}
+
+    @property
+    def newest(self) -> Mapping[DeploymentName, PlanSeen]:
+        """The newest event of each deployment in the log, those that changed last at the end."""
+        return self._newest
 
     async def take_office(
         self, leader: NodeId, now: datetime, reject: Callable[[str, ResplitError], None]
@@ -100,7 +114,9 @@ class PlanLog:
                 continue
             term = max(term, found.term)
             if isinstance(found, PlanEvent):
-                kept[found.deployment] = _later(kept.get(found.deployment), found)
+                before = kept.pop(found.deployment, None)
+                kept[found.deployment] = _later(before, found, envelope_digest(message.data or b""))
+        self._newest = {name: one.seen for name, one in kept.items()}
         term += 1
         return term, {name: recovered(one.last, one.epoch, term, now) for name, one in kept.items()}
 
@@ -114,7 +130,10 @@ class PlanLog:
         data = seal(keyed, PLAN_TYPE, self._identity.name, self._identity.key)
         while not await self._until_answered(subject, data):
             if await self._look_behind(event, data):
-                return
+                break
+        self._newest.pop(event.deployment, None)
+        seen = PlanSeen(term=event.term, revision=event.revision, digest=envelope_digest(data))
+        self._newest[event.deployment] = seen
 
     async def _until_answered(self, subject: str, data: bytes) -> bool:
         """Whether the log took it; False where a message that was not looked at yet stands last."""
@@ -201,9 +220,8 @@ def _outranks(found: PlanEvent | Leadership, event: PlanEvent) -> bool:
     return (found.term, found.revision) >= (event.term, event.revision)
 
 
-def _later(kept: _Kept | None, event: PlanEvent) -> _Kept:
+def _later(kept: _Kept | None, event: PlanEvent, digest: Digest) -> _Kept:
     epoch = max([plan.epoch for plan in event.plans], default=0)
-    if kept is None:
-        return _Kept(event, epoch)
-    newer = (event.term, event.revision) > (kept.last.term, kept.last.revision)
-    return replace(kept, last=event if newer else kept.last, epoch=max(epoch, kept.epoch))
+    if kept is not None and (event.term, event.revision) <= (kept.last.term, kept.last.revision):
+        return replace(kept, epoch=max(epoch, kept.epoch))
+    return _Kept(event, digest, epoch if kept is None else max(epoch, kept.epoch))

@@ -22,6 +22,7 @@ from bus.identity import Identity
 from bus.stopping import first_of
 from models.store import Store
 from orchestrator import wishes
+from orchestrator.beacons import Beacons
 from orchestrator.core import Core
 from orchestrator.fold import ManifestKnown, Report, RolloutAdvanced, Snapshot, fold
 from orchestrator.inbox import Inbox, Rejections
@@ -131,6 +132,7 @@ class Term:
                 core.run(),
                 here.inbox.hear_receipts(here.client),
                 offers.run(lambda: core.snapshot),
+                Beacons(here.client, here.identity, leadership.term, here.now, self._lease.may_act).run(plans),
                 Adviser(here.client, here.identity, here.now).run(lambda: core.snapshot),
                 wishes.follow(here.desired, core, here.store, here.rejections),
                 _answering(operators, here.client, subscriptions, on_ready),

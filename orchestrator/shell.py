@@ -80,7 +80,7 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
         here = Surroundings(
             name, client, js, desired, leases, identity, store, audit, rejections, inbox, now, heard_since=now()
         )
-        await offer_roster(js, identity)
+        offering = asyncio.create_task(offer_roster(js, identity))
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
@@ -88,7 +88,7 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
             await first_of(_by_turns(here, ears, on_ready))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([following, publishing])
+            await end([offering, following, publishing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)

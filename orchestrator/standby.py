@@ -16,11 +16,11 @@ from schemas import subjects
 from schemas.base import NAME_PATTERN, NodeId
 
 TICK_S = 0.25
-BEACON_S = 1.0
+SAY_EVERY_S = 1.0
 SILENT_AFTER = timedelta(seconds=3.5)
-"""Three beacons that were missed."""
+"""Three words that were missed."""
 STANDBYS_MAX = 64
-"""Nobody signs for a beacon; more names than this are somebody's joke."""
+"""Nobody signs for that word; more names than this are somebody's joke."""
 
 
 class Standby:
@@ -41,7 +41,7 @@ class Standby:
         while True:
             with contextlib.suppress(NatsError, OSError):  # the server is away: nobody would hear it
                 await self._client.publish(subjects.standby(self._name))
-            for _ in range(round(BEACON_S / TICK_S)):
+            for _ in range(round(SAY_EVERY_S / TICK_S)):
                 self.report(Tick())
                 await asyncio.sleep(TICK_S)
 

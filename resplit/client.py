@@ -25,6 +25,7 @@ from resplit.exchange import (
     Replies,
     Reply,
     Result,
+    Sealed,
     Sealer,
     open_connection,
     read,
@@ -62,7 +63,8 @@ class Client:
     restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client; `nats_options` are
     passed to nats-py (`tls`, ...).
 
-    With a `sealer` every request and its answer are sealed: the bus and its disk see neither.
+    With a `sealer` every request and its answer are sealed: the bus and its disk see neither. It takes newer rosters
+    from the bus while the client is connected, and remembers them in its folder.
 
         from resplit.sealing import Sealer
 
@@ -88,6 +90,8 @@ class Client:
 
     async def __aenter__(self) -> Self:
         self._nats = await open_connection(self._url, "resplit-client", self._connect_timeout_s, self._options)
+        if self._sealer is not None:
+            await self._sealer.follow(self._nats)
         return self
 
     async def __aexit__(
@@ -200,18 +204,31 @@ class Client:
         inbox = connection.new_inbox()
         data = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
         headers = {CONTENT_TYPE: content_type}
-        sealed = None
-        if self._sealer is not None:
-            sealed = self._sealer.seal(deployment, request_id, data, content_type)
-            data, headers = sealed.data, sealed.headers
+        sealer, sealed = self._sealer, None
+        if sealer is not None:
+            await sealer.follow(connection)
+            sealed = sealer.seal(deployment, request_id, data, content_type)
         subject = f"resplit.v1.infer.{deployment}"
 
         async def ask() -> None:
-            await send(connection.publish(subject, data, inbox, headers), request_id)
+            sent, said = (data, headers) if sealed is None else (sealed.data, sealed.headers)
+            await send(connection.publish(subject, sent, inbox, said), request_id)
+
+        async def seal_anew() -> Sealed | None:
+            nonlocal sealed
+            if sealer is None or sealed is None:
+                return None
+            await sealer.renew(connection)
+            newer = sealer.seal(deployment, request_id, data, content_type)
+            if newer.roster == sealed.roster:
+                return None
+            sealed = newer
+            await ask()
+            return sealed
 
         # Only a stream says that it was accepted: whoever waits for one reply cannot tell slow from lost.
         again = ask if body.get("stream") else None
-        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again, sealed)
+        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again, sealed, seal_anew)
         # An inbox of its own for each request: once it is gone the server itself tells the ingress.
         subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
         try:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from resplit.output import size
-from resplit.view import led, remarks
+from resplit.view import astray, led, remarks
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, HEARTBEAT_SPARE_S
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
@@ -182,6 +182,7 @@ def _node(found: NodeStatus, status: StatusReply, facts: Facts, planned: bool) -
     late = found.age_s > 3 * (HEARTBEAT_IN_PLAN_S if planned else HEARTBEAT_SPARE_S)
     remedy = "look at its load and at the network to it"
     yield Finding("heartbeat", name, "warn" if late else "ok", f"{age}, {standing}", remedy if late else None)
+    yield from _guidance(found)
     yield from _clock(found, facts.at)
     yield from _tier(found)
     yield from _resources(found)
@@ -191,6 +192,24 @@ def _node(found: NodeStatus, status: StatusReply, facts: Facts, planned: bool) -
         yield Finding("provider", name, "warn", fact, remedy)
     else:
         yield Finding("provider", name, "ok", f"{capacity.provider.name}, {capacity.provider.device}")
+
+
+def _guidance(found: NodeStatus) -> Iterator[Finding]:
+    """Said only of nodes that something keeps from what is newest."""
+    guidance, name = found.capacity.guidance, found.capacity.node
+    said = "; ".join(astray(found))
+    if guidance is None:
+        return
+    if guidance.withheld or guidance.withheld_roster is not None:
+        remedy = (
+            f"`resplit events` says whether {name} refused it (`event_rejected`); if not, who runs NATS keeps it back"
+        )
+        yield Finding("guidance", name, "fail", said, remedy)
+    else:
+        remedy = (
+            "its login may be of an older release (`resplit roster renew`, reload NATS); else who runs NATS keeps them"
+        )
+        yield Finding("guidance", name, "warn", f"{said}: it serves on, and hears no beacon of the leader", remedy)
 
 
 def _clock(found: NodeStatus, at: datetime) -> Iterator[Finding]:

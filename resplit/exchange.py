@@ -70,6 +70,8 @@ class Sealed(Protocol):
 
     data: bytes
     headers: dict[str, str]
+    roster: int
+    """The version of the roster that says who may read it."""
 
     def open(self, data: bytes, content_type: str) -> bytes | None:
         """The reply in a message; None where it is not sealed by who could read the request."""
@@ -78,6 +80,15 @@ class Sealed(Protocol):
 
 class Sealer(Protocol):
     """Seals requests: `resplit.sealing.Sealer` does, by a cluster's roster."""
+
+    async def follow(self, connection: Nats) -> None:
+        """Keep up with who may read, over `connection`. Called before each request; costs something the first time, and
+        after a reconnection."""
+        ...
+
+    async def renew(self, connection: Nats) -> None:
+        """Ask who may read, because somebody whom a request reached may not."""
+        ...
 
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> Sealed:
         """Raises `RequestError` for what cannot be sealed."""
@@ -99,10 +110,13 @@ class Replies:
         idle_timeout_s: float,
         ask: Callable[[], Awaitable[None]] | None = None,
         sealed: Sealed | None = None,
+        seal_anew: Callable[[], Awaitable[Sealed | None]] | None = None,
     ) -> None:
-        """`ask` sends the request once more; without it, it is sent once."""
+        """`ask` sends the request once more; without it, it is sent once. `seal_anew` sends it sealed by a newer roster
+        than the one that `sealed` was sealed by, if there is one."""
         self._sealed = sealed
         self._ask = ask
+        self._seal_anew = seal_anew
         self._asked = 1
         self._heard = False
         self._is_taken = False
@@ -135,8 +149,18 @@ class Replies:
                 continue  # an ingress got it twice, and answers the first
             if self._asked > 1 and self._is_taken and reply.get("refused"):
                 continue  # one that hung refuses what another has taken meanwhile
+            if error.code == "bad_signature" and not self._is_taken and await self._is_asked_anew():
+                continue  # it reached an ingress that the roster here did not name
             self.is_over = True
             raise error
+
+    async def _is_asked_anew(self) -> bool:
+        seal_anew, self._seal_anew = self._seal_anew, None  # once: a roster does not change between two requests
+        sealed = None if seal_anew is None else await seal_anew()
+        if sealed is None:
+            return False
+        self._sealed = sealed
+        return True
 
     async def _next(self) -> Reply:
         try:

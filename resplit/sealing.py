@@ -4,43 +4,58 @@ Unlike the client itself this needs the rest of Resplit: rosters, and how they a
 """
 
 import re
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
-from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
+from nats.aio.client import Client
 
-from bus.identity import read_roster
-from bus.joining import ROSTER
+from bus.following import Follower
 from bus.letters import MAX_READERS
+from bus.membership import Membership
 from bus.sealed_requests import Seal, seal_request
 from resplit.replies import RequestError
-from schemas.base import REQUEST_ID_PATTERN, DeploymentName, NodeId, RequestId
+from schemas.base import REQUEST_ID_PATTERN, DeploymentName, RequestId
 from schemas.codec import CONTENT_TYPE, REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import readers_at
 
 
 class Sealer:
-    """Seals requests to the trusted agents of the roster in a member's folder, or in the cluster's.
+    """Seals requests to the trusted agents of the newest roster that a folder, a member's or the cluster's, or the bus
+    has shown.
 
-    No private key is used. The roster is verified with the root in the folder, and read again when its file changes,
-    so that a program which runs for long keeps up with the cluster once it is given the newer roster.
+    No private key is used. A roster is verified with the root in the folder, taken only if it is newer, and remembered
+    in the folder of a member, where that may be written. What is put there by hand counts too.
     """
 
     def __init__(self, folder: Path | str) -> None:
         """Raises `RequestError` where the folder holds no roster that its root signed."""
         self._folder = Path(folder).expanduser()
-        self._stamp: tuple[int, int] | None = None
-        self._look()
+        try:
+            self._membership = Membership(self._folder)
+        except ResplitError as error:
+            raise _of_the_folder(error) from error
+        self._follower = Follower(self._membership)
+
+    async def follow(self, connection: Client) -> None:
+        """Know the newest roster now, and from now on as it comes over `connection`."""
+        await self._follower.follow(connection)
+
+    async def renew(self, connection: Client) -> None:
+        """Ask for the newest roster; where nobody answers, the one that is known goes on."""
+        await self._follower.renew(connection)
 
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> "Sealed":
         """A request as it is sent, and what opens its replies; raises `RequestError`."""
         if re.fullmatch(REQUEST_ID_PATTERN, request_id) is None:
             message = f"{request_id!r} is no id of a request; use 1 to 64 of A-Z a-z 0-9 _ -"
             raise RequestError(ErrorCode.INVALID_REQUEST.value, message, "request_id", request_id)
-        self._look()
-        readers = readers_at(self._roster, datetime.now(UTC))
+        try:
+            self._membership.look()
+        except ResplitError as error:
+            raise _of_the_folder(error) from error
+        roster = self._membership.roster
+        readers = readers_at(roster, datetime.now(UTC))
         try:
             if not 1 <= len(readers) <= MAX_READERS:
                 message = (
@@ -48,30 +63,19 @@ class Sealer:
                     f"1 to {MAX_READERS}; enrol agents with `--tier trusted`, or fewer"
                 )
                 raise ResplitError(ErrorCode.INVALID_REQUEST, message, "readers")
-            return _sealed(deployment, request_id, data, content_type, readers)
+            letter, seal = seal_request(data, content_type, DeploymentName(deployment), RequestId(request_id), readers)
         except ResplitError as error:
-            raise _request_error(error, request_id) from error
-
-    def _look(self) -> None:
-        try:
-            found = (self._folder / ROSTER).stat()
-            stamp = (found.st_mtime_ns, found.st_ino)
-            if stamp != self._stamp:
-                self._roster = read_roster(self._folder)
-                self._stamp = stamp
-        except OSError as error:
-            message = f"cannot read {self._folder / ROSTER}: {error.strerror}; name a member's folder (`resplit join`)"
-            raise RequestError(ErrorCode.INVALID_REQUEST.value, message, "keys") from error
-        except ResplitError as error:
-            raise _request_error(error, None) from error
+            raise RequestError(error.code.value, error.message, error.field, request_id) from error
+        return Sealed(letter, {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}, roster.version, seal)
 
 
 class Sealed:
     """One sealed request, as `resplit.exchange.Sealed` asks for it."""
 
-    def __init__(self, data: bytes, headers: dict[str, str], seal: Seal) -> None:
+    def __init__(self, data: bytes, headers: dict[str, str], roster: int, seal: Seal) -> None:
         self.data = data
         self.headers = headers
+        self.roster = roster
         self._seal = seal
 
     def open(self, data: bytes, content_type: str) -> bytes | None:
@@ -84,12 +88,7 @@ class Sealed:
             return None
 
 
-def _sealed(
-    deployment: str, request_id: str, data: bytes, content_type: str, readers: Mapping[NodeId, X25519PublicKey]
-) -> Sealed:
-    letter, seal = seal_request(data, content_type, DeploymentName(deployment), RequestId(request_id), readers)
-    return Sealed(letter, {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}, seal)
-
-
-def _request_error(error: ResplitError, request_id: str | None) -> RequestError:
-    return RequestError(error.code.value, error.message, error.field, request_id)
+def _of_the_folder(error: ResplitError) -> RequestError:
+    return RequestError(
+        error.code.value, error.message, "keys" if error.code is ErrorCode.INVALID_REQUEST else error.field
+    )

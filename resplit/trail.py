@@ -1,17 +1,21 @@
 """Reading the audit trail: every event in order, each with how far it may be believed."""
 
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import DeliverPolicy
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
+from bus.credentials import Credentials
+from bus.following import Follower
 from bus.identity import read_roster, writers
+from bus.membership import Membership
 from schemas import subjects
 from schemas.audit import AuditEvent
 from schemas.base import NodeId
@@ -28,6 +32,8 @@ FOLLOW_S = 3600.0
 Trust = Mapping[NodeId, Ed25519PublicKey]
 READERS: tuple[Role, ...] = ("operator", "observer", "archivist")
 """Who may read the trail."""
+ASKING: tuple[Role, ...] = ("operator", "observer")
+"""Who of them may ask for the newest roster."""
 Standing = Literal["verified", "unverified", "forged"]
 """Signed by the key of its source; not checked, for want of keys; or not what a trusted key signed."""
 
@@ -72,6 +78,23 @@ async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]
 def read_trust(folder: Path) -> Trust:
     """Whose events are believed, by a member's folder or the cluster's; no private key is needed to verify."""
     return writers(read_roster(folder))
+
+
+async def follow_trust(connection: Client, who: Credentials, folder: Path) -> Callable[[], Trust]:
+    """Whose events are believed at the moment, by the newest roster that `folder` or the bus has shown: who was
+    enrolled since is no forger. An archivist goes by the folder."""
+    membership = Membership(folder)
+    if who.role in ASKING:
+        await Follower(membership).follow(connection)
+    trust = membership.roster, writers(membership.roster)
+
+    def believed() -> Trust:
+        nonlocal trust
+        if trust[0] is not membership.roster:
+            trust = membership.roster, writers(membership.roster)
+        return trust[1]
+
+    return believed
 
 
 def read_event(data: bytes, trust: Trust | None) -> Seen:

@@ -44,14 +44,27 @@ def node_row(node: "NodeStatus", drained: tuple[str, ...]) -> list[str]:
 
 
 def node_state(node: "NodeStatus", drained: tuple[str, ...]) -> str:
-    """Whether the node is there, whether plans may use it, its tier, and whether it may hold what is sensitive."""
+    """Whether the node is there, whether plans may use it, its tier, whether it may hold what is sensitive, and whether
+    what is newest reaches it."""
     capacity = node.capacity
     said = ["lost" if node.lost else "up"]
     if capacity.tier == "cloud":
         said.append(f"cloud at {capacity.price_per_hour:g}/h" if capacity.price_per_hour else "cloud")
     if node.trusted != (capacity.tier == "edge"):
         said.append("trusted" if node.trusted else "not trusted")
-    return ", ".join([*said, *(["drained"] if capacity.node in drained else [])])
+    return ", ".join([*said, *(["drained"] if capacity.node in drained else []), *astray(node)])
+
+
+def astray(node: "NodeStatus") -> list[str]:
+    """What keeps the node from following what is newest, as it says itself."""
+    guidance = node.capacity.guidance
+    if guidance is None:
+        return []
+    said = [] if guidance.silent_s is None else [f"unguided for {guidance.silent_s:.0f} s"]
+    missing: list[str] = [*guidance.withheld]
+    if guidance.withheld_roster is not None:
+        missing.append(f"roster {guidance.withheld_roster}")
+    return [*said, *([f"withheld: {', '.join(missing)}"] if missing else [])]
 
 
 def hosted(node: "NodeStatus") -> str:

@@ -57,6 +57,9 @@ class AuditKind(StrEnum):
     CHECKPOINT = "checkpoint"
     ROSTER_TAKEN = "roster_taken"
     ROSTER_STALE = "roster_stale"
+    EVENT_WITHHELD = "event_withheld"
+    NODE_UNGUIDED = "node_unguided"
+    NODE_GUIDED = "node_guided"
 
 
 def envelope_digest(data: bytes) -> Digest:

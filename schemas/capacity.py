@@ -177,6 +177,17 @@ class StoredBlocks(Value):
         return frozenset(block for first, last in self.ranges for block in range(first, last + 1))
 
 
+class Guidance(Value):
+    """What keeps a node from knowing that it follows the newest plans and the newest roster."""
+
+    silent_s: float | None = Field(default=None, ge=0, le=MS_MAX)
+    """For how long no valid beacon of the leader has come; None while they come."""
+    withheld: tuple[DeploymentId, ...] = Field(default=(), max_length=1024)
+    """Deployments of which a beacon named an event that did not reach the node, or that it refused."""
+    withheld_roster: int | None = Field(default=None, ge=1)
+    """The version of a roster of which the same is true."""
+
+
 class Capacity(Value):
     """One heartbeat. `sequence` grows with each one an agent process sends, starting at 0."""
 
@@ -245,3 +256,5 @@ class Capacity(Value):
     or where it was not measured."""
     finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
     """Requests that this ingress brought to their end in the last seconds."""
+    guidance: Guidance | None = None
+    """None where beacons come and nothing that they name is missing."""

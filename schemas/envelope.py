@@ -22,6 +22,7 @@ PLAN_TYPE = "application/vnd.resplit.plan.v1+json"
 RECEIPT_TYPE = "application/vnd.resplit.receipt.v1+json"
 CAPACITY_TYPE = "application/vnd.resplit.capacity.v1+json"
 LEADER_TYPE = "application/vnd.resplit.leader.v1+json"
+BEACON_TYPE = "application/vnd.resplit.beacon.v1+json"
 STAGING_TYPE = "application/vnd.resplit.staging.v1+json"
 AUDIT_TYPE = "application/vnd.resplit.audit.v1+json"
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from pydantic import BaseModel
 
 from schemas.audit import AuditEvent
+from schemas.beacon import Beacon
 from schemas.capacity import Capacity
 from schemas.control import (
     DeployReply,
@@ -53,6 +54,7 @@ DIALECT = "https://json-schema.org/draft/2020-12/schema"
 EXPORTED: tuple[type[BaseModel], ...] = (
     AcceptedReply,
     AuditEvent,
+    Beacon,
     Capacity,
     Claim,
     CompletionReply,

@@ -41,6 +41,13 @@ class PlanSeen(Value):
     """Of the signed bytes."""
 
 
+class BeaconSeen(Value):
+    """The newest beacon of a leader that a process took."""
+
+    term: int = Field(ge=1)
+    number: int = Field(ge=1)
+
+
 class Known(Value):
     """What a process remembers, also over a restart, so that nothing it took can be taken back."""
 
@@ -51,6 +58,8 @@ class Known(Value):
     orchestrators: tuple[PublicKey, ...] = ()
     """The signing keys that the plans below can be of, ascending: those of the newest roster that names any."""
     plans: dict[DeploymentId, PlanSeen] = Field(default_factory=dict, max_length=DEPLOYMENTS_MAX)
+    beacon: BeaconSeen | None = None
+    """Of `orchestrators` as well."""
 
 
 def first_known(chain: Iterable[bytes], now: datetime) -> Known:
@@ -93,9 +102,9 @@ def after_roots(known: Known, chain: Iterable[bytes], now: datetime) -> Known:
 def after_roster(known: Known, data: bytes, now: datetime) -> Known:
     """`known` after a roster, which must be newer than the one seen last, or that one.
 
-    Where other orchestrators have taken the place of all those before, what was seen of plans is forgotten: nobody can
-    sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the key. So a signing key
-    that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
+    Where other orchestrators have taken the place of all those before, what was seen of plans and beacons is forgotten:
+    nobody can sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the key. So a
+    signing key that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
 
     Raises `ResplitError`: BAD_SIGNATURE without a threshold of the root's keys, ROLLED_BACK for a lower version or
     another document of this one, EXPIRED where it or the root is so at `now`, and INVALID_REQUEST for one of another
@@ -104,7 +113,7 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
     roster = open_roster(known.root, data)
     seen = known.roster
     if seen is not None:
-        _check_follows("the roster's version", "version", seen.version, roster.version)
+        check_follows("the roster's version", "version", seen.version, roster.version)
         if roster.version == seen.version and roster.digest != seen.digest:
             raise _another("roster", f"version {roster.version}", seen.digest, roster.digest)
     _check_time("root", known.root, now)
@@ -116,6 +125,7 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
             "roster": RosterSeen(version=roster.version, digest=roster.digest),
             "orchestrators": keys or known.orchestrators,
             "plans": {} if replaced else known.plans,
+            "beacon": None if replaced else known.beacon,
         }
     )
 
@@ -138,9 +148,9 @@ def after_plan(known: Known, deployment: DeploymentName, term: int, revision: in
             )
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "deployment")
     else:
-        _check_follows(f"the term of {deployment!r}", "term", seen.term, term)
+        check_follows(f"the term of {deployment!r}", "term", seen.term, term)
         if term == seen.term and revision < seen.revision:
-            raise _fell(f"the revision of {deployment!r} in term {term}", "revision", seen.revision, revision)
+            raise fell(f"the revision of {deployment!r} in term {term}", "revision", seen.revision, revision)
         if (term, revision) == (seen.term, seen.revision) and event != seen.digest:
             raise _another("event", f"revision {revision} of {deployment!r}", seen.digest, event)
     now_seen = PlanSeen(term=term, revision=revision, digest=event)
@@ -171,7 +181,7 @@ def _next_root(before: RootKeys, data: bytes) -> RootKeys:
     root = open_signed(data, RootKeys, ROOT_TYPE, root.public_keys, root.threshold)
     check_cluster("root", before.cluster, root.cluster)
     if root.version < before.version:
-        raise _fell("the root's version", "version", before.version, root.version)
+        raise fell("the root's version", "version", before.version, root.version)
     if root.version == before.version and root != before:
         raise _another("root", f"version {root.version}", before.digest, root.digest)
     if root.version > before.version + 1:
@@ -183,9 +193,15 @@ def _next_root(before: RootKeys, data: bytes) -> RootKeys:
     return root
 
 
-def _check_follows(what: str, field: str, seen: int, found: int) -> None:
+def check_follows(what: str, field: str, seen: int, found: int) -> None:
+    """That a number neither falls nor runs far ahead; raises `ResplitError`: ROLLED_BACK, or as `check_near` does."""
     if found < seen:
-        raise _fell(what, field, seen, found)
+        raise fell(what, field, seen, found)
+    check_near(what, field, seen, found)
+
+
+def check_near(what: str, field: str, seen: int, found: int) -> None:
+    """That a number is not far ahead; raises `ResplitError(INVALID_REQUEST)`."""
     if found > seen + JUMP_MAX:
         message = (
             f"{what} is {found}, more than {JUMP_MAX} ahead of {seen}, which was seen last; either a key is in wrong "
@@ -206,7 +222,8 @@ def _check_time(what: str, document: RootKeys | Roster, now: datetime) -> None:
         raise ResplitError(ErrorCode.EXPIRED, message, "expires_at")
 
 
-def _fell(what: str, field: str, seen: int, found: int) -> ResplitError:
+def fell(what: str, field: str, seen: int, found: int) -> ResplitError:
+    """The error for a number that is lower than one that was seen, or that must grow and did not."""
     message = f"{what} is {found} and {seen} was seen already; an old one is being shown again"
     return ResplitError(ErrorCode.ROLLED_BACK, message, field)
 

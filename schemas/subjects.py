@@ -24,9 +24,14 @@ LEADER = f"{ROOT}.leader"
 """Signed word of each new leader (JetStream, in the stream of plans, where it fences the one before)."""
 ROSTER = f"{ROOT}.roster"
 """Who belongs to the cluster, signed by its root (JetStream, in the stream of plans)."""
+BEACON = f"{ROOT}.beacon"
+"""What is newest, signed by the leader, every few seconds (core)."""
+ROSTER_NEWEST = f"{ROSTER}.newest"
+"""Asked for the newest roster, by those who follow no stream (core, queue group `ROSTER_QUEUE`)."""
 CONTROL = f"{ROOT}.control"
 INGRESS_QUEUE = "ingress"
 BLOB_QUEUE = "holders"
+ROSTER_QUEUE = "members"
 
 
 def capacity(node: NodeId) -> str:

@@ -1,8 +1,10 @@
 """A local cluster with a login for the owner of its server, who is bound by no list: whoever has the machine can write
 one into the file of logins, and do to the cluster what no member may."""
 
+import asyncio
 import base64
 import json
+import re
 import secrets
 from typing import Any
 
@@ -11,7 +13,7 @@ import nkeys
 from nats.aio.client import Client as Nats
 
 from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
-from resplit.cluster import LocalCluster
+from resplit.cluster import RELOADED_S, LocalCluster
 
 ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
 
@@ -22,6 +24,7 @@ class OwnedCluster(LocalCluster):
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self._provoked: list[str] = []
+        self._denied: dict[str, tuple[str, ...]] = {}
         self._seeds = {account: nkey_seed(secrets.token_bytes(SEED_BYTES)) for account in ACCOUNTS}
 
     async def owner(self, account: Account) -> Nats:
@@ -43,6 +46,19 @@ class OwnedCluster(LocalCluster):
         """A test will have members try to publish to `subject`, which they may not."""
         self._provoked.append(f'Publish Violation - Subject "{subject}"')
 
+    async def deny(self, member: str, *subjects: str) -> None:
+        """From now on the server carries none of these subjects to or from `member`, which its roster lets it use; none
+        named: it carries all again."""
+        self._denied[member] = subjects
+        self._provoked += [f'Violation - Subject "{subject}"' for subject in subjects]
+        log, said = self.log("nats"), "Reloaded server configuration"
+        before = log.read_text().count(said)
+        self.reload()
+        # Who connects while the server takes its new logins in may be cut off again.
+        async with asyncio.timeout(RELOADED_S):
+            while log.read_text().count(said) == before:  # noqa: ASYNC110 (a log file sends no events)
+                await asyncio.sleep(0.05)
+
     def raw_login(self, greeting: bytes) -> bytes:
         """CONNECT at the edge, for who speaks NATS' own protocol; `greeting`: the server's INFO."""
         seed = self._seeds["EDGE"]
@@ -61,6 +77,11 @@ class OwnedCluster(LocalCluster):
             before, named, after = text.partition(f"  {account} {{")
             opened = "    users: [\n"
             text = before + named + after.replace(opened, f"{opened}    {{ nkey: {public_nkey(seed)} }}\n", 1)
+        for member, denied in self._denied.items():
+            [(before, after)] = re.findall(rf"(?s)^(.*?# \w+ {member}\n)(.*)$", text)
+            own, end, others = after.partition("allow_responses")
+            kept = [line for line in own.splitlines() if not any(f'"{subject}"' in line for subject in denied)]
+            text = before + "\n".join(kept) + end + others
         return text
 
 

@@ -27,7 +27,8 @@ def events(
 ) -> None:
     """Print what was decided, applied, refused and failed, oldest first (with --json one line of JSON each).
 
-    Every event is verified: `[FORGED]` marks one that its source did not sign.
+    Every event is verified, by the newest roster that the folder or the bus has: `[FORGED]` marks one that its source
+    did not sign.
     """
     from resplit.access import Access  # noqa: PLC0415
 
@@ -35,13 +36,13 @@ def events(
 
 
 async def _print_events(at: "Access", follow: bool, deployment: str | None, as_json: bool) -> None:
-    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
+    from resplit.trail import READERS, follow_trust, read_event, read_trail  # noqa: PLC0415
 
-    trust = read_trust(at.keys)
     connection = await at.connect("resplit-events", *READERS)
     try:
+        trust = await follow_trust(connection, at.credentials(*READERS), at.keys)
         async for data in read_trail(connection.jetstream(), follow):
-            seen = read_event(data, trust)
+            seen = read_event(data, trust())
             if deployment is None or seen.event.deployment == deployment:
                 if as_json:
                     print_json({**seen.event.model_dump(mode="json"), "signer": seen.signer, "standing": seen.standing})

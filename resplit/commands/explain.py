@@ -102,12 +102,12 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
 
 
 async def _explain_epoch(at: "Access", deployment: str | None, epoch: int, as_json: bool) -> None:
-    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
+    from resplit.trail import READERS, follow_trust, read_event, read_trail  # noqa: PLC0415
 
-    trust = read_trust(at.keys)
     connection = await at.connect("resplit-explain", *READERS)
     try:
-        trail = [read_event(data, trust) async for data in read_trail(connection.jetstream(), follow=False)]
+        trust = await follow_trust(connection, at.credentials(*READERS), at.keys)
+        trail = [read_event(data, trust()) async for data in read_trail(connection.jetstream(), follow=False)]
     finally:
         await connection.close()
     told = [seen for seen in trail if deployment is None or seen.event.deployment == deployment]

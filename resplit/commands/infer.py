@@ -25,7 +25,7 @@ def infer(
         bool,
         typer.Option(
             "--sealed/--open",
-            help="Seal the request, and so its answer, to the trusted agents of the roster in the folder of --keys.",
+            help="Seal the request, and so its answer, to the agents that the cluster's newest roster calls trusted.",
         ),
     ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Send PROMPT as a user's message to the chat template.")] = False,

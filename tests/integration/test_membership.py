@@ -1,8 +1,10 @@
 """Who belongs changes while the cluster runs, and what the root said holds against everybody on the bus."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
@@ -10,11 +12,12 @@ import pytest_asyncio
 from bus.enrolment import renew, revoke
 from bus.following import publish_roster
 from bus.founding import load_holder
-from bus.identity import ORCHESTRATOR, load_identity
+from bus.identity import ORCHESTRATOR, load_identity, read_roster
 from bus.joining import ROSTER
-from bus.together import CLUSTER, make_members
+from bus.together import CLIENT, CLUSTER, make_members
 from models.store import Store
-from resplit import control
+from resplit import Client, control
+from resplit.sealing import Sealer
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import NodeId
@@ -27,10 +30,12 @@ from tests.integration.cluster_fixtures import (
     N0,
     N1,
     N2,
+    PROMPT,
     SETTINGS,
     Oracle,
     Serving,
     Streaming,
+    command,
     serving,
     three_stages,
 )
@@ -63,10 +68,40 @@ async def published(running: Serving, *nodes: NodeId) -> Roster:
     return roster
 
 
-async def test_an_agent_that_joins_later_works_with_those_that_ran(changing: Serving) -> None:
-    assert await changing.cluster.join() == N3
-    await changing.deploy(CHAT, "llama", placement=three_stages(N0, N3, N1), settings=SETTINGS)
-    await changing.answers()
+async def test_an_agent_that_joins_later_works_with_those_that_ran_and_reads_what_clients_seal(
+    changing: Serving, tmp_path: Path
+) -> None:
+    """Folders name it only once they took the newer roster from the bus: that of a client which hears of it when the
+    new agent refuses its letter, of one that asks when it connects, and of an operator who reads the trail."""
+    cluster = changing.cluster
+    deaf, late = (Path(shutil.copytree(cluster.client_keys, tmp_path / name)) for name in ("deaf", "late"))
+    watching = Path(shutil.copytree(cluster.operator_keys, tmp_path / "watching"))
+    await cluster.deny(CLIENT, subjects.ROSTER)
+    async with sealing(changing, deaf) as client:
+        assert await cluster.join() == N3
+        await changing.deploy(CHAT, "llama", placement=three_stages(N0, N3, N1), settings=SETTINGS)
+        await changing.answers()
+        await changing.deploy(CHAT, "llama", placement=three_stages(N3, N0, N1), settings=SETTINGS)
+        await changing.until(lambda found: not found.draining)
+        assert read_roster(deaf).member(N3) is None
+        await answers(changing, client)
+        assert read_roster(deaf).member(N3) is not None
+    await cluster.deny(CLIENT)
+    assert read_roster(late).member(N3) is None
+    async with sealing(changing, late) as client:
+        assert read_roster(late) == read_roster(deaf)
+        await answers(changing, client)
+    code, trail, _ = await command("events", "--url", cluster.url, "--keys", str(watching))
+    assert code == 0 and f"  {N3} " in trail and "[FORGED]" not in trail
+
+
+def sealing(running: Serving, keys: Path) -> Client:
+    return Client(running.cluster.url, keys=keys, sealer=Sealer(keys))
+
+
+async def answers(running: Serving, client: Client) -> None:
+    answer = await client.complete(CHAT, PROMPT, max_tokens=3, ignore_eos=True)
+    assert answer.token_ids == running.oracle.tokens(PROMPT, 3)
 
 
 async def test_a_revoked_agent_is_out_and_its_blocks_are_elsewhere(changing: Serving) -> None:

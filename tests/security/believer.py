@@ -10,6 +10,7 @@ from pathlib import Path
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from agent.beacons import BeaconInbox
 from agent.plans import PlanInbox
 from bus.audit import AuditTrail
 from bus.connection import connect, settle
@@ -20,7 +21,9 @@ from bus.streams import ensure_streams
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
+from schemas.capacity import Guidance
 from schemas.envelope import AUDIT_TYPE, open_envelope
+from schemas.known import BeaconSeen
 from schemas.plan import PlanEvent
 
 SOON_S = 20.0
@@ -28,10 +31,11 @@ SOON_S = 20.0
 
 @dataclass
 class Believer:
-    """One life of an agent's inboxes for plans and rosters."""
+    """One life of an agent's inboxes for plans, rosters and beacons."""
 
     client: Client
     identity: Identity
+    beacons: BeaconInbox = field(init=False)
     plans: asyncio.Queue[PlanEvent] = field(default_factory=asyncio.Queue)
     """Every event that it would act upon."""
     _said: list[AuditEvent] = field(default_factory=list)
@@ -65,6 +69,25 @@ class Believer:
             while (found := await self.plans.get()) and (found.term, found.revision) != (term, revision):
                 assert (found.term, found.revision) < (term, revision)
 
+    async def deaf_to_plans(self) -> None:
+        """From now on no plan event reaches it live."""
+        for subscription in list(self.client._subs.values()):
+            if subscription.subject == subjects.ALL_PLANS:
+                await subscription.unsubscribe()
+        await settle(self.client)
+
+    async def reports(self, guidance: Guidance | None) -> None:
+        """Wait until its heartbeats would say this of its guidance."""
+        async with asyncio.timeout(SOON_S):
+            while self.beacons.guidance != guidance:  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.05)
+
+    async def has_taken_beacon(self, term: int, number: int) -> None:
+        """Wait until this beacon is the newest that was taken."""
+        async with asyncio.timeout(SOON_S):
+            while self.identity.known.beacon != BeaconSeen(term=term, number=number):  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.01)
+
     async def rejected(self, code: str, attack: bytes, subject: str) -> AuditEvent:
         """Show it `attack`, which must be refused and audited with this code, and change nothing."""
         before = self.state()
@@ -87,7 +110,9 @@ async def believing(
     trail = AuditTrail(js, identity)
     await client.subscribe(subjects.audit(name, AuditKind.EVENT_REJECTED).rsplit(".", 1)[0] + ".*", cb=believer.note)
     plans = PlanInbox(client, identity, trail, believer.plans.put_nowait)
-    tasks = [asyncio.create_task(part.run()) for part in (trail, RosterInbox(client, identity, trail), plans)]
+    rosters = RosterInbox(client, identity, trail)
+    beacons = believer.beacons = BeaconInbox(client, identity, trail, plans.look, rosters.look, lambda: None)
+    tasks = [asyncio.create_task(part.run()) for part in (trail, rosters, plans, beacons)]
     await settle(client)
     try:
         yield believer

@@ -19,11 +19,13 @@ from resplit import Client, control
 from schemas import subjects
 from schemas.audit import AuditEvent
 from schemas.base import DeploymentName, NodeId
+from schemas.beacon import Beacon
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, Capacity
 from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
 from schemas.envelope import (
     AUDIT_TYPE,
+    BEACON_TYPE,
     CAPACITY_TYPE,
     LEADER_TYPE,
     PLAN_TYPE,
@@ -50,6 +52,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     RECEIPT_TYPE: Receipt,
     CAPACITY_TYPE: Capacity,
     STAGING_TYPE: Staging,
+    BEACON_TYPE: Beacon,
     AUDIT_TYPE: AuditEvent,
 }
 """Every type of envelope, and what it holds."""

@@ -15,11 +15,12 @@ import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from nats.aio.client import Client
 
+from agent.guidance import GRACE_S
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.enrolment import renew, revoke, rotate
 from bus.founding import ROSTER_LIFETIME, load_holder
-from bus.identity import ORCHESTRATOR, Identity, load_identity
+from bus.identity import BEACONS_PER_WRITE, ORCHESTRATOR, Identity, load_identity
 from bus.joining import ROSTER, join
 from bus.stopping import end
 from bus.streams import ensure_streams
@@ -27,12 +28,14 @@ from bus.together import CLUSTER, LIFETIME, make_members
 from orchestrator.fold import Report
 from orchestrator.inbox import Inbox, Rejections
 from schemas import subjects
-from schemas.audit import AuditKind
+from schemas.audit import AuditKind, envelope_digest
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.codec import encode
+from schemas.beacon import BEACON_EVERY_S, Beacon
+from schemas.capacity import Guidance
+from schemas.codec import decode, encode
 from schemas.deployment import Settings, Stage
-from schemas.envelope import LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, pae, seal
-from schemas.known import JUMP_MAX
+from schemas.envelope import BEACON_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, pae, seal
+from schemas.known import JUMP_MAX, PlanSeen, RosterSeen
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from schemas.roster import ROSTER_TYPE, Roster, open_roster
@@ -77,6 +80,25 @@ def event(term: int, revision: int, deployment: DeploymentName = CHAT) -> PlanEv
 def signed(keys: Path, term: int, revision: int, deployment: DeploymentName = CHAT) -> bytes:
     """The same, by the orchestrator's own key."""
     return seal(event(term, revision, deployment), PLAN_TYPE, ORCHESTRATOR, member(keys, ORCHESTRATOR).key)
+
+
+def beacon(
+    keys: Path,
+    term: int,
+    number: int,
+    *events: bytes,
+    roster: RosterSeen | None = None,
+    signer: NodeId = ORCHESTRATOR,
+) -> bytes:
+    """A leader's word that these events, and this roster or the one in force, are the newest."""
+    who = member(keys, signer)
+    plans = {}
+    for data in events:
+        found = decode(PlanEvent, msgpack.unpackb(data)[1], "event")
+        plans[found.deployment] = PlanSeen(term=found.term, revision=found.revision, digest=envelope_digest(data))
+    seen = roster or RosterSeen(version=who.roster.version, digest=who.roster.digest)
+    said = Beacon(term=term, number=number, issued_at=datetime.now(UTC), roster=seen, plans=plans)
+    return seal(said, BEACON_TYPE, who.name, who.key)
 
 
 def member(keys: Path, name: NodeId) -> Identity:
@@ -154,6 +176,110 @@ async def test_freeze_a_roster_whose_time_is_over_is_said_and_not_taken(nats_url
     async with believing(nats_url, keys, N0, lambda: late) as agent:
         await agent.audited(AuditKind.ROSTER_STALE)
         await agent.rejected("expired", newest_roster(keys), subjects.ROSTER)
+
+
+async def test_freeze_an_event_that_is_withheld_is_missed(nats_url: str, bus: Client, keys: Path) -> None:
+    """Whoever owns the server keeps it out of the log and off the wire; the beacon that names it comes through."""
+    old, new = signed(keys, 1, 1), signed(keys, 1, 2)
+    async with believing(nats_url, keys, N0) as agent:
+        await shown(bus, PLANS, old)
+        await agent.acts_on(1, 1)
+        for number in (1, 2):  # the second says nothing new, and is not said again
+            await bus.publish(subjects.BEACON, beacon(keys, 1, number, new))
+        found = await agent.audited(AuditKind.EVENT_WITHHELD, revision=2, digest=envelope_digest(new))
+        assert found.deployment == CHAT
+        await agent.reports(Guidance(withheld=(CHAT,)))
+        await shown(bus, PLANS, new)
+        await agent.acts_on(1, 2)
+        await agent.reports(None)
+
+
+async def test_freeze_what_is_kept_from_the_wire_alone_is_found_in_the_log(
+    nats_url: str, bus: Client, keys: Path
+) -> None:
+    old, new = signed(keys, 1, 1), signed(keys, 1, 2)
+    async with believing(nats_url, keys, N0) as agent:
+        await shown(bus, PLANS, old)
+        await agent.acts_on(1, 1)
+        await agent.deaf_to_plans()
+        await shown(bus, PLANS, new)
+        await bus.publish(subjects.BEACON, beacon(keys, 1, 1, new))
+        async with asyncio.timeout(GRACE_S):  # and not when it next looks by itself
+            await agent.acts_on(1, 2)
+
+
+async def test_freeze_a_roster_that_is_withheld_is_missed(nats_url: str, bus: Client, keys: Path) -> None:
+    revoke(keys / CLUSTER, N1, [load_holder(keys / CLUSTER / "root-0.key")], now=datetime.now(UTC))
+    newest = open_roster(member(keys, N0).root, newest_roster(keys))
+    async with believing(nats_url, keys, N0) as agent:
+        seen = RosterSeen(version=newest.version, digest=newest.digest)
+        await bus.publish(subjects.BEACON, beacon(keys, 1, 1, roster=seen))
+        await agent.audited(AuditKind.EVENT_WITHHELD, version=newest.version, digest=newest.digest)
+        await agent.reports(Guidance(withheld_roster=newest.version))
+        assert agent.identity.member(N1) is not None, "that it is revoked was kept from here"
+        await bus.publish(subjects.ROSTER, newest_roster(keys))
+        await agent.audited(AuditKind.ROSTER_TAKEN)
+        await agent.reports(None)
+
+
+async def test_freeze_where_no_beacon_comes_the_node_says_so_and_when_one_does(
+    nats_url: str, bus: Client, keys: Path
+) -> None:
+    async with believing(nats_url, keys, N0) as agent:
+        await shown(bus, PLANS, signed(keys, 1, 1))
+        await agent.acts_on(1, 1)
+        # Rubbish is no beacon: a node that hears nothing else is as unguided as one that hears nothing.
+        await agent.rejected("bad_signature", beacon(keys, 1, 1, signer=N1), subjects.BEACON)
+        await agent.audited(AuditKind.NODE_UNGUIDED)
+        await shown(bus, PLANS, signed(keys, 1, 2))
+        await agent.acts_on(1, 2)  # it goes on with what does come
+        await bus.publish(subjects.BEACON, beacon(keys, 1, 1))
+        await agent.audited(AuditKind.NODE_GUIDED)
+        await agent.reports(None)
+
+
+async def test_replay_no_beacon_counts_twice_or_backwards_or_from_elsewhere(
+    nats_url: str, bus: Client, keys: Path, tmp_path: Path
+) -> None:
+    make_members(tmp_path / "others", [N0])
+    stranger = Ed25519PrivateKey.generate()
+    first, second, newest = beacon(keys, 2, 1), beacon(keys, 2, 2), beacon(keys, 3, 1)
+    kind, payload, signer, _ = msgpack.unpackb(beacon(keys, 3, 2))
+    refused = {
+        "rolled_back": (first, second, beacon(keys, 2, 9), newest),
+        "invalid_request": (beacon(keys, 4 + JUMP_MAX, 1),),
+        "bad_signature": (
+            beacon(tmp_path / "others", 3, 2),
+            beacon(keys, 3, 2, signer=N1),
+            signed(keys, 3, 2),
+            msgpack.packb([kind, payload, signer, stranger.sign(pae(kind, payload))]),
+            b"\xdc\x00\x04" + beacon(keys, 3, 2)[1:],
+        ),
+    }
+    async with believing(nats_url, keys, N0) as agent:
+        for data in (first, second, newest):
+            await bus.publish(subjects.BEACON, data)
+        await agent.has_taken_beacon(3, 1)
+        for code, attacks in refused.items():
+            for attack in attacks:
+                await agent.rejected(code, attack, subjects.BEACON)
+    async with believing(nats_url, keys, N0) as again:
+        await again.rejected("rolled_back", newest, subjects.BEACON)
+
+
+async def test_replay_after_a_restart_a_minute_of_beacons_counts_again_at_most(
+    nats_url: str, bus: Client, keys: Path
+) -> None:
+    recorded = [beacon(keys, 1, number) for number in range(1, 2 * BEACONS_PER_WRITE)]
+    async with believing(nats_url, keys, N0) as agent:
+        for data in recorded:
+            await bus.publish(subjects.BEACON, data)
+        await agent.has_taken_beacon(1, len(recorded))
+    async with believing(nats_url, keys, N0) as again:
+        seen = again.identity.known.beacon
+        assert seen is not None and (len(recorded) - seen.number) * BEACON_EVERY_S < 60
+        for data in recorded[: seen.number]:
+            await again.rejected("rolled_back", data, subjects.BEACON)
 
 
 async def test_fast_forward_no_term_and_no_roster_is_far_ahead(nats_url: str, bus: Client, keys: Path) -> None:

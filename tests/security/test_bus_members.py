@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import shutil
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -20,10 +21,10 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer, fetch, size_of
 from bus.connection import connect, settle
 from bus.credentials import Credentials, inbox_prefix
-from bus.enrolment import revoke
-from bus.following import RosterInbox, offer_roster, publish_roster
+from bus.enrolment import renew, revoke
+from bus.following import RosterInbox, ask_for_roster, offer_roster, publish_roster
 from bus.founding import load_holder
-from bus.identity import Identity, load_identity
+from bus.identity import Identity, load_identity, read_roster
 from bus.joining import ROSTER
 from bus.journal import Journal, SupersededError
 from bus.stopping import end
@@ -39,6 +40,7 @@ from orchestrator.rollout import Propose, Rollout, step
 from orchestrator.wishes import Desired, stored
 from resplit.chain import verify
 from resplit.client import Client as RequestClient
+from resplit.sealing import Sealer
 from resplit.trail import read_trail
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -173,6 +175,76 @@ async def test_a_roster_reaches_every_member_live_and_from_the_log(cluster: Clus
             assert list(identity.agents) == [N0]
     finally:
         await end(running)
+
+
+async def test_whoever_follows_no_stream_is_told_the_newest_roster_and_hears_of_later_ones(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    """Clients, by the agents; operators and observers, by the orchestrators. Nobody else's subject is answered on."""
+    app = await connect(cluster.url, "app", credentials=cluster.app)
+    asking = (app, cluster.operator, cluster.observer)
+    shutil.copytree(cluster.keys / "client", tmp_path / "own")
+    sealer = Sealer(tmp_path / "own")
+    assert await ask_for_roster(app) is None, "nobody answers yet, and nobody waits for long"
+    root = cluster.keys / CLUSTER
+    renewed = as_renewed(root)
+    answering = []
+    for client, name in ((cluster.n0, N0), (cluster.orchestrator, "orchestrator")):
+        identity = cluster.identity(name)
+        await identity.take_roster(renewed)
+        inbox = RosterInbox(client, identity, AuditTrail(client.jetstream(), identity))
+        answering.append(asyncio.create_task(inbox.run()))
+        await settle(client)
+    elsewhere = subjects.journal(CHAT, LifeId("n0-x-0"))
+    before = (await cluster.orchestrator.jetstream().stream_info(subjects.STREAM_JOURNAL)).state.last_seq
+    try:
+        for client in asking:
+            assert await ask_for_roster(client) == renewed
+        await sealer.follow(app)
+        assert read_roster(tmp_path / "own") == read_roster(root)
+        newest = as_renewed(root)
+        await publish_roster(cluster.operator.jetstream(), newest)
+        async with asyncio.timeout(SOON_S):
+            while (tmp_path / "own" / ROSTER).read_bytes() != newest:  # noqa: ASYNC110 (files tell nobody)
+                await asyncio.sleep(0.01)
+        await app.publish(subjects.ROSTER_NEWEST, b"", elsewhere)
+        assert await ask_for_roster(app) is not None, "and that was answered after it"
+        after = (await cluster.orchestrator.jetstream().stream_info(subjects.STREAM_JOURNAL)).state.last_seq
+        assert after == before
+    finally:
+        await end(answering)
+        await app.close()
+    await Sealer(tmp_path / "own").follow(app)  # which is closed by now, and no reason not to go on
+
+
+def as_renewed(root: Path) -> bytes:
+    """The cluster's next roster."""
+    renew(root, [load_holder(root / "root-0.key")], now=datetime.now(UTC))
+    return (root / ROSTER).read_bytes()
+
+
+async def test_a_roster_that_cannot_be_offered_yet_is_said_and_offered_later(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A server that has not taken up its streams is no reason to end, and not passed over in silence."""
+    make_members(tmp_path / "keys", [N0])
+    member, identity = credentials("orchestrator", "orchestrator"), load_identity(tmp_path / "keys" / N0, N0)
+    with guarded(tmp_path / "nats", [member]) as server:
+        client = await connect(server.url, "orchestrator", credentials=member)
+        offering = asyncio.create_task(offer_roster(client.jetstream(), identity))
+        try:
+            async with asyncio.timeout(SOON_S):
+                while "could not be offered to the bus yet" not in caplog.text:  # noqa: ASYNC110 (a log tells nobody)
+                    await asyncio.sleep(0.05)
+            assert not offering.done()
+            js = await ensure_streams(client)
+            async with asyncio.timeout(SOON_S):
+                await offering
+            found = await js.get_last_msg(subjects.STREAM_PLANS, subjects.ROSTER)
+            assert found.data == (identity.folder / ROSTER).read_bytes()
+        finally:
+            await end([offering])
+            await client.close()
 
 
 async def test_receipts_reach_the_orchestrator(cluster: Cluster) -> None:

@@ -67,6 +67,7 @@ async def nobody(_: Msg) -> None:
 AN_AGENT_MAY_NOT_SAY = {
     "a plan": subjects.plan(CHAT),
     "the word of a new leader": subjects.LEADER,
+    "a beacon": subjects.BEACON,
     "a roster": subjects.ROSTER,
     "another's capacity": subjects.capacity(N1),
     "another's receipt": subjects.receipt(N1),
@@ -99,6 +100,7 @@ AN_AGENT_MAY_NOT_HEAR = {
     "a client's inbox": "_INBOX.client.app.>",
     "every request": subjects.infer(DeploymentName("*")),
     "requests, in a queue of its own": (subjects.infer(CHAT), "mine"),
+    "everybody who asks for the roster": subjects.ROSTER_NEWEST,
     "requests of operators": subjects.control("*"),
     "others' receipts": subjects.ALL_RECEIPTS,
     "the trail": subjects.ALL_AUDIT,

@@ -307,17 +307,32 @@ async def test_a_reply_that_makes_no_sense_is_an_error_not_a_crash(
 class Reversed:
     """Stands for a seal: what is sealed is the same bytes backwards."""
 
-    def __init__(self, data: bytes, request_id: str) -> None:
+    def __init__(self, data: bytes, request_id: str, roster: int) -> None:
         self.data, self.headers = data[::-1], {"Content-Type": "sealed", "Resplit-Request": request_id}
+        self.roster = roster
 
     def open(self, data: bytes, content_type: str) -> bytes | None:
         return data[::-1] if content_type == "sealed" else None
 
 
 class Reverser:
+    """Seals by roster 1 until it asks anew, and then by `newest`."""
+
+    def __init__(self, newest: int = 1) -> None:
+        self.newest = newest
+        self.roster = 1
+        self.followed: set[Nats] = set()
+
+    async def follow(self, connection: Nats) -> None:
+        self.followed.add(connection)
+
+    async def renew(self, connection: Nats) -> None:
+        assert self.followed == {connection}
+        self.roster = self.newest
+
     def seal(self, deployment: str, request_id: str, data: bytes, content_type: str) -> Reversed:
         assert (deployment, content_type) == ("adder", "application/json")
-        return Reversed(data, request_id)
+        return Reversed(data, request_id, self.roster)
 
 
 async def sealed_peer(peer: Nats, strange: list[tuple[bytes, dict[str, str]]]) -> None:
@@ -353,6 +368,34 @@ async def test_who_cannot_read_a_sealed_request_says_so_in_the_open(server_url: 
         with pytest.raises(RequestError, match="not for n2") as caught:
             await client.complete("adder", "1+2=", request_id="r1")
     assert caught.value.code == "bad_signature"
+
+
+@pytest.mark.parametrize("refusals", [1, 2])
+async def test_a_letter_that_is_not_for_its_reader_is_sealed_anew_once_if_there_is_a_newer_roster(
+    server_url: str, keys: Path, peer: Nats, refusals: int
+) -> None:
+    asked: list[bytes] = []
+
+    async def answer(message: Msg) -> None:
+        asked.append(message.data)
+        if len(asked) <= refusals:
+            error = {"request_id": "r1", "error": {"code": "bad_signature", "message": "the letter is not for n2"}}
+            await peer.publish(message.reply, json.dumps(error).encode())
+            return
+        for index in range(len(IDS)):
+            reply = json.dumps(token("r1", index)).encode()
+            await peer.publish(message.reply, reply[::-1], headers={"Content-Type": "sealed"})
+
+    await peer.subscribe("resplit.v1.infer.adder", "ingress", cb=answer)
+    await settle(peer)
+    async with Client(server_url, keys=keys, sealer=Reverser(newest=2)) as client:
+        if refusals == 1:
+            answered = await client.complete("adder", "1+2=", request_id="r1")
+            assert answered.token_ids == tuple(IDS)
+        else:
+            with pytest.raises(RequestError, match="not for n2"):
+                await client.complete("adder", "1+2=", request_id="r1")
+    assert len(asked) == 2
 
 
 async def test_embeddings_come_in_the_order_of_the_texts(server_url: str, keys: Path, peer: Nats) -> None:

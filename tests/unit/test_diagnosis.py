@@ -9,9 +9,10 @@ import pytest
 
 from resplit.diagnosis import Facts, KeyFile, Storage, diagnose
 from resplit.examine import STREAMS, key_files
+from resplit.view import node_state
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, LinkEstimate, Provider
+from schemas.capacity import Capacity, Guidance, LinkEstimate, Provider
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.deployment import Settings, Stage
 from schemas.errors import ErrorBody, ErrorCode
@@ -112,6 +113,9 @@ NODES: list[tuple[NodeStatus, tuple[str, str | None, str]]] = [
     (node(A, B, disk_free_bytes=GIB // 8), ("disk", "a", "fail")),
     (node(A, B, load=1.0), ("load", "a", "warn")),
     (node(A, B, pressure=60.0), ("load", "a", "warn")),
+    (node(A, B, guidance=Guidance(silent_s=40)), ("guidance", "a", "warn")),
+    (node(A, B, guidance=Guidance(withheld=("chat",))), ("guidance", "a", "fail")),
+    (node(A, B, guidance=Guidance(silent_s=40, withheld_roster=7)), ("guidance", "a", "fail")),
     (node(A), ("link", "a > b", "warn")),
     (node(A, B, version="0"), ("versions", None, "warn")),
 ]
@@ -120,6 +124,14 @@ NODES: list[tuple[NodeStatus, tuple[str, str | None, str]]] = [
 @pytest.mark.parametrize(("changed", "expected"), NODES)
 def test_each_fault_of_a_node_is_found(changed: NodeStatus, expected: tuple[str, str | None, str]) -> None:
     assert wrong(seen(nodes=(changed, node(B, A)))) == [expected]
+
+
+def test_what_a_node_does_not_get_is_named() -> None:
+    astray = node(A, B, guidance=Guidance(silent_s=40, withheld=("chat", "embed"), withheld_roster=7))
+    assert (
+        fact(seen(nodes=(astray, node(B, A))), "guidance", "a") == "unguided for 40 s; withheld: chat, embed, roster 7"
+    )
+    assert node_state(astray, ()) == "up, unguided for 40 s, withheld: chat, embed, roster 7"
 
 
 def test_a_link_over_the_bus_says_where_the_peer_can_be_reached() -> None:

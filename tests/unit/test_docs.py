@@ -56,6 +56,9 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.staging(node),
         subjects.standby(NodeId("<orchestrator>")),
         subjects.LEADER,
+        subjects.BEACON,
+        subjects.ROSTER,
+        subjects.ROSTER_NEWEST,
         subjects.activation(node),
         subjects.audit(NodeId("<source>"), "<kind>"),
         subjects.blob(digest),
@@ -72,7 +75,7 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
 def test_every_payload_type_phase_status_and_datatype_is_in_the_protocol() -> None:
     kinds = [value for name, value in vars(envelope).items() if name.endswith("_TYPE")]
     words = [*kinds, *PlanPhase, *ReceiptStatus, *OIP_TO_NUMPY]
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     assert [word for word in words if CODE.format(word) not in PROTOCOL] == []
     assert set(OIP_TO_NUMPY.values()) <= set(DTYPE_BYTES)
 
