@@ -1,12 +1,14 @@
-"""TLS certificates of one cluster: its authority, and what that issues to members.
+"""PURE: TLS certificates of one cluster: its authority, and what that issues to members and to the NATS server.
 
-A certificate says which name a key goes by. Whether its holder belongs to the cluster the roster says, which names the
-key's fingerprint: the authority's key alone makes no member.
+A member's certificate says which name a key goes by. Whether its holder belongs to the cluster the roster says, which
+names the key's fingerprint: the authority's key alone makes no member. The server's certificate names hosts, and no
+member's does: none of them can pass for the server.
 """
 
+from collections.abc import Sequence
 from datetime import datetime
 from hashlib import sha256
-from ipaddress import IPv4Address
+from ipaddress import ip_address
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
@@ -16,6 +18,10 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from schemas.base import Digest, NodeId
 from schemas.roster import ClusterId
+
+NO_HOST = "member.invalid"
+"""What the names in members' certificates end with. No host can have such a name (RFC 6761)."""
+SERVER_NAME = "nats-server"
 
 
 def make_authority(
@@ -39,17 +45,36 @@ def issue(
     not_before: datetime,
     not_after: datetime,
 ) -> x509.Certificate:
-    """A certificate by which `key` is `name`, to servers and to clients."""
-    names = [x509.DNSName(name), x509.DNSName("localhost"), x509.IPAddress(IPv4Address("127.0.0.1"))]
+    """A certificate by which `key` is the member `name`: to its peers, of whom it is server and client, and to the NATS
+    server."""
+    # Whoever looks for a host finds one that cannot be, and does not fall back on the common name.
+    names = [x509.DNSName(f"{name}.{NO_HOST}")]
     usages = [ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]
-    return (
-        _builder(_named(name), authority.subject, key, authority_key.public_key(), not_before, not_after)
-        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
-        .add_extension(x509.SubjectAlternativeName(names), critical=False)
-        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
-        .sign(authority_key, hashes.SHA256())
-    )
+    return _leaf(name, names, usages, key, authority, authority_key, not_before, not_after)
+
+
+def issue_to_server(
+    hosts: Sequence[str],
+    key: ec.EllipticCurvePublicKey,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.Certificate:
+    """A certificate by which `key` is the NATS server at `hosts`: names, and addresses of either kind."""
+    names = [_general_name(host) for host in hosts]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+    return _leaf(SERVER_NAME, names, usages, key, authority, authority_key, not_before, not_after)
+
+
+def hosts_of(certificate: x509.Certificate) -> tuple[str, ...]:
+    """The names and addresses that it is for."""
+    try:
+        named = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound:
+        return ()
+    names, addresses = named.get_values_for_type(x509.DNSName), named.get_values_for_type(x509.IPAddress)
+    return (*names, *map(str, addresses))
 
 
 def fingerprint(key: CertificatePublicKeyTypes) -> Digest:
@@ -61,6 +86,26 @@ def fingerprint(key: CertificatePublicKeyTypes) -> Digest:
 def common_names(certificate: x509.Certificate) -> list[str]:
     """The names that it says its key goes by."""
     return [str(named.value) for named in certificate.subject.get_attributes_for_oid(NameOID.COMMON_NAME)]
+
+
+def _leaf(
+    subject: str,
+    names: Sequence[x509.GeneralName],
+    usages: Sequence[x509.ObjectIdentifier],
+    key: ec.EllipticCurvePublicKey,
+    authority: x509.Certificate,
+    authority_key: ec.EllipticCurvePrivateKey,
+    not_before: datetime,
+    not_after: datetime,
+) -> x509.Certificate:
+    return (
+        _builder(_named(subject), authority.subject, key, authority_key.public_key(), not_before, not_after)
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.ExtendedKeyUsage(usages), critical=False)
+        .sign(authority_key, hashes.SHA256())
+    )
 
 
 def _builder(
@@ -82,6 +127,13 @@ def _builder(
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(issuer_key), critical=False)
     )
+
+
+def _general_name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
 
 
 def _named(name: str) -> x509.Name:

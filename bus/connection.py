@@ -1,26 +1,24 @@
 """One way to connect to NATS, with the traps of a dead network defused."""
 
 import asyncio
-import contextlib
 import logging
 import re
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from typing import Any
-from urllib.parse import urlsplit
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from bus.credentials import Credentials, NatsOptions
+from natstls.client import TlsClient
+from natstls.faults import explained
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
 """What one subscription may have waiting: a prefill of a large model is tens of megabytes of frames."""
 FLUSHER_BYTES_MAX = 16 << 20
-RETRY_S = 0.5
 RECONNECT_S = 0.25
 """Before clients, who try once a second: what they ask then finds somebody."""
 SETTLE_S = 10.0
@@ -44,25 +42,24 @@ async def connect(
     url: str,
     name: str,
     *,
-    tls: ssl.SSLContext | None = None,
     credentials: Credentials | None = None,
     on_lost: Notify | None = None,
     on_back: Notify | None = None,
 ) -> Client:
     """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
 
-    The connection then outlives any number of server restarts. With `credentials` it logs in with their NKey and has
-    their inboxes; what the server then refuses, the login or what is done with it, is logged once each. Who is not let
-    in, not yet or not any more, tries until it is.
+    The connection then outlives any number of server restarts. With `credentials` it speaks TLS, logs in with their
+    NKey and has their inboxes; what the server then refuses, the login or what is done with it, is logged once each,
+    and so is why it is not believed. Who is not let in, not yet or not any more, tries until it is.
     """
-    waiting = False
-    refused: set[str] = set()
-    while not await _port_open(url):
-        if not waiting:
-            log.warning("no NATS server at %s yet; trying until there is one", url)
-            waiting = True
-        await asyncio.sleep(RETRY_S)
+    is_up = waiting = False
+    said_once: set[str] = set()
     client = Client() if credentials is None else MemberClient(credentials)
+
+    def say_once(text: str) -> None:
+        if text not in said_once and len(said_once) < REFUSALS_MAX:
+            said_once.add(text)
+            log.warning("%s", text)
 
     async def lost() -> None:
         if client.is_closed:  # which nats-py tells like a loss
@@ -78,19 +75,23 @@ async def connect(
             await on_back()
 
     async def failed(error: Exception) -> None:
+        nonlocal waiting
         log.debug("NATS: %r", error)
-        said = str(error)
-        if REFUSED.search(said) and said not in refused and len(refused) < REFUSALS_MAX:
-            refused.add(said)
-            log.warning("the NATS server refuses: %s", said)
-        if NO_LOGIN.search(said):
+        said, no_tls = str(error), explained(error)
+        if no_tls is not None:
+            say_once(f"the NATS server at {url} {no_tls}")
+        elif REFUSED.search(said):
+            say_once(f"the NATS server refuses: {said}")
+        elif not is_up and not waiting:
+            waiting = True
+            log.warning("no NATS server at %s yet; trying until there is one", url)
+        if no_tls is not None or NO_LOGIN.search(said):
             await asyncio.sleep(NO_LOGIN_S)  # nats-py waits for it
 
-    login: NatsOptions = {} if credentials is None else credentials.nats_options
+    login: NatsOptions | dict[str, Any] = {} if credentials is None else credentials.nats_options
     await client.connect(
         url,
         name=name,
-        tls=tls,
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept for
         ping_interval=2,
@@ -101,6 +102,7 @@ async def connect(
         error_cb=failed,
         **login,
     )
+    is_up = True
     _set_user_timeout(client)
     if waiting:
         log.warning("connected to %s", url)
@@ -126,7 +128,7 @@ async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
     await subscription.unsubscribe()
 
 
-class MemberClient(Client):
+class MemberClient(TlsClient):
     """A connection with a login, which asks JetStream where its account may."""
 
     def __init__(self, credentials: Credentials) -> None:
@@ -135,19 +137,6 @@ class MemberClient(Client):
 
     def jetstream(self, **options: Any) -> JetStreamContext:
         return super().jetstream(**{"prefix": self._api_prefix, **options})
-
-
-async def _port_open(url: str) -> bool:
-    # Asking the port first: nats-py answers a refused first connection with a two-second pause.
-    parts = urlsplit(url if "//" in url else f"nats://{url}")
-    try:
-        _, writer = await asyncio.wait_for(asyncio.open_connection(parts.hostname, parts.port or 4222), timeout=2)
-    except (OSError, TimeoutError):
-        return False
-    writer.close()
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
-    return True
 
 
 def _set_user_timeout(client: Client) -> None:

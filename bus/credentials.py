@@ -4,6 +4,7 @@ The server knows the public key (`Login`); the member proves with its seed that 
 and the seed never travels. Seeds are made and read with the package `nkeys`.
 """
 
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, TypedDict
@@ -52,11 +53,13 @@ def logins_of(roster: Roster) -> tuple[Login, ...]:
     return tuple(Login(name=member.name, role=member.role, nkey=member.bus) for member in current)
 
 
-class NatsOptions(TypedDict, total=False):
+class NatsOptions(TypedDict):
     """Arguments of nats-py's `connect`."""
 
     nkeys_seed_str: str
     inbox_prefix: str
+    tls: ssl.SSLContext
+    tls_handshake_first: bool
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,8 @@ class Credentials:
     role: Role
     seed: str = field(repr=False)
     """`SU...`, secret."""
+    tls: ssl.SSLContext = field(repr=False, compare=False)
+    """By what the server is known, and who asks shown to it (`bus.tls`)."""
 
     def __post_init__(self) -> None:
         self.login  # noqa: B018 (a seed that is damaged is found here, not as a login that nobody knows)
@@ -84,7 +89,13 @@ class Credentials:
     @property
     def nats_options(self) -> NatsOptions:
         """What nats-py's `connect` is to be told, `resplit.Client(nats_options=...)` too."""
-        return {"nkeys_seed_str": self.seed, "inbox_prefix": inbox_prefix(self.role, self.name)}
+        return {
+            "nkeys_seed_str": self.seed,
+            "inbox_prefix": inbox_prefix(self.role, self.name),
+            "tls": self.tls,
+            # Before the first word: a server that is asked whether it has TLS can be answered for.
+            "tls_handshake_first": True,
+        }
 
 
 def nkey_seed(raw: bytes) -> str:

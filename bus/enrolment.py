@@ -25,9 +25,10 @@ from pydantic import ValidationError
 from bus.certificates import fingerprint, issue
 from bus.credentials import SEED_BYTES, logins_of, nkey_seed, public_nkey
 from bus.founding import ROSTER_LIFETIME, Holder
-from bus.joining import AUTHORITY, ROOTS_MAX, ROSTER, Bundle, PrivateKeys, pack
+from bus.joining import ROOTS_MAX, ROSTER, Bundle, PrivateKeys, pack
 from bus.natsconf import LOGINS_FILE, logins_conf
 from bus.remembered import PUBLIC, write_durably
+from natstls.contexts import AUTHORITY
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import CLOCK_BEHIND_MAX, open_roots

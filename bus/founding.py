@@ -13,9 +13,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from bus.certificates import fingerprint, make_authority
-from bus.joining import AUTHORITY, FIRST_ROOT, ROSTER
+from bus.joining import FIRST_ROOT, ROSTER
 from bus.natsconf import LOGINS_FILE, SERVER_FILE, logins_conf, server_conf
+from bus.pem import certificate_pem, key_pem
 from bus.remembered import PRIVATE, PUBLIC, write_durably
+from bus.server_certificate import certify, checked_hosts, server_files
+from natstls.contexts import AUTHORITY
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import CLOCK_BEHIND_MAX
 from schemas.roster import ROOT_TYPE, ROSTER_TYPE, ClusterId, Policy, RootKeys, Roster, spelled
@@ -49,17 +52,20 @@ def found_cluster(
     threshold: int = 1,
     passphrases: Sequence[str] = (),
     policy: Policy | None = None,
+    hosts: Sequence[str] = (),
 ) -> RootKeys:
     """Make a cluster without members: the keys of its `holders`, of whom `threshold` sign, its authority, and the
-    configuration of a nats-server, which lets nobody in yet.
+    certificate and the configuration of a nats-server, which lets nobody in yet.
 
-    `passphrases`: none, or one for each holder, with which its file is encrypted. Raises
-    `ResplitError(INVALID_REQUEST)` where the folder holds a cluster already, or for numbers that do not fit.
+    `passphrases`: none, or one for each holder, with which its file is encrypted. `hosts`: where members reach the
+    server, beside loopback. Raises `ResplitError(INVALID_REQUEST)` where the folder holds a cluster already, for
+    numbers that do not fit, and for what is no host.
     """
     if any(folder.glob("root[-.]*")):
         message = f"{folder} holds a cluster already; found another in a folder of its own"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
     _check_passphrases(passphrases, holders)
+    checked_hosts(hosts)
     keys = [Ed25519PrivateKey.generate() for _ in range(holders)]
     by_id = {key_id(key.public_key()): key for key in keys}
     authority_key = ec.generate_private_key(ec.SECP256R1())
@@ -89,10 +95,11 @@ def found_cluster(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for position, key in enumerate(keys):
         passphrase = passphrases[position] if passphrases else None
-        data = _pem(key, passphrase) + _pem(authority_key, passphrase)
+        data = key_pem(key, passphrase) + key_pem(authority_key, passphrase)
         write_durably(folder / f"root-{position}.key", data, PRIVATE)
-    write_durably(folder / AUTHORITY, certificate.public_bytes(serialization.Encoding.PEM), PUBLIC)
-    write_durably(folder / SERVER_FILE, server_conf(LISTEN, JETSTREAM).encode(), PUBLIC)
+    write_durably(folder / AUTHORITY, certificate_pem(certificate), PUBLIC)
+    write_durably(folder / SERVER_FILE, server_conf(LISTEN, JETSTREAM, server_files(Path())).encode(), PUBLIC)
+    certify(folder, hosts, authority_key, now=now)
     write_durably(folder / LOGINS_FILE, logins_conf(()).encode(), PUBLIC)
     write_durably(folder / ROSTER, sign(roster, ROSTER_TYPE, by_id), PUBLIC)
     write_durably(folder / FIRST_ROOT, sign(root, ROOT_TYPE, by_id), PUBLIC)
@@ -128,10 +135,3 @@ def _check_passphrases(passphrases: Sequence[str], holders: int) -> None:
     if any(len(passphrase) < PASSPHRASE_MIN for passphrase in passphrases):
         message = f"a passphrase is shorter than {PASSPHRASE_MIN} characters; take a few random words"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "passphrases")
-
-
-def _pem(key: Ed25519PrivateKey | ec.EllipticCurvePrivateKey, passphrase: str | None) -> bytes:
-    lock: serialization.KeySerializationEncryption = serialization.NoEncryption()
-    if passphrase is not None:
-        lock = serialization.BestAvailableEncryption(passphrase.encode())
-    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, lock)

@@ -6,7 +6,8 @@ the bus (`bus.following`), and whom it believes changes with them while it runs.
 
 import asyncio
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,8 +21,9 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from bus.certificates import common_names, fingerprint
 from bus.credentials import Credentials
 from bus.enrolment import read_roots
-from bus.joining import AUTHORITY, KNOWN, ROSTER, keep_roster
+from bus.joining import KNOWN, ROSTER, keep_roster
 from bus.remembered import recall, remember
+from natstls.contexts import link_context, server_context
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
@@ -112,15 +114,8 @@ class Identity:
 
     def tls(self, purpose: ssl.Purpose) -> ssl.SSLContext:
         """A TLS 1.3 context that shows this identity and demands one of the same authority from the peer."""
-        context = ssl.SSLContext(
-            ssl.PROTOCOL_TLS_SERVER if purpose is ssl.Purpose.CLIENT_AUTH else ssl.PROTOCOL_TLS_CLIENT
-        )
-        context.minimum_version = ssl.TLSVersion.TLSv1_3
-        context.check_hostname = False  # the peer's *name* is checked against its certificate, not its address
-        context.verify_mode = ssl.CERT_REQUIRED
-        context.load_verify_locations(self.folder / AUTHORITY)
-        context.load_cert_chain(self.folder / f"{self.name}.tls.pem", self.folder / f"{self.name}.tls.key")
-        return context
+        with _typed():
+            return link_context(self.folder, self.name, purpose)
 
     async def take_roster(self, data: bytes) -> bool:
         """Believe a roster; on the disk before it counts. Whether it is news. Errors are those of `after_roster`."""
@@ -190,7 +185,7 @@ def read_roster(folder: Path) -> Roster:
 
 
 def load_credentials(folder: Path) -> Credentials:
-    """With what the member whose folder this is logs in to the bus.
+    """With what the member whose folder this is logs in to the bus, and knows the server.
 
     Raises `ResplitError` naming the file that is missing or bad, and FORBIDDEN for who does not belong any more.
     """
@@ -204,7 +199,9 @@ def load_credentials(folder: Path) -> Credentials:
     if member is None:
         message = f"the roster in {folder} does not name {name!r} any more; have it enrolled again, and join"
         raise ResplitError(ErrorCode.FORBIDDEN, message, "keys")
-    return Credentials(name, member.role, read_file(found[0]).decode("ascii", "replace"))
+    seed = read_file(found[0]).decode("ascii", "replace")
+    with _typed():
+        return Credentials(name, member.role, seed, server_context(folder, name))
 
 
 def writers(roster: Roster) -> dict[NodeId, Ed25519PublicKey]:
@@ -247,6 +244,14 @@ def read_file(path: Path) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise _missing(path, error.strerror or str(error)) from error
+
+
+@contextmanager
+def _typed() -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, str(error), "keys") from error
 
 
 def _missing(path: Path, why: str) -> ResplitError:

@@ -22,7 +22,9 @@ from pydantic import Field
 
 from bus.certificates import common_names, fingerprint
 from bus.credentials import public_nkey
+from bus.pem import certificate_pem, key_pem
 from bus.remembered import PRIVATE, PUBLIC, recall, remember, write_durably
+from natstls.contexts import AUTHORITY, SERVER_AUTHORITY, member_certificate
 from schemas.base import NodeName, Value
 from schemas.codec import MSGPACK, decode_as, encode_as
 from schemas.errors import ErrorCode, ResplitError
@@ -33,7 +35,7 @@ BUNDLE_BYTES_MAX = 4 << 20
 """A roster at its largest, and a few roots."""
 ROOTS_MAX = 100
 """Versions of the root that a cluster can have had. Each takes its holders together, so there are few."""
-KNOWN, ROSTER, AUTHORITY, FIRST_ROOT = "known.json", "roster.signed", "ca.pem", "root.1.signed"
+KNOWN, ROSTER, FIRST_ROOT = "known.json", "roster.signed", "root.1.signed"
 
 
 class PrivateKeys(Value):
@@ -105,8 +107,9 @@ def with_roster(data: bytes, roster: bytes) -> bytes:
     return pack(unpack(data).model_copy(update={"roster": roster}))
 
 
-def join(data: bytes, folder: Path, now: datetime) -> Joined:
+def join(data: bytes, folder: Path, now: datetime, server_authority: bytes | None = None) -> Joined:
     """Verify the bundle `data` and put what is in it into `folder`, private files readable by their owner alone.
+    `server_authority`: PEM of those who may sign the NATS server's certificate, if the cluster's authority does not.
 
     Joining again with the same bundle changes nothing, and one with newer keys (`bus.enrolment.rotate`) replaces what
     is there. Raises, with the folder as it was: `ResplitError(CORRUPT_FILE)` for what is no bundle or does not belong
@@ -129,22 +132,25 @@ def join(data: bytes, folder: Path, now: datetime) -> Joined:
     _check_time(member, now)
     tls = _checked_tls(bundle, member, roster)
     _check_keys(bundle, member)
+    if server_authority is not None:
+        _check_authorities(server_authority)
 
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     # First what was seen: if the power fails between here and the end, the same bundle is taken once more.
     remember(folder / KNOWN, known)
     name = bundle.name
+    certificate_file, key_file = member_certificate(name)
     private = {
-        f"{name}.key": _pem(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing)),
-        f"{name}.sealing.key": _pem(X25519PrivateKey.from_private_bytes(bundle.keys.sealing)),
+        f"{name}.key": key_pem(Ed25519PrivateKey.from_private_bytes(bundle.keys.signing)),
+        f"{name}.sealing.key": key_pem(X25519PrivateKey.from_private_bytes(bundle.keys.sealing)),
         f"{name}.nk": bundle.keys.bus,
-        f"{name}.tls.key": _pem(tls.key),
+        key_file: key_pem(tls.key),
     }
-    encoding = serialization.Encoding.PEM
     public = {
-        f"{name}.tls.pem": tls.certificate.public_bytes(encoding),
-        AUTHORITY: tls.authority.public_bytes(encoding),
+        certificate_file: certificate_pem(tls.certificate),
+        AUTHORITY: certificate_pem(tls.authority),
         ROSTER: bundle.roster,
+        **({} if server_authority is None else {SERVER_AUTHORITY: server_authority}),
     }
     for file, content in private.items():
         write_durably(folder / file, content, PRIVATE)
@@ -163,9 +169,9 @@ def keep_roster(folder: Path, known: Known, data: bytes) -> None:
 def _check_free(folder: Path, name: str) -> None:
     """That the folder holds no identity but, at most, the one called `name`, of a cluster with a root."""
     own = {f"{name}.key", f"{name}.sealing.key", f"{name}.tls.key"}
-    others = sorted(path.name for path in folder.glob("*.key") if path.name not in own)
     # A cluster's own folder is of somebody else whatever the name.
-    others += [FIRST_ROOT] if (folder / FIRST_ROOT).exists() else []
+    others = [FIRST_ROOT] if (folder / FIRST_ROOT).exists() else []
+    others += sorted(path.name for path in folder.glob("*.key") if path.name not in own)
     if others:
         message = f"{folder} holds another identity ({others[0]}); join {name!r} in a folder of its own"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
@@ -226,9 +232,12 @@ def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
     return _Tls(authority, certificate, key)
 
 
-def _pem(key: Ed25519PrivateKey | X25519PrivateKey | ec.EllipticCurvePrivateKey) -> bytes:
-    encoding, form = serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8
-    return key.private_bytes(encoding, form, serialization.NoEncryption())
+def _check_authorities(data: bytes) -> None:
+    try:
+        x509.load_pem_x509_certificates(data)
+    except ValueError as error:
+        message = "the server's authority is not a file of certificates in PEM; give the one that its certificate is of"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "server-authority") from error
 
 
 def _broken(why: str) -> ResplitError:

@@ -29,18 +29,18 @@ NOBODY = f"""\
 
 @dataclass(frozen=True)
 class TlsFiles:
-    """PEM files of the server. `authority`: whose certificates it demands from whoever connects; None: from nobody."""
+    """PEM files of the server. `authority`: whose certificates it demands from whoever connects."""
 
     certificate: Path
     key: Path
-    authority: Path | None = None
+    authority: Path
 
 
 def server_conf(
     listen: str,
     store: Path,
+    tls: TlsFiles,
     *,
-    tls: TlsFiles | None = None,
     name: str = "resplit-1",
     logins_file: str = LOGINS_FILE,
     max_payload_bytes: int = MAX_PAYLOAD_BYTES,
@@ -82,7 +82,19 @@ jetstream {{
   # Plans, receipts and desired state are megabytes; what grows is the audit stream, which nothing deletes.
   max_file_store: {_size(max_file_store_bytes)}{sync if survives_power_cuts else ""}
 }}
-{_tls_block(tls)}
+
+tls {{
+  # Paths are those that they are for whoever starts the server: from its working directory.
+  cert_file: {quoted(str(tls.certificate))}
+  key_file: {quoted(str(tls.key))}
+  # Whoever connects shows a certificate of this authority, before it may say a word.
+  ca_file: {quoted(str(tls.authority))}
+  verify: true
+  min_version: "1.3"
+  # TLS begins with the first byte: nothing is said in the open, and nobody can say for the server that it has none.
+  handshake_first: true
+}}
+
 # Who may connect and what each may do. Enrolment writes this file anew and sends SIGHUP.
 include {_included(logins_file)}
 """
@@ -169,26 +181,6 @@ def _lines(grants: Sequence[Grant]) -> str:
     said = [(quoted(g.subject if g.queue is None else f"{g.subject} {g.queue}"), g.why) for g in grants]
     width = max(len(subject) for subject, _ in said)
     return "\n".join(f"          {subject:<{width}}  # {why}" for subject, why in said)
-
-
-def _tls_block(tls: TlsFiles | None) -> str:
-    if tls is None:
-        return """
-# No TLS: logins are safe, as no secret travels, and everything else can be read by whoever is on the network.
-"""
-    authority = ""
-    if tls.authority is not None:
-        authority = f"""
-  # Whoever connects shows a certificate of this authority, before it may even try to log in.
-  ca_file: {quoted(str(tls.authority))}
-  verify: true"""
-    return f"""
-tls {{
-  cert_file: {quoted(str(tls.certificate))}
-  key_file: {quoted(str(tls.key))}
-  min_version: "1.3"{authority}
-}}
-"""
 
 
 def _included(name: str) -> str:

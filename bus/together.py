@@ -1,6 +1,6 @@
 """A cluster whose members are all on one machine: what the demo runs, and what tests do."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +9,7 @@ from bus.founding import found_cluster, load_holder
 from bus.identity import ORCHESTRATOR, read_roster
 from bus.joining import ROSTER, join, with_roster
 from bus.remembered import PUBLIC, write_durably
+from bus.server_certificate import certify, read_server_certificate
 from schemas.base import NodeId
 from schemas.roster import Policy, Role, TrustTier
 
@@ -17,20 +18,25 @@ CLUSTER = "cluster"
 OPERATOR, CLIENT = NodeId("operator"), NodeId("client")
 LIFETIME = timedelta(days=3600)
 RENEWED_BEFORE = timedelta(days=30)
-"""A roster that expires within this is renewed."""
+"""What expires within this is renewed."""
 
 
 def make_members(
-    folder: Path, agents: Iterable[NodeId], edge: Collection[NodeId] = (), policy: Policy | None = None
+    folder: Path,
+    agents: Iterable[NodeId],
+    edge: Collection[NodeId] = (),
+    policy: Policy | None = None,
+    hosts: Sequence[str] = (),
 ) -> None:
     """Found a cluster in `folder` and join an orchestrator, an operator, a client and each of `agents` to it, each in a
-    folder of its name there. All agents are trusted but those in `edge`.
+    folder of its name there. All agents are trusted but those in `edge`; `hosts`: where they reach the NATS server,
+    beside loopback.
 
     The root's key lies beside them unencrypted: whoever has the machine has the cluster.
     """
     now = datetime.now(UTC)
     cluster = folder / CLUSTER
-    found_cluster(cluster, now=now, policy=policy)
+    found_cluster(cluster, now=now, policy=policy, hosts=hosts)
     roots = [load_holder(cluster / "root-0.key")]
     members: list[tuple[NodeId, Role, TrustTier | None]] = [
         (ORCHESTRATOR, "orchestrator", None),
@@ -58,12 +64,17 @@ def add_member(folder: Path, name: NodeId, role: Role, tier: TrustTier | None) -
     return _handed_out(folder)
 
 
-def renew_if_due(folder: Path) -> None:
-    """Before the roster expires: nobody else would renew it."""
+def renew_if_due(folder: Path, host: str) -> None:
+    """The roster and the server's certificate, before they expire: nobody else would renew them. The certificate too
+    where it is not for `host`."""
     now, cluster = datetime.now(UTC), folder / CLUSTER
+    root = load_holder(cluster / "root-0.key")
     if read_roster(cluster).expires_at - now < RENEWED_BEFORE:
-        renew(cluster, [load_holder(cluster / "root-0.key")], now=now)
+        renew(cluster, [root], now=now)
         _handed_out(folder)
+    server = read_server_certificate(cluster)
+    if host not in server.hosts or server.not_after - now < RENEWED_BEFORE:
+        certify(cluster, (host,), root.authority, now=now)
 
 
 def _handed_out(folder: Path) -> bytes:

@@ -1,6 +1,6 @@
 """The client: ask a deployment, stream its tokens, each once and in order.
 
-This module needs nats-py and msgpack and none of Resplit's other packages, so an application that has a
+This module needs nats-py and msgpack and of Resplit's other packages `natstls` alone, so an application that has a
 `schemas` or a `models` of its own is unharmed by it.
 """
 
@@ -17,6 +17,7 @@ import msgpack
 from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
+from natstls.contexts import server_context
 from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL, IDLE_TIMEOUT_S
 from resplit.exchange import (
     CONTENT_TYPE,
@@ -60,8 +61,8 @@ class Client:
     Every method raises `RequestError` and nothing else when a request does not end in output: with the
     code the cluster gave, or `unknown_deployment` (nobody serves it), `timeout` (nothing came for
     `idle_timeout_s`), `payload_too_large` or `unreachable`. Once connected, the connection outlives
-    restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client; `nats_options` are
-    passed to nats-py (`tls`, ...).
+    restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client: it logs in with that,
+    over TLS with the authority in it; `nats_options` are passed to nats-py.
 
     With a `sealer` every request and its answer are sealed: the bus and its disk see neither. It takes newer rosters
     from the bus while the client is connected, and remembers them in its folder.
@@ -247,12 +248,19 @@ class Client:
 
 
 def _login(folder: Path) -> dict[str, Any]:
-    """What nats-py is told of a member: the seed of its NKey, and the inboxes that nobody else may hear."""
+    """What nats-py is told of a member: the seed of its NKey, the inboxes that nobody else may hear, and by what the
+    server is known."""
     found = sorted(folder.glob("*.nk"))
     if len(found) != 1:
         text = f"{folder} is not the folder of one member: it holds {len(found)} files NAME.nk"
         raise RequestError("invalid_request", text, "keys")
-    return {"nkeys_seed_str": found[0].read_text(), "inbox_prefix": f"_INBOX.client.{found[0].stem}"}
+    name = found[0].stem
+    try:
+        tls = server_context(folder, name)
+    except ValueError as error:
+        raise RequestError("invalid_request", str(error), "keys") from error
+    login = {"nkeys_seed_str": found[0].read_text(), "inbox_prefix": f"_INBOX.client.{name}"}
+    return {**login, "tls": tls, "tls_handshake_first": True}
 
 
 def _text_body(

@@ -20,6 +20,7 @@ from nats.errors import Error as NatsError
 from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR
 from bus.natsconf import LOGINS_FILE
+from bus.server_certificate import SERVER_CERTIFICATE, server_files
 from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.access import Access
 from resplit.child import Child
@@ -98,7 +99,9 @@ class LocalCluster:
         self._memory_bytes = memory_bytes
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
-        self._server = NatsServer(self.folder / NATS, self._logins, port, max_payload_bytes, host)
+        self._host = host
+        tls = server_files(self.keys / CLUSTER)
+        self._server = NatsServer(self.folder / NATS, self._logins, tls, port, max_payload_bytes, host)
         self._children: dict[str, Child] = {NATS: self._server.child}
         self._lock: IO[str] | None = None
 
@@ -247,14 +250,14 @@ class LocalCluster:
         self._lock = lock
 
     def _make_keys(self) -> None:
-        if not (self.keys / CLUSTER / LOGINS_FILE).exists():
+        if not (self.keys / CLUSTER / SERVER_CERTIFICATE).exists():
             # Made beside and put in place whole: one that was interrupted, or is of an earlier release, is of no use.
             fresh = self.folder / "keys.new"
             for folder in (fresh, self.keys):
                 shutil.rmtree(folder, ignore_errors=True)
-            make_members(fresh, self.agents)
+            make_members(fresh, self.agents, hosts=[self._host])
             fresh.rename(self.keys)
-        renew_if_due(self.keys)
+        renew_if_due(self.keys, self._host)
         for node in self.agents:
             if not (self.keys / node).exists():
                 add_member(self.keys, node, "agent", "trusted")

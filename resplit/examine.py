@@ -12,7 +12,8 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from bus.joining import AUTHORITY, KNOWN, ROSTER
+from bus.joining import KNOWN, ROSTER
+from natstls.contexts import AUTHORITY
 from profiler.gpu import gpu_name
 from resplit import control
 from resplit.access import Access

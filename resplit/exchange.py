@@ -12,6 +12,8 @@ from nats.aio.msg import Msg
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 
+from natstls.client import TlsClient
+from natstls.faults import explained
 from resplit.replies import RequestError, read_error
 
 JSON = "application/json"
@@ -36,13 +38,13 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
 
     The connection then outlives restarts of the server.
     """
-    connection = Nats()
+    connection = TlsClient() if options.get("tls_handshake_first") else Nats()
     was_up = False
 
     async def failed(error: Exception) -> None:
         # Before the first connection is up, nats-py would report a refused one here and try for ever. Later on,
         # raising would end its attempts to reconnect.
-        if not was_up and (isinstance(error, OSError) or _is_refusal(error)):
+        if not was_up:
             raise error
 
     try:
@@ -55,8 +57,12 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
         if _is_refusal(error):
             text = f"the NATS server at {url} does not let this login in: its file of logins does not name the key"
             raise RequestError("unreachable", text, "keys") from error
+        no_tls = explained(error)
+        if no_tls is not None:
+            raise RequestError("unreachable", f"the NATS server at {url} {no_tls}", "url") from error
         reason = str(error) or type(error).__name__
-        raise RequestError("unreachable", f"no NATS server answers at {url}: {reason}") from error
+        hint = "" if "tls" in options else "; one that speaks TLS says nothing to others: give the folder of a member"
+        raise RequestError("unreachable", f"no NATS server answers at {url}: {reason}{hint}") from error
     was_up = True
     return connection
 

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from bus.natsconf import LOGINS_FILE, SERVER_FILE, server_conf
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, TlsFiles, server_conf
 from resplit.child import Child
 from schemas.errors import ErrorCode, ResplitError
 
@@ -40,7 +40,8 @@ class NatsServer:
     """A nats-server with JetStream, everything it writes inside `folder`; for this machine alone unless `host` is
     another address of it.
 
-    It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`. Its port,
+    It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`, over TLS
+    with the files `tls`. Its port,
     once known, stays its own over restarts, so that everyone finds it again.
     """
 
@@ -48,12 +49,14 @@ class NatsServer:
         self,
         folder: Path,
         logins: Callable[[], str],
+        tls: TlsFiles,
         port: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         host: str = HOST,
     ) -> None:
         self._folder = folder
         self._logins = logins
+        self._tls = tls
         self._host = host
         self._port = port
         self._max_payload_bytes = max_payload_bytes
@@ -74,7 +77,7 @@ class NatsServer:
         ended = asyncio.ensure_future(self.child.ended())
         try:
             async with asyncio.timeout(READY_S):
-                while not await self._listens():
+                while not self._listens():
                     if ended.done():
                         raise self.child.died(ended.result())
                     await asyncio.sleep(POLL_S)
@@ -94,6 +97,7 @@ class NatsServer:
         config = server_conf(
             f"{self._host}:{ANY_PORT if self._port is None else self._port}",
             self._folder / "jetstream",
+            self._tls,
             name="resplit-local",
             max_payload_bytes=self._max_payload_bytes,
             ports_folder=self._folder,
@@ -106,14 +110,11 @@ class NatsServer:
         fresh.write_text(self._logins())
         fresh.rename(self._folder / LOGINS_FILE)
 
-    async def _listens(self) -> bool:
+    def _listens(self) -> bool:
         ports = self._folder / f"nats-server_{self.child.pid}.ports"
         try:
             addresses: list[str] = json.loads(ports.read_text())["nats"]
-            port = int(addresses[0].rsplit(":", 1)[1])
-            _, writer = await asyncio.open_connection(self._host, port)
+            self._port = int(addresses[0].rsplit(":", 1)[1])
         except (OSError, ValueError):  # the file is not there yet, or half written
             return False
-        writer.close()
-        self._port = port
         return True

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, server_conf
+from bus.server_certificate import server_files
 from bus.together import make_members
 from schemas.base import NodeId
 
@@ -35,13 +37,18 @@ def nats_server_binary() -> str:
 
 
 class NatsServer:
-    """One nats-server with JetStream on 127.0.0.1; it can be killed and started again on the same port and data."""
+    """One nats-server with JetStream on 127.0.0.1; it can be killed and started again on the same port and data.
 
-    def __init__(self, folder: Path) -> None:
+    It lets everybody in: without TLS, for tests of what a connection carries, or with that of `cluster`, for tests
+    whose subject is a process or a command with a member's folder.
+    """
+
+    def __init__(self, folder: Path, cluster: Path | None = None) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._folder = folder
+        self._cluster = cluster
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -50,7 +57,13 @@ class NatsServer:
 
     def start(self) -> None:
         """Start it and wait until its port answers."""
-        command = [nats_server_binary(), "-js", "-sd", str(self._folder), "-a", "127.0.0.1", "-p", str(self.port)]
+        options = ["-js", "-sd", str(self._folder), "-a", "127.0.0.1", "-p", str(self.port)]
+        if self._cluster is not None:
+            listen, tls = f"127.0.0.1:{self.port}", server_files(self._cluster)
+            (self._folder / SERVER_FILE).write_text(server_conf(listen, self._folder, tls, survives_power_cuts=False))
+            (self._folder / LOGINS_FILE).write_text("")
+            options = ["-c", str(self._folder / SERVER_FILE)]
+        command = [nats_server_binary(), *options]
         with (self._folder / "server.log").open("ab") as log:
             self._process = subprocess.Popen(command, stdout=log, stderr=log)
         stop = time.monotonic() + START_S
@@ -91,9 +104,9 @@ class NatsServer:
 
 
 @contextmanager
-def running_server(folder: Path) -> Iterator[NatsServer]:
+def running_server(folder: Path, cluster: Path | None = None) -> Iterator[NatsServer]:
     """A server that runs for as long as the block does."""
-    server = NatsServer(folder)
+    server = NatsServer(folder, cluster)
     server.start()
     try:
         yield server

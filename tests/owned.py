@@ -6,13 +6,15 @@ import base64
 import json
 import re
 import secrets
+import ssl
 from typing import Any
 
-import nats
 import nkeys
 from nats.aio.client import Client as Nats
 
 from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
+from bus.identity import load_credentials
+from natstls.client import TlsClient
 from resplit.cluster import RELOADED_S, LocalCluster
 
 ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
@@ -29,13 +31,22 @@ class OwnedCluster(LocalCluster):
 
     async def owner(self, account: Account) -> Nats:
         """A connection that may do everything in `account`."""
-        return await nats.connect(
+        client = TlsClient()
+        await client.connect(
             self.url,
             nkeys_seed_str=self._seeds[account],
+            tls=self.tls,
+            tls_handshake_first=True,
             max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,
+            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # it is only slept for
             error_cb=_quiet,
         )
+        return client
+
+    @property
+    def tls(self) -> ssl.SSLContext:
+        """With what the owner reaches the server: the operator's certificate."""
+        return load_credentials(self.operator_keys).tls
 
     def refusals(self) -> list[str]:
         """What the server refused its members, in its own words, but for what was provoked."""

@@ -1,14 +1,18 @@
-"""Stream a sum from `adder`, embed a sentence with `minilm`: fifteen_lines.py URL keys/app.nk _INBOX.client.app"""
+"""Stream a sum from `adder`, embed a sentence with `minilm`; in the folder of a client: fifteen_lines.py URL NAME"""
 
 import asyncio
 import json
+import ssl
 import sys
 
 import nats
 
 
-async def main() -> None:
-    async with await nats.connect(sys.argv[1], nkeys_seed=sys.argv[2], inbox_prefix=sys.argv[3]) as nc:
+async def main(url: str, name: str) -> None:
+    tls = ssl.create_default_context(cafile="ca.pem")
+    tls.load_cert_chain(f"{name}.tls.pem", f"{name}.tls.key")
+    login = {"nkeys_seed": f"{name}.nk", "inbox_prefix": f"_INBOX.client.{name}"}
+    async with await nats.connect(url, tls=tls, tls_handshake_first=True, **login) as nc:
         replies = await nc.subscribe(inbox := nc.new_inbox())
         await nc.publish("resplit.v1.infer.adder", b'{"prompt": "348+1275=", "stream": true}', inbox)
         reply: dict[str, object] = {}
@@ -19,4 +23,4 @@ async def main() -> None:
         print("\n", json.loads(answer.data)["data"][0]["embedding"][:4])
 
 
-asyncio.run(main())
+asyncio.run(main(*sys.argv[1:]))

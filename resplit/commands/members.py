@@ -1,7 +1,9 @@
 """Who belongs to a cluster: `init` founds one, `enroll`, `rotate` and `revoke` change it, `join` is for the machine of
-a member; `resplit roster` shows, renews, signs and publishes what the root said."""
+a member, `certify` for its NATS server; `resplit roster` shows, renews, signs and publishes what the root said."""
 
 import re
+import socket
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -17,13 +19,14 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from bus.founding import Holder
+    from bus.server_certificate import ServerCertificate
     from schemas.roster import Policy, Roster
 
 RoleName = Literal["agent", "orchestrator", "operator", "observer", "archivist", "client"]
 TierName = Literal["trusted", "edge"]
 DAYS = 365
 EXPIRES_SOON = timedelta(days=30)
-RELOAD = "carry {logins} to the NATS server's machine, and there: nats-server --signal reload"
+RELOAD = "carry {files} to the NATS server's machine, and there: nats-server --signal reload"
 MEMBERS = ["member", "role", "tier", "until"]
 
 Cluster = Annotated[
@@ -47,6 +50,14 @@ Sensitive = Annotated[
         "`chat=0,5` or `*=ends` for every deployment. Once for each."
     ),
 ]
+Hosts = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--host",
+        help="A name or an address at which members reach the NATS server, once for each. Its certificate is for "
+        "these, and for loopback.",
+    ),
+]
 Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]
 Member = Annotated[str, typer.Argument(help="The member's name.", metavar="NODE")]
 
@@ -59,12 +70,20 @@ def init(
     threshold: Annotated[int, typer.Option(min=1, max=16, help="How many of them it takes to sign.")] = 1,
     locked: Locked = False,
     sensitive: Sensitive = None,
+    host: Hosts = None,
     as_json: AsJson = False,
 ) -> None:
-    """Found a cluster: the keys of its root, its certificate authority, and the configuration of its NATS server. It
-    has no members yet, and the server lets nobody in."""
+    """Found a cluster: the keys of its root, its certificate authority, and the configuration and the certificate of
+    its NATS server. It has no members yet, and the server lets nobody in. Without --host, it is for this machine."""
     from bus.founding import found_cluster  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE, SERVER_FILE  # noqa: PLC0415
+    from bus.server_certificate import (  # noqa: PLC0415
+        SERVER_CERTIFICATE,
+        SERVER_KEY,
+        is_host,
+        read_server_certificate,
+    )
+    from natstls.contexts import AUTHORITY  # noqa: PLC0415
 
     phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
     folder = folder.expanduser()
@@ -75,15 +94,36 @@ def init(
         threshold=threshold,
         passphrases=phrases,
         policy=_policy(sensitive),
+        hosts=[name for name in (socket.gethostname(),) if is_host(name)] if host is None else host,
     )
     if as_json:
-        print_json({"cluster": root.cluster, "folder": str(folder), "holders": holders, "threshold": threshold})
+        told = {"cluster": root.cluster, "folder": str(folder), "holders": holders, "threshold": threshold}
+        print_json({**told, "hosts": read_server_certificate(folder).hosts})
         return
     print(f"{folder}: cluster {root.cluster}, {threshold} of {holders} holders sign")
     if holders > 1:
         print("  give each holder one root-N.key and delete it here")
-    print(f"  for the NATS server's machine: {folder / SERVER_FILE}, and beside it {LOGINS_FILE}")
+    print(f"  for the NATS server's machine, side by side, from {folder}:")
+    print(f"    {SERVER_FILE}, {LOGINS_FILE}, {AUTHORITY}, {SERVER_CERTIFICATE}, and {SERVER_KEY}, which is secret")
+    print(f"  {_certified(read_server_certificate(folder))}")
+    print(f"    another name or address: resplit certify --host HOST --cluster {folder}")
     print(f"  next: resplit enroll orchestrator --role orchestrator --cluster {folder}")
+
+
+def certify(
+    cluster: Cluster, host: Hosts = None, root: Roots = None, locked: Locked = False, as_json: AsJson = False
+) -> None:
+    """Make the NATS server's certificate anew, before it ends or for other hosts. Without --host, for the same."""
+    from bus.server_certificate import SERVER_CERTIFICATE, SERVER_KEY, read_server_certificate  # noqa: PLC0415
+    from bus.server_certificate import certify as certified  # noqa: PLC0415
+
+    hosts = read_server_certificate(cluster).hosts if host is None else host
+    found = certified(cluster, hosts, _holders(cluster, root, locked)[0].authority, now=_now())
+    if as_json:
+        print_json({"hosts": found.hosts, "until": found.not_after.isoformat()})
+        return
+    print(_certified(found))
+    print(f"  {RELOAD.format(files=f'{cluster / SERVER_CERTIFICATE} and {SERVER_KEY}')}   (nobody is disturbed)")
 
 
 def enroll(
@@ -141,6 +181,13 @@ def join(
     roster: Annotated[
         Path | None, typer.Option(help="The roster that more holders have signed since, where it takes several.")
     ] = None,
+    server_authority: Annotated[
+        Path | None,
+        typer.Option(
+            help="Where the NATS server has its certificate from others: the PEM file of whom it has it from, as "
+            "/etc/ssl/certs/ca-certificates.crt. Default: the cluster's own authority."
+        ),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Put a member's keys in place on its machine, after everything in BUNDLE was verified."""
@@ -150,7 +197,8 @@ def join(
     data = _read(bundle, "bundle")
     if roster is not None:
         data = with_roster(data, _read(roster, "roster"))
-    found = joined(data, keys, _now())
+    authorities = None if server_authority is None else _read(server_authority, "server-authority")
+    found = joined(data, keys, _now(), authorities)
     member = found.member
     if as_json:
         told = {"name": member.name, "role": member.role, "tier": member.tier, "until": member.not_after.isoformat()}
@@ -170,6 +218,7 @@ def join(
 def show(cluster: Cluster, as_json: AsJson = False) -> None:
     """Who belongs to the cluster, and until when."""
     from bus.identity import read_roster  # noqa: PLC0415
+    from bus.server_certificate import read_server_certificate  # noqa: PLC0415
 
     roster = read_roster(cluster)
     if as_json:
@@ -180,6 +229,8 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
     print(f"cluster {roster.cluster}, roster {roster.version}, valid until {_day(roster.expires_at)}{soon}")
     for name, blocks in roster.policy.sensitive.items():
         print(f"  sensitive {name}: {blocks if isinstance(blocks, str) else ','.join(map(str, blocks))}")
+    with suppress(ResplitError):  # a folder that only a roster was carried to is shown as well
+        print(_certified(read_server_certificate(cluster)))
     rows = [[member.name, member.role, member.tier or "", _day(member.not_after)] for member in roster.members]
     print_table("", MEMBERS, rows)
 
@@ -254,6 +305,11 @@ def publish(cluster: Cluster, keys: Keys, url: Url = DEFAULT_URL) -> None:
     print(f"roster {roster.version} of cluster {roster.cluster} is published")
 
 
+def _certified(server: "ServerCertificate") -> str:
+    soon = "" if server.not_after - _now() > EXPIRES_SOON else "; renew it: resplit certify"
+    return f"the NATS server's certificate is for {', '.join(server.hosts)}, until {_day(server.not_after)}{soon}"
+
+
 def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: bool) -> None:
     from bus.enrolment import PENDING  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE  # noqa: PLC0415
@@ -270,7 +326,7 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
         print(f"  other holders must sign first: resplit roster sign {pending}")
     else:
         print(f"  there:  resplit join {path.name} --keys FOLDER")
-        print(f"  server: {RELOAD.format(logins=cluster / LOGINS_FILE)}   (it lets {node} in)")
+        print(f"  server: {RELOAD.format(files=cluster / LOGINS_FILE)}   (it lets {node} in)")
         print(f"  here:   resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
@@ -285,7 +341,7 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
         print(f"{what} once other holders have signed: resplit roster sign {pending}")
     else:
         print(f"{what} in roster {roster.version}; now: resplit roster publish --cluster {cluster}")
-        print(f"  and {RELOAD.format(logins=cluster / LOGINS_FILE)}   (it lets in who belongs)")
+        print(f"  and {RELOAD.format(files=cluster / LOGINS_FILE)}   (it lets in who belongs)")
 
 
 def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":

@@ -228,7 +228,8 @@ class Serving:
 
     async def say_raw(self, header: bytes, data: bytes, inbox: str) -> None:
         """A request in NATS' own protocol, past the checks of nats-py; returns once the server took it."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(self.cluster.url.rsplit(":", 1)[1]))
+        port = int(self.cluster.url.rsplit(":", 1)[1])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=self.cluster.tls)
         login = self.cluster.raw_login(await reader.readline())
         sizes = f"{len(header)} {len(header) + len(data)}" if header else f"{len(data)}"
         verb = "HPUB" if header else "PUB"

@@ -15,9 +15,10 @@ from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.credentials import Credentials
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
+from bus.server_certificate import server_files
 from bus.stopping import end
 from bus.streams import AUDIT_BYTES_MAX, ensure_streams
-from bus.together import OPERATOR, add_member, make_members
+from bus.together import CLUSTER, OPERATOR, add_member, make_members
 from resplit.chain import Flaw, Verdict, verify
 from resplit.exits import Exit
 from resplit.rolling import seal_trail
@@ -26,7 +27,7 @@ from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import NodeId
 from tests.audit_trails import N0, N1, Writer, all_out, envelopes_at, tell
-from tests.conftest import NatsServer
+from tests.conftest import NatsServer, running_server
 from tests.integration.cluster_fixtures import command
 from tests.security.guarded_bus import guarded
 
@@ -38,6 +39,12 @@ ARCHIVIST = NodeId("archivist")
 def keys(tmp_path: Path) -> Iterator[Path]:
     make_members(tmp_path / "keys", [N0, N1])
     yield tmp_path / "keys"
+
+
+@pytest.fixture
+def tls_url(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_server(tmp_path_factory.mktemp("tls-nats"), keys / CLUSTER) as server:
+        yield server.url
 
 
 @asynccontextmanager
@@ -158,16 +165,16 @@ async def test_the_stream_keeps_its_beginning_and_has_a_limit_of_its_own(nats_ur
     assert config.deny_delete and config.deny_purge
 
 
-async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, keys: Path, tmp_path: Path) -> None:
-    client = await connect(nats_url, "test")
+async def test_the_commands_prove_export_and_prove_the_export(tls_url: str, keys: Path, tmp_path: Path) -> None:
+    client = await connect(tls_url, "test", credentials=load_credentials(keys / OPERATOR))
     async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         tell(trail, 5)
         trail.record(AuditKind.LINK_CHANGED, "was \x1b[31mred", why="a\nb")
     everything = await envelopes_at(client)
     export, known = tmp_path / "trail.jsonl", tmp_path / "known.jsonl"
     asked = ["audit", "verify", "--keys", str(keys / OPERATOR), "--known", str(known)]
-    at = ["--url", nats_url, "--keys", str(keys / OPERATOR)]
-    code, out, _ = await command(*asked, "--url", nats_url)
+    at = ["--url", tls_url, "--keys", str(keys / OPERATOR)]
+    code, out, _ = await command(*asked, "--url", tls_url)
     assert code == Exit.OK
     assert out.splitlines()[-1].startswith("sound: 7 events, 1 writers, 1 lives; 0 undeclared, 1 declared; every sig")
     code, _, said = await command("audit", "export", str(export), *at)
@@ -184,19 +191,19 @@ async def test_the_commands_prove_export_and_prove_the_export(nats_url: str, key
     assert (await command("audit", "verify", "--keys", str(keys / OPERATOR), "--file", str(export)))[0] == Exit.OK
     code, out, _ = await command(*asked, "--file", str(export))
     assert code == Exit.FAILED and "truncated" in out, "who kept a checkpoint knows that there was more"
-    assert (await command(*asked, "--file", str(export), "--and-stream", "--url", nats_url))[0] == Exit.OK
+    assert (await command(*asked, "--file", str(export), "--and-stream", "--url", tls_url))[0] == Exit.OK
     export.write_text(lines[0].replace("direct", "lasting"))
     assert (await command(*asked, "--file", str(export)))[0] == Exit.FAILED
     await client.close()
 
 
-async def test_the_commands_say_who_held_what_in_json_too(nats_url: str, keys: Path, tmp_path: Path) -> None:
-    client = await connect(nats_url, "test")
+async def test_the_commands_say_who_held_what_in_json_too(tls_url: str, keys: Path, tmp_path: Path) -> None:
+    client = await connect(tls_url, "test", credentials=load_credentials(keys / OPERATOR))
     async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
         trail.record(AuditKind.PLAN_READY, "this node answered ready", deployment="chat", epoch=3)  # type: ignore[arg-type]
     for options in ([], ["--json"]):
         code, out, _ = await command(
-            "audit", "verify", "--holders", "--keys", str(keys / OPERATOR), "--url", nats_url, *options
+            "audit", "verify", "--holders", "--keys", str(keys / OPERATOR), "--url", tls_url, *options
         )
         assert code == Exit.OK and "n0" in out and "chat" in out
     await client.close()
@@ -206,7 +213,7 @@ async def test_a_stream_that_is_rolled_goes_on_and_both_parts_are_one_trail(keys
     """Nobody but an archivist can do it: here the server refuses whatever a member may not."""
     add_member(keys, ARCHIVIST, "archivist", None)
     logins = {name: load_credentials(keys / name) for name in (ORCHESTRATOR, OPERATOR, ARCHIVIST)}
-    with guarded(tmp_path / "nats", logins.values()) as server:
+    with guarded(tmp_path / "nats", logins.values(), server_files(keys / CLUSTER)) as server:
         await roll(server.url, keys, logins, tmp_path)
         assert "Violation" not in server.log
 

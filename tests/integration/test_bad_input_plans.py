@@ -24,6 +24,7 @@ from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.letters import About, seal_letter
 from bus.natsconf import LOGINS_FILE
+from bus.server_certificate import server_files
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, add_member, make_members
 from models.store import Store
@@ -380,7 +381,8 @@ class Alone:
 
 async def test_an_agent_without_a_server_says_so_once_and_joins_when_there_is_one(tmp_path: Path) -> None:
     make_members(tmp_path / "keys", [N0])
-    server = NatsServer(tmp_path / "nats", (tmp_path / "keys" / CLUSTER / LOGINS_FILE).read_text)
+    cluster = tmp_path / "keys" / CLUSTER
+    server = NatsServer(tmp_path / "nats", (cluster / LOGINS_FILE).read_text, server_files(cluster))
     await server.start()
     url = server.url
     await server.child.kill()

@@ -13,6 +13,7 @@ import pytest
 
 import resplit
 from bus.natsconf import LOGINS_FILE, logins_conf
+from bus.server_certificate import server_files
 from bus.together import CLIENT, CLUSTER, make_members
 from resplit import control
 from resplit.child import Child
@@ -32,10 +33,11 @@ HOLD = """
 import asyncio, sys
 from pathlib import Path
 from bus.natsconf import logins_conf
+from bus.server_certificate import server_files
 from resplit.server import NatsServer
 
 async def main():
-    server = NatsServer(Path(sys.argv[1]), lambda: logins_conf(()))
+    server = NatsServer(Path(sys.argv[1]), lambda: logins_conf(()), server_files(Path(sys.argv[2])))
     await server.start()
     print(server.child.pid, flush=True)
     await asyncio.sleep(60)
@@ -62,13 +64,14 @@ async def gone(pids: list[int], timeout_s: float = STEP_S) -> bool:
 
 async def test_a_server_keeps_its_port_over_a_restart_and_leaves_nothing(tmp_path: Path) -> None:
     make_members(tmp_path / "keys", [])
-    server = NatsServer(tmp_path / "nats", (tmp_path / "keys" / CLUSTER / LOGINS_FILE).read_text)
+    cluster = tmp_path / "keys" / CLUSTER
+    server = NatsServer(tmp_path / "nats", (cluster / LOGINS_FILE).read_text, server_files(cluster))
     await server.start()
     url, pid = server.url, server.child.pid
     assert pid is not None
     async with Client(url, keys=tmp_path / "keys" / CLIENT):
         pass
-    with pytest.raises(RequestError, match="does not let this login in"):
+    with pytest.raises(RequestError, match="give the folder of a member"):
         async with Client(url):
             pass
     await server.child.kill()
@@ -82,17 +85,19 @@ async def test_a_server_keeps_its_port_over_a_restart_and_leaves_nothing(tmp_pat
 
 
 async def test_a_port_that_is_taken_is_told_with_the_servers_own_words(tmp_path: Path) -> None:
-    first = NatsServer(tmp_path / "a", lambda: logins_conf(()))
+    make_members(tmp_path / "keys", [])
+    tls = server_files(tmp_path / "keys" / CLUSTER)
+    first = NatsServer(tmp_path / "a", lambda: logins_conf(()), tls)
     await first.start()
     port = int(first.url.rsplit(":", 1)[1])
     with pytest.raises(ResplitError, match="address already in use"):
-        await NatsServer(tmp_path / "b", lambda: logins_conf(()), port).start()
+        await NatsServer(tmp_path / "b", lambda: logins_conf(()), tls, port).start()
     await first.child.stop()
 
 
-async def test_killing_the_parent_ends_its_children(tmp_path: Path) -> None:
+async def test_killing_the_parent_ends_its_children(tmp_path: Path, members: Path) -> None:
     holder = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", HOLD, str(tmp_path), cwd=ROOT, stdout=subprocess.PIPE
+        sys.executable, "-c", HOLD, str(tmp_path), str(members / CLUSTER), cwd=ROOT, stdout=subprocess.PIPE
     )
     assert holder.stdout is not None
     pid = int(await holder.stdout.readline())

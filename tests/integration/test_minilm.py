@@ -78,8 +78,8 @@ async def test_fifteen_lines_of_nats_py_stream_a_completion_and_get_an_embedding
         sys.executable,
         SCRIPT,
         cluster.url,
-        cluster.client_keys / "client.nk",
-        "_INBOX.client.client",
+        "client",
+        cwd=cluster.client_keys,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )

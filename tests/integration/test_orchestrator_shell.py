@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,9 +19,10 @@ from pydantic import ValidationError
 
 from bus import blobs
 from bus.connection import connect
-from bus.identity import ORCHESTRATOR, Identity, load_identity
+from bus.credentials import Credentials
+from bus.identity import ORCHESTRATOR, Identity, load_credentials, load_identity
 from bus.streams import ensure_streams
-from bus.together import make_members
+from bus.together import CLUSTER, OPERATOR, make_members
 from models.store import Store
 from orchestrator import operators, wishes
 from orchestrator.log import PlanLog
@@ -57,7 +58,7 @@ from schemas.leader import Leadership
 from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus, Route
 from schemas.request import ErrorReply
-from tests.conftest import NatsServer
+from tests.conftest import NatsServer, running_server
 
 CHAT = DeploymentName("chat")
 NODES = (NodeId("a"), NodeId("b"), NodeId("c"))
@@ -198,6 +199,11 @@ class World:
     client: Client
     js: JetStreamContext
 
+    @property
+    def login(self) -> Credentials:
+        """What all connect with: the server has TLS, and lets everybody in."""
+        return load_credentials(self.keys / OPERATOR)
+
     async def ask(self, verb: str, data: bytes, timeout_s: float = 15) -> bytes:
         reply = await self.client.request(subjects.control(verb), data, timeout=timeout_s)
         return reply.data
@@ -257,7 +263,7 @@ class World:
         found: dict[NodeId, Peer] = {}
         tasks = []
         for name in names:
-            client = await connect(self.url, name)
+            client = await connect(self.url, name, credentials=self.login)
             found[name] = Peer(load_identity(self.keys / name, name), client, client.jetstream(), **fields)
             tasks.append(asyncio.create_task(found[name].run()))
         try:
@@ -307,17 +313,29 @@ def toy_model(store: Store, blocks: int = 6, weight_bytes: int = 4 * MIB) -> Dig
 
 
 @pytest.fixture
-async def world(nats_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[World]:
+def keys(tmp_path: Path) -> Path:
+    make_members(tmp_path / "keys", NODES)
+    return tmp_path / "keys"
+
+
+@pytest.fixture
+def server(keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NatsServer]:
+    with running_server(tmp_path_factory.mktemp("nats"), keys / CLUSTER) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(
+    server: NatsServer, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[World]:
     # Peers here say all they are every 0.3 s, where a spare agent does every ten.
     monkeypatch.setattr(operators, "ALL_HEARD", timedelta(seconds=3))
     monkeypatch.setattr(wishes, "LOOK_S", 0.5)
-    keys = tmp_path / "keys"
-    make_members(keys, NODES)
     store = Store(tmp_path / "store")
     model = toy_model(store)
-    client = await connect(nats_url, "operator")
+    client = await connect(server.url, "operator", credentials=load_credentials(keys / OPERATOR))
     js = await ensure_streams(client)
-    yield World(nats_url, keys, store, model, client, js)
+    yield World(server.url, keys, store, model, client, js)
     await client.close()
 
 
@@ -649,13 +667,13 @@ async def test_forged_messages_change_nothing_and_are_audited(world: World) -> N
     assert 1 <= len(await world.audited(AuditKind.EVENT_REJECTED)) <= 11
 
 
-async def test_a_server_that_was_killed_costs_nobody_a_plan(world: World, nats_server: NatsServer) -> None:
+async def test_a_server_that_was_killed_costs_nobody_a_plan(world: World, server: NatsServer) -> None:
     async with world.peers(*NODES[:2]), world.orchestrator():
         await world.deploy(stages=2)
         before = await world.until(serving)
-        nats_server.kill()
+        server.kill()
         await asyncio.sleep(6)  # longer than a silent node is given
-        nats_server.start()
+        server.start()
         after = await world.until(serving)
         assert after.deployments[0].current == before.deployments[0].current
         await world.deploy(stages=1)

@@ -1,15 +1,22 @@
-"""A real nats-server with a generated configuration, its members' credentials, and an ear for what it refuses."""
+"""A real nats-server with a generated configuration, its members' credentials, and an ear for what it refuses.
+
+Its certificate and those of its members are of one cluster, made once; its logins are what each test says.
+"""
 
 import asyncio
+import atexit
 import os
 import re
 import secrets
+import shutil
 import signal
 import subprocess
+import tempfile
 import time
 from collections.abc import Awaitable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from nats.aio.client import Client
@@ -18,6 +25,9 @@ from nats.errors import Error as NatsError
 from bus.connection import MemberClient
 from bus.credentials import Credentials, nkey_seed
 from bus.natsconf import LOGINS_FILE, TlsFiles, logins_conf, server_conf
+from bus.server_certificate import server_files
+from bus.together import CLUSTER, make_members
+from natstls.contexts import server_context
 from schemas.base import NodeId
 from schemas.roster import Role
 from tests.conftest import START_S, STOP_S, nats_server_binary
@@ -25,19 +35,28 @@ from tests.conftest import START_S, STOP_S, nats_server_binary
 REFUSAL_S = 5.0
 
 
+@cache
+def cluster() -> Path:
+    """The folders of a cluster with an agent, n0."""
+    folder = Path(tempfile.mkdtemp(prefix="resplit-guarded-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    make_members(folder / "keys", [NodeId("n0")])
+    return folder / "keys"
+
+
 def credentials(name: str, role: Role) -> Credentials:
-    """A member with a key of its own."""
-    return Credentials(NodeId(name), role, nkey_seed(secrets.token_bytes(32)))
+    """A member with an NKey of its own. It shows the certificate of n0: the server asks for one of the cluster, and
+    goes by the NKey."""
+    return Credentials(NodeId(name), role, nkey_seed(secrets.token_bytes(32)), server_context(cluster() / "n0", "n0"))
 
 
 class GuardedServer:
     """One nats-server that lets in whom its file of logins names."""
 
-    def __init__(self, folder: Path, members: Iterable[Credentials], tls: TlsFiles | None = None) -> None:
+    def __init__(self, folder: Path, members: Iterable[Credentials], tls: TlsFiles) -> None:
         self._folder = folder
         self._reloads = 0
-        self._scheme = "nats" if tls is None else "tls"
-        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls=tls, max_file_store_bytes=4 << 30)
+        conf = server_conf("127.0.0.1:-1", folder / "jetstream", tls, max_file_store_bytes=4 << 30)
         (folder / "nats-server.conf").write_text(conf)
         self._write(logins_conf([member.login for member in members]))
         self._process: subprocess.Popen[bytes] | None = None
@@ -49,7 +68,7 @@ class GuardedServer:
     @property
     def url(self) -> str:
         [port] = set(re.findall(r"Listening for client connections on 127\.0\.0\.1:(\d+)", self.log))
-        return f"{self._scheme}://127.0.0.1:{port}"
+        return f"nats://127.0.0.1:{port}"
 
     def start(self) -> None:
         command = [nats_server_binary(), "-c", str(self._folder / "nats-server.conf")]
@@ -104,9 +123,9 @@ class GuardedServer:
 
 @contextmanager
 def guarded(folder: Path, members: Iterable[Credentials], tls: TlsFiles | None = None) -> Iterator[GuardedServer]:
-    """A server that runs for as long as the block does."""
+    """A server that runs for as long as the block does; `tls`: with a certificate of another cluster."""
     folder.mkdir(parents=True, exist_ok=True)
-    server = GuardedServer(folder, members, tls)
+    server = GuardedServer(folder, members, tls or server_files(cluster() / CLUSTER))
     server.start()
     try:
         yield server

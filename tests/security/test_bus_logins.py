@@ -1,9 +1,10 @@
-"""Who gets in: enrolment and revocation by a reload, TLS, and what cannot stand in the generated configuration."""
+"""Who gets in: enrolment and revocation by a reload, and what cannot stand in the generated configuration."""
 
 import asyncio
 import re
 import secrets
-import ssl
+import shutil
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -13,20 +14,20 @@ from hypothesis import strategies as st
 from nats.errors import Error as NatsError
 from pydantic import ValidationError
 
-from bus.connection import connect
 from bus.credentials import Credentials, Login, logins_of, nkey_seed, public_nkey
 from bus.enrolment import enrol, renew, revoke, rotate
 from bus.founding import found_cluster, load_holder
-from bus.identity import ORCHESTRATOR, load_credentials, load_identity, read_roster
+from bus.identity import load_credentials, read_roster
 from bus.joining import join
-from bus.natsconf import LOGINS_FILE, SERVER_FILE, TlsFiles, logins_conf, quoted, server_conf
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, logins_conf, quoted, server_conf
+from bus.server_certificate import server_files
 from bus.streams import ensure_streams
 from bus.subject_log import SubjectLog
-from bus.together import make_members
+from bus.together import CLUSTER
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId
 from schemas.errors import ErrorCode, ResplitError
-from tests.security.guarded_bus import Member, credentials, guarded
+from tests.security.guarded_bus import Member, cluster, credentials, guarded
 
 N0, N1 = NodeId("n0"), NodeId("n1")
 SOON_S = 10.0
@@ -102,7 +103,7 @@ async def test_a_role_that_was_changed_counts_for_those_who_are_connected(tmp_pa
     with guarded(tmp_path, [agent, other]) as server:
         one = await Member(agent).log_in(server.url, allow_reconnect=True, reconnect_time_wait=0)
         await one.client.subscribe(subjects.ALL_CAPACITY)
-        server.reload([Credentials(agent.name, "client", agent.seed), other])
+        server.reload([replace(agent, role="client"), other])
         async with asyncio.timeout(SOON_S):
             refused = await one.is_refused(one.client.publish(subjects.control("status"), b""))
         assert "resplit.v1" in refused
@@ -121,31 +122,6 @@ async def test_a_file_of_logins_with_a_mistake_changes_nothing_on_a_running_serv
         two = await Member(member).log_in(server.url)
         await one.client.close()
         await two.client.close()
-
-
-async def test_with_tls_only_certificates_of_the_authority_may_try_to_log_in(tmp_path: Path) -> None:
-    keys = tmp_path / "keys"
-    make_members(keys, [N0])
-    member, server_keys = credentials(N0, "agent"), keys / ORCHESTRATOR
-    files = TlsFiles(server_keys / "orchestrator.tls.pem", server_keys / "orchestrator.tls.key", server_keys / "ca.pem")
-    with guarded(tmp_path / "nats", [member], files) as server:
-        client = await connect(
-            server.url, N0, tls=load_identity(keys / N0, N0).tls(ssl.Purpose.SERVER_AUTH), credentials=member
-        )
-        await client.flush()
-        await client.close()
-        stranger = ssl.create_default_context(cafile=str(server_keys / "ca.pem"))
-        stranger.check_hostname = False
-        stranger.verify_flags &= ~ssl.VERIFY_X509_STRICT
-        _, port = server.url.rsplit(":", 1)
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(port))
-        await reader.readline()
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            await writer.start_tls(stranger)
-            # In TLS 1.3 the client is through before the server has looked at its certificate.
-            if await reader.read(1) == b"":
-                raise ConnectionError("the server hung up")
-        writer.close()
 
 
 HOSTILE = ("", "n 0", "n.0", "n*", ">", 'n"', "n\n", "n\\", "n}", "N0", "ä", "n0\x00", "$n", "#n", "a" * 64, "n0\n")
@@ -181,7 +157,7 @@ def test_a_key_or_a_seed_with_one_changed_letter_is_refused(data: st.DataObject)
 )
 def test_what_is_no_seed_is_refused_and_not_repeated(seed: str) -> None:
     with pytest.raises(ResplitError) as refused:
-        Credentials(N0, "agent", seed)
+        Credentials(N0, "agent", seed, credentials(N0, "agent").tls)
     assert refused.value.field == "seed"
     assert len(seed) < 3 or seed not in refused.value.message
 
@@ -218,7 +194,7 @@ async def test_the_files_of_a_cluster_let_in_whom_its_roster_names(tmp_path: Pat
 
     shipped = (cluster / SERVER_FILE).read_text()
     assert f'include "{LOGINS_FILE}"' in shipped and 'listen: "0.0.0.0:4222"' in shipped
-    with guarded(tmp_path / "nats", []) as server:
+    with guarded(tmp_path / "nats", [], server_files(cluster)) as server:
         old = enrolled(enrol(cluster, N0, "agent", "edge", timedelta(days=1), roots, now=now))
         server.reload_text(logins())
         assert await server.admits(old)
@@ -259,7 +235,8 @@ def test_the_same_logins_give_the_same_text_in_whatever_order() -> None:
 
 def test_paths_with_quotes_and_blanks_reach_the_server_as_they_are(tmp_path: Path) -> None:
     folder = tmp_path / 'a "quoted" \\ $HOME # {folder}, ä'
-    with guarded(folder, [credentials(N0, "agent")]):
+    files = shutil.copytree(cluster() / CLUSTER, folder)
+    with guarded(folder, [credentials(N0, "agent")], server_files(files)):
         assert (folder / "jetstream").is_dir()
 
 
@@ -272,8 +249,9 @@ def test_control_characters_do_not_stand_in_the_configuration(text: str) -> None
 
 def test_sizes_are_written_as_people_read_them_and_the_file_of_logins_lies_beside() -> None:
     with pytest.raises(ResplitError):
-        server_conf("0.0.0.0:4222", Path("/var/lib/nats"), logins_file="../logins.conf")
-    conf = server_conf("0.0.0.0:4222", Path("/var/lib/nats"), max_payload_bytes=1000, max_file_store_bytes=3 << 20)
+        server_conf("0.0.0.0:1", Path("/nats"), server_files(Path()), logins_file="../logins.conf")
+    files = server_files(Path())
+    conf = server_conf("0.0.0.0:1", Path("/nats"), files, max_payload_bytes=1000, max_file_store_bytes=3 << 20)
     assert "max_payload: 1000\n" in conf and "max_file_store: 3MB\n" in conf
 
 

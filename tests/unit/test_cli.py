@@ -3,6 +3,8 @@
 import asyncio
 import json
 import re
+import secrets
+import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +19,10 @@ from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
 from bus.connection import connect, settle
+from bus.credentials import SEED_BYTES, nkey_seed
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.natsconf import LOGINS_FILE
+from bus.server_certificate import server_files
 from bus.streams import ensure_streams
 from bus.together import CLIENT, CLUSTER, OPERATOR, make_members
 from resplit.cli import app
@@ -65,7 +69,7 @@ def logged_in(members: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def server_url(tmp_path: Path, members: Path, logged_in: None, loop: Callable[[Any], Any]) -> Iterator[str]:
-    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text)
+    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text, server_files(members / CLUSTER))
     loop(server.start())
     yield server.url
     loop(server.child.stop())
@@ -184,9 +188,10 @@ def test_commands_are_for_members_of_the_roles_that_may(server_url: str, members
         assert f"enrolled as {role} (--keys) (forbidden, keys)" in ended.stderr
 
 
-def test_a_login_that_the_server_does_not_know_is_told_as_such(server_url: str, tmp_path: Path) -> None:
-    make_members(tmp_path / "others", [])
-    ended = run("status", "--url", server_url, "--keys", tmp_path / "others" / OPERATOR)
+def test_a_login_that_the_server_does_not_know_is_told_as_such(server_url: str, members: Path, tmp_path: Path) -> None:
+    unknown = shutil.copytree(members / OPERATOR, tmp_path / OPERATOR)
+    (unknown / f"{OPERATOR}.nk").write_text(nkey_seed(secrets.token_bytes(SEED_BYTES)))
+    ended = run("status", "--url", server_url, "--keys", unknown)
     assert ended.exit_code == Exit.UNREACHABLE
     assert "does not let this login in" in ended.stderr
 

@@ -19,6 +19,7 @@ import resplit
 from bus.connection import connect, settle
 from bus.identity import load_credentials
 from bus.natsconf import LOGINS_FILE
+from bus.server_certificate import server_files
 from bus.together import CLIENT, CLUSTER
 from resplit import Client, RequestError, StageTiming, Tensor, Token, Usage, exchange
 from resplit.server import NatsServer
@@ -63,7 +64,7 @@ def keys(members: Path) -> Path:
 
 @pytest.fixture
 async def server_url(tmp_path: Path, members: Path) -> AsyncIterator[str]:
-    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text)
+    server = NatsServer(tmp_path / "nats", (members / CLUSTER / LOGINS_FILE).read_text, server_files(members / CLUSTER))
     await server.start()
     yield server.url
     await server.child.stop()
@@ -445,7 +446,7 @@ async def test_no_server_is_told_at_once() -> None:
 
 
 async def test_a_client_outlives_a_restart_of_the_server(tmp_path: Path, members: Path, keys: Path) -> None:
-    server = NatsServer(tmp_path, (members / CLUSTER / LOGINS_FILE).read_text)
+    server = NatsServer(tmp_path, (members / CLUSTER / LOGINS_FILE).read_text, server_files(members / CLUSTER))
     await server.start()
     try:
         async with Client(server.url, keys=keys) as client:

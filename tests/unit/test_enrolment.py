@@ -75,8 +75,8 @@ def refused(code: ErrorCode, why: str, folder: Path, step: Callable[[], object])
 
 def test_a_cluster_is_founded_without_members_and_its_secrets_are_its_owners(cluster: Path) -> None:
     assert newest(cluster).members == ()
-    public = ["ca.pem", "logins.conf", "nats-server.conf", "root.1.signed", "roster.signed"]
-    assert sorted(content(cluster)) == sorted([*public, "root-0.key"])
+    public = ["ca.pem", "logins.conf", "nats-server.conf", "nats-server.pem", "root.1.signed", "roster.signed"]
+    assert sorted(content(cluster)) == sorted([*public, "nats-server.key", "root-0.key"])
     assert stat.S_IMODE((cluster / "root-0.key").stat().st_mode) == 0o600
     assert stat.S_IMODE(cluster.stat().st_mode) == 0o700
 

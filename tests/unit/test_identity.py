@@ -15,8 +15,9 @@ from bus.certificates import issue
 from bus.enrolment import enrol, renew, revoke, rotate
 from bus.founding import ROSTER_LIFETIME, Holder, found_cluster, load_holder
 from bus.identity import Identity, load_credentials, load_identity, read_roster
-from bus.joining import AUTHORITY, KNOWN, ROSTER, join
+from bus.joining import KNOWN, ROSTER, join
 from bus.remembered import recall
+from natstls.contexts import AUTHORITY
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import PlanSeen
