@@ -25,7 +25,7 @@ from bus.remembered import PUBLIC, recall, remember, write_durably
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_plan, after_roster, open_roots
-from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key
+from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key, spelled
 
 ORCHESTRATOR = NodeId("orchestrator")
 """The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
@@ -137,6 +137,9 @@ class Identity:
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
+        own = roster.member(self.name)
+        self.is_out = own is None or own.signing != spelled(self.key.public_key())
+        """Whether the roster does not have this process's key any more: nobody believes what it signs."""
         self.writers: Keys = writers(roster)
         """Whose audit events are believed."""
         self._until: datetime | None = None

@@ -1,44 +1,25 @@
-"""Reading the audit trail: every event in order, each with how far it may be believed."""
+"""Reading the audit trail from its stream, in order; `resplit.standing` says how far each event may be believed."""
 
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import DeliverPolicy
 from nats.js.client import JetStreamContext
 from nats.js.errors import NotFoundError, ServiceUnavailableError
 
-from bus.identity import read_roster, writers
+from bus.identity import read_roster
+from resplit.standing import Trust, trust_of
 from schemas import subjects
-from schemas.audit import AuditEvent
-from schemas.base import NodeId
-from schemas.codec import decode
-from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
-from schemas.flat import read_flat
 from schemas.roster import Role
 
 QUIET_S = 10.0
 """Without --follow: a replay that brings nothing for this long has come to a halt."""
 FOLLOW_S = 3600.0
 
-Trust = Mapping[NodeId, Ed25519PublicKey]
 READERS: tuple[Role, ...] = ("operator", "observer", "archivist")
 """Who may read the trail."""
-Standing = Literal["verified", "unverified", "forged"]
-"""Signed by the key of its source; not checked, for want of keys; or not what a trusted key signed."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One event as it was read, and how far it may be believed."""
-
-    event: AuditEvent
-    signer: str
-    standing: Standing
 
 
 async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]:
@@ -71,33 +52,4 @@ async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]
 
 def read_trust(folder: Path) -> Trust:
     """Whose events are believed, by a member's folder or the cluster's; no private key is needed to verify."""
-    return writers(read_roster(folder))
-
-
-def read_event(data: bytes, trust: Trust | None) -> Seen:
-    """Read one envelope of the audit stream; raises `ResplitError` if there is no event in it.
-
-    A forgery is shown as one rather than left out: whoever reads the trail must see that it was tried.
-    """
-    if trust is not None:
-        try:
-            event, name = open_envelope(data, AuditEvent, AUDIT_TYPE, trust)
-            return Seen(event, name, "verified" if name == event.source else "forged")
-        except ResplitError as error:
-            if error.code is not ErrorCode.BAD_SIGNATURE:
-                raise
-    match read_flat(data, 4):
-        case [str(), bytes(payload), str(signer), bytes()]:
-            event = decode(AuditEvent, payload, "audit event")
-            return Seen(event, signer, "unverified" if trust is None else "forged")
-        case _:
-            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
-
-
-def signature_of(data: bytes) -> bytes:
-    """The signature in an envelope that `read_event` could read."""
-    match read_flat(data, 4):
-        case [_, _, _, bytes(signature)]:
-            return signature
-        case _:
-            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
+    return trust_of(read_roster(folder))

@@ -11,11 +11,11 @@ from resplit.output import print_json
 
 if TYPE_CHECKING:
     from resplit.access import Access
-    from resplit.trail import Seen
+    from resplit.standing import Seen
 
 REASONS = ("why", "reason")
 """Fields that say why; an event that has both says the first here, which is the more particular one."""
-MARKS = {"verified": "", "unverified": "  [unverified]", "forged": "  [FORGED]"}
+MARKS = {"verified": "", "unverified": "  [unverified]", "late": "  [LATE]", "forged": "  [FORGED]"}
 
 
 def events(
@@ -27,7 +27,8 @@ def events(
 ) -> None:
     """Print what was decided, applied, refused and failed, oldest first (with --json one line of JSON each).
 
-    Every event is verified: `[FORGED]` marks one that its source did not sign.
+    Every event is verified: `[FORGED]` marks one that its source did not sign, `[LATE]` one that is signed with a key
+    behind the word that a roster took it out (the member was revoked, or got new keys).
     """
     from resplit.access import Access  # noqa: PLC0415
 
@@ -35,13 +36,14 @@ def events(
 
 
 async def _print_events(at: "Access", follow: bool, deployment: str | None, as_json: bool) -> None:
-    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
+    from resplit.standing import Reader  # noqa: PLC0415
+    from resplit.trail import READERS, read_trail, read_trust  # noqa: PLC0415
 
-    trust = read_trust(at.keys)
+    reader = Reader(read_trust(at.keys))
     connection = await at.connect("resplit-events", *READERS)
     try:
         async for data in read_trail(connection.jetstream(), follow):
-            seen = read_event(data, trust)
+            seen = reader.read(data)
             if deployment is None or seen.event.deployment == deployment:
                 if as_json:
                     print_json({**seen.event.model_dump(mode="json"), "signer": seen.signer, "standing": seen.standing})

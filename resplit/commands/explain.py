@@ -14,7 +14,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from resplit.access import Access
-    from resplit.trail import Seen
+    from resplit.standing import Seen
     from schemas.control import CandidateReport, DecisionReport
 
 COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
@@ -102,12 +102,13 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
 
 
 async def _explain_epoch(at: "Access", deployment: str | None, epoch: int, as_json: bool) -> None:
-    from resplit.trail import READERS, read_event, read_trail, read_trust  # noqa: PLC0415
+    from resplit.standing import Reader  # noqa: PLC0415
+    from resplit.trail import READERS, read_trail, read_trust  # noqa: PLC0415
 
-    trust = read_trust(at.keys)
+    reader = Reader(read_trust(at.keys))
     connection = await at.connect("resplit-explain", *READERS)
     try:
-        trail = [read_event(data, trust) async for data in read_trail(connection.jetstream(), follow=False)]
+        trail = [reader.read(data) async for data in read_trail(connection.jetstream(), follow=False)]
     finally:
         await connection.close()
     told = [seen for seen in trail if deployment is None or seen.event.deployment == deployment]
@@ -144,5 +145,5 @@ def _print_epoch(made: "Seen", history: "list[Seen]", as_json: bool) -> None:
         print(f"  not {others[name]}")
     for seen in ends:
         print(f"{seen.event.kind.removeprefix('plan_')}: {seen.event.fields['reason']}")
-    if any(seen.standing == "forged" for seen in shown):
-        print("(FORGED events)")
+    if bad := sorted({seen.standing.upper() for seen in shown if seen.standing in ("forged", "late")}):
+        print(f"({' and '.join(bad)} events)")

@@ -284,8 +284,8 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
     elif pending.exists():
         print(f"{what} once other holders have signed: resplit roster sign {pending}")
     else:
-        print(f"{what} in roster {roster.version}; now: resplit roster publish --cluster {cluster}")
-        print(f"  and {RELOAD.format(logins=cluster / LOGINS_FILE)}   (it lets in who belongs)")
+        print(f"{what} in roster {roster.version}; now {RELOAD.format(logins=cluster / LOGINS_FILE)}")
+        print(f"  and then: resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
 def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
