@@ -35,6 +35,8 @@ DEPLOYMENTS_MAX = 10_000
 FORMER_MAX = 1000
 """Former keys that a roster still names. Beyond them the one that left first is forgotten."""
 EVERY_DEPLOYMENT = "*"
+MODELS_MAX = 100
+"""Models that a policy lets one deployment run."""
 
 ClusterId = NewType("ClusterId", str)
 ClusterName = Annotated[ClusterId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -60,6 +62,8 @@ operator deploys, removes, drains and trusts; an observer reads the trail and he
 the trail, which nobody else can."""
 WRITERS: tuple[Role, ...] = ("agent", "orchestrator")
 """Who writes audit events."""
+Ruled = Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")]
+"""The deployment that a rule of the policy is about, or `*`."""
 TrustTier = Literal["trusted", "edge"]
 """What a roster says of an agent. (`Capacity.tier` is what the agent says of itself.)"""
 
@@ -148,10 +152,19 @@ class Former(Value):
 class Policy(Value):
     """What no orchestrator can override."""
 
-    sensitive: dict[Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")], Sensitive] = Field(
-        default_factory=dict, max_length=DEPLOYMENTS_MAX
-    )
+    sensitive: dict[Ruled, Sensitive] = Field(default_factory=dict, max_length=DEPLOYMENTS_MAX)
     """Blocks that only trusted nodes may hold, by deployment; `*` holds for every deployment, named or not."""
+
+    models: dict[Ruled, Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=MODELS_MAX)]] | None = Field(
+        default=None, max_length=DEPLOYMENTS_MAX
+    )
+    """The only models that a deployment may run, by the digests of their manifests; `*` is for each deployment that is
+    not named. None where nothing is said of models, and in what earlier releases signed (as `Roster.former`)."""
+
+    def models_of(self, deployment: DeploymentName) -> tuple[Digest, ...] | None:
+        """The models that `deployment` may run; None: any."""
+        models = self.models or {}
+        return models.get(deployment, models.get(EVERY_DEPLOYMENT))
 
     def sensitive_of(self, deployment: DeploymentName, block_count: int) -> frozenset[int]:
         """The blocks of `deployment` that only trusted nodes may hold."""

@@ -1,5 +1,5 @@
 """Who belongs to a cluster: `init` founds one, `enroll`, `rotate` and `revoke` change it, `join` is for the machine of
-a member; `resplit roster` shows, renews, signs and publishes what the root said."""
+a member; `resplit roster` shows, renews, signs and publishes what the root said, and changes its policy."""
 
 import re
 from datetime import UTC, datetime, timedelta
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resplit.commands.policy import ModelRules, SensitiveRules, changed, lines
 from resplit.defaults import DEFAULT_URL
 from resplit.exits import Commands
 from resplit.options import AsJson, Keys, Url
@@ -17,7 +18,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from bus.founding import Holder
-    from schemas.roster import Policy, Roster
+    from schemas.roster import Roster
 
 RoleName = Literal["agent", "orchestrator", "operator", "observer", "archivist", "client"]
 TierName = Literal["trusted", "edge"]
@@ -40,17 +41,14 @@ Roots = Annotated[
     typer.Option("--root", help="A holder's root-N.key, once for each who signs; default: those in the cluster."),
 ]
 Locked = Annotated[bool, typer.Option("--locked", help="The holders' files have passphrases: ask for them.")]
-Sensitive = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Blocks that only trusted nodes may hold, whatever an orchestrator says, as `chat=ends`, `chat=ends:2`, "
-        "`chat=0,5` or `*=ends` for every deployment. Once for each."
-    ),
-]
 Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]
 Member = Annotated[str, typer.Argument(help="The member's name.", metavar="NODE")]
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="What the root of a cluster said: show, renew, publish it.")
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="What the root of a cluster said: show, renew, publish it, change its policy.",
+)
 
 
 def init(
@@ -58,14 +56,17 @@ def init(
     holders: Annotated[int, typer.Option(min=1, max=16, help="How many people hold a key of the root.")] = 1,
     threshold: Annotated[int, typer.Option(min=1, max=16, help="How many of them it takes to sign.")] = 1,
     locked: Locked = False,
-    sensitive: Sensitive = None,
+    sensitive: SensitiveRules = None,
+    model: ModelRules = None,
     as_json: AsJson = False,
 ) -> None:
     """Found a cluster: the keys of its root, its certificate authority, and the configuration of its NATS server. It
     has no members yet, and the server lets nobody in."""
     from bus.founding import found_cluster  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE, SERVER_FILE  # noqa: PLC0415
+    from schemas.roster import Policy  # noqa: PLC0415
 
+    policy = changed(Policy(), sensitive or (), model or ())
     phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
     folder = folder.expanduser()
     root = found_cluster(
@@ -74,7 +75,7 @@ def init(
         holders=holders,
         threshold=threshold,
         passphrases=phrases,
-        policy=_policy(sensitive),
+        policy=policy,
     )
     if as_json:
         print_json({"cluster": root.cluster, "folder": str(folder), "holders": holders, "threshold": threshold})
@@ -170,6 +171,7 @@ def join(
 def show(cluster: Cluster, as_json: AsJson = False) -> None:
     """Who belongs to the cluster, and until when."""
     from bus.identity import read_roster  # noqa: PLC0415
+    from schemas.roster import FORMER_MAX  # noqa: PLC0415
 
     roster = read_roster(cluster)
     if as_json:
@@ -178,22 +180,48 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
     left = roster.expires_at - _now()
     soon = "" if left > EXPIRES_SOON else "; renew it: resplit roster renew"
     print(f"cluster {roster.cluster}, roster {roster.version}, valid until {_day(roster.expires_at)}{soon}")
-    for name, blocks in roster.policy.sensitive.items():
-        print(f"  sensitive {name}: {blocks if isinstance(blocks, str) else ','.join(map(str, blocks))}")
+    for line in lines(roster.policy):
+        print(f"  {line}")
+    if roster.former:
+        last = roster.former[-1]
+        newest = f"the last that of {last.name}, by roster {last.out}"
+        print(f"  {len(roster.former)} former keys, of {FORMER_MAX} at most; {newest}")
     rows = [[member.name, member.role, member.tier or "", _day(member.not_after)] for member in roster.members]
     print_table("", MEMBERS, rows)
 
 
 @app.command()
-def renew(
-    cluster: Cluster, sensitive: Sensitive = None, root: Roots = None, locked: Locked = False, as_json: AsJson = False
-) -> None:
-    """Say the same again before the roster expires, or, with --sensitive, with another policy in place of the one."""
+def renew(cluster: Cluster, root: Roots = None, locked: Locked = False, as_json: AsJson = False) -> None:
+    """Say the same again before the roster expires."""
     from bus.enrolment import renew as renewed  # noqa: PLC0415
 
-    policy = None if sensitive is None else _policy(sensitive)
-    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=policy)
-    _changed(roster, cluster, "the roster is renewed", as_json)
+    _changed(renewed(cluster, _holders(cluster, root, locked), now=_now()), cluster, "the roster is renewed", as_json)
+
+
+@app.command()
+def policy(
+    cluster: Cluster,
+    sensitive: SensitiveRules = None,
+    model: ModelRules = None,
+    root: Roots = None,
+    locked: Locked = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change what no orchestrator can override, or show it. A rule takes the place of the one about the same name, and
+    all others stay; `NAME=` takes it back."""
+    from bus.enrolment import renew as renewed  # noqa: PLC0415
+    from bus.identity import read_roster  # noqa: PLC0415
+
+    before = read_roster(cluster).policy
+    if sensitive is None and model is None:
+        if as_json:
+            print_json(before)
+        else:
+            print("\n".join(lines(before)) or "no rules: every deployment may run any model, on any node")
+        return
+    after = changed(before, sensitive or (), model or ())
+    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=after)
+    _changed(roster, cluster, "the policy is in force", as_json)
 
 
 @app.command()
@@ -213,6 +241,8 @@ def sign(
     print_table(
         f"roster {roster.version}", MEMBERS, [[m.name, m.role, m.tier or "", _day(m.not_after)] for m in roster.members]
     )
+    for line in lines(roster.policy):
+        print(line)
     if not yes:
         typer.confirm("Sign this?", abort=True)
     write_durably(document, countersign_roster(data, chain, _holders(cluster, root, locked)), PUBLIC)
@@ -301,20 +331,6 @@ def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Hol
 def _passphrase(name: str, confirm: bool = False) -> str:
     asked: str = typer.prompt(f"passphrase of {name}", hide_input=True, confirmation_prompt=confirm)
     return asked
-
-
-def _policy(texts: list[str] | None) -> "Policy":
-    from resplit.commands.deployments import parse_sensitive  # noqa: PLC0415
-    from schemas.roster import EVERY_DEPLOYMENT, Policy  # noqa: PLC0415
-
-    found = {}
-    for text in texts or ():
-        name, equals, blocks = text.partition("=")
-        if not equals or (name != EVERY_DEPLOYMENT and re.fullmatch(NAME_PATTERN, name) is None):
-            message = f"{text!r} is no rule: give a deployment or `*`, and its blocks, as `*=ends`"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
-        found[name] = parse_sensitive(blocks)
-    return Policy(sensitive=found)
 
 
 def _check_name(node: str) -> None:

@@ -22,16 +22,13 @@ from resplit.standing import Reader, Seen, WriterKey, trust_of
 from schemas import subjects
 from schemas.audit import NOTHING_BEFORE, AuditEvent, AuditKind, Link, envelope_digest
 from schemas.base import LifeId, NodeId
-from schemas.control import DeployRequest
-from schemas.deployment import Settings
 from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, seal
 from tests.audit_trails import envelopes_at
 from tests.integration.cluster_fixtures import command
 from tests.owned import OwnedCluster
-from tests.security.recording import ADDER, N0, N1, SERVING_S
+from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S
 
 N2 = NodeId("n2")
-DEPLOYED = DeployRequest(name=ADDER, model="adder", settings=Settings(context_tokens=64))
 SOON_S = 60.0
 LATER = 10**6
 """A heartbeat that would follow every honest one."""

@@ -14,9 +14,11 @@ from bus.joining import ROSTER
 from bus.together import CLIENT, CLUSTER, OPERATOR
 from resplit.cli import app
 from resplit.exits import Exit
-from schemas.base import NodeId
+from schemas.base import Digest, NodeId
+from schemas.roster import Policy
 
 N0 = NodeId("n0")
+A, B = Digest("a" * 64), Digest("b" * 64)
 PHRASE = "correct horse battery staple"
 
 
@@ -111,7 +113,7 @@ def test_each_role_can_be_enrolled_and_logs_in_as_such(cluster: Path, tmp_path: 
         assert load_credentials(tmp_path / role).role == role
 
 
-def test_a_roster_is_shown_and_renewed_with_its_policy_or_with_another(tmp_path: Path) -> None:
+def test_a_policy_is_kept_and_changed_rule_by_rule(tmp_path: Path) -> None:
     cluster = tmp_path / "cluster"
     told("init", cluster, "--sensitive", "*=ends")
     enrolled(cluster, "--tier", "edge")
@@ -119,9 +121,26 @@ def test_a_roster_is_shown_and_renewed_with_its_policy_or_with_another(tmp_path:
     assert "sensitive *: ends" in shown and "edge" in shown
     assert told("roster", "renew", "--cluster", cluster)["version"] == 3
     assert read_roster(cluster).policy.sensitive == {"*": "ends"}
-    told("roster", "renew", "--cluster", cluster, "--sensitive", "chat=0,5", "--sensitive", "other=all")
-    assert read_roster(cluster).policy.sensitive == {"chat": (0, 5), "other": "all"}
+    change = ["roster", "policy", "--cluster", cluster]
+    assert told(*change, "--sensitive", "chat=0,5", "--sensitive", "other=all")["version"] == 4
+    assert read_roster(cluster).policy.sensitive == {"*": "ends", "chat": (0, 5), "other": "all"}
+    told(*change, "--model", f"chat={A},{B}", "--model", f"*={A}")
     assert "sensitive chat: 0,5" in run("roster", "show", "--cluster", cluster).stdout
+    assert run(*change).stdout.splitlines()[-2:] == [f"model chat: {A}, {B}", f"model *: {A}"]
+    told(*change, "--sensitive", "*=", "--sensitive", "other=", "--model", f"chat={B}")
+    after = read_roster(cluster).policy
+    assert (after.sensitive, after.models) == ({"chat": (0, 5)}, {"chat": (B,), "*": (A,)})
+    assert told(*change) == after.model_dump(mode="json")
+    told(*change, "--model", "chat=", "--model", "*=", "--sensitive", "chat=")
+    assert read_roster(cluster).policy == Policy()
+    assert "any model" in run(*change).stdout and read_roster(cluster).version == 7
+    assert Path(cluster / "roster.signed").read_bytes().count(b'"models"') == 0, "what nobody set is not in the bytes"
+
+
+def test_a_cluster_is_founded_with_pinned_models(tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster"
+    told("init", cluster, "--model", f"chat={A}")
+    assert read_roster(cluster).policy.models == {"chat": (A,)}
 
 
 def test_a_home_folder_is_meant_where_it_is_written_as_one(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +187,8 @@ def test_a_folder_holds_one_cluster_and_no_folder_of_one_a_member(cluster: Path,
     refused(Exit.USAGE, "cannot come from", "init", tmp_path / "new", "--holders", 1, "--threshold", 2)
     for rule in ("ends", "=ends", "Chat=ends", "*=some"):
         refused(Exit.USAGE, "(invalid_request, sensitive)", "init", tmp_path / "new", "--sensitive", rule)
+    for rule in (A, f"Chat={A}", "chat=llama", f"chat={A[:12]}", f"chat={A},"):
+        refused(Exit.USAGE, "(invalid_request, model)", "init", tmp_path / "new", "--model", rule)
     assert not (tmp_path / "new").exists()
     refused(Exit.USAGE, "root.1.signed", "roster", "show", "--cluster", tmp_path)
 
