@@ -89,7 +89,9 @@ def test_each_step_names_the_next_one(cluster: Path, tmp_path: Path) -> None:
     said = run("revoke", N0, "--cluster", cluster).stdout
     assert "resplit roster publish" in said and "nats-server --signal reload" in said
     shown = run("roster", "show", "--cluster", cluster).stdout
-    assert "roster 4, valid until" in shown
+    assert (
+        "roster 4, valid until" in shown and "2 former keys, of 1000 at most; the last that of n0, by roster 4" in shown
+    )
 
 
 def test_the_logins_are_written_anew_with_each_change(cluster: Path) -> None:
@@ -206,7 +208,9 @@ def test_what_is_no_bundle_makes_no_member(cluster: Path, tmp_path: Path) -> Non
 
 def test_two_of_three_holders_sign_one_after_another(tmp_path: Path) -> None:
     cluster, keys, pending = tmp_path / "cluster", tmp_path / "keys", tmp_path / "cluster" / "roster.pending"
-    assert "give each holder one" in run("init", cluster, "--holders", 3, "--threshold", 2).stdout
+    assert (
+        "give each holder one" in run("init", cluster, "--holders", 3, "--threshold", 2, "--sensitive", "*=ends").stdout
+    )
     for number in (1, 2):
         (cluster / f"root-{number}.key").rename(tmp_path / f"root-{number}.key")
     bundle = tmp_path / "n0.bundle"
@@ -219,6 +223,7 @@ def test_two_of_three_holders_sign_one_after_another(tmp_path: Path) -> None:
     sign = ["roster", "sign", pending, "--cluster", cluster, "--root", tmp_path / "root-2.key"]
     unsigned = pending.read_bytes()
     asked = run(*sign, stdin="n\n")
+    assert "sensitive *: ends" in asked.stdout, "whoever signs sees the policy as well"
     assert (asked.exit_code, "n0" in asked.stdout, pending.read_bytes()) == (Exit.FAILED, True, unsigned)
     assert run(*sign, stdin="y\n").exit_code == Exit.OK
     assert run(*sign, "--yes").exit_code == Exit.OK, "a holder may sign twice"
