@@ -1,7 +1,8 @@
 """PURE: what the root forbids, whoever signed the plan.
 
 A node that is trusted with a block also hands on what comes out of it. So an agent refuses a plan for what it puts on
-any node and not only on its own: then no trusted node sends anything to one that a stolen orchestrator's key chose.
+any node and not only on its own: then no trusted node sends anything to one that a stolen orchestrator's key chose. A
+model can hand on what it reads as well; where the root says which ones a deployment may run, agents run no other.
 """
 
 from schemas.errors import ErrorCode, ResplitError
@@ -11,7 +12,14 @@ from schemas.roster import Roster, forbidden
 
 
 def check_allowed(roster: Roster, plan: Plan) -> None:
-    """Raise `ResplitError(FORBIDDEN)` where `plan` puts a block on a node that must not hold it."""
+    """Raise `ResplitError(FORBIDDEN)` where `plan` runs a model that its deployment must not run, or puts a block on a
+    node that must not hold it."""
+    models = roster.policy.models_of(plan.deployment)
+    if models is not None and plan.model not in models:
+        message = (
+            f"{plan.deployment!r} must not run model {plan.model[:12]}, which roster {roster.version} does not name"
+        )
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "plan")
     for route in plan.routes:
         block_count = route.stages[-1].last + 1
         for stage in route.stages:

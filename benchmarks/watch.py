@@ -14,7 +14,8 @@ from nats.aio.msg import Msg
 from resplit import Client
 from resplit.cluster import LocalCluster
 from resplit.replies import RequestError, Usage
-from resplit.trail import read_event, read_trust
+from resplit.standing import Reader
+from resplit.trail import read_trust
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 
@@ -78,12 +79,12 @@ class Trail:
     """The audit events since it was opened, as they come."""
 
     def __init__(self, keys: Path) -> None:
-        self._trust = read_trust(keys)
+        self._reader = Reader(read_trust(keys))
         self.events: list[AuditEvent] = []
         self._more = asyncio.Condition()
 
     async def note(self, message: Msg) -> None:
-        seen = read_event(message.data, self._trust)
+        seen = self._reader.read(message.data)
         if seen.standing == "verified":
             self.events.append(seen.event)
             async with self._more:

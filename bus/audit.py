@@ -12,6 +12,9 @@ file never runs ahead of the stream: a life that names what was never stored wou
 When the stream is full, or its disk, the log says so once; the latest `BACKLOG_MAX` events wait in memory, `full` is
 true, and the process goes on with everything else. Whoever would rather stop than go on unrecorded asks `full` and
 `backlog`.
+
+Who hears that its key is out of the roster, revoked or replaced, says no more here: behind others' word of that roster
+nobody would believe it (`resplit.standing`), and a trail with such events in it does not look like an honest one.
 """
 
 import asyncio
@@ -145,6 +148,8 @@ class AuditTrail:
             fields={name: v[:TEXT_MAX] if isinstance(v, str) else v for name, v in fields.items()},
         )
         log.info("%s: %s %s", kind.value, message, fields)
+        if self._identity.is_out:
+            return
         if len(self._waiting) >= BACKLOG_MAX:
             self._waiting.popleft()
             self._lose(1)
@@ -158,8 +163,9 @@ class AuditTrail:
         return len(self._waiting) + (self._sealed is not None)
 
     async def run(self) -> None:
-        """Publish events in order until cancelled; it may then be run again and goes on where it was."""
-        while True:
+        """Publish events in order until cancelled, or until this process's key is out of the roster; it may then be run
+        again and goes on where it was."""
+        while not self._identity.is_out:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(self._sleep_s()):
                     await self._wake.wait()
@@ -173,9 +179,13 @@ class AuditTrail:
                 await self._remember()
             if not self._waiting and self._sealed is None:
                 self._all_out.set()
+        log.warning("the key of %s is out of the roster: this process writes no audit events", self._identity.name)
+        self._all_out.set()
 
     async def drain(self, timeout_s: float) -> None:
         """End the chain in order: wait until every event and a last checkpoint are out, at most `timeout_s`."""
+        if self._identity.is_out:
+            return
         begun = self._tree.count > 0 or self._sealed is not None or self._waiting
         if not begun or (self._ended and not self._waiting):
             return
@@ -199,6 +209,8 @@ class AuditTrail:
         return max(wait_s, 0.0)
 
     def _next(self) -> _Sealed | None:
+        if self._identity.is_out:
+            return None
         if self._sealed is None:
             if self._checkpoint_due():
                 self._seal(self._checkpoint())
@@ -221,7 +233,13 @@ class AuditTrail:
             kind=AuditKind.CHECKPOINT,
             message="this life has recorded so many events",
             fields={"count": count, "ends": ends},
-            checkpoint=Checkpoint(count=count, root=self._tree.root, heads=self.heads.take(), ends=ends),
+            checkpoint=Checkpoint(
+                count=count,
+                root=self._tree.root,
+                heads=self.heads.take(),
+                roster=self._identity.roster.version,
+                ends=ends,
+            ),
         )
 
     def _seal(self, event: AuditEvent) -> None:

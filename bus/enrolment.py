@@ -6,7 +6,8 @@ taken to machines of their own; and what is public: `root.1.signed` and so on, `
 Each change is a new version of the roster. Where fewer holders sign it than it takes, it waits as `roster.pending`:
 carry that to the others (`countersign_roster`) and bring it back (`adopt`). Until then it is not in force.
 
-A member's private keys are made here, are in its bundle and nowhere else: the folder never holds them.
+A member's private keys are made here, are in its bundle and nowhere else: the folder never holds them. The signing key
+of a writer who leaves, or gets another, stays in the roster as a former one: what it signed before stays true.
 """
 
 from collections.abc import Iterable, Sequence
@@ -32,7 +33,18 @@ from natstls.contexts import AUTHORITY
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import CLOCK_BEHIND_MAX, open_roots
-from schemas.roster import ROSTER_TYPE, Member, Policy, Role, RootKeys, Roster, TrustTier, open_roster, spelled
+from schemas.roster import (
+    ROSTER_TYPE,
+    Member,
+    Policy,
+    Role,
+    RootKeys,
+    Roster,
+    TrustTier,
+    former_after,
+    open_roster,
+    spelled,
+)
 from schemas.signed import countersign, key_id, sign
 
 PENDING = "roster.pending"
@@ -213,6 +225,7 @@ def _change(
             authority=cluster.roster.authority,
             members=members,
             policy=policy,
+            former=former_after(cluster.roster, members, now),
         )
     except ValidationError as error:
         raise ResplitError.from_validation(error, "roster") from error

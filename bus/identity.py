@@ -28,7 +28,7 @@ from schemas.base import DeploymentName, Digest, NodeId
 from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import BeaconSeen, Known, after_plan, after_roster, open_roots
-from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key
+from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key, spelled
 
 ORCHESTRATOR = NodeId("orchestrator")
 """The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
@@ -153,6 +153,9 @@ class Identity:
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
+        own = roster.member(self.name)
+        self.is_out = own is None or own.signing != spelled(self.key.public_key())
+        """Whether the roster does not have this process's key any more: nobody believes what it signs."""
         self.writers: Keys = writers(roster)
         """Whose audit events are believed."""
         self._until: datetime | None = None

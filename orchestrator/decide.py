@@ -25,6 +25,8 @@ class Cause(StrEnum):
     PLAN_BROKEN = "plan_broken"
     TRUST_CHANGED = "trust_changed"
     """A sensitive block is on a node that is not trusted (any more)."""
+    MODEL_BARRED = "model_barred"
+    """The root's policy does not let the deployment run its model (any more)."""
     MISSING_ROUTE = "missing_route"
     """Fewer routes serve than are asked for. They serve, so they are weighed meanwhile."""
     NODE_DRAINS = "node_drains"
@@ -35,7 +37,7 @@ class Cause(StrEnum):
     """Another plan saves more than moving costs (`orchestrator.trigger`)."""
 
 
-HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT, Cause.TRUST_CHANGED})
+HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT, Cause.TRUST_CHANGED, Cause.MODEL_BARRED})
 """Hard triggers (mathematics.md A4): the current plan does not serve, so nothing is weighed against acting."""
 
 
@@ -92,6 +94,8 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
     if rollout.candidate is not None:
         if not conforms(rollout.candidate.plan, deployment):
             return DropCandidate(name, "the deployment was changed while this plan was prepared")
+        if deployment.is_barred:
+            return DropCandidate(name, f"the root's policy does not let it run model {deployment.model[:12]}")
         if exposed := exposed_by(snapshot, deployment, rollout.candidate.plan):
             return DropCandidate(name, exposed)
         if leaving := drained_of(snapshot, rollout.candidate.plan):
@@ -110,6 +114,8 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
     current = rollout.current
     if current is None:
         return Need(Cause.NO_PLAN, "the deployment has no plan yet")
+    if deployment.is_barred:
+        return Need(Cause.MODEL_BARRED, f"the root's policy does not let it run model {deployment.model[:12]}")
     lost = sorted(snapshot.absent.intersection(current.nodes))
     if lost:
         return Need(Cause.NODE_LOST, f"lost: {', '.join(lost)}")

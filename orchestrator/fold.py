@@ -23,7 +23,7 @@ from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, Finished
 from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
-from schemas.roster import Roster
+from schemas.roster import Policy, Roster
 
 LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)
 LOST_SPARE = timedelta(seconds=3 * HEARTBEAT_SPARE_S)
@@ -126,8 +126,11 @@ class Snapshot:
 
     def ruled(self, deployment: Deployment) -> Deployment:
         """The same deployment with what the root's policy adds to it."""
-        rules = () if self.roster is None else self.roster.policy.rules_of(deployment.name)
-        return deployment if deployment.ruled == rules else deployment.model_copy(update={"ruled": rules})
+        policy = Policy() if self.roster is None else self.roster.policy
+        rules, models = policy.rules_of(deployment.name), policy.models_of(deployment.name)
+        if (deployment.ruled, deployment.models) == (rules, models):
+            return deployment
+        return deployment.model_copy(update={"ruled": rules, "models": models})
 
     def rollout(self, name: DeploymentName) -> Rollout:
         return self.rollouts.get(name, Rollout(name, self.term))

@@ -38,8 +38,9 @@ def make_plan(
     `avoid` are nodes to leave out where a plan without them exists, `kept` routes that run and stay, `routes` how many
     there are to be where the deployment does not say. A plan has fewer where no more fit beside one another
     (`check_routes`). Raises `ResplitError`: MODEL_TOO_LARGE naming the bytes short, INFEASIBLE where the bytes are
-    there but no assignment is, INVALID_REQUEST where the deployment contradicts itself or the model. The node of a
-    route's first stage is its source: the ingress tokenises where the embedding is.
+    there but no assignment is, INVALID_REQUEST where the deployment contradicts itself or the model, FORBIDDEN
+    where the root does not let it run the model. The node of a route's first stage is its source: the ingress tokenises
+    where the embedding is.
     """
     check_shape(deployment, manifest)
     settings, chains = deployment.settings, deployment.chains
@@ -104,7 +105,10 @@ def check_routes(deployment: Deployment, plan: Plan) -> None:
 
 
 def check_shape(deployment: Deployment, manifest: Manifest) -> None:
-    """Whether the deployment can be meant for this model at all; raises INVALID_REQUEST naming the field."""
+    """Whether the deployment can be meant for this model at all; raises INVALID_REQUEST naming the field, and FORBIDDEN
+    where the root's policy does not let it run the model."""
+    if deployment.is_barred:
+        raise ResplitError(ErrorCode.FORBIDDEN, barred(deployment), "model")
     count = len(manifest.blocks)
     longest = manifest.text.context_length if manifest.text is not None else None
     settings = deployment.settings
@@ -137,6 +141,15 @@ def check_shape(deployment: Deployment, manifest: Manifest) -> None:
         if chain in chains[:number]:
             message = f"route {number} is the same as route {chains.index(chain)}; it would add nothing"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, place(deployment, number))
+
+
+def barred(deployment: Deployment) -> str:
+    """Why a deployment that `is_barred` cannot run its model, and what to do."""
+    others = ", ".join(model[:12] for model in deployment.models or ())
+    return (
+        f"the root's policy does not let {deployment.name!r} run model {deployment.model[:12]}, only {others}; "
+        f"deploy one of those, or have the root name it: `resplit roster policy --model {deployment.name}=...`"
+    )
 
 
 def place(deployment: Deployment, route: int) -> str:

@@ -5,14 +5,15 @@ missing between the first and the last that is there. That the last is the last 
 so: a checkpoint of another writer that saw a later one, the life that came after, or a checkpoint that the verifier
 kept. An end that nobody saw can be cut off unseen.
 
-The order of events of different lives is the server's word and is not judged.
+The order of events of different lives is the server's word. It is not judged, but for this: a key that was taken out
+of the roster vouches for nothing behind the word of a writer that this roster was in force (`resplit.standing`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from resplit.trail import Seen, Trust, read_event
+from resplit.standing import Reader, Seen, Trust
 from schemas.audit import NOTHING_BEFORE, AuditEvent, Checkpoint, Head, Link, envelope_digest
 from schemas.base import Digest, LifeId, LifeName, NodeId, NodeName, Sha256, Value
 from schemas.errors import ResplitError
@@ -32,6 +33,8 @@ class Flaw(StrEnum):
 
     UNREADABLE = "unreadable"
     BAD_SIGNATURE = "bad_signature"
+    LATE = "late"
+    """Signed with a key behind the word that it was taken out."""
     UNCHAINED = "unchained"
     """An event without a link behind events of its writer that have one."""
     GAP = "gap"
@@ -82,6 +85,8 @@ class Kept(Value):
     life: LifeName
     count: int
     root: Sha256
+    roster: int = 0
+    """The version of the roster that the trail says to be in force by then."""
 
 
 @dataclass(frozen=True)
@@ -147,7 +152,9 @@ class Verifier:
     def __init__(self, trust: Trust | None, known_checkpoints: Iterable[Kept] = ()) -> None:
         self.last: AuditEvent | None = None
         """The event that was taken last, if it stands where it belongs."""
-        self._trust = trust
+        known = tuple(known_checkpoints)
+        self._reader = Reader(trust)
+        self._known_roster = max((kept.roster for kept in known), default=0)
         self._lives: dict[tuple[NodeId, LifeId], _Life] = {}
         self._old: set[str] = set()
         self._chained: set[str] = set()
@@ -155,7 +162,7 @@ class Verifier:
         self._unchecked = 0
         self._findings: list[Finding] = []
         self._counts = {True: 0, False: 0}
-        for kept in known_checkpoints:
+        for kept in known:
             self._life(kept.writer, kept.life).kept[kept.count] = kept.root
 
     def take(self, data: bytes) -> Sequence[Finding]:
@@ -177,26 +184,46 @@ class Verifier:
         self._events += 1
         self.last = None
         try:
-            seen = read_event(data, self._trust)
+            seen = self._reader.read(data)
         except ResplitError as error:
             yield Finding(Flaw.UNREADABLE, f"event {self._events} of the trail cannot be read: {error.message}")
             return
         event = seen.event
-        if seen.standing == "forged" or seen.signer != event.source:
+        if seen.standing == "late":
+            sentence = f"event {self._events} of the trail counts no more: {seen.why}"
+            yield Finding(Flaw.LATE, sentence, event.source)
+        elif seen.standing == "forged" or seen.signer != event.source:
             sentence = f"event {self._events} of the trail is not what a trusted {event.source!r} signed"
             yield Finding(Flaw.BAD_SIGNATURE, sentence, event.source)
+        elif self._came_later(seen):
+            sentence = f"event {self._events} of the trail was not there when checkpoints were kept"
+            yield Finding(Flaw.LATE, f"{sentence}, and by then roster {seen.out} had taken its key out", event.source)
         elif event.chain is None:
             yield from self._unchained(seen)
         else:
             self._chained.add(event.source)
             yield from self._chain(event, event.chain, envelope_digest(data))
 
+    def _came_later(self, seen: Seen) -> bool:
+        """Whether an event of a key that was out when checkpoints were kept is behind them, wherever it stands."""
+        link = seen.event.chain
+        if link is None or seen.out is None or seen.out > self._known_roster:
+            return False
+        life = self._lives.get((seen.event.source, link.life))
+        return life is None or link.number > max(life.kept, default=0)
+
     def verdict(self) -> Verdict:
         """What came of it so far."""
         lives = [life for life in self._lives.values() if life.number]
         found = tuple(LifeFound(_.writer, _.life, _.events, _.lost, _.checkpoints, _.is_ended) for _ in lives)
         kept = tuple(
-            Kept(writer=life.writer, life=life.life, count=life.tree.count, root=life.tree.root)
+            Kept(
+                writer=life.writer,
+                life=life.life,
+                count=life.tree.count,
+                root=life.tree.root,
+                roster=self._reader.in_force,
+            )
             for life in lives
             if life.tree is not None
         )

@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from resplit.trail import read_event, signature_of
+from resplit.standing import Reader, signature_of
 from schemas.audit import envelope_digest
 from schemas.envelope import MAX_ENVELOPE_BYTES
 from schemas.errors import ErrorCode, ResplitError
@@ -27,7 +27,7 @@ def as_line(data: bytes) -> str:
     envelope = base64.b64encode(data).decode()
     found: dict[str, Any] = {"specversion": "1.0", "id": envelope_digest(data)}
     try:
-        seen = read_event(data, None)
+        seen = Reader(None).read(data)
     except ResplitError:
         found |= {"source": "/resplit/unknown", "type": UNREADABLE, ENVELOPE: envelope}
         return json.dumps(found)

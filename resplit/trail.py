@@ -1,11 +1,8 @@
-"""Reading the audit trail: every event in order, each with how far it may be believed."""
+"""Reading the audit trail from its stream, in order; `resplit.standing` says how far each event may be believed."""
 
-from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
-from typing import Literal
 
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from nats.aio.client import Client
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js.api import DeliverPolicy
@@ -14,37 +11,21 @@ from nats.js.errors import NotFoundError, ServiceUnavailableError
 
 from bus.credentials import Credentials
 from bus.following import Follower
-from bus.identity import read_roster, writers
+from bus.identity import read_roster
 from bus.membership import Membership
+from resplit.standing import Reader, Seen, Trust, trust_of
 from schemas import subjects
-from schemas.audit import AuditEvent
-from schemas.base import NodeId
-from schemas.codec import decode
-from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
-from schemas.flat import read_flat
 from schemas.roster import Role
 
 QUIET_S = 10.0
 """Without --follow: a replay that brings nothing for this long has come to a halt."""
 FOLLOW_S = 3600.0
 
-Trust = Mapping[NodeId, Ed25519PublicKey]
 READERS: tuple[Role, ...] = ("operator", "observer", "archivist")
 """Who may read the trail."""
 ASKING: tuple[Role, ...] = ("operator", "observer")
 """Who of them may ask for the newest roster."""
-Standing = Literal["verified", "unverified", "forged"]
-"""Signed by the key of its source; not checked, for want of keys; or not what a trusted key signed."""
-
-
-@dataclass(frozen=True)
-class Seen:
-    """One event as it was read, and how far it may be believed."""
-
-    event: AuditEvent
-    signer: str
-    standing: Standing
 
 
 async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]:
@@ -77,50 +58,23 @@ async def read_trail(js: JetStreamContext, follow: bool) -> AsyncIterator[bytes]
 
 def read_trust(folder: Path) -> Trust:
     """Whose events are believed, by a member's folder or the cluster's; no private key is needed to verify."""
-    return writers(read_roster(folder))
+    return trust_of(read_roster(folder))
 
 
-async def follow_trust(connection: Client, who: Credentials, folder: Path) -> Callable[[], Trust]:
-    """Whose events are believed at the moment, by the newest roster that `folder` or the bus has shown: who was
-    enrolled since is no forger. An archivist goes by the folder."""
+async def follow_reader(connection: Client, who: Credentials, folder: Path) -> Callable[[bytes], Seen]:
+    """What reads the envelopes of the trail in order, by the newest roster that `folder` or the bus has shown: who
+    was enrolled since is no forger. An archivist goes by the folder."""
     membership = Membership(folder)
     if who.role in ASKING:
         await Follower(membership).follow(connection)
-    trust = membership.roster, writers(membership.roster)
+    roster = membership.roster
+    reader = Reader(trust_of(roster))
 
-    def believed() -> Trust:
-        nonlocal trust
-        if trust[0] is not membership.roster:
-            trust = membership.roster, writers(membership.roster)
-        return trust[1]
+    def read(data: bytes) -> Seen:
+        nonlocal roster
+        if roster is not membership.roster:
+            roster = membership.roster
+            reader.trust = trust_of(roster)
+        return reader.read(data)
 
-    return believed
-
-
-def read_event(data: bytes, trust: Trust | None) -> Seen:
-    """Read one envelope of the audit stream; raises `ResplitError` if there is no event in it.
-
-    A forgery is shown as one rather than left out: whoever reads the trail must see that it was tried.
-    """
-    if trust is not None:
-        try:
-            event, name = open_envelope(data, AuditEvent, AUDIT_TYPE, trust)
-            return Seen(event, name, "verified" if name == event.source else "forged")
-        except ResplitError as error:
-            if error.code is not ErrorCode.BAD_SIGNATURE:
-                raise
-    match read_flat(data, 4):
-        case [str(), bytes(payload), str(signer), bytes()]:
-            event = decode(AuditEvent, payload, "audit event")
-            return Seen(event, signer, "unverified" if trust is None else "forged")
-        case _:
-            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
-
-
-def signature_of(data: bytes) -> bytes:
-    """The signature in an envelope that `read_event` could read."""
-    match read_flat(data, 4):
-        case [_, _, _, bytes(signature)]:
-            return signature
-        case _:
-            raise ResplitError(ErrorCode.BAD_SIGNATURE, "the audit stream holds something that is not an envelope")
+    return read

@@ -101,6 +101,8 @@ class Checkpoint(Value):
     """The Merkle tree hash (RFC 6962) whose leaves are the SHA-256, as 32 bytes, of their envelopes."""
     heads: tuple[Head, ...] = Field(default=(), max_length=HEADS_MAX)
     """Of other lives: envelopes that the stream has acknowledged, where they changed since the checkpoint before."""
+    roster: int | None = Field(default=None, ge=1)
+    """The version of the roster that is in force here: the keys that it took out sign nothing any more."""
     ends: bool = False
     """The process ends in order, and this is the last event of its life."""
 

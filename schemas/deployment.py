@@ -89,6 +89,13 @@ class Deployment(Value):
     ingress, is sensitive then."""
     ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)
     """What the root's policy adds to them. It is never written down: the policy of the day holds."""
+    models: SkipJsonSchema[tuple[Sha256, ...] | None] = Field(default=None, exclude=True)
+    """The only models that the root's policy lets it run; None: any. Never written down either."""
+
+    @property
+    def is_barred(self) -> bool:
+        """Whether the root's policy does not let it run its model."""
+        return self.models is not None and self.model not in self.models
 
     @property
     def chains(self) -> Placement | None:

@@ -32,7 +32,11 @@ MEMBERS_MAX = 1000
 """A roster of so many members still fits into one signed document."""
 DEPLOYMENTS_MAX = 10_000
 """Deployments that a policy names, and whose plans a process remembers: what is kept on the disk is bounded."""
+FORMER_MAX = 1000
+"""Former keys that a roster still names. Beyond them the one that left first is forgotten."""
 EVERY_DEPLOYMENT = "*"
+MODELS_MAX = 100
+"""Models that a policy lets one deployment run."""
 
 ClusterId = NewType("ClusterId", str)
 ClusterName = Annotated[ClusterId, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
@@ -58,6 +62,8 @@ operator deploys, removes, drains and trusts; an observer reads the trail and he
 the trail, which nobody else can."""
 WRITERS: tuple[Role, ...] = ("agent", "orchestrator")
 """Who writes audit events."""
+Ruled = Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")]
+"""The deployment that a rule of the policy is about, or `*`."""
 TrustTier = Literal["trusted", "edge"]
 """What a roster says of an agent. (`Capacity.tier` is what the agent says of itself.)"""
 
@@ -127,13 +133,38 @@ class Member(Value):
         return self.not_before <= now < self.not_after
 
 
+class Former(Value):
+    """A signing key that was a writer's, and is not any more.
+
+    What it signed while it was stays true, wherever the trail shows that it was signed by then (`resplit.standing`).
+    Nothing else believes it.
+    """
+
+    name: NodeName
+    role: Role
+    signing: PublicKey
+    out: int = Field(ge=2)
+    """The version of the roster that took it out."""
+    until: AwareDatetime
+    """When the root did, by its holders' clock. It may have taken long until members heard of it."""
+
+
 class Policy(Value):
     """What no orchestrator can override."""
 
-    sensitive: dict[Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")], Sensitive] = Field(
-        default_factory=dict, max_length=DEPLOYMENTS_MAX
-    )
+    sensitive: dict[Ruled, Sensitive] = Field(default_factory=dict, max_length=DEPLOYMENTS_MAX)
     """Blocks that only trusted nodes may hold, by deployment; `*` holds for every deployment, named or not."""
+
+    models: dict[Ruled, Annotated[tuple[Sha256, ...], Field(min_length=1, max_length=MODELS_MAX)]] | None = Field(
+        default=None, max_length=DEPLOYMENTS_MAX
+    )
+    """The only models that a deployment may run, by the digests of their manifests; `*` is for each deployment that is
+    not named. None where nothing is said of models, and in what earlier releases signed (as `Roster.former`)."""
+
+    def models_of(self, deployment: DeploymentName) -> tuple[Digest, ...] | None:
+        """The models that `deployment` may run; None: any."""
+        models = self.models or {}
+        return models.get(deployment, models.get(EVERY_DEPLOYMENT))
 
     def sensitive_of(self, deployment: DeploymentName, block_count: int) -> frozenset[int]:
         """The blocks of `deployment` that only trusted nodes may hold."""
@@ -159,6 +190,9 @@ class Roster(Value):
     """SHA-256 of the SubjectPublicKeyInfo of the certificate authority that issues the members' TLS certificates."""
     members: tuple[Member, ...] = Field(default=(), max_length=MEMBERS_MAX)
     policy: Policy = Policy()
+    former: tuple[Former, ...] | None = Field(default=None, max_length=FORMER_MAX)
+    """Who left first in front. None where nobody did, and in what earlier releases signed: the digests of rosters that
+    processes remember must not change."""
 
     @model_validator(mode="after")
     def _members_differ(self) -> Self:
@@ -168,6 +202,9 @@ class Roster(Value):
         for kind in ("signing", "sealing", "bus", "link"):
             if doubled := _doubled([str(getattr(member, kind)) for member in self.members]):
                 raise ValueError(f"two members have the {kind} key {doubled}")
+        known = [member.signing for member in self.members] + [one.signing for one in self.former or ()]
+        if doubled := _doubled(known):
+            raise ValueError(f"a key that left never comes back, and {doubled} has left")
         _check_order(self.issued_at, self.expires_at)
         return self
 
@@ -195,6 +232,17 @@ def open_roster(root: RootKeys, data: bytes) -> Roster:
         )
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root_version")
     return roster
+
+
+def former_after(before: Roster, members: Iterable[Member], now: datetime) -> tuple[Former, ...] | None:
+    """The former keys of the roster that follows `before`, names `members` and is issued at `now`."""
+    kept = {member.signing for member in members}
+    left = (
+        Former(name=one.name, role=one.role, signing=one.signing, out=before.version + 1, until=now)
+        for one in before.members
+        if one.role in WRITERS and one.signing not in kept
+    )
+    return (*(before.former or ()), *left)[-FORMER_MAX:] or None
 
 
 def members_at(roster: Roster, role: Role, now: datetime) -> tuple[Member, ...]:

@@ -11,12 +11,13 @@ from nats.aio.client import Client
 
 from bus.audit import AuditTrail
 from bus.connection import connect, settle
-from bus.identity import ORCHESTRATOR, Identity, load_identity
+from bus.identity import ORCHESTRATOR, Identity, Keys, load_identity, read_roster, writers
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.together import make_members
 from resplit.chain import Kept, verify
-from resplit.trail import Trust, read_event, read_trail, read_trust
+from resplit.standing import Reader, Trust
+from resplit.trail import read_trail, read_trust
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind, Link, envelope_digest
 from schemas.base import LifeId, NodeId
@@ -69,13 +70,15 @@ class Recorded:
     """A trail of three writers, one of whom lived twice, and who can verify it."""
 
     folder: Path
+    keys: Keys
+    """Whose events are believed while they are written."""
     trust: Trust
     envelopes: tuple[bytes, ...]
     kept: tuple[Kept, ...]
     """What a verifier keeps who saw all of it."""
 
     def event(self, position: int) -> AuditEvent:
-        return read_event(self.envelopes[position], self.trust).event
+        return Reader(self.trust).read(self.envelopes[position]).event
 
     def link(self, position: int) -> Link:
         link = self.event(position).chain
@@ -121,7 +124,7 @@ async def record_trail(url: str, folder: Path) -> Recorded:
         await client.close()
     trust = read_trust(folder / ORCHESTRATOR)
     verdict = verify(envelopes, trust)
-    return Recorded(folder, trust, tuple(envelopes), verdict.kept)
+    return Recorded(folder, writers(read_roster(folder / ORCHESTRATOR)), trust, tuple(envelopes), verdict.kept)
 
 
 def _writer(client: Client, folder: Path, name: NodeId, checkpoint_s: float = 60.0) -> Writer:

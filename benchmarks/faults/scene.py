@@ -15,7 +15,7 @@ from bus.connection import settle
 from bus.identity import Identity
 from resplit import control
 from resplit.cluster import LocalCluster
-from resplit.trail import read_event
+from resplit.standing import Reader, trust_of
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.control import DeploymentStatus, DeployRequest, StatusReply
@@ -84,7 +84,7 @@ class Ear:
         self._keep(open_envelope(message.data, Receipt, RECEIPT_TYPE, self.identity.agents)[0])
 
     async def _audited(self, message: Msg) -> None:
-        seen = read_event(message.data, self.identity.writers)
+        seen = Reader(trust_of(self.identity.roster)).read(message.data)
         self.audit.append((time.monotonic(), seen.event))
 
     def _keep(self, word: Word) -> None:

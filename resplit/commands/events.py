@@ -11,11 +11,11 @@ from resplit.output import print_json
 
 if TYPE_CHECKING:
     from resplit.access import Access
-    from resplit.trail import Seen
+    from resplit.standing import Seen
 
 REASONS = ("why", "reason")
 """Fields that say why; an event that has both says the first here, which is the more particular one."""
-MARKS = {"verified": "", "unverified": "  [unverified]", "forged": "  [FORGED]"}
+MARKS = {"verified": "", "unverified": "  [unverified]", "late": "  [LATE]", "forged": "  [FORGED]"}
 
 
 def events(
@@ -28,7 +28,8 @@ def events(
     """Print what was decided, applied, refused and failed, oldest first (with --json one line of JSON each).
 
     Every event is verified, by the newest roster that the folder or the bus has: `[FORGED]` marks one that its source
-    did not sign.
+    did not sign, `[LATE]` one that is signed with a key behind the word that a roster took it out (the member was
+    revoked, or got new keys).
     """
     from resplit.access import Access  # noqa: PLC0415
 
@@ -36,13 +37,13 @@ def events(
 
 
 async def _print_events(at: "Access", follow: bool, deployment: str | None, as_json: bool) -> None:
-    from resplit.trail import READERS, follow_trust, read_event, read_trail  # noqa: PLC0415
+    from resplit.trail import READERS, follow_reader, read_trail  # noqa: PLC0415
 
     connection = await at.connect("resplit-events", *READERS)
     try:
-        trust = await follow_trust(connection, at.credentials(*READERS), at.keys)
+        read = await follow_reader(connection, at.credentials(*READERS), at.keys)
         async for data in read_trail(connection.jetstream(), follow):
-            seen = read_event(data, trust())
+            seen = read(data)
             if deployment is None or seen.event.deployment == deployment:
                 if as_json:
                     print_json({**seen.event.model_dump(mode="json"), "signer": seen.signer, "standing": seen.standing})

@@ -14,7 +14,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from resplit.access import Access
-    from resplit.trail import Seen
+    from resplit.standing import Seen
     from schemas.control import CandidateReport, DecisionReport
 
 COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
@@ -102,12 +102,12 @@ def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:
 
 
 async def _explain_epoch(at: "Access", deployment: str | None, epoch: int, as_json: bool) -> None:
-    from resplit.trail import READERS, follow_trust, read_event, read_trail  # noqa: PLC0415
+    from resplit.trail import READERS, follow_reader, read_trail  # noqa: PLC0415
 
     connection = await at.connect("resplit-explain", *READERS)
     try:
-        trust = await follow_trust(connection, at.credentials(*READERS), at.keys)
-        trail = [read_event(data, trust()) async for data in read_trail(connection.jetstream(), follow=False)]
+        read = await follow_reader(connection, at.credentials(*READERS), at.keys)
+        trail = [read(data) async for data in read_trail(connection.jetstream(), follow=False)]
     finally:
         await connection.close()
     told = [seen for seen in trail if deployment is None or seen.event.deployment == deployment]
@@ -144,5 +144,5 @@ def _print_epoch(made: "Seen", history: "list[Seen]", as_json: bool) -> None:
         print(f"  not {others[name]}")
     for seen in ends:
         print(f"{seen.event.kind.removeprefix('plan_')}: {seen.event.fields['reason']}")
-    if any(seen.standing == "forged" for seen in shown):
-        print("(FORGED events)")
+    if bad := sorted({seen.standing.upper() for seen in shown if seen.standing in ("forged", "late")}):
+        print(f"({' and '.join(bad)} events)")

@@ -1,5 +1,6 @@
 """Who belongs to a cluster: `init` founds one, `enroll`, `rotate` and `revoke` change it, `join` is for the machine of
-a member, `certify` for its NATS server; `resplit roster` shows, renews, signs and publishes what the root said."""
+a member, `certify` for its NATS server; `resplit roster` shows, renews, signs and publishes what the root said, and
+changes its policy."""
 
 import re
 import socket
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from resplit.commands.policy import ModelRules, SensitiveRules, changed, lines
 from resplit.defaults import DEFAULT_URL
 from resplit.exits import Commands
 from resplit.options import AsJson, Keys, Url
@@ -20,7 +22,7 @@ from schemas.errors import ErrorCode, ResplitError
 if TYPE_CHECKING:
     from bus.founding import Holder
     from bus.server_certificate import ServerCertificate
-    from schemas.roster import Policy, Roster
+    from schemas.roster import Roster
 
 RoleName = Literal["agent", "orchestrator", "operator", "observer", "archivist", "client"]
 TierName = Literal["trusted", "edge"]
@@ -43,13 +45,6 @@ Roots = Annotated[
     typer.Option("--root", help="A holder's root-N.key, once for each who signs; default: those in the cluster."),
 ]
 Locked = Annotated[bool, typer.Option("--locked", help="The holders' files have passphrases: ask for them.")]
-Sensitive = Annotated[
-    list[str] | None,
-    typer.Option(
-        help="Blocks that only trusted nodes may hold, whatever an orchestrator says, as `chat=ends`, `chat=ends:2`, "
-        "`chat=0,5` or `*=ends` for every deployment. Once for each."
-    ),
-]
 Hosts = Annotated[
     list[str] | None,
     typer.Option(
@@ -61,7 +56,11 @@ Hosts = Annotated[
 Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]
 Member = Annotated[str, typer.Argument(help="The member's name.", metavar="NODE")]
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, help="What the root of a cluster said: show, renew, publish it.")
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    help="What the root of a cluster said: show, renew, publish it, change its policy.",
+)
 
 
 def init(
@@ -69,7 +68,8 @@ def init(
     holders: Annotated[int, typer.Option(min=1, max=16, help="How many people hold a key of the root.")] = 1,
     threshold: Annotated[int, typer.Option(min=1, max=16, help="How many of them it takes to sign.")] = 1,
     locked: Locked = False,
-    sensitive: Sensitive = None,
+    sensitive: SensitiveRules = None,
+    model: ModelRules = None,
     host: Hosts = None,
     as_json: AsJson = False,
 ) -> None:
@@ -84,7 +84,9 @@ def init(
         read_server_certificate,
     )
     from natstls.contexts import AUTHORITY  # noqa: PLC0415
+    from schemas.roster import Policy  # noqa: PLC0415
 
+    policy = changed(Policy(), sensitive or (), model or ())
     phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
     folder = folder.expanduser()
     root = found_cluster(
@@ -93,7 +95,7 @@ def init(
         holders=holders,
         threshold=threshold,
         passphrases=phrases,
-        policy=_policy(sensitive),
+        policy=policy,
         hosts=[name for name in (socket.gethostname(),) if is_host(name)] if host is None else host,
     )
     if as_json:
@@ -219,6 +221,7 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
     """Who belongs to the cluster, and until when."""
     from bus.identity import read_roster  # noqa: PLC0415
     from bus.server_certificate import read_server_certificate  # noqa: PLC0415
+    from schemas.roster import FORMER_MAX  # noqa: PLC0415
 
     roster = read_roster(cluster)
     if as_json:
@@ -227,8 +230,12 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
     left = roster.expires_at - _now()
     soon = "" if left > EXPIRES_SOON else "; renew it: resplit roster renew"
     print(f"cluster {roster.cluster}, roster {roster.version}, valid until {_day(roster.expires_at)}{soon}")
-    for name, blocks in roster.policy.sensitive.items():
-        print(f"  sensitive {name}: {blocks if isinstance(blocks, str) else ','.join(map(str, blocks))}")
+    for line in lines(roster.policy):
+        print(f"  {line}")
+    if roster.former:
+        last = roster.former[-1]
+        newest = f"the last that of {last.name}, by roster {last.out}"
+        print(f"  {len(roster.former)} former keys, of {FORMER_MAX} at most; {newest}")
     with suppress(ResplitError):  # a folder that only a roster was carried to is shown as well
         print(_certified(read_server_certificate(cluster)))
     rows = [[member.name, member.role, member.tier or "", _day(member.not_after)] for member in roster.members]
@@ -236,15 +243,37 @@ def show(cluster: Cluster, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def renew(
-    cluster: Cluster, sensitive: Sensitive = None, root: Roots = None, locked: Locked = False, as_json: AsJson = False
-) -> None:
-    """Say the same again before the roster expires, or, with --sensitive, with another policy in place of the one."""
+def renew(cluster: Cluster, root: Roots = None, locked: Locked = False, as_json: AsJson = False) -> None:
+    """Say the same again before the roster expires."""
     from bus.enrolment import renew as renewed  # noqa: PLC0415
 
-    policy = None if sensitive is None else _policy(sensitive)
-    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=policy)
-    _changed(roster, cluster, "the roster is renewed", as_json)
+    _changed(renewed(cluster, _holders(cluster, root, locked), now=_now()), cluster, "the roster is renewed", as_json)
+
+
+@app.command()
+def policy(
+    cluster: Cluster,
+    sensitive: SensitiveRules = None,
+    model: ModelRules = None,
+    root: Roots = None,
+    locked: Locked = False,
+    as_json: AsJson = False,
+) -> None:
+    """Change what no orchestrator can override, or show it. A rule takes the place of the one about the same name, and
+    all others stay; `NAME=` takes it back."""
+    from bus.enrolment import renew as renewed  # noqa: PLC0415
+    from bus.identity import read_roster  # noqa: PLC0415
+
+    before = read_roster(cluster).policy
+    if sensitive is None and model is None:
+        if as_json:
+            print_json(before)
+        else:
+            print("\n".join(lines(before)) or "no rules: every deployment may run any model, on any node")
+        return
+    after = changed(before, sensitive or (), model or ())
+    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=after)
+    _changed(roster, cluster, "the policy is in force", as_json)
 
 
 @app.command()
@@ -264,6 +293,8 @@ def sign(
     print_table(
         f"roster {roster.version}", MEMBERS, [[m.name, m.role, m.tier or "", _day(m.not_after)] for m in roster.members]
     )
+    for line in lines(roster.policy):
+        print(line)
     if not yes:
         typer.confirm("Sign this?", abort=True)
     write_durably(document, countersign_roster(data, chain, _holders(cluster, root, locked)), PUBLIC)
@@ -340,8 +371,8 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
     elif pending.exists():
         print(f"{what} once other holders have signed: resplit roster sign {pending}")
     else:
-        print(f"{what} in roster {roster.version}; now: resplit roster publish --cluster {cluster}")
-        print(f"  and {RELOAD.format(files=cluster / LOGINS_FILE)}   (it lets in who belongs)")
+        print(f"{what} in roster {roster.version}; now {RELOAD.format(files=cluster / LOGINS_FILE)}")
+        print(f"  and then: resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
 def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
@@ -357,20 +388,6 @@ def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Hol
 def _passphrase(name: str, confirm: bool = False) -> str:
     asked: str = typer.prompt(f"passphrase of {name}", hide_input=True, confirmation_prompt=confirm)
     return asked
-
-
-def _policy(texts: list[str] | None) -> "Policy":
-    from resplit.commands.deployments import parse_sensitive  # noqa: PLC0415
-    from schemas.roster import EVERY_DEPLOYMENT, Policy  # noqa: PLC0415
-
-    found = {}
-    for text in texts or ():
-        name, equals, blocks = text.partition("=")
-        if not equals or (name != EVERY_DEPLOYMENT and re.fullmatch(NAME_PATTERN, name) is None):
-            message = f"{text!r} is no rule: give a deployment or `*`, and its blocks, as `*=ends`"
-            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
-        found[name] = parse_sensitive(blocks)
-    return Policy(sensitive=found)
 
 
 def _check_name(node: str) -> None:

@@ -33,7 +33,7 @@ from resplit import exchange, replies
 from resplit.cloudevents import as_line, envelopes
 from resplit.control import read_reply
 from resplit.replies import RequestError
-from resplit.trail import read_event
+from resplit.standing import Reader, trust_of
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId, RequestId
 from schemas.codec import JSON, MSGPACK, decode, decode_as, decode_plain, encode
@@ -121,8 +121,8 @@ WHERE: dict[str, str] = {
     "resplit/cloudevents.py:envelopes": "line of an export",
     "resplit/exchange.py:_decode": "reply",
     "resplit/exchange.py:_unpacked": "reply",
-    "resplit/trail.py:read_event": "event of the trail",
-    "resplit/trail.py:signature_of": "line of an export",
+    "resplit/standing.py:_claimed": "event of the trail",
+    "resplit/standing.py:signature_of": "line of an export",
     "models/sealing.py:_Sealed.__init__": "sealed file",
 }
 """By decoder, as `decoders` calls them."""
@@ -227,7 +227,7 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
             (b'{"stream":"A","seq":7}', b'{"error":{"code":400,"err_code":10071,"description":"wrong last sequence"}}'),
             (MovedError, NoRoomError, UnsureError),
         ),
-        "event of the trail": Decoder(lambda data: read_event(data, n0.writers), some[AUDIT_TYPE], fold=SIGNED_FOLD),
+        "event of the trail": Decoder(Reader(trust_of(n0.roster)).read, some[AUDIT_TYPE], fold=SIGNED_FOLD),
         "line of an export": Decoder(
             lambda data: list(envelopes([data.decode(errors="replace")])),
             tuple(as_line(data).encode() for data in some[AUDIT_TYPE]),

@@ -94,8 +94,13 @@ def believed(identity: Identity, kind: str) -> Keys:
 def half_trusted(folder: Path) -> OwnedCluster:
     """Two agents with the model that is shipped: n1 is at the edge, and the root keeps both ends of every deployment
     from it."""
+    return ruled(folder, Policy(sensitive={"*": "ends"}))
+
+
+def ruled(folder: Path, policy: Policy) -> OwnedCluster:
+    """Two agents with the model that is shipped, n1 at the edge, under this policy of the root's."""
     store = Path(shutil.copytree(resplit.demo.shipped_store(), folder / "store"))
-    make_members(folder / "cluster" / "keys", [N0, N1], edge=[N1], policy=Policy(sensitive={"*": "ends"}))
+    make_members(folder / "cluster" / "keys", [N0, N1], edge=[N1], policy=policy)
     return OwnedCluster(folder / "cluster", store, agents=2, threads=1)
 
 

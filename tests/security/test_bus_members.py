@@ -41,6 +41,7 @@ from orchestrator.wishes import Desired, stored
 from resplit.chain import verify
 from resplit.client import Client as RequestClient
 from resplit.sealing import Sealer
+from resplit.standing import trust_of
 from resplit.trail import read_trail
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -297,7 +298,7 @@ async def test_the_trail_is_written_by_each_and_read_by_observers_and_operators(
         await end([writing])
     for reader in (cluster.observer, cluster.operator):
         envelopes = [data async for data in read_trail(reader.jetstream(), follow=False)]
-        verdict = verify(envelopes, cluster.identity(N0).writers)
+        verdict = verify(envelopes, trust_of(cluster.identity(N0).roster))
         assert verdict.is_sound
         assert {life.writer: life.is_ended for life in verdict.lives} == {N0: True, N1: True, "orchestrator": True}
 

@@ -1,21 +1,30 @@
-"""Who stole an orchestrator's key, against the root's policy: real processes, a plan signed as it should be."""
+"""Who stole an orchestrator's key, against the root's policy: real processes, plans signed as they should be."""
 
 import asyncio
 from datetime import UTC, datetime
 from pathlib import Path
 
+import pytest
+from nats.aio.client import Client as Nats
+
+import resplit.demo
 from bus.identity import ORCHESTRATOR, load_identity
 from models.store import Store
 from resplit import Client, control
 from resplit.access import Access
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Stage
 from schemas.envelope import PLAN_TYPE, open_envelope, seal
-from schemas.plan import PlanEvent, PlanPhase, Route
+from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import Plan, PlanEvent, PlanPhase, Route
+from schemas.roster import Policy
+from tests.owned import OwnedCluster
 from tests.security.believer import Believer
-from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted
+from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted, ruled
+
+ANY_MODEL = "forbidden: '{}' must not run model {}, which roster 6 does not name"
 
 
 async def test_a_candidate_that_the_policy_forbids_is_refused_by_both_and_what_serves_goes_on(tmp_path: Path) -> None:
@@ -32,29 +41,14 @@ async def test_a_candidate_that_the_policy_forbids_is_refused_by_both_and_what_s
         assert not held.has(blocks[0].weights[0].digest), "the ends are not"
         await cluster.stop(ORCHESTRATOR)  # it would answer the thief at once
 
-        thief = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
-        js = bus.jetstream()
-        last = await js.get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
-        said, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, thief.orchestrators)
-        current = said.current
-        assert current is not None
+        current = await in_force(bus, cluster)
         stages = (
             Stage(node=N1, first=0, last=0),
             *(s.model_copy(update={"node": N0}) for s in current.routes[0].stages[1:]),
         )
         route = Route(index=0, source=NodeId(N1), stages=stages, max_sequences=1)
         candidate = current.model_copy(update={"epoch": current.epoch + 1, "routes": (route,), "reason": "theft"})
-        event = PlanEvent(
-            deployment=ADDER,
-            term=said.term + 1,
-            revision=1,
-            phase=PlanPhase.PREPARE,
-            reason="theft",
-            issued_at=datetime.now(UTC),
-            current=current,
-            candidate=candidate,
-        )
-        await js.publish(subjects.plan(ADDER), seal(event, PLAN_TYPE, thief.name, thief.key))
+        await steal(bus, cluster, current, candidate)
         for node, ear in ears.items():
             refusal = await ear.audited(AuditKind.PLAN_REFUSED)
             assert (refusal.source, refusal.epoch) == (node, candidate.epoch)
@@ -64,6 +58,69 @@ async def test_a_candidate_that_the_policy_forbids_is_refused_by_both_and_what_s
         assert {answer.token_ids for answer in answers} == {before}
         assert {answer.usage.epoch for answer in answers} == {current.epoch}
         await bus.close()
+
+
+async def test_a_model_that_the_root_does_not_name_is_deployed_by_nobody(tmp_path: Path) -> None:
+    """Not by an operator, who is told what to do, and not with the orchestrator's own key."""
+    named = Store(resplit.demo.shipped_store()).resolve("adder")
+    pinned = ruled(tmp_path, Policy(models={"*": (named,)}))
+    registry = Store(pinned.store)
+    other = registry.save_manifest(registry.manifest(named).model_copy(update={"name": "other"}))
+    registry.name("other", other)
+    async with pinned as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
+        bus = await cluster.owner("CONTROL")
+        ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in (N0, N1)}
+        for ear in ears.values():
+            await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        await control.deploy_and_wait(cluster.operator, DEPLOYED, SERVING_S)
+        before = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
+        for name in (ADDER, "fresh"):
+            with pytest.raises(ResplitError, match=f"does not let '{name}' run model .*`resplit roster policy") as told:
+                await control.deploy(cluster.operator, DEPLOYED.model_copy(update={"name": name, "model": "other"}))
+            assert (told.value.code, told.value.field) == (ErrorCode.FORBIDDEN, "model")
+        assert await model_of(cluster.operator) == named
+        await cluster.stop(ORCHESTRATOR)
+
+        current = await in_force(bus, cluster)
+        theft = {"epoch": current.epoch + 1, "model": other, "reason": "theft"}
+        await steal(bus, cluster, current, current.model_copy(update=theft))
+        fresh = DeploymentName("fresh")
+        await steal(bus, cluster, None, current.model_copy(update={**theft, "deployment": fresh}))
+        for node, ear in ears.items():
+            refusal = await ear.audited(AuditKind.PLAN_REFUSED, error=ANY_MODEL.format(ADDER, other[:12]))
+            assert (refusal.source, refusal.epoch) == (node, current.epoch + 1)
+            await ear.audited(AuditKind.PLAN_REFUSED, error=ANY_MODEL.format(fresh, other[:12]))
+            assert not Store(cluster.folder / node / "store").has(other), "not even its manifest is fetched"
+        answers = await asyncio.gather(*(client.complete(ADDER, "12+30=", max_tokens=4) for _ in range(4)))
+        assert {answer.token_ids for answer in answers} == {before}
+        assert {answer.usage.epoch for answer in answers} == {current.epoch}
+        await bus.close()
+
+
+async def in_force(bus: Nats, cluster: OwnedCluster) -> Plan:
+    """The plan of the deployment, as the log has it."""
+    last = await bus.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
+    trusted = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR).orchestrators
+    said, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, trusted)
+    assert said.current is not None
+    return said.current
+
+
+async def steal(bus: Nats, cluster: OwnedCluster, current: Plan | None, candidate: Plan) -> None:
+    """Have a plan prepared in the orchestrator's name, in a term that nobody has seen yet."""
+    thief = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
+    event = PlanEvent(
+        deployment=candidate.deployment,
+        term=100,
+        revision=1,
+        phase=PlanPhase.PREPARE,
+        reason="theft",
+        issued_at=datetime.now(UTC),
+        current=current,
+        candidate=candidate,
+    )
+    data = seal(event, PLAN_TYPE, thief.name, thief.key)
+    await bus.jetstream().publish(subjects.plan(candidate.deployment), data)
 
 
 async def model_of(at: Access) -> str:

@@ -37,7 +37,7 @@ def member(name: NodeId, number: int, role: Role, tier: TrustTier | None) -> Mem
     )
 
 
-def roster(**sensitive: Sensitive) -> Roster:
+def roster(models: dict[str, tuple[Digest, ...]] | None = None, **sensitive: Sensitive) -> Roster:
     """Of one trusted agent, one at the edge and an orchestrator; `every` stands for `*`."""
     rules = {"*" if name == "every" else name: blocks for name, blocks in sensitive.items()}
     return Roster(
@@ -52,7 +52,7 @@ def roster(**sensitive: Sensitive) -> Roster:
             member(EDGE, 2, "agent", "edge"),
             member(LEADER, 3, "orchestrator", None),
         ),
-        policy=Policy(sensitive=rules),
+        policy=Policy(sensitive=rules, models=models),
     )
 
 
@@ -125,3 +125,19 @@ def test_a_plan_does_not_hide_which_block_of_its_model_is_the_last(blocks: int) 
     with pytest.raises(ResplitError, match=f"has {blocks} blocks, not 6 as the plan says") as caught:
         check_block_count(plan("safe:0-5"), model(blocks))
     assert (caught.value.code, caught.value.field) == (ErrorCode.FORBIDDEN, "plan")
+
+
+def test_a_deployment_runs_the_models_that_the_root_names_and_no_other() -> None:
+    ran, other = plan("safe:0-5").model, Digest("e" * 64)
+    check_allowed(roster({CHAT: (other, ran)}), plan("safe:0-5"))
+    refused(
+        roster({CHAT: (other,)}), plan("safe:0-5"), "'chat' must not run model dddddddddddd, which roster 3 does not"
+    )
+
+
+def test_a_deployment_s_own_models_take_the_place_of_those_of_every_other() -> None:
+    ran, other = plan("safe:0-5").model, Digest("e" * 64)
+    found = roster({"*": (other,), CHAT: (ran,)})
+    check_allowed(found, plan("safe:0-5"))
+    refused(found, plan("safe:0-5", deployment=EMBED), "'embed' must not run model")
+    check_allowed(roster({EMBED: (other,)}), plan("safe:0-5"))

@@ -14,14 +14,18 @@ from nats.aio.client import Client
 import bus.audit
 from bus.audit import AuditTrail
 from bus.connection import connect
+from bus.enrolment import revoke
+from bus.founding import load_holder
 from bus.heads import Heads, read_head, write_head
 from bus.identity import ORCHESTRATOR, load_identity
-from bus.together import make_members
+from bus.joining import ROSTER
+from bus.together import CLUSTER, make_members
 from resplit import chain
 from resplit.chain import Finding, Flaw, verify
 from resplit.cloudevents import as_line, envelopes
 from resplit.holders import Holding, holders
-from resplit.trail import Trust, read_event, read_trust
+from resplit.standing import Reader, Trust
+from resplit.trail import read_trust
 from schemas.audit import NOTHING_BEFORE, AuditEvent, AuditKind, Checkpoint, Head, Link, envelope_digest
 from schemas.base import DeploymentName, Digest, LifeId, NodeId
 from schemas.codec import encode
@@ -65,7 +69,8 @@ def writer(client: Client, folder: Path, name: NodeId = N0, checkpoint_s: float 
 
 
 def events(data: list[bytes], trust: Trust) -> list[AuditEvent]:
-    return [read_event(one, trust).event for one in data]
+    reader = Reader(trust)
+    return [reader.read(one).event for one in data]
 
 
 def faults(findings: tuple[Finding, ...]) -> list[tuple[Flaw, int]]:
@@ -97,7 +102,9 @@ async def test_a_life_is_a_chain_with_its_number_and_the_hash_of_the_envelope_be
         previous = envelope_digest(envelope)
         if event.checkpoint is None:
             tree = tree.with_leaf(bytes.fromhex(previous))
-    assert [event.checkpoint for event in told] == [None] * 3 + [Checkpoint(count=3, root=tree.root, ends=True)]
+    roster = load_identity(tmp_path / N0, N0).roster.version
+    last = Checkpoint(count=3, root=tree.root, roster=roster, ends=True)
+    assert [event.checkpoint for event in told] == [None] * 3 + [last]
 
 
 async def test_the_next_life_names_the_last_envelope_of_the_one_before(client: Client, tmp_path: Path) -> None:
@@ -133,6 +140,24 @@ async def test_events_that_did_not_fit_into_memory_are_counted_in_the_next(
     assert verdict.lives[0].lost == 6
 
 
+async def test_who_hears_that_its_key_is_out_says_no_more(client: Client, tmp_path: Path) -> None:
+    root, identity = tmp_path / CLUSTER, load_identity(tmp_path / N0, N0)
+    async with Writer(client, identity, tmp_path / "n0.audit") as trail:
+        tell(trail, 2)
+        await all_out(trail)
+        revoke(root, N0, [load_holder(root / "root-0.key")], now=datetime.now(UTC))
+        await identity.take_roster((root / ROSTER).read_bytes())
+        tell(trail, 3)
+        began = asyncio.get_running_loop().time()
+        await trail.drain(60.0)
+        assert asyncio.get_running_loop().time() - began < 10.0, "nothing is owed, and nothing waits"
+    assert trail.backlog == 0
+    told = events(await envelopes_at(client), read_trust(root))
+    assert [event.chain.number for event in told if event.chain is not None] == [1, 2]
+    verdict = verify(await envelopes_at(client), read_trust(root))
+    assert verdict.is_sound and verdict.events == 2
+
+
 async def test_an_event_larger_than_the_server_carries_is_a_declared_loss(client: Client, tmp_path: Path) -> None:
     async with writer(client, tmp_path) as trail:
         trail.record(AuditKind.LINK_CHANGED, "x" * (2 << 20))
@@ -160,7 +185,7 @@ async def test_a_checkpoint_comes_after_so_many_events_or_so_long(
 
 def test_heads_count_what_the_stream_acknowledged_and_are_said_once(recorded: Recorded) -> None:
     places = recorded.life_of(N0, 1)
-    heads = Heads(lambda: recorded.trust, N1, LifeId("n1-here"))
+    heads = Heads(lambda: recorded.keys, N1, LifeId("n1-here"))
     heads.hear(recorded.envelopes[places[0]])
     assert (heads.news, heads.take()) == (False, ())
     for position in (places[1], places[3], places[2]):
@@ -175,7 +200,7 @@ def test_heads_count_what_the_stream_acknowledged_and_are_said_once(recorded: Re
 
 def test_checkpoints_of_two_orchestrators_do_not_answer_each_other(recorded: Recorded) -> None:
     places = recorded.life_of(NodeId(ORCHESTRATOR))
-    heads = Heads(lambda: recorded.trust, NodeId(ORCHESTRATOR), LifeId("orchestrator-other"))
+    heads = Heads(lambda: recorded.keys, NodeId(ORCHESTRATOR), LifeId("orchestrator-other"))
     heads.hear(recorded.envelopes[places[-1]])
     assert recorded.event(places[-1]).kind is AuditKind.CHECKPOINT
     assert not heads.news
@@ -320,3 +345,30 @@ async def test_a_trail_that_said_nothing_ends_without_a_word(client: Client, tmp
     async with writer(client, tmp_path) as trail:
         assert isinstance(trail, AuditTrail)
     assert await envelopes_at(client) == []
+
+
+async def test_checkpoints_that_were_kept_tell_what_a_former_key_adds_wherever_it_is_put(
+    client: Client, tmp_path: Path
+) -> None:
+    """Who has the server's disk as well can put an event before anybody's word that the key is out."""
+    root, thief = tmp_path / CLUSTER, load_identity(tmp_path / N0, N0)
+    async with Writer(client, thief, tmp_path / "n0.audit") as n0:
+        tell(n0, 3)
+    revoke(root, N0, [load_holder(root / "root-0.key")], now=datetime.now(UTC))
+    n1 = load_identity(tmp_path / N1, N1)
+    await n1.take_roster((root / ROSTER).read_bytes())
+    async with Writer(client, n1, tmp_path / "n1.audit") as trail:
+        tell(trail, 1)
+    data, trust = await envelopes_at(client), read_trust(root)
+    verdict = verify(data, trust)
+    assert verdict.is_sound and {kept.roster for kept in verdict.kept} == {n1.roster.version}
+    assert verify(data, trust, verdict.kept).is_sound, "what it wrote then is as true with them"
+    last = Reader(trust).read(data[3]).event
+    assert last.chain is not None
+    for link in (
+        last.chain.model_copy(update={"number": 5, "previous": envelope_digest(data[3])}),
+        Link(life=LifeId("n0-unseen"), number=1, previous=NOTHING_BEFORE),
+    ):
+        added = seal(last.model_copy(update={"chain": link, "checkpoint": None}), AUDIT_TYPE, N0, thief.key)
+        assert faults(verify([*data[:4], added, *data[4:]], trust, verdict.kept).findings) == [(Flaw.LATE, 0)]
+        assert faults(verify([*data, added], trust).findings) == [(Flaw.LATE, 0)], "behind it, without them as well"

@@ -31,7 +31,7 @@ from resplit.commands.events import event_line
 from resplit.commands.serve import parse_cores, parse_size
 from resplit.exits import Exit, exit_of
 from resplit.server import NatsServer
-from resplit.trail import Seen
+from resplit.standing import Seen
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId

@@ -14,9 +14,11 @@ from bus.joining import ROSTER
 from bus.together import CLIENT, CLUSTER, OPERATOR
 from resplit.cli import app
 from resplit.exits import Exit
-from schemas.base import NodeId
+from schemas.base import Digest, NodeId
+from schemas.roster import Policy
 
 N0 = NodeId("n0")
+A, B = Digest("a" * 64), Digest("b" * 64)
 PHRASE = "correct horse battery staple"
 
 
@@ -87,7 +89,9 @@ def test_each_step_names_the_next_one(cluster: Path, tmp_path: Path) -> None:
     said = run("revoke", N0, "--cluster", cluster).stdout
     assert "resplit roster publish" in said and "nats-server --signal reload" in said
     shown = run("roster", "show", "--cluster", cluster).stdout
-    assert "roster 4, valid until" in shown
+    assert (
+        "roster 4, valid until" in shown and "2 former keys, of 1000 at most; the last that of n0, by roster 4" in shown
+    )
 
 
 def test_the_logins_are_written_anew_with_each_change(cluster: Path) -> None:
@@ -111,7 +115,7 @@ def test_each_role_can_be_enrolled_and_logs_in_as_such(cluster: Path, tmp_path: 
         assert load_credentials(tmp_path / role).role == role
 
 
-def test_a_roster_is_shown_and_renewed_with_its_policy_or_with_another(tmp_path: Path) -> None:
+def test_a_policy_is_kept_and_changed_rule_by_rule(tmp_path: Path) -> None:
     cluster = tmp_path / "cluster"
     told("init", cluster, "--sensitive", "*=ends")
     enrolled(cluster, "--tier", "edge")
@@ -119,9 +123,26 @@ def test_a_roster_is_shown_and_renewed_with_its_policy_or_with_another(tmp_path:
     assert "sensitive *: ends" in shown and "edge" in shown
     assert told("roster", "renew", "--cluster", cluster)["version"] == 3
     assert read_roster(cluster).policy.sensitive == {"*": "ends"}
-    told("roster", "renew", "--cluster", cluster, "--sensitive", "chat=0,5", "--sensitive", "other=all")
-    assert read_roster(cluster).policy.sensitive == {"chat": (0, 5), "other": "all"}
+    change = ["roster", "policy", "--cluster", cluster]
+    assert told(*change, "--sensitive", "chat=0,5", "--sensitive", "other=all")["version"] == 4
+    assert read_roster(cluster).policy.sensitive == {"*": "ends", "chat": (0, 5), "other": "all"}
+    told(*change, "--model", f"chat={A},{B}", "--model", f"*={A}")
     assert "sensitive chat: 0,5" in run("roster", "show", "--cluster", cluster).stdout
+    assert run(*change).stdout.splitlines()[-2:] == [f"model chat: {A}, {B}", f"model *: {A}"]
+    told(*change, "--sensitive", "*=", "--sensitive", "other=", "--model", f"chat={B}")
+    after = read_roster(cluster).policy
+    assert (after.sensitive, after.models) == ({"chat": (0, 5)}, {"chat": (B,), "*": (A,)})
+    assert told(*change) == after.model_dump(mode="json")
+    told(*change, "--model", "chat=", "--model", "*=", "--sensitive", "chat=")
+    assert read_roster(cluster).policy == Policy()
+    assert "any model" in run(*change).stdout and read_roster(cluster).version == 7
+    assert Path(cluster / "roster.signed").read_bytes().count(b'"models"') == 0, "what nobody set is not in the bytes"
+
+
+def test_a_cluster_is_founded_with_pinned_models(tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster"
+    told("init", cluster, "--model", f"chat={A}")
+    assert read_roster(cluster).policy.models == {"chat": (A,)}
 
 
 def test_a_home_folder_is_meant_where_it_is_written_as_one(cluster: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -168,6 +189,8 @@ def test_a_folder_holds_one_cluster_and_no_folder_of_one_a_member(cluster: Path,
     refused(Exit.USAGE, "cannot come from", "init", tmp_path / "new", "--holders", 1, "--threshold", 2)
     for rule in ("ends", "=ends", "Chat=ends", "*=some"):
         refused(Exit.USAGE, "(invalid_request, sensitive)", "init", tmp_path / "new", "--sensitive", rule)
+    for rule in (A, f"Chat={A}", "chat=llama", f"chat={A[:12]}", f"chat={A},"):
+        refused(Exit.USAGE, "(invalid_request, model)", "init", tmp_path / "new", "--model", rule)
     assert not (tmp_path / "new").exists()
     refused(Exit.USAGE, "root.1.signed", "roster", "show", "--cluster", tmp_path)
 
@@ -185,7 +208,9 @@ def test_what_is_no_bundle_makes_no_member(cluster: Path, tmp_path: Path) -> Non
 
 def test_two_of_three_holders_sign_one_after_another(tmp_path: Path) -> None:
     cluster, keys, pending = tmp_path / "cluster", tmp_path / "keys", tmp_path / "cluster" / "roster.pending"
-    assert "give each holder one" in run("init", cluster, "--holders", 3, "--threshold", 2).stdout
+    assert (
+        "give each holder one" in run("init", cluster, "--holders", 3, "--threshold", 2, "--sensitive", "*=ends").stdout
+    )
     for number in (1, 2):
         (cluster / f"root-{number}.key").rename(tmp_path / f"root-{number}.key")
     bundle = tmp_path / "n0.bundle"
@@ -198,6 +223,7 @@ def test_two_of_three_holders_sign_one_after_another(tmp_path: Path) -> None:
     sign = ["roster", "sign", pending, "--cluster", cluster, "--root", tmp_path / "root-2.key"]
     unsigned = pending.read_bytes()
     asked = run(*sign, stdin="n\n")
+    assert "sensitive *: ends" in asked.stdout, "whoever signs sees the policy as well"
     assert (asked.exit_code, "n0" in asked.stdout, pending.read_bytes()) == (Exit.FAILED, True, unsigned)
     assert run(*sign, stdin="y\n").exit_code == Exit.OK
     assert run(*sign, "--yes").exit_code == Exit.OK, "a holder may sign twice"

@@ -4,13 +4,14 @@ from typing import Literal
 
 import pytest
 
-from orchestrator.decide import Cause, Replan, decide, exposed_by
+from orchestrator.decide import Cause, Replan, decide, exposed_by, what_is_needed
 from orchestrator.fold import DeploymentWritten, NodeWished, RosterTaken, fold
 from orchestrator.mind import propose
 from orchestrator.planner import check_shape
 from orchestrator.standby import bystander
-from orchestrator.trial import check_trustable
-from schemas.base import NodeId
+from orchestrator.trial import check_trustable, trial
+from schemas.base import Digest, NodeId
+from schemas.codec import encode
 from schemas.deployment import NodeWish, Sensitive
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import Member, Policy, Roster, forbidden
@@ -19,6 +20,7 @@ from tests.unit.test_roster import member, roster
 
 N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
 Tier = Literal["trusted", "edge"]
+OTHER = Digest("e" * 64)
 
 
 def enrolled(version: int, sensitive: dict[str, Sensitive] | None = None, **tiers: Tier) -> Roster:
@@ -80,3 +82,39 @@ def test_a_rule_that_names_blocks_which_a_model_has_not_is_no_fault_of_the_opera
 def test_a_leader_that_was_deposed_still_knows_the_roster() -> None:
     world = under(quiet(), enrolled(4, n0="trusted"))
     assert bystander(world.snapshot).roster == world.snapshot.roster
+
+
+def pinning(version: int, *models: Digest) -> Roster:
+    tiers: dict[str, Tier] = {"n0": "trusted", "n1": "trusted", "n2": "trusted"}
+    members = enrolled(version, None, **tiers).members
+    return roster(version, *members, policy=Policy(models={CHAT: models} if models else None))
+
+
+def test_a_model_that_the_root_does_not_name_is_not_planned_whatever_was_wished() -> None:
+    world = under(quiet(), pinning(1, OTHER))
+    wish = world.snapshot.deployments[CHAT]
+    assert wish.is_barred
+    need = what_is_needed(world.snapshot, wish, world.snapshot.rollout(CHAT))
+    assert need is not None and (need.cause, need.hard) == (Cause.MODEL_BARRED, True)
+    for tried in (
+        lambda: check_shape(wish, manifest()),
+        lambda: trial(world.snapshot, wish, manifest()),
+        lambda: propose(world.snapshot, wish, need, world.now),
+    ):
+        with pytest.raises(
+            ResplitError, match=f"does not let 'chat' run model .* only {OTHER[:12]}.*roster policy"
+        ) as e:
+            tried()
+        assert (e.value.code, e.value.field) == (ErrorCode.FORBIDDEN, "model")
+    bare = world.wish.model_copy(update={"models": None})
+    world.snapshot = fold(world.snapshot, DeploymentWritten(bare), world.now)
+    assert world.snapshot.deployments[CHAT].is_barred, "a wish that is written anew does not take the policy back"
+
+
+def test_a_model_that_the_root_comes_to_name_is_planned_again() -> None:
+    world = under(quiet(), pinning(1, OTHER))
+    under(world, pinning(2, OTHER, world.plan.model))
+    wish = world.snapshot.deployments[CHAT]
+    assert not wish.is_barred
+    assert what_is_needed(world.snapshot, wish, world.snapshot.rollout(CHAT)) is None
+    assert b"models" not in encode(wish), "the policy of the day is in nobody's wish"

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from bus.credentials import SEED_BYTES, nkey_seed, public_nkey
 from schemas.base import DeploymentName, Digest, NodeId
+from schemas.codec import decode, encode
 from schemas.deployment import Sensitive
 from schemas.envelope import MAX_ENVELOPE_BYTES, pae
 from schemas.errors import ErrorCode, ResplitError
@@ -31,14 +32,18 @@ from schemas.known import (
 )
 from schemas.roster import (
     DEPLOYMENTS_MAX,
+    FORMER_MAX,
+    MEMBERS_MAX,
     ROOT_TYPE,
     ROSTER_TYPE,
     ClusterId,
+    Former,
     Member,
     Policy,
     RootKeys,
     Roster,
     forbidden,
+    former_after,
     members_at,
     open_roster,
     spelled,
@@ -470,3 +475,65 @@ def test_a_policy_names_deployments_and_nothing_else() -> None:
         Policy(sensitive={"a.b": "all"})
     with pytest.raises(ValidationError):
         Policy(sensitive={"**": "all"})
+
+
+# Keys that left
+
+
+def former(number: int, **changes: Any) -> Former:
+    fields = {
+        "name": "n9",
+        "role": "agent",
+        "signing": base64.b64encode(number.to_bytes(32, "big")).decode(),
+        "out": 2,
+        "until": NOW,
+    }
+    return Former.model_validate(fields | changes)
+
+
+def test_a_roster_of_an_earlier_release_has_the_digest_that_processes_remember() -> None:
+    """Canonical bytes: what nobody set is not in them."""
+    found = roster(5)
+    assert found.former is None
+    assert b"former" not in encode(found)
+    assert decode(Roster, encode(found), "roster").digest == found.digest
+
+
+def test_only_writers_keys_are_kept_and_each_once() -> None:
+    person = member("anna", 13, role="operator", tier=None)
+    before = roster(5, LEADER, EDGE, person)
+    rotated = member("n0", 14)
+    after = former_after(before, (LEADER, rotated), NOW)
+    assert after is not None
+    assert [(one.name, one.signing, one.out, one.until) for one in after] == [("n0", EDGE.signing, 6, NOW)]
+    assert former_after(roster(6, LEADER, rotated, former=after), (LEADER, rotated), NOW) == after
+
+
+@pytest.mark.parametrize("signing", [EDGE.signing, former(1).signing])
+def test_a_key_that_left_never_comes_back(signing: str) -> None:
+    with pytest.raises(ValidationError, match="never comes back"):
+        roster(5, LEADER, EDGE, former=(former(1), former(2, signing=signing)))
+
+
+def test_of_too_many_former_keys_the_one_that_left_first_is_forgotten() -> None:
+    left = tuple(former(number) for number in range(FORMER_MAX))
+    after = former_after(roster(5, EDGE, former=left), (), NOW)
+    assert after is not None and len(after) == FORMER_MAX
+    assert after[:-1] == left[1:] and after[-1].signing == EDGE.signing
+
+
+def test_a_roster_at_its_largest_fits_into_one_signed_document() -> None:
+    members = tuple(
+        EDGE.model_copy(
+            update={
+                "name": f"n{number}".ljust(63, "x"),
+                "signing": former(10_000 + number).signing,
+                "sealing": former(number).signing,
+                "bus": public_nkey(nkey_seed(number.to_bytes(SEED_BYTES, "big"))),
+                "link": sha256(b"%d" % number).hexdigest(),
+            }
+        )
+        for number in range(MEMBERS_MAX)
+    )
+    left = tuple(former(number, name="n".ljust(63, "x"), role="orchestrator") for number in range(FORMER_MAX))
+    assert len(signed_roster(roster(5, *members, former=left))) < MAX_ENVELOPE_BYTES
