@@ -25,7 +25,6 @@ from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, re
 from resplit.access import Access
 from resplit.child import Child
 from resplit.control import status_on
-from resplit.replies import RequestError
 from resplit.server import HOST, MAX_PAYLOAD_BYTES, NATS, NatsServer
 from schemas import subjects
 from schemas.base import NodeId
@@ -39,7 +38,6 @@ AGENTS_READY_S = 120.0
 ASK_S = 0.5
 KNOWN_S = 3.0
 POLL_S = 0.05
-RELOADED_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -168,9 +166,9 @@ class LocalCluster:
         await self._start_and_await([node])
         return node
 
-    def reload(self) -> None:
-        """Let the server know who belongs by now."""
-        self._server.reload()
+    async def reload(self) -> None:
+        """Let the server know who belongs by now, and wait until it does."""
+        await self._server.reload()
 
     async def start(self, name: str) -> None:
         """Start a process that was killed, and wait until it is back."""
@@ -264,29 +262,12 @@ class LocalCluster:
 
     async def _enrol(self, node: NodeId) -> None:
         roster = add_member(self.keys, node, "agent", "trusted")
-        self.reload()
-        await self._until_let_in(Access(self.url, self.keys / node))
+        await self.reload()
         connection = await self.operator.connect("resplit-cluster", "operator")
         try:
             await publish_roster(connection.jetstream(), roster)
         finally:
             await connection.close()
-
-    async def _until_let_in(self, member: Access) -> None:
-        """Wait until the server has taken in its new logins: who connects while it does may be cut off again."""
-        try:
-            async with asyncio.timeout(RELOADED_S):
-                while True:
-                    try:
-                        connection = await member.connect("resplit-cluster", "agent")
-                    except RequestError:
-                        await asyncio.sleep(POLL_S)
-                    else:
-                        await connection.close()
-                        return
-        except TimeoutError as error:
-            message = f"the NATS server does not let a new member in after {RELOADED_S:g} s; see its log"
-            raise ResplitError(ErrorCode.TIMEOUT, message) from error
 
     def _logins(self) -> str:
         """Whom the server lets in."""

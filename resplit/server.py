@@ -18,6 +18,7 @@ NATS = "nats"
 HOST = "127.0.0.1"
 MAX_PAYLOAD_BYTES = 1 << 20
 READY_S = 15.0
+RELOADED_S = 10.0
 POLL_S = 0.02
 ANY_PORT = -1
 
@@ -41,8 +42,7 @@ class NatsServer:
     another address of it.
 
     It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`, over TLS
-    with the files `tls`. Its port,
-    once known, stays its own over restarts, so that everyone finds it again.
+    with the files `tls`. Its port, once known, stays its own over restarts, so that everyone finds it again.
     """
 
     def __init__(
@@ -87,10 +87,22 @@ class NatsServer:
         finally:
             ended.cancel()
 
-    def reload(self) -> None:
-        """Let in whom `logins` names now; who has gone is cut off, all others go on. Returns at once."""
+    async def reload(self) -> None:
+        """Let in whom `logins` names now; who has gone is cut off, all others go on. Returns when the server has taken
+        that in: who connects meanwhile may be cut off again, and what asks JetStream may be told that there is none."""
+        before = self._reloads()
         self._write_logins()
         self.child.signal(signal.SIGHUP)
+        try:
+            async with asyncio.timeout(RELOADED_S):
+                while self._reloads() == before:  # noqa: ASYNC110 (a log file sends no events)
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            message = f"nats-server has not taken its logins in after {RELOADED_S:g} s; its log ends:"
+            raise ResplitError(ErrorCode.TIMEOUT, f"{message}\n{self.child.tail()}") from error
+
+    def _reloads(self) -> int:
+        return self.child.log.read_text(errors="replace").count("Reloaded server configuration")
 
     def _write_config(self) -> None:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)

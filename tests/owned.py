@@ -1,7 +1,6 @@
 """A local cluster with a login for the owner of its server, who is bound by no list: whoever has the machine can write
 one into the file of logins, and do to the cluster what no member may."""
 
-import asyncio
 import base64
 import json
 import re
@@ -15,7 +14,7 @@ from nats.aio.client import Client as Nats
 from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
 from bus.identity import load_credentials
 from natstls.client import TlsClient
-from resplit.cluster import RELOADED_S, LocalCluster
+from resplit.cluster import LocalCluster
 
 ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
 
@@ -62,13 +61,7 @@ class OwnedCluster(LocalCluster):
         named: it carries all again."""
         self._denied[member] = subjects
         self._provoked += [f'Violation - Subject "{subject}"' for subject in subjects]
-        log, said = self.log("nats"), "Reloaded server configuration"
-        before = log.read_text().count(said)
-        self.reload()
-        # Who connects while the server takes its new logins in may be cut off again.
-        async with asyncio.timeout(RELOADED_S):
-            while log.read_text().count(said) == before:  # noqa: ASYNC110 (a log file sends no events)
-                await asyncio.sleep(0.05)
+        await self.reload()
 
     def raw_login(self, greeting: bytes) -> bytes:
         """CONNECT at the edge, for who speaks NATS' own protocol; `greeting`: the server's INFO."""

@@ -234,7 +234,7 @@ async def test_garbage_at_the_link_port_is_dropped(exposed: Serving) -> None:
 async def test_garbage_from_a_trusted_peer_ends_its_link_and_nothing_else(exposed: Serving) -> None:
     stranger = await link_of(exposed, N1)
     roster = add_member(exposed.cluster.keys, N9, "agent", "trusted")
-    exposed.cluster.reload()
+    await exposed.cluster.reload()
     await publish_roster(exposed.control.jetstream(), roster)
     await exposed.ear.wait(AuditKind.ROSTER_TAKEN, source=N1)
     trusted = load_identity(exposed.cluster.keys / N9, N9).tls(ssl.Purpose.SERVER_AUTH)

@@ -117,7 +117,7 @@ async def test_a_revoked_agent_is_out_and_its_blocks_are_elsewhere(changing: Ser
         lambda found: found.state == "serving" and found.current is not None and N3 not in found.current.nodes
     )
     assert N3 in changing.cluster.processes, "it runs, and nobody believes it"
-    changing.cluster.reload()
+    await changing.cluster.reload()
     async with asyncio.timeout(CUT_OFF_S):
         while "refuses: nats: 'Authorization Violation'" not in changing.cluster.log(N3).read_text():  # noqa: ASYNC110
             await asyncio.sleep(0.1)  # (a log file sends no events)

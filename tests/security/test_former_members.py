@@ -116,7 +116,7 @@ async def handed_out(cluster: OwnedCluster, bus: Nats, *agents: NodeId) -> None:
     `agents` and the orchestrator has said that it is in force."""
     data = (cluster.keys / CLUSTER / ROSTER).read_bytes()
     (cluster.keys / OPERATOR / ROSTER).write_bytes(data)
-    cluster.reload()
+    await cluster.reload()
     await publish_roster(bus.jetstream(), data)
     version = read_roster(cluster.keys / CLUSTER).version
     await until_told(cluster, bus, {(name, version) for name in (ORCHESTRATOR, *agents)}, "version")
