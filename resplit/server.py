@@ -41,8 +41,7 @@ class NatsServer:
     another address of it.
 
     It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`, over TLS
-    with the files `tls`. Its port,
-    once known, stays its own over restarts, so that everyone finds it again.
+    with the files `tls`. Its port, once known, stays its own over restarts, so that everyone finds it again.
     """
 
     def __init__(
