@@ -2,7 +2,8 @@
 
 The cluster's folder (`bus.founding` makes it) holds `root-0.key` and so on, one file for each holder, which may be
 taken to machines of their own; and what is public: `root.1.signed` and so on, `roster.signed` (the newest), `ca.pem`;
-`nats-server.conf`, and `logins.conf` which goes with the roster: whom the cluster's nats-server lets in.
+`nats-server.conf` with the server's certificate (`bus.server_certificate`), whose key is the one other secret here, and
+`logins.conf` which goes with the roster: whom the cluster's nats-server lets in.
 Each change is a new version of the roster. Where fewer holders sign it than it takes, it waits as `roster.pending`:
 carry that to the others (`countersign_roster`) and bring it back (`adopt`). Until then it is not in force.
 

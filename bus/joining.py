@@ -3,9 +3,9 @@
 The bundle holds private keys and is carried by hand, over `scp` or on a stick, and deleted after. Nothing of it is
 believed but what its root signs: everything is verified before the first byte is written.
 
-A member's folder holds `known.json` (the root and what else it has seen, `bus.remembered`), `roster.signed`, `ca.pem`,
-and its own `NAME.key` (Ed25519), `NAME.sealing.key` (X25519), `NAME.nk` (the NKey's seed), `NAME.tls.key` and
-`NAME.tls.pem`. `bus.identity` reads it.
+A member's folder holds `known.json` (the root and what else it has seen, `bus.remembered`), `roster.signed`, `ca.pem`
+(and `server-ca.pem`, where the NATS server's certificate is from others), and its own `NAME.key` (Ed25519),
+`NAME.sealing.key` (X25519), `NAME.nk` (the NKey's seed), `NAME.tls.key` and `NAME.tls.pem`. `bus.identity` reads it.
 """
 
 from dataclasses import dataclass

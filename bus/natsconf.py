@@ -84,7 +84,7 @@ jetstream {{
 }}
 
 tls {{
-  # Paths are those that they are for whoever starts the server: from its working directory.
+  # A path that is not whole begins in the working directory of the server, not beside this file.
   cert_file: {quoted(str(tls.certificate))}
   key_file: {quoted(str(tls.key))}
   # Whoever connects shows a certificate of this authority, before it may say a word.

@@ -101,7 +101,8 @@ def _read(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
-        message = f"cannot read {path}: {error.strerror}; name the folder of a cluster, and `resplit certify` it"
+        remedy = "name the folder of a cluster, or make it with `resplit certify --host`"
+        message = f"cannot read {path}: {error.strerror}; {remedy}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, path.name) from error
     except ValueError as error:
         message = f"{path} is not a certificate; restore it from a copy"

@@ -4,6 +4,7 @@ half a minute, and leaving one that was not believed takes for ever."""
 
 import asyncio
 import ssl
+from datetime import UTC, datetime
 from urllib.parse import ParseResult
 
 from nats.aio.client import Client
@@ -19,7 +20,12 @@ class TlsClient(Client):
 
     def __init__(self) -> None:
         super().__init__()
-        self._transport = _TlsTransport()
+        self._transport = self._wire = _TlsTransport()
+
+    @property
+    def certificate_until(self) -> datetime:
+        """When the server's certificate ends; of a client that is connected."""
+        return self._wire.certificate_until
 
 
 class _TlsTransport(TcpTransport):
@@ -29,6 +35,12 @@ class _TlsTransport(TcpTransport):
 
     def __bool__(self) -> bool:
         return True  # nats-py puts one of its own in the place of a transport that is not connected yet
+
+    @property
+    def certificate_until(self) -> datetime:
+        assert self._io_writer is not None, "the client is connected"
+        ends: str = self._io_writer.get_extra_info("peercert")["notAfter"]
+        return datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC)
 
     async def connect(self, uri: ParseResult, buffer_size: int, connect_timeout: int) -> None:
         self._server = uri  # the handshake, which nats-py asks for next, is a part of connecting

@@ -3,7 +3,7 @@
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -14,6 +14,7 @@ from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, HEARTBEAT_SPARE_S
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 
+CERTIFICATE_SOON = timedelta(days=30)
 CLOCK_WARN_S = 2.0
 CLOCK_FAIL_S = 3600.0
 """Nothing is ordered by clocks, but links need certificates that are valid, and new ones begin an hour back."""
@@ -69,6 +70,8 @@ class Facts:
     version: str
     server: str | None = None
     server_fault: str | None = None
+    certificate_until: datetime | None = None
+    """When the server's certificate ends."""
     storage: Storage | None = None
     storage_fault: str | None = None
     status: StatusReply | None = None
@@ -97,7 +100,7 @@ def _findings(facts: Facts, node: NodeId | None) -> Iterator[Finding]:
         remedy = "start nats-server, or give its address with --url; look for a firewall between"
         yield Finding("nats", None, "fail", facts.server_fault or f"no server at {facts.url}", remedy)
         return
-    yield Finding("nats", None, "ok", f"{facts.server} at {facts.url}")
+    yield _server(facts)
     yield _jetstream(facts)
     if facts.status is None:
         remedy = (
@@ -111,6 +114,14 @@ def _findings(facts: Facts, node: NodeId | None) -> Iterator[Finding]:
     yield from _links(status, node)
     yield from _deployments(status, node)
     yield _versions(status, facts.version)
+
+
+def _server(facts: Facts) -> Finding:
+    fact, until = f"{facts.server} at {facts.url}", facts.certificate_until
+    if until is None or until - facts.at > CERTIFICATE_SOON:
+        return Finding("nats", None, "ok", fact)
+    remedy = "`resplit certify` where the root is, carry the certificate and its key to the server, and reload it"
+    return Finding("nats", None, "warn", f"{fact}: its certificate ends at {until}, and then nobody connects", remedy)
 
 
 def _keys(files: tuple[KeyFile, ...]) -> Iterator[Finding]:

@@ -13,6 +13,7 @@ from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from bus.joining import KNOWN, ROSTER
+from natstls.client import TlsClient
 from natstls.contexts import AUTHORITY
 from profiler.gpu import gpu_name
 from resplit import control
@@ -73,7 +74,8 @@ def _without_password(url: str) -> str:
 
 async def _ask(connection: Nats, facts: Facts) -> Facts:
     server = connection.connected_server_version
-    facts = replace(facts, server=f"nats-server {server.major}.{server.minor}.{server.patch}")
+    until = connection.certificate_until if isinstance(connection, TlsClient) else None
+    facts = replace(facts, server=f"nats-server {server.major}.{server.minor}.{server.patch}", certificate_until=until)
     try:
         facts = replace(facts, storage=await _storage(connection.jetstream(timeout=ANSWER_S)))
     except (NatsError, TimeoutError, OSError) as error:

@@ -173,6 +173,7 @@ def test_each_fault_of_a_deployment_is_found(changed: DeploymentStatus, expected
     ("facts", "expected"),
     [
         (replace(HEALTHY, server=None, server_fault="no"), ("nats", None, "fail")),
+        (replace(HEALTHY, certificate_until=NOW + timedelta(days=29)), ("nats", None, "warn")),
         (replace(HEALTHY, storage=None, storage_fault="off"), ("jetstream", None, "fail")),
         (replace(HEALTHY, storage=Storage(0, None, ("KV_x",))), ("jetstream", None, "fail")),
         (replace(HEALTHY, storage=Storage(85, 100, ())), ("jetstream", None, "warn")),

@@ -11,7 +11,9 @@ from typer.testing import CliRunner, Result
 
 from bus.identity import load_credentials, load_identity, read_roster
 from bus.joining import ROSTER
+from bus.server_certificate import SERVER_KEY
 from bus.together import CLIENT, CLUSTER, OPERATOR
+from natstls.contexts import AUTHORITY, SERVER_AUTHORITY
 from resplit.cli import app
 from resplit.exits import Exit
 from schemas.base import Digest, NodeId
@@ -246,6 +248,30 @@ def test_a_root_with_a_passphrase_signs_with_it_alone(tmp_path: Path) -> None:
     assert not bundle.exists()
     opened = run(*enroll, "--locked", stdin=f"{PHRASE}\n")
     assert (opened.exit_code, PHRASE in opened.output) == (Exit.OK, False)
+
+
+def test_the_server_s_certificate_is_made_anew_for_the_same_hosts_or_for_others(tmp_path: Path) -> None:
+    cluster = tmp_path / "cluster"
+    assert told("init", cluster, "--host", "10.0.0.2")["hosts"] == ["localhost", "127.0.0.1", "::1", "10.0.0.2"]
+    key = (cluster / SERVER_KEY).read_bytes()
+    assert told("certify", "--cluster", cluster)["hosts"] == ["localhost", "127.0.0.1", "::1", "10.0.0.2"]
+    assert (cluster / SERVER_KEY).read_bytes() != key
+    said = run("certify", "--cluster", cluster, "--host", "nats.lan").stdout
+    assert "is for localhost, nats.lan, 127.0.0.1, ::1, until" in said and "nats-server --signal reload" in said
+    assert "certificate is for localhost, nats.lan" in run("roster", "show", "--cluster", cluster).stdout
+    refused(Exit.USAGE, "(invalid_request, host)", "certify", "--cluster", cluster, "--host", "nats.lan:4222")
+    refused(Exit.USAGE, "resplit certify --host", "certify", "--cluster", tmp_path)
+    named = run("init", tmp_path / "named").stdout
+    assert "nats-server.key, which is secret" in named and f"resplit certify --host HOST --cluster {tmp_path}" in named
+
+
+def test_whose_certificate_the_server_has_is_told_at_joining(cluster: Path, tmp_path: Path) -> None:
+    bundle = enrolled(cluster, "--tier", "edge")
+    refused(Exit.USAGE, "server-authority)", "join", bundle, "--keys", tmp_path / "k", "--server-authority", bundle)
+    assert not (tmp_path / "k").exists()
+    other = cluster / AUTHORITY
+    assert run("join", bundle, "--keys", tmp_path / "k", "--server-authority", other).exit_code == Exit.OK
+    assert (tmp_path / "k" / SERVER_AUTHORITY).read_bytes() == other.read_bytes()
 
 
 def test_a_roster_is_published_where_there_is_a_server_by_an_operator(members: Path) -> None:
