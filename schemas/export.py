@@ -47,6 +47,7 @@ from schemas.request import (
     TokenReply,
 )
 from schemas.roster import RootKeys, Roster
+from schemas.section import EventSection, SealedEvent
 from schemas.staging import Staging
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -64,6 +65,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
+    EventSection,
     ExplainReply,
     ExplainRequest,
     Leadership,
@@ -79,6 +81,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     Receipt,
     RemoveReply,
     RemoveRequest,
+    SealedEvent,
     Staging,
     StatusReply,
     TensorReply,

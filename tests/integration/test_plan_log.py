@@ -17,10 +17,11 @@ from orchestrator.rollout import Abandon, Propose, Rollout, Withdraw, step
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Settings, Stage
-from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
+from schemas.envelope import LEADER_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import Plan, PlanEvent, Route
+from tests.sealed_events import whole
 
 NAMES = [DeploymentName(name) for name in ("x", "y")]
 NODE = NodeId("a")
@@ -96,7 +97,7 @@ async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
             if message.subject == subjects.LEADER:
                 seen.append(open_envelope(data, Leadership, LEADER_TYPE, identity.orchestrators)[0])
             else:
-                seen.append(open_envelope(data, PlanEvent, PLAN_TYPE, identity.orchestrators)[0])
+                seen.append(whole(data, identity))
     finally:
         await client.close()
     assert [one.term for one in seen] == sorted(one.term for one in seen)

@@ -21,7 +21,7 @@ from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
 from schemas.base import NodeId
 from schemas.envelope import AUDIT_TYPE, open_envelope
-from schemas.plan import PlanEvent
+from schemas.section import EventSection
 
 SOON_S = 20.0
 
@@ -32,7 +32,7 @@ class Believer:
 
     client: Client
     identity: Identity
-    plans: asyncio.Queue[PlanEvent] = field(default_factory=asyncio.Queue)
+    plans: asyncio.Queue[EventSection] = field(default_factory=asyncio.Queue)
     """Every event that it would act upon."""
     _said: list[AuditEvent] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)

@@ -21,7 +21,7 @@ from schemas.audit import AuditEvent
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, Capacity
 from schemas.control import DeployRequest
-from schemas.deployment import Settings, Stage
+from schemas.deployment import Sensitive, Settings, Stage
 from schemas.envelope import (
     AUDIT_TYPE,
     CAPACITY_TYPE,
@@ -34,8 +34,9 @@ from schemas.envelope import (
 )
 from schemas.errors import ResplitError
 from schemas.leader import Leadership
-from schemas.plan import PlanEvent, Receipt
+from schemas.plan import Receipt
 from schemas.roster import Policy
+from schemas.section import SealedEvent
 from schemas.staging import Staging
 from tests.owned import OwnedCluster
 
@@ -45,7 +46,7 @@ SERVING_S = 90.0
 THERE_AND_BACK = (Stage(node=N0, first=0, last=0), Stage(node=N1, first=1, last=8), Stage(node=N0, first=9, last=9))
 DEPLOYED = DeployRequest(name=ADDER, model="adder", placement=THERE_AND_BACK, settings=Settings(context_tokens=64))
 KINDS: Mapping[str, type[BaseModel]] = {
-    PLAN_TYPE: PlanEvent,
+    PLAN_TYPE: SealedEvent,
     LEADER_TYPE: Leadership,
     RECEIPT_TYPE: Receipt,
     CAPACITY_TYPE: Capacity,
@@ -88,12 +89,13 @@ def believed(identity: Identity, kind: str) -> Keys:
     return identity.agents if kind in (RECEIPT_TYPE, CAPACITY_TYPE) else identity.orchestrators
 
 
-def half_trusted(folder: Path) -> OwnedCluster:
-    """Two agents with the model that is shipped: n1 is at the edge, and the root keeps both ends of every deployment
-    from it."""
+def half_trusted(folder: Path, *others: NodeId, sensitive: Sensitive = "ends") -> OwnedCluster:
+    """Two agents with the model that is shipped, and `others`: n1 is at the edge, and the root keeps what is sensitive,
+    both ends of every deployment, from it."""
     store = Path(shutil.copytree(resplit.demo.shipped_store(), folder / "store"))
-    make_members(folder / "cluster" / "keys", [N0, N1], edge=[N1], policy=Policy(sensitive={"*": "ends"}))
-    return OwnedCluster(folder / "cluster", store, agents=2, threads=1)
+    names = [N0, N1, *others]
+    make_members(folder / "cluster" / "keys", names, edge=[N1], policy=Policy(sensitive={"*": sensitive}))
+    return OwnedCluster(folder / "cluster", store, agents=len(names), threads=1)
 
 
 async def record(folder: Path) -> Recording:
