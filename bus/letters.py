@@ -1,4 +1,4 @@
-"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations over the bus.
+"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations, plans.
 
     uint32 length of the head (little-endian), the head, the body
     head    msgpack: [1, [[reader's name, the content key wrapped for it], ...]]
