@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from profiler.blocks import CALLS_MAX, Call, Running, block_times, keep, observe, rested, slowdown
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
-from schemas.plan import Plan
+from schemas.section import SeenPlan
 
 REST_S = 3.0
 REST_SHARE = 0.01
@@ -43,14 +43,13 @@ class BlockTimes:
         since_s, then_us = max((mark for mark in self._marks if mark[0] <= now_s - REST_S), default=self._marks[0])
         return self._spent_us - then_us < 1e6 * REST_SHARE * (now_s - since_s)
 
-    def now(self, loaded: Mapping[tuple[Digest, int], BlockTime], plans: Iterable[Plan]) -> tuple[BlockTime, ...]:
+    def now(self, loaded: Mapping[tuple[Digest, int], BlockTime], plans: Iterable[SeenPlan]) -> tuple[BlockTime, ...]:
         """The present times of the blocks of `plans` on this node, given those measured when they were `loaded`."""
         calls = [self._calls.popleft() for _ in range(len(self._calls))]
         stages = {
             (plan.model, stage.first, stage.last)
             for plan in plans
-            for route in plan.routes
-            for stage in route.stages
+            for stage in plan.placed.values()
             if stage.node == self._node
         }
         models = {model for model, _, _ in stages}

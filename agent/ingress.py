@@ -34,7 +34,8 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
 from schemas.journal import LiveRequest
 from schemas.manifest import Manifest
-from schemas.plan import Plan, PlanEvent
+from schemas.plan import Plan
+from schemas.section import EventSection, SeenPlan
 
 CHECK_EVERY_S = 0.25
 HUNG_S = 2.0
@@ -114,12 +115,14 @@ class Ingress:
         served.admit()
         self.heirs.look()
 
-    async def follow(self, event: PlanEvent) -> None:
+    async def follow(self, event: EventSection) -> None:
         """Requests in flight go over to what is in force now; those that have nowhere to go end in an error."""
         served = self._served.get(event.deployment)
         if served is None:
             return
-        served.follow(event.current, event.draining, self._numbers)
+        # Who answers requests sees whole plans; over one of which it is shown a part it can drive nothing.
+        current = event.current if isinstance(event.current, Plan) else None
+        served.follow(current, event.draining, self._numbers)
         for node in event.lost:
             served.node_lost(node)
         if event.lost:
@@ -131,7 +134,7 @@ class Ingress:
             served.end(job, ResplitError(ErrorCode.NODE_LOST, message))
         await self._close(served)
 
-    def drain(self, plan: Plan) -> None:
+    def drain(self, plan: SeenPlan) -> None:
         """Say when nothing of `plan` is left here."""
         served = self._served.get(plan.deployment)
         if served is None:
@@ -173,12 +176,12 @@ class Ingress:
         """What a heartbeat of this node, or another, says of how fast it is."""
         self._desk.speeds.heard(capacity)
 
-    def runs_over(self, plan: Plan) -> bool:
+    def runs_over(self, plan: SeenPlan) -> bool:
         """Whether requests here may run over exactly this plan."""
         served = self._served.get(plan.deployment)
         return served is not None and any(run.plan == plan for run in served.runs.values())
 
-    def driven(self, plan: Plan) -> int:
+    def driven(self, plan: SeenPlan) -> int:
         """How many sequences of a plan run that this ingress drives."""
         served = self._served.get(plan.deployment)
         return 0 if served is None else served.driven(plan.epoch)

@@ -7,7 +7,7 @@ from bus.hpke import block_info, unwrap
 from bus.identity import Identity
 from schemas.base import DeploymentId, Digest
 from schemas.errors import ErrorCode, ResplitError
-from schemas.plan import PlanEvent
+from schemas.section import EventSection
 
 Wraps = dict[tuple[Digest, int], bytes]
 """By model and block."""
@@ -20,10 +20,10 @@ class BlockKeys:
         self._identity = identity
         self._wraps: dict[DeploymentId, Wraps] = {}
 
-    def follow(self, event: PlanEvent) -> None:
+    def follow(self, event: EventSection) -> None:
         """Take the keys of a verified event in place of those that came with the one before it."""
-        mine = [keys for keys in event.keys or () if keys.node == self._identity.name]
-        self._wraps[event.deployment] = {(keys.model, wrap.block): wrap.data for keys in mine for wrap in keys.wraps}
+        found = {(keys.model, wrap.block): wrap.data for keys in event.keys for wrap in keys.wraps}
+        self._wraps[event.deployment] = found
 
     def key(self, model: Digest, block: int) -> bytes:
         """The key of a block of a sealed model.

@@ -26,7 +26,7 @@ from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Block, Manifest, ModelKind
-from schemas.plan import Plan
+from schemas.section import SeenPlan
 
 BETWEEN_ENDS_S = 0.02
 """Between the ends of two sessions: a few times what one of them takes."""
@@ -79,13 +79,12 @@ class Loader:
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
         """Of every block of the models that are loaded: measured when it was, or when one of its kind was."""
 
-    async def load(self, plan: Plan) -> LoadedPlan:
+    async def load(self, plan: SeenPlan) -> LoadedPlan:
         """Everything `plan` gives this node. Raises `ResplitError`, and then nothing of it stays loaded."""
         manifest, fetched = await self._fetch(plan)
         wanted = {
-            (plan.epoch, route.index, i): (plan.model, stage.first, stage.last)
-            for route in plan.routes
-            for i, stage in enumerate(route.stages)
+            (plan.epoch, *place): (plan.model, stage.first, stage.last)
+            for place, stage in plan.placed.items()
             if stage.node == self._node
         }
         held: dict[RangeKey, Engine] = {}
@@ -104,12 +103,12 @@ class Loader:
             raise ResplitError(ErrorCode.STAGE_FAILED, message) from error
         return LoadedPlan(manifest, {place: held[key] for place, key in wanted.items()}, fetched)
 
-    def unload(self, loaded: LoadedPlan, plan: Plan) -> None:
+    def unload(self, loaded: LoadedPlan, plan: SeenPlan) -> None:
         """Give back what `load` returned; sessions that no other plan uses are closed."""
         self._caches.pop((plan.family, plan.epoch), None)
         self._let_go({(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()})
 
-    async def _fetch(self, plan: Plan) -> tuple[Manifest, int]:
+    async def _fetch(self, plan: SeenPlan) -> tuple[Manifest, int]:
         manifest, fetched = await self._files.manifest(plan.model)
         check_block_count(plan, manifest)
         refs = block_files(manifest, plan.blocks_on(self._node))
@@ -120,7 +119,7 @@ class Loader:
         await self._files.offer([plan.model, *(ref.digest for ref in refs)])
         return manifest, fetched
 
-    def _refuse_what_does_not_fit(self, plan: Plan, manifest: Manifest) -> None:
+    def _refuse_what_does_not_fit(self, plan: SeenPlan, manifest: Manifest) -> None:
         # Blocks that another plan of this deployment has here already are shared with it, weights and caches.
         blocks = plan.blocks_on(self._node)
         loaded = {i for model, first, last in self._sessions if model == plan.model for i in range(first, last + 1)}

@@ -1,4 +1,4 @@
-"""Plan events as they come, and again after every silence: verified, or rejected and audited.
+"""Plan events as they come, and again after every silence: verified and opened, or rejected and audited.
 
 What JetStream refuses to log still reaches whoever listens to its subject. So the word of a new leader fences: a
 live event of a lower term counts only if the log turns out to have it.
@@ -16,27 +16,32 @@ from nats.aio.msg import Msg
 from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.refusals import Refusals
+from bus.sealed_plans import open_section
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import envelope_digest
-from schemas.base import DeploymentId
+from schemas.base import DeploymentId, NodeId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
-from schemas.plan import PlanEvent
+from schemas.section import EventSection, SealedEvent
 
 CATCH_UP_EVERY_S = 30.0
 """A plan event that got lost on its way is found in the stream at the latest after this."""
+
+Verified = tuple[SealedEvent, NodeId]
+"""An event that an orchestrator signed, still sealed, and which one."""
 
 log = logging.getLogger(__name__)
 
 
 class PlanInbox:
     """Hears plan events live, and reads the newest one of each deployment at the start, after every reconnection
-    and now and then: an event is the whole state, so the newest one is enough."""
+    and now and then: an event is the whole state, so the newest one is enough. What it tells this node is delivered,
+    also that it is nothing."""
 
     def __init__(
-        self, client: Client, identity: Identity, audit: AuditTrail, deliver: Callable[[PlanEvent], None]
+        self, client: Client, identity: Identity, audit: AuditTrail, deliver: Callable[[EventSection], None]
     ) -> None:
         self._client = client
         self._identity = identity
@@ -65,41 +70,43 @@ class PlanInbox:
         orchestrator's last word, and who stole its key an event too far ahead to be taken.
         """
         self._look_again = False
-        found: dict[DeploymentId, list[tuple[PlanEvent, Msg]]] = {}
+        found: dict[DeploymentId, list[tuple[Verified, Msg]]] = {}
         js = self._client.jetstream()
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.LEADER):
             await self._led(message)
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ALL_PLANS):
-            event = self._verified(message)
-            if event is not None:
-                found.setdefault(event.deployment, []).append((event, message))
+            verified = self._verified(message)
+            if verified is not None:
+                found.setdefault(verified[0].deployment, []).append((verified, message))
         for events in found.values():
-            for event, message in sorted(events, key=lambda one: _age(one[0]), reverse=True):
-                if await self._settled(event, message):
+            for verified, message in sorted(events, key=lambda one: _age(one[0][0]), reverse=True):
+                if await self._settled(*verified, message):
                     break
 
     async def _arrived(self, msg: Msg) -> None:
-        event = self._verified(msg)
-        if event is None:
+        verified = self._verified(msg)
+        if verified is None:
             return
+        event, _ = verified
         if event.term < self._term:
             log.warning("a plan event of term %d came in term %d; looking in the log", event.term, self._term)
             self.look()
             return
-        await self._settled(event, msg)
+        await self._settled(*verified, msg)
 
-    async def _settled(self, event: PlanEvent, msg: Msg) -> bool:
+    async def _settled(self, event: SealedEvent, signer: NodeId, msg: Msg) -> bool:
         """Act upon an event, unless it is refused or old; whether no older one can be the newest."""
         if _age(event) < self._newest.get(event.deployment, (0, 0)):
             return True  # it was overtaken on its way
         try:
+            section = open_section(event, signer, self._identity)
             await self._identity.take_plan(event.deployment, event.term, event.revision, envelope_digest(msg.data))
         except ResplitError as error:
             self._refusals.record(msg, error)
             return error.code is ErrorCode.ROLLED_BACK and error.field != "digest"
         self._term = max(self._term, event.term)
         self._newest[event.deployment] = max(_age(event), self._newest.get(event.deployment, (0, 0)))
-        self._deliver(event)
+        self._deliver(section)
         return True
 
     async def _led(self, msg: Msg) -> None:
@@ -110,16 +117,16 @@ class PlanInbox:
             return
         self._term = max(self._term, leadership.term)
 
-    def _verified(self, msg: Msg) -> PlanEvent | None:
+    def _verified(self, msg: Msg) -> Verified | None:
         try:
-            event, _ = open_envelope(msg.data, PlanEvent, PLAN_TYPE, self._identity.orchestrators)
+            event, signer = open_envelope(msg.data, SealedEvent, PLAN_TYPE, self._identity.orchestrators)
             if msg.subject != subjects.plan(event.deployment):
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
         except ResplitError as error:
             self._refusals.record(msg, error)
             return None
-        return event
+        return event, signer
 
 
-def _age(event: PlanEvent) -> tuple[int, int]:
+def _age(event: SealedEvent) -> tuple[int, int]:
     return event.term, event.revision

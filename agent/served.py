@@ -32,6 +32,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Result, SequenceId, Token
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
+from schemas.section import SeenPlan
 from schemas.slo import Slo
 
 INTERRUPTED_MAX_S = 60.0
@@ -204,7 +205,7 @@ class Served:
                 run.lost.discard(node)
                 self.admit()
 
-    def follow(self, current: Plan | None, draining: tuple[Plan, ...], numbers: "itertools.count[int]") -> None:
+    def follow(self, current: Plan | None, draining: tuple[SeenPlan, ...], numbers: "itertools.count[int]") -> None:
         """Run over the plan in force, let what drains go on until it has crossed, and nothing else."""
         self.current_nodes = () if current is None else current.nodes
         live = {plan.epoch for plan in (*draining, *((current,) if current is not None else ()))}

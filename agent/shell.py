@@ -57,7 +57,8 @@ from schemas.capacity import Capacity, Provider
 from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
-from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus, spans
+from schemas.plan import Plan, Receipt, ReceiptStatus, spans
+from schemas.section import EventSection, SeenPlan
 
 EXPIRE_EVERY_S = 15.0
 SWITCH_INTERVAL_S = 0.0002
@@ -243,7 +244,7 @@ class Agent:
 
     # Plans.
 
-    def _plan_arrived(self, event: PlanEvent) -> None:
+    def _plan_arrived(self, event: EventSection) -> None:
         self._keys.follow(event)
         self._step(core.PlanArrived(event))
 
@@ -271,8 +272,9 @@ class Agent:
                     self._stages.ingress_lost(node)
                 await self._ingress.follow(self._without_forbidden(event))
             case core.Serve(plan):
-                manifest = self._store.manifest(plan.model)
-                await self._ingress.serve(plan, manifest, self._text(plan, manifest))
+                if isinstance(plan, Plan):
+                    manifest = self._store.manifest(plan.model)
+                    await self._ingress.serve(plan, manifest, self._text(plan, manifest))
             case core.Drain(plan):
                 self._ingress.drain(plan)
             case core.Free(plan):
@@ -282,7 +284,7 @@ class Agent:
             case core.Ignore(event, why):
                 log.info("ignored a plan event of %s: %s", event.deployment, why)
 
-    async def _load(self, plan: Plan) -> None:
+    async def _load(self, plan: SeenPlan) -> None:
         try:
             await self._load_and_install(plan)
         except ResplitError as error:
@@ -297,7 +299,7 @@ class Agent:
         finally:
             self._loading.pop((plan.deployment, plan.epoch), None)
 
-    def _without_forbidden(self, event: PlanEvent) -> PlanEvent:
+    def _without_forbidden(self, event: EventSection) -> EventSection:
         """`event`, without a plan in force that is forbidden: whether or not this node has a part in that, none of its
         requests may run over it. Those that do so already, as the root forbade it, go on until it is replaced."""
         plan = event.current
@@ -313,7 +315,7 @@ class Agent:
             return event.model_copy(update={"current": None})
         return event
 
-    async def _load_and_install(self, plan: Plan) -> None:
+    async def _load_and_install(self, plan: SeenPlan) -> None:
         check_allowed(self._identity.roster, plan)
         loaded = await self._loader.load(plan)
         try:
@@ -336,7 +338,7 @@ class Agent:
         record = partial(self._audit.record, AuditKind.BLOB_CORRUPT, CORRUPT, digest=digest)
         self._loop.call_soon_threadsafe(record)
 
-    async def _free(self, plan: Plan) -> None:
+    async def _free(self, plan: SeenPlan) -> None:
         key = (plan.deployment, plan.epoch)
         if (task := self._loading.pop(key, None)) is not None:
             task.cancel()
@@ -386,7 +388,7 @@ class Agent:
     def _emptied(self, deployment: DeploymentName, epoch: int) -> None:
         self._step(core.Emptied(deployment, epoch))
 
-    def _open_host(self, plan: Plan) -> StageHost:
+    def _open_host(self, plan: SeenPlan) -> StageHost:
         pool, invariant = KvPool(self._device, length_classes(plan.settings)), plan.settings.batch_invariant
         return StageHost(self._config.node, plan.model, pool, self._block_times.note, batch_invariant=invariant)
 
@@ -428,10 +430,10 @@ class Agent:
 
     # What the node reports.
 
-    def _plans(self) -> list[Plan]:
+    def _plans(self) -> list[SeenPlan]:
         return core.plans_of(self._state)
 
-    def _running(self, plan: Plan) -> int:
+    def _running(self, plan: SeenPlan) -> int:
         return self._ingress.driven(plan) + self._stages.passing(plan)
 
     def _read(self) -> Reading:

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import pairwise
 from typing import Protocol, assert_never
 
 from agent.compute import Computes, StageQueue
@@ -32,7 +31,8 @@ from schemas.frame import (
     SequenceId,
 )
 from schemas.framing import unpack
-from schemas.plan import Plan, Route
+from schemas.plan import Route
+from schemas.section import RouteSection, SeenPlan
 
 IDLE_LIMIT_US = 120_000_000
 """A sequence nobody drove for two minutes has lost its ingress: a live one drives again after seconds."""
@@ -58,7 +58,7 @@ class Stages:
         compute: Computes,
         peers: Roads,
         to_ingress: Callable[[ToIngress], None],
-        open_host: Callable[[Plan], StageHost],
+        open_host: Callable[[SeenPlan], StageHost],
         now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         """`open_host` makes the host of a family of plans, given one of them."""
@@ -70,11 +70,11 @@ class Stages:
         self._queue = StageQueue(compute, self._deliver, now_us)
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
-        self._plans: dict[tuple[str, int], Plan] = {}
+        self._plans: dict[tuple[str, int], SeenPlan] = {}
         self._host_of: dict[tuple[str, int], StageHost] = {}
         """Of each of these plans: a family is a digest, too dear to make for every frame."""
 
-    async def install(self, plan: Plan, loaded: LoadedPlan) -> None:
+    async def install(self, plan: SeenPlan, loaded: LoadedPlan) -> None:
         """Serve the plan's stages on this node; opens the links that its routes need."""
         host = self._hosts.get(plan.family)
         if host is None:
@@ -84,7 +84,7 @@ class Stages:
         await self._compute.call(lambda: host.install(loaded.engines))
         self._peers.warm(tuple(sorted(self._neighbours(plan))))
 
-    async def remove(self, plan: Plan) -> None:
+    async def remove(self, plan: SeenPlan) -> None:
         """Stop serving the plan and free what only it used."""
         self._plans.pop((plan.deployment, plan.epoch), None)
         self._host_of.pop((plan.deployment, plan.epoch), None)
@@ -95,7 +95,7 @@ class Stages:
         if not any(other.family == plan.family for other in self._plans.values()):
             self._hosts.pop(plan.family, None)  # two plans of a family may be removed at once
 
-    def passing(self, plan: Plan) -> int:
+    def passing(self, plan: SeenPlan) -> int:
         """Sequences of a plan that run here and that others drive."""
         host = self._hosts.get(plan.family)
         return 0 if host is None else host.sequences(plan.epoch, but_of=self._node)
@@ -183,7 +183,7 @@ class Stages:
         for node, frame in outgoing:
             self.send(node, frame)
 
-    def _tell_ingresses(self, plan: Plan, route: Route, message: str, lost: NodeId) -> None:
+    def _tell_ingresses(self, plan: SeenPlan, route: Route | RouteSection, message: str, lost: NodeId) -> None:
         host = self._hosts.get(plan.family)
         if host is None:
             return
@@ -224,26 +224,31 @@ class Stages:
         # Only now: what this stage still computed for these sequences has left already, and a Close must stay behind
         # the last activation all the way, as a Reuse ahead of the first.
         plan = self._plans.get((frame.deployment, frame.epoch))
-        if plan is None:
-            return
-        stages = plan.routes[frame.route].stages
-        if frame.stage + 1 < len(stages):
-            self.send(stages[frame.stage + 1].node, replace(frame, stage=frame.stage + 1))
+        after = None if plan is None else plan.placed.get((frame.route, frame.stage + 1))
+        if after is not None:
+            self.send(after.node, replace(frame, stage=frame.stage + 1))
 
     def _deliver(self, frames: list[StageOutput]) -> None:
         for frame in frames:
             plan = self._plans.get((frame.deployment, frame.epoch))
-            if plan is None or frame.route >= len(plan.routes):
+            if plan is None:
                 log.info("dropped a frame of a plan that was retired: %s, epoch %d", frame.deployment, frame.epoch)
                 continue
             if isinstance(frame, Activation):
-                self.send(plan.routes[frame.route].stages[frame.stage].node, frame)
+                self._pass_on(plan, frame)
                 continue
             self.send(NodeId(frame.ingress), frame)
             if isinstance(frame, Failure) and frame.code == ErrorCode.OVERLOADED:
                 self._tell_keepers(plan, frame)
 
-    def _tell_keepers(self, plan: Plan, refused: Failure) -> None:
+    def _pass_on(self, plan: SeenPlan, frame: Activation) -> None:
+        after = plan.placed.get((frame.route, frame.stage))
+        if after is None:
+            log.info("dropped a frame for a stage that nobody is: %s, epoch %d", frame.deployment, frame.epoch)
+        else:
+            self.send(after.node, frame)
+
+    def _tell_keepers(self, plan: SeenPlan, refused: Failure) -> None:
         """Every ingress that may keep caches of what has ended here hears that another's sequence found no room."""
         for other in [other for other in self._plans.values() if other.family == plan.family]:  # they share the slots
             for route in other.routes:
@@ -251,10 +256,14 @@ class Stages:
                     told = replace(refused, epoch=other.epoch, route=route.index, ingress=route.source)
                     self.send(NodeId(route.source), told)
 
-    def _neighbours(self, plan: Plan) -> set[NodeId]:
+    def _neighbours(self, plan: SeenPlan) -> set[NodeId]:
         """Nodes that this node sends to under `plan`."""
-        found: set[NodeId] = set()
-        for route in plan.routes:
-            chain = [route.source, *(stage.node for stage in route.stages), route.source]
-            found |= {after for before, after in pairwise(chain) if before == self._node}
-        return found - {self._node}
+        placed, sources = plan.placed, {route.index: route.source for route in plan.routes}
+        first = {stage.node for (route, i), stage in placed.items() if i == 0 and sources[route] == self._node}
+        # Behind the last stage of a route comes its source.
+        after = {
+            placed[route, i + 1].node if (route, i + 1) in placed else sources[route]
+            for (route, i), stage in placed.items()
+            if stage.node == self._node
+        }
+        return {NodeId(node) for node in first | after} - {self._node}

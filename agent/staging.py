@@ -10,7 +10,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from types import TracebackType
 
 from nats.aio.client import Client
@@ -27,7 +27,7 @@ from schemas.capacity import StoredBlocks
 from schemas.envelope import STAGING_TYPE, open_envelope
 from schemas.errors import ResplitError
 from schemas.manifest import BlobRef
-from schemas.plan import Plan
+from schemas.section import SeenPlan
 from schemas.staging import Staging
 
 RESERVE_SHARE = 0.05
@@ -76,7 +76,7 @@ class Stager:
         identity: Identity,
         store: Store,
         files: Fetcher,
-        plans: Callable[[], list[Plan]],
+        plans: Callable[[], Sequence[SeenPlan]],
         is_busy: Callable[[], bool],
         audit: AuditTrail,
         changed: Callable[[], None],

@@ -1,7 +1,8 @@
 """Pure: what an agent does about the plans it is told, as `step(state, event, now) -> (state, instructions)`.
 
-A `PlanEvent` is the whole state of a deployment, so `step` compares what should be loaded and served with
-what is, and says only the difference. Lost and repeated events cost nothing.
+An event says the whole state of a deployment as far as this node sees it, so `step` compares what should be loaded and
+served with what is, and says only the difference. Lost and repeated events cost nothing. Of one plan a node may see
+more or less from event to event; it is the same plan if its digest is.
 """
 
 from collections.abc import Callable, Mapping
@@ -12,7 +13,8 @@ from typing import assert_never
 
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import HostedStage, HostedState
-from schemas.plan import Plan, PlanEvent, ReceiptStatus
+from schemas.plan import ReceiptStatus
+from schemas.section import EventSection, SeenPlan
 
 
 class Phase(StrEnum):
@@ -30,7 +32,7 @@ class Phase(StrEnum):
 class Hosted:
     """One plan on this node. `since`: when the event that first named it arrived, in seconds."""
 
-    plan: Plan
+    plan: SeenPlan
     phase: Phase
     since: float
 
@@ -39,7 +41,7 @@ class Hosted:
 class DeploymentState:
     """The last event of a deployment, and this node's part in its plans, by epoch."""
 
-    event: PlanEvent
+    event: EventSection
     hosted: Mapping[int, Hosted] = field(default_factory=lambda: MappingProxyType({}))
 
 
@@ -56,23 +58,23 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class PlanArrived:
-    """A plan event whose signature was verified."""
+    """What a plan event tells this node; its signature was verified."""
 
-    event: PlanEvent
+    event: EventSection
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
     """`Load` succeeded."""
 
-    plan: Plan
+    plan: SeenPlan
 
 
 @dataclass(frozen=True, slots=True)
 class LoadFailed:
     """`Load` did not succeed; nothing of it is left."""
 
-    plan: Plan
+    plan: SeenPlan
     error: str
 
 
@@ -93,42 +95,42 @@ Event = PlanArrived | Loaded | LoadFailed | Emptied
 class Load:
     """Fetch, verify, load and warm this node's blocks of `plan`; then `Loaded` or `LoadFailed`."""
 
-    plan: Plan
+    plan: SeenPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Follow:
     """The requests that this node answers may run over what is in force now, wherever that is, and nothing else."""
 
-    event: PlanEvent
+    event: EventSection
 
 
 @dataclass(frozen=True, slots=True)
 class Serve:
     """Admit new sequences to `plan` if this node is the source of one of its routes."""
 
-    plan: Plan
+    plan: SeenPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Drain:
     """Admit nothing more to `plan`; report `Emptied` once its last sequence here has ended."""
 
-    plan: Plan
+    plan: SeenPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Free:
     """Unload what only `plan` uses."""
 
-    plan: Plan
+    plan: SeenPlan
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
     """Publish a receipt. `elapsed_s`: since the event that first named the plan."""
 
-    plan: Plan
+    plan: SeenPlan
     status: ReceiptStatus
     elapsed_s: float
     error: str | None = None
@@ -138,7 +140,7 @@ class Answer:
 class Ignore:
     """The event is older than what this node acted on already."""
 
-    event: PlanEvent
+    event: EventSection
     why: str
 
 
@@ -146,7 +148,7 @@ HOSTED: Mapping[Phase, HostedState] = {Phase.LOADING: "loading", Phase.READY: "r
 """What a heartbeat calls a phase; the others are `draining`."""
 
 
-def plans_of(state: State) -> list[Plan]:
+def plans_of(state: State) -> list[SeenPlan]:
     """Every plan that this node has a part in."""
     return [held.plan for deployment in state.deployments.values() for held in deployment.hosted.values()]
 
@@ -158,7 +160,7 @@ def is_loading(state: State) -> bool:
     )
 
 
-def hosted(state: State, sequences: Callable[[Plan], int]) -> tuple[HostedStage, ...]:
+def hosted(state: State, sequences: Callable[[SeenPlan], int]) -> tuple[HostedStage, ...]:
     """What a heartbeat says of those that did not fail, given how many sequences run on each."""
     return tuple(
         HostedStage(
@@ -194,7 +196,7 @@ def step(state: State, event: Event, now: float) -> Step:
             assert_never(event)
 
 
-def _plan_arrived(state: State, event: PlanEvent, now: float) -> Step:
+def _plan_arrived(state: State, event: EventSection, now: float) -> Step:
     known = state.deployments.get(event.deployment)
     if known is not None and (event.term, event.revision) <= (known.event.term, known.event.revision):
         seen = f"term {known.event.term}, revision {known.event.revision}"
@@ -214,7 +216,7 @@ def _plan_arrived(state: State, event: PlanEvent, now: float) -> Step:
     ]
     for epoch, plan in wanted.items():
         held = before.get(epoch)
-        if held is None or (held.phase is Phase.FAILED and plan == event.current):
+        if held is None or (held.phase is Phase.FAILED and _same(plan, event.current)):
             hosted[epoch] = Hosted(plan, Phase.LOADING, now)
             todo.append(Load(plan))
         else:
@@ -223,20 +225,20 @@ def _plan_arrived(state: State, event: PlanEvent, now: float) -> Step:
     return _with(state, DeploymentState(event, MappingProxyType(hosted))), tuple(todo)
 
 
-def _towards(held: Hosted, event: PlanEvent, now: float) -> tuple[Hosted, list[Instruction]]:
+def _towards(held: Hosted, event: EventSection, now: float) -> tuple[Hosted, list[Instruction]]:
     """Bring a loaded plan to the phase that the event gives it."""
     plan = held.plan
     if held.phase in (Phase.LOADING, Phase.FAILED):
         return held, []
-    if plan == event.current and held.phase is not Phase.SERVING:
+    if _same(plan, event.current) and held.phase is not Phase.SERVING:
         served: list[Instruction] = [Serve(plan), Answer(plan, ReceiptStatus.APPLIED, now - held.since)]
         return replace(held, phase=Phase.SERVING), served
-    if plan in event.draining and held.phase not in (Phase.DRAINING, Phase.DRAINED):
+    if any(_same(plan, old) for old in event.draining) and held.phase not in (Phase.DRAINING, Phase.DRAINED):
         return replace(held, phase=Phase.DRAINING), [Drain(plan)]
     return held, []
 
 
-def _loaded(state: State, plan: Plan, now: float) -> Step:
+def _loaded(state: State, plan: SeenPlan, now: float) -> Step:
     known, held = _find(state, plan)
     if known is None or held is None:
         return state, (Free(plan),)  # retired while it was loading
@@ -246,7 +248,7 @@ def _loaded(state: State, plan: Plan, now: float) -> Step:
     return _put(state, known, advanced), (answer, *more)
 
 
-def _load_failed(state: State, plan: Plan, error: str, now: float) -> Step:
+def _load_failed(state: State, plan: SeenPlan, error: str, now: float) -> Step:
     known, held = _find(state, plan)
     if known is None or held is None:
         return state, ()
@@ -265,10 +267,14 @@ def _emptied(state: State, deployment: DeploymentName, epoch: int, now: float) -
     return _put(state, known, replace(held, phase=Phase.DRAINED)), (answer,)
 
 
-def _find(state: State, plan: Plan) -> tuple[DeploymentState | None, Hosted | None]:
+def _find(state: State, plan: SeenPlan) -> tuple[DeploymentState | None, Hosted | None]:
     known = state.deployments.get(plan.deployment)
     held = None if known is None else known.hosted.get(plan.epoch)
-    return known, held if held is not None and held.plan == plan else None
+    return known, held if held is not None and _same(held.plan, plan) else None
+
+
+def _same(plan: SeenPlan, other: SeenPlan | None) -> bool:
+    return other is not None and plan.epoch == other.epoch and plan.digest == other.digest
 
 
 def _put(state: State, known: DeploymentState, held: Hosted) -> State:

@@ -1,4 +1,4 @@
-"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations over the bus.
+"""Letters: messages that their readers can open and the bus cannot: requests of clients, activations, plans.
 
     uint32 length of the head (little-endian), the head, the body
     head    msgpack: [1, [[reader's name, the content key wrapped for it], ...]]
@@ -52,7 +52,7 @@ class About:
     """What a letter is about; it opens only for a reader who expects just this. No part is empty or contains `|`."""
 
     kind: str
-    """`request`, `activation`: what the reader will take the payload for."""
+    """`request`, `activation`, `section`: what the reader will take the payload for."""
     deployment: DeploymentName
     """`-` where it is about none."""
     request: str
@@ -110,6 +110,11 @@ def open_letter(data: bytes, me: NodeId, key: X25519PrivateKey, about: About) ->
     except InvalidTag as error:
         raise _refused(about, "was altered") from error
     return emptied(padded)
+
+
+def is_for(data: bytes, me: NodeId) -> bool:
+    """Whether `me` is among the readers of a letter. Raises `ResplitError(INVALID_REQUEST)` for what is none."""
+    return me in _readers(_parts(data)[0])
 
 
 def filled(payload: bytes) -> bytes:

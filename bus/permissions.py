@@ -109,7 +109,7 @@ def _agent(name: NodeId) -> Permissions:
         ),
         subscribe=(
             Grant(own_inbox, "answers to itself"),
-            Grant(subjects.ALL_PLANS, "plans, all of them: which ones concern it stands inside"),
+            Grant(subjects.ALL_PLANS, "plans, all of them: it opens what is for it"),
             Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
             Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
@@ -304,7 +304,7 @@ def _watching() -> tuple[Grant, ...]:
     """What is said in the open among those who steer. Of requests there are figures in it, and no content."""
     return (
         Grant(subjects.ALL_CAPACITY, "heartbeats"),
-        Grant(subjects.ALL_PLANS, "plans as they are made"),
+        Grant(subjects.ALL_PLANS, "that plans are made; what they say is sealed"),
         Grant(subjects.LEADER, "who leads from now on"),
         Grant(subjects.BEACON, "that somebody leads, and what is newest"),
         Grant(subjects.ROSTER, "who belongs from now on"),

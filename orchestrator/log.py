@@ -9,7 +9,6 @@ tells it that it does not lead any more: an event of a lower term never stands b
 import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from dataclasses import dataclass, replace
 from datetime import datetime
 from hashlib import sha256
 
@@ -19,15 +18,17 @@ from nats.js.api import Header, RawStreamMsg
 from nats.js.errors import APIError, NotFoundError
 
 from bus.identity import Identity
+from bus.sealed_plans import open_event, seal_event
 from orchestrator.rollout import Rollout, recovered
 from schemas import subjects
 from schemas.audit import envelope_digest
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, NodeId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import PlanSeen
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent
+from schemas.section import SealedEvent
 
 PUBLISH_TIMEOUT_S = 2.0
 RETRY_S = 0.5
@@ -38,18 +39,7 @@ EVERY_SUBJECT = ">"
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Kept:
-    """What the log says of one deployment."""
-
-    last: PlanEvent
-    digest: Digest
-    """Of the envelope of `last`."""
-    epoch: int
-
-    @property
-    def seen(self) -> PlanSeen:
-        return PlanSeen(term=self.last.term, revision=self.last.revision, digest=self.digest)
+Said = SealedEvent | Leadership
 
 
 async def _always() -> None:
@@ -102,23 +92,28 @@ class PlanLog:
         """(the term of whoever leads next, every deployment's rollout) as the log has them.
 
         The term is one more than any before. What no orchestrator signed is handed to `reject` and passed over, here
-        and in `append`.
+        and in `append`. Raises `ResplitError` where the newest event of a deployment is not for this orchestrator:
+        whoever led without knowing it would stop what serves, and use its epochs again.
         """
         self._reject = reject
         self._last = 0
-        kept: dict[DeploymentName, _Kept] = {}
+        self._newest = {}
+        newest: dict[DeploymentName, tuple[SealedEvent, NodeId]] = {}
         term = 0
         async for message in self._further():
-            found = self._believed(message)
-            if found is None:
+            believed = self._believed(message)
+            if believed is None:
                 continue
+            found, signer = believed
             term = max(term, found.term)
-            if isinstance(found, PlanEvent):
-                before = kept.pop(found.deployment, None)
-                kept[found.deployment] = _later(before, found, envelope_digest(message.data or b""))
-        self._newest = {name: one.seen for name, one in kept.items()}
+            if isinstance(found, SealedEvent):
+                known = newest.get(found.deployment)
+                if known is None or _age(found) > _age(known[0]):
+                    newest[found.deployment] = found, signer
+                    self._note(found, message.data or b"")
         term += 1
-        return term, {name: recovered(one.last, one.epoch, term, now) for name, one in kept.items()}
+        events = {name: open_event(found, signer, self._identity) for name, (found, signer) in newest.items()}
+        return term, {name: recovered(event, term, now) for name, event in events.items()}
 
     async def append(self, event: PlanEvent) -> None:
         """Log the event, trying until the log has it; a repeated attempt never logs it twice.
@@ -126,11 +121,14 @@ class PlanLog:
         Raises `ResplitError(STALE_EPOCH)` if another orchestrator has written to the log since.
         """
         subject = subjects.plan(event.deployment)
-        keyed = await asyncio.to_thread(self._with_keys, event)
-        data = seal(keyed, PLAN_TYPE, self._identity.name, self._identity.key)
+        data = await asyncio.to_thread(lambda: seal_event(self._with_keys(event), self._identity))
         while not await self._until_answered(subject, data):
             if await self._look_behind(event, data):
                 break
+        self._note(event, data)
+
+    def _note(self, event: SealedEvent | PlanEvent, data: bytes) -> None:
+        """The newest of its deployment, which is named last from now on."""
         self._newest.pop(event.deployment, None)
         seen = PlanSeen(term=event.term, revision=event.revision, digest=envelope_digest(data))
         self._newest[event.deployment] = seen
@@ -172,9 +170,10 @@ class PlanLog:
                 if message.data == data:
                     ours = True
                     continue
-                found = self._believed(message)
-                if found is not None and _outranks(found, event):
-                    reason = f"term {found.term} stands in the log of plans; this orchestrator led in term {event.term}"
+                believed = self._believed(message)
+                if believed is not None and _outranks(believed[0], event):
+                    term = believed[0].term
+                    reason = f"term {term} stands in the log of plans; this orchestrator led in term {event.term}"
                     raise ResplitError(ErrorCode.STALE_EPOCH, reason)
         except (NatsError, TimeoutError, OSError) as error:
             await self._pause(error)
@@ -195,33 +194,31 @@ class PlanLog:
             self._last = message.seq
         self._last = max(self._last, end)  # the last messages of a log may have been deleted
 
-    def _believed(self, message: RawStreamMsg) -> PlanEvent | Leadership | None:
-        """What a message of the log says of plans if an orchestrator signed it; what is not believed is said."""
+    def _believed(self, message: RawStreamMsg) -> tuple[Said, NodeId] | None:
+        """What a message of the log says of plans if an orchestrator signed it, and which; what is not believed is
+        said."""
         subject, data = message.subject or "", message.data or b""
         if subject == subjects.ROSTER:
             return None  # what the root says stands in the same stream; `bus.following` reads it
         trusted = self._identity.orchestrators
         try:
             if subject == subjects.LEADER:
-                return open_envelope(data, Leadership, LEADER_TYPE, trusted)[0]
-            event, _ = open_envelope(data, PlanEvent, PLAN_TYPE, trusted)
+                return open_envelope(data, Leadership, LEADER_TYPE, trusted)
+            event, signer = open_envelope(data, SealedEvent, PLAN_TYPE, trusted)
             if subject != subjects.plan(event.deployment):
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, "the event is about another deployment")
         except ResplitError as error:
             self._reject(subject, error)
             return None
-        return event
+        return event, signer
 
 
-def _outranks(found: PlanEvent | Leadership, event: PlanEvent) -> bool:
+def _outranks(found: Said, event: PlanEvent) -> bool:
     """Whether somebody else leads who wrote `found`, given that this process is about to write `event`."""
     if isinstance(found, Leadership) or found.deployment != event.deployment:
         return found.term > event.term
-    return (found.term, found.revision) >= (event.term, event.revision)
+    return _age(found) >= _age(event)
 
 
-def _later(kept: _Kept | None, event: PlanEvent, digest: Digest) -> _Kept:
-    epoch = max([plan.epoch for plan in event.plans], default=0)
-    if kept is not None and (event.term, event.revision) <= (kept.last.term, kept.last.revision):
-        return replace(kept, epoch=max(epoch, kept.epoch))
-    return _Kept(event, digest, epoch if kept is None else max(epoch, kept.epoch))
+def _age(event: SealedEvent | PlanEvent) -> tuple[int, int]:
+    return event.term, event.revision

@@ -51,6 +51,7 @@ AUDIT_KINDS = {
     PlanPhase.COMMIT: (AuditKind.PLAN_COMMITTED, "a plan is in force"),
     PlanPhase.ABORT: (AuditKind.PLAN_ABORTED, "a plan was given up before it was in force"),
     PlanPhase.RETIRE: (AuditKind.PLAN_RETIRED, "a plan ends"),
+    PlanPhase.RESEAL: (AuditKind.PLAN_RESEALED, "plans were sealed anew"),
 }
 
 
@@ -190,7 +191,8 @@ class Mind:
     ) -> Generator[Effect, Proposal | None, bool]:
         """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
         before = self.snapshot.rollout(name)
-        taken = step(before, command, self.now(), self.snapshot.absent)
+        roster = self.snapshot.roster
+        taken = step(before, command, self.now(), self.snapshot.absent, 0 if roster is None else roster.version)
         if taken is None:
             return False
         after, event = taken
@@ -297,7 +299,7 @@ def _epoch(event: PlanEvent, before: Rollout) -> int | None:
     """The epoch that an event is about."""
     if event.candidate is not None:
         return event.candidate.epoch
-    if event.phase is PlanPhase.COMMIT and event.current is not None:
+    if event.phase in (PlanPhase.COMMIT, PlanPhase.RESEAL) and event.current is not None:
         return event.current.epoch
     gone = {plan.epoch for plan in before.plans} - {plan.epoch for plan in event.plans}
     return max(gone, default=event.draining[-1].epoch if event.draining else None)

@@ -3,6 +3,8 @@
     propose --PREPARE--> candidate --all READY--COMMIT--> current, the old one drains --all DRAINED--RETIRE--> gone
                              `--refused, lost, too late--ABORT--> gone; the current plan never stopped serving
 
+Where members or their keys changed since the last event, RESEAL says the same again, sealed for those of now.
+
 `note` takes in what was heard; it never decides. `step` decides from the whole state, so a fact that comes
 twice, late or out of order costs nothing. What `step` returns takes effect only once its event is in the log:
 the caller publishes first and keeps the new state after.
@@ -79,6 +81,11 @@ class Rollout:
     """What the last attempt failed with."""
     refused: Mapping[NodeId, datetime] = field(default_factory=dict)
     """Who refused the last attempts, and when."""
+    answering: frozenset[NodeId] = frozenset()
+    """Where routes of plans in force have begun since there are any. Whoever was an ingress goes on with requests that
+    it accepted, over plans on which it may have no part; so does a process that began with an old event."""
+    roster: int = 0
+    """The version of the roster that the last event was sealed by."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -231,13 +238,31 @@ def may_propose(rollout: Rollout, hard: bool) -> bool:
 
 
 def step(
-    rollout: Rollout, command: Command, now: datetime, absent: frozenset[NodeId] = frozenset()
+    rollout: Rollout,
+    command: Command,
+    now: datetime,
+    absent: frozenset[NodeId] = frozenset(),
+    roster: int = 0,
 ) -> tuple[Rollout, PlanEvent] | None:
     """The next state and the event that announces it, or None where nothing is to be done.
 
-    `absent` are the nodes that are lost now: none of them will become ready or finish anything. The state holds
-    from the moment the event is in the log, not before.
+    `absent` are the nodes that are lost now: none of them will become ready or finish anything. `roster` is the
+    version of the roster by which events are sealed now. The state holds from the moment the event is in the log, not
+    before.
     """
+    taken = _step(rollout, command, now, absent)
+    if taken is None and isinstance(command, Proceed) and rollout.revision > 0 and rollout.roster < roster:
+        reason = f"sealed by roster {rollout.roster}; members and keys are now those of roster {roster}"
+        taken = _event(rollout, PlanPhase.RESEAL, reason, now, absent)
+    if taken is None:
+        return None
+    after, event = taken
+    return replace(after, roster=roster), event.model_copy(update={"roster": roster})
+
+
+def _step(
+    rollout: Rollout, command: Command, now: datetime, absent: frozenset[NodeId]
+) -> tuple[Rollout, PlanEvent] | None:
     match command:
         case Propose(plan, hard):
             return _prepare(rollout, plan, hard, now, absent)
@@ -366,7 +391,10 @@ def _event(
     ending: frozenset[NodeId] = frozenset(),
 ) -> tuple[Rollout, PlanEvent]:
     """`ending`: the nodes of a plan that ends with this event."""
-    after = replace(after, revision=after.revision + 1)
+    plans = (*(old.plan for old in after.draining), *((after.current,) if after.current is not None else ()))
+    sources = frozenset(NodeId(route.source) for plan in plans for route in plan.routes)
+    answering = after.answering | sources if after.plans else frozenset[NodeId]()
+    after = replace(after, revision=after.revision + 1, answering=answering)
     event = PlanEvent(
         deployment=after.deployment,
         term=after.term,
@@ -378,11 +406,13 @@ def _event(
         candidate=after.candidate.plan if after.candidate is not None else None,
         draining=tuple(old.plan for old in after.draining),
         lost=tuple(sorted(absent & (after.nodes | ending))),
+        answering=tuple(sorted(answering)),
+        epoch=after.epoch,
     )
     return after, event
 
 
-def recovered(event: PlanEvent, last_epoch: int, term: int, now: datetime) -> Rollout:
+def recovered(event: PlanEvent, term: int, now: datetime) -> Rollout:
     """The state that `event`, the last one in the log, announced. Raises nothing: it was checked when it was made.
 
     A candidate in it was never committed, and who was READY may have restarted since: the caller abandons it
@@ -393,9 +423,11 @@ def recovered(event: PlanEvent, last_epoch: int, term: int, now: datetime) -> Ro
         deployment=event.deployment,
         term=term,
         revision=event.revision,
-        epoch=max([last_epoch, *(plan.epoch for plan in event.plans)]),
+        epoch=max([event.epoch, *(plan.epoch for plan in event.plans)]),
         current=event.current,
         current_since=now if event.current is not None else None,
         candidate=Candidate(candidate, now) if candidate is not None else None,
         draining=tuple(Draining(plan, now, frozenset(map(NodeId, plan.nodes))) for plan in event.draining),
+        answering=frozenset(map(NodeId, event.answering)),
+        roster=event.roster,
     )

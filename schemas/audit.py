@@ -40,6 +40,7 @@ class AuditKind(StrEnum):
     PLAN_COMMITTED = "plan_committed"
     PLAN_ABORTED = "plan_aborted"
     PLAN_RETIRED = "plan_retired"
+    PLAN_RESEALED = "plan_resealed"
     PLAN_READY = "plan_ready"
     PLAN_REFUSED = "plan_refused"
     PLAN_APPLIED = "plan_applied"

@@ -18,7 +18,7 @@ from schemas.codec import decode, encode
 from schemas.errors import ErrorCode, ResplitError
 from schemas.flat import read_flat
 
-PLAN_TYPE = "application/vnd.resplit.plan.v1+json"
+PLAN_TYPE = "application/vnd.resplit.plan.v2+json"
 RECEIPT_TYPE = "application/vnd.resplit.receipt.v1+json"
 CAPACITY_TYPE = "application/vnd.resplit.capacity.v1+json"
 LEADER_TYPE = "application/vnd.resplit.leader.v1+json"

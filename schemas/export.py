@@ -48,6 +48,7 @@ from schemas.request import (
     TokenReply,
 )
 from schemas.roster import RootKeys, Roster
+from schemas.section import EventSection, SealedEvent
 from schemas.staging import Staging
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
@@ -66,6 +67,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingReply,
     EmbeddingRequest,
     ErrorReply,
+    EventSection,
     ExplainReply,
     ExplainRequest,
     Leadership,
@@ -81,6 +83,7 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     Receipt,
     RemoveReply,
     RemoveRequest,
+    SealedEvent,
     Staging,
     StatusReply,
     TensorReply,

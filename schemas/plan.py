@@ -1,17 +1,20 @@
 """Plans: who runs which blocks of a deployment in one epoch, and the events that carry them."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from enum import StrEnum
 from hashlib import sha256
 from typing import Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
+from schemas.base import DeploymentId, DeploymentName, Digest, NodeName, Sha256, Value
 from schemas.codec import encode
 from schemas.deployment import Placement, Settings, Stage
 from schemas.sealed import NodeKeys
 from schemas.slo import Slo
+
+Place = tuple[int, int]
+"""Where a stage stands in a plan: its route's index, and its number on that route. Frames name stages so."""
 
 
 class Route(Value):
@@ -85,16 +88,31 @@ class Plan(Value):
 
     @property
     def family(self) -> Digest:
-        """Equal for plans that run a model in the same way: a sequence can cross between them with its caches."""
-        return Digest(sha256(f"{self.deployment} {self.model} ".encode() + encode(self.settings)).hexdigest())
+        """What `family_of` says."""
+        return family_of(self.deployment, self.model, self.settings)
 
     @property
     def nodes(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(node for route in self.routes for node in route.nodes))
 
+    @property
+    def placed(self) -> Mapping[Place, Stage]:
+        """Every stage, by its place."""
+        return {(route.index, i): stage for route in self.routes for i, stage in enumerate(route.stages)}
+
     def blocks_on(self, node: str) -> tuple[int, ...]:
         """Every block that `node` hosts under this plan, over all routes, ascending."""
-        return tuple(sorted({b for r in self.routes for s in r.stages if s.node == node for b in s.blocks}))
+        return blocks_on(self.placed, node)
+
+
+def family_of(deployment: DeploymentName, model: Digest, settings: Settings) -> Digest:
+    """Equal for plans that run a model in the same way: a sequence can cross between them with its caches."""
+    return Digest(sha256(f"{deployment} {model} ".encode() + encode(settings)).hexdigest())
+
+
+def blocks_on(placed: Mapping[Place, Stage], node: str) -> tuple[int, ...]:
+    """The blocks of all stages of `node`, ascending."""
+    return tuple(sorted({block for stage in placed.values() if stage.node == node for block in stage.blocks}))
 
 
 def spans(blocks: Collection[int]) -> str:
@@ -111,10 +129,13 @@ class PlanPhase(StrEnum):
     COMMIT = "commit"
     ABORT = "abort"
     RETIRE = "retire"
+    RESEAL = "reseal"
 
 
 class PlanEvent(Value):
-    """The plans of one deployment that matter now, as the orchestrator signs and publishes them.
+    """The plans of one deployment that matter now, as the orchestrator writes them down.
+
+    Orchestrators read all of it, each node its part (`schemas.section`).
 
     An event is the whole state, not a difference: an agent that missed any number of events acts on the
     last one alone. It loads `candidate`, serves `current`, lets sequences finish on `draining`, and frees
@@ -138,6 +159,14 @@ class PlanEvent(Value):
     heartbeat."""
     keys: tuple[NodeKeys, ...] | None = None
     """Of sealed models, the keys of the blocks that these plans give to each node, which alone can open them."""
+    answering: tuple[NodeName, ...] = ()
+    """Nodes at which routes of plans in force began, now or earlier: they may still answer requests, and let them go
+    over to whatever is in force."""
+    epoch: int = Field(default=0, ge=0)
+    """The highest epoch that was ever proposed: the next plan's is higher."""
+    roster: int = Field(default=0, ge=0)
+    """The version of the roster by which keys and letters were made for the nodes. Where there is a newer one, they
+    are to be made anew."""
 
     @model_validator(mode="after")
     def _plans_belong_together(self) -> Self:
@@ -155,6 +184,12 @@ class PlanEvent(Value):
         """Every plan whose blocks an agent must keep loaded."""
         found = (*self.draining, self.current, self.candidate)
         return tuple(plan for plan in found if plan is not None)
+
+    @property
+    def ingresses(self) -> frozenset[str]:
+        """Nodes that may answer requests: they see all of these plans."""
+        served = (*self.draining, *((self.current,) if self.current is not None else ()))
+        return frozenset(self.answering).union(route.source for plan in served for route in plan.routes)
 
 
 class ReceiptStatus(StrEnum):

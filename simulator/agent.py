@@ -21,6 +21,7 @@ from schemas.capacity import BlockTime, Capacity, HostedStage
 from schemas.errors import ErrorCode
 from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
 from schemas.plan import Plan, PlanEvent, Receipt
+from schemas.section import SeenPlan, nothing_of, section_of
 from simulator.compute import SimCompute
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
@@ -86,7 +87,9 @@ class SimAgent:
 
     def hear(self, event: PlanEvent) -> None:
         """A plan event, live or read again from its stream."""
-        self._step(core.PlanArrived(event))
+        section = section_of(event, self.machine.name) or nothing_of(event)
+        # Worlds began before sections did: here everybody hears of whoever is lost, so that a seed is what it was.
+        self._step(core.PlanArrived(section.model_copy(update={"lost": event.lost})))
         if not self._around.makes_before_breaks:
             last = [one.event for one in self._state.deployments.values()]
             self._compute.hold(any(one.current is not None and one.candidate is not None for one in last))
@@ -111,7 +114,8 @@ class SimAgent:
                     self._stages.ingress_lost(node)
                 self.ingress.follow(event)
             case core.Serve(plan):
-                self.ingress.serve(plan, self._around.physics.manifest)
+                if isinstance(plan, Plan):
+                    self.ingress.serve(plan, self._around.physics.manifest)
             case core.Drain(plan):
                 self.ingress.drain(plan)
             case core.Free(plan):
@@ -122,7 +126,7 @@ class SimAgent:
             case core.Ignore():
                 pass
 
-    def _load(self, plan: Plan) -> None:
+    def _load(self, plan: SeenPlan) -> None:
         """Bring what is not on the disk, open what is not open, then install it."""
         blocks = plan.blocks_on(self.machine.name)
         manifest = self._around.physics.manifest
@@ -151,9 +155,8 @@ class SimAgent:
             for block in blocks:
                 self._measure(plan.model, block)
             engines = {
-                (plan.epoch, route.index, i): self._engine(stage.blocks)
-                for route in plan.routes
-                for i, stage in enumerate(route.stages)
+                (plan.epoch, *place): self._engine(stage.blocks)
+                for place, stage in plan.placed.items()
                 if stage.node == self.machine.name
             }
             loaded = LoadedPlan(manifest, cast(dict[tuple[int, int, int], Any], engines), 0)
@@ -167,7 +170,7 @@ class SimAgent:
         times = [self._true_time(block) for block in blocks]
         return SimEngine(manifest.blocks[blocks[0] : blocks[-1] + 1], times, len(manifest.blocks) - 1, self._clock)
 
-    def _open_host(self, plan: Plan) -> StageHost:
+    def _open_host(self, plan: SeenPlan) -> StageHost:
         pool: KvPool = SimPool(length_classes(plan.settings))
         return StageHost(self.machine.name, plan.model, pool, self.times.note, now_us=self._clock.now_us)
 
@@ -205,7 +208,7 @@ class SimAgent:
         self._around.books.memory(self.machine, used)
         return used
 
-    def _footprint(self, loaded: list[Plan]) -> int:
+    def _footprint(self, loaded: list[SeenPlan]) -> int:
         """What these plans take together: weights of a model and caches of a family once."""
         manifest = self._around.physics.manifest
         weights: set[tuple[Digest, int]] = set()
@@ -292,7 +295,7 @@ class SimAgent:
     def frame_ms(self) -> float | None:
         return self._stages.frame_ms
 
-    def plans(self) -> list[Plan]:
+    def plans(self) -> list[SeenPlan]:
         """Those that it has a part in."""
         return core.plans_of(self._state)
 

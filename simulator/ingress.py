@@ -24,8 +24,9 @@ from schemas.capacity import Capacity, FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
 from schemas.manifest import Manifest
-from schemas.plan import Plan, PlanEvent
+from schemas.plan import Plan
 from schemas.request import TextRequest
+from schemas.section import EventSection, SeenPlan
 from simulator.heirs import Heirs
 from simulator.journal import SimJournal, Stream
 from simulator.machine import Machine
@@ -126,12 +127,13 @@ class SimIngress:
         served.admit()
         self._heirs.look()
 
-    def follow(self, event: PlanEvent) -> None:
+    def follow(self, event: EventSection) -> None:
         """Requests in flight go over to what is in force now."""
         served = self.served.get(event.deployment)
         if served is None:
             return
-        served.follow(event.current, event.draining, self._numbers)
+        current = event.current if isinstance(event.current, Plan) else None
+        served.follow(current, event.draining, self._numbers)
         for node in event.lost:
             served.node_lost(node)
         if event.lost:
@@ -143,7 +145,7 @@ class SimIngress:
         del self.served[event.deployment]
         self._listens(self._machine.name, False)
 
-    def drain(self, plan: Plan) -> None:
+    def drain(self, plan: SeenPlan) -> None:
         served = self.served.get(plan.deployment)
         if served is None:
             self._on_empty(plan.deployment, plan.epoch)
@@ -277,7 +279,7 @@ class SimIngress:
         """What a heartbeat says of how fast a node is."""
         self._desk.speeds.heard(capacity)
 
-    def driven(self, plan: Plan) -> int:
+    def driven(self, plan: SeenPlan) -> int:
         """How many sequences of a plan run that this ingress drives."""
         served = self.served.get(plan.deployment)
         return 0 if served is None else served.driven(plan.epoch)

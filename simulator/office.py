@@ -81,7 +81,7 @@ class Office:
 
         def take_over() -> None:
             log = self.log
-            now = self._lead(successor(before, self.operators.stored, log.last, log.epochs, self._kernel.date))
+            now = self._lead(successor(before, self.operators.stored, log.last, self._kernel.date))
             for receipt in tuple(self._receipts):
                 now.report(receipt)
 

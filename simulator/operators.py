@@ -7,7 +7,7 @@ from orchestrator.trial import check_distrust, check_drain, trial
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment, NodeWish, Placement
 from schemas.errors import ResplitError
-from schemas.plan import Plan
+from schemas.section import SeenPlan
 from simulator.books import Books
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
@@ -114,7 +114,7 @@ class Operators:
         self.stored = fold(self.stored, NodeWished(wish), now)
         self._report(NodeWished(wish))
 
-    def check_load(self, machine: Machine, plan: Plan) -> None:
+    def check_load(self, machine: Machine, plan: SeenPlan) -> None:
         """I6: no sensitive block is even prepared where it was not trusted when that was planned."""
         secret = self.wanted.sensitive_of(plan.block_count)
         since = self._distrusted_at.get(machine.name, 0.0)

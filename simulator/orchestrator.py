@@ -172,15 +172,12 @@ def successor(
     before: Snapshot,
     stored: Snapshot,
     log: dict[DeploymentName, PlanEvent],
-    epochs: dict[DeploymentName, int],
     now: datetime,
 ) -> Snapshot:
     """What the next leader begins with: what operators want, as it is stored, what it heard as a standby, and every
     rollout as the log has it."""
     term = before.term + 1
-    rollouts: dict[DeploymentName, Rollout] = {
-        name: recovered(event, epochs[name], term, now) for name, event in log.items()
-    }
+    rollouts: dict[DeploymentName, Rollout] = {name: recovered(event, term, now) for name, event in log.items()}
     return Snapshot(
         term=term,
         nodes=before.nodes,

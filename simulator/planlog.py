@@ -2,6 +2,7 @@
 
 from schemas.base import DeploymentName, NodeId
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from schemas.section import SeenPlan
 from simulator.books import Books
 from simulator.kernel import Kernel
 from simulator.wishes import DEPLOYMENT
@@ -40,7 +41,7 @@ class PlanLog:
         if receipt.status is ReceiptStatus.READY:
             self._ready.setdefault(receipt.plan, set()).add(receipt.node)
 
-    def proposed_s(self, plan: Plan) -> float:
+    def proposed_s(self, plan: SeenPlan) -> float:
         """When it came; now, if it is not in the log."""
         return self._proposed_at.get(plan.digest, self._kernel.now)
 

@@ -19,6 +19,7 @@ from schemas.capacity import LinkEstimate
 from schemas.deployment import Chain
 from schemas.frame import Frame
 from schemas.plan import Plan
+from schemas.section import SeenPlan
 from simulator.agent import SimAgent
 from simulator.books import Books
 from simulator.bus import Bus
@@ -341,7 +342,7 @@ class World:
         rng = self.draws.stream("clocks")
         return {node: float(rng.normal(0, spread)) if spread else 0.0 for node in self.machines}
 
-    def loads(self, machine: Machine, plan: Plan) -> None:
+    def loads(self, machine: Machine, plan: SeenPlan) -> None:
         self._office.operators.check_load(machine, plan)
 
     def _sample(self) -> None:

@@ -36,7 +36,7 @@ from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.scene import Ear, Scene
 from benchmarks.faults.wires import Wires, why_not
 from benchmarks.table import RESULTS, Row, write
-from bus.identity import load_credentials, load_identity
+from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from models.store import Store
 from resplit.client import Client
 from resplit.cluster import LocalCluster
@@ -98,7 +98,7 @@ async def tried(
         connection, replies = [await connected(cluster, keys) for keys in (cluster.operator_keys, cluster.client_keys)]
         for one in (connection, replies):
             stack.push_async_callback(one.close)
-        ear = Ear(load_identity(cluster.keys / cluster.agents[0], cluster.agents[0]))
+        ear = Ear(load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
         await ear.listen(connection)
         draw = random.Random(f"{scenario.name} {seed}")
         for index in range(runs):

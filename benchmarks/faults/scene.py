@@ -13,6 +13,7 @@ from benchmarks.faults.load import DEPLOYMENT, SETTINGS, Asked, Load, Wire
 from benchmarks.faults.wires import Wires
 from bus.connection import settle
 from bus.identity import Identity
+from bus.sealed_plans import open_event
 from resplit import control
 from resplit.cluster import LocalCluster
 from resplit.standing import Reader, trust_of
@@ -24,6 +25,7 @@ from schemas.envelope import LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope
 from schemas.errors import ResplitError
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt
+from schemas.section import SealedEvent
 
 WHOLE_S = 90.0
 FRESH_S = 3.0
@@ -75,7 +77,8 @@ class Ear:
         return tuple(str(event.fields.get("node")) for at, event in self.audit if at >= since and event.kind is kind)
 
     async def _plan(self, message: Msg) -> None:
-        self._keep(open_envelope(message.data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)[0])
+        sealed, signer = open_envelope(message.data, SealedEvent, PLAN_TYPE, self.identity.orchestrators)
+        self._keep(open_event(sealed, signer, self.identity))
 
     async def _leader(self, message: Msg) -> None:
         self._keep(open_envelope(message.data, Leadership, LEADER_TYPE, self.identity.orchestrators)[0])

@@ -15,7 +15,7 @@ from nats.aio.msg import Msg
 
 import resplit.demo
 from bus.connection import settle
-from bus.identity import Identity, load_identity
+from bus.identity import ORCHESTRATOR, Identity, load_identity
 from models.reference import Reference
 from models.store import Store
 from models.text import Text
@@ -26,11 +26,12 @@ from schemas.audit import AuditEvent, AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.control import DeploymentStatus, DeployRequest, StatusReply
 from schemas.deployment import Settings, Stage
-from schemas.envelope import AUDIT_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope
+from schemas.envelope import AUDIT_TYPE, LEADER_TYPE, RECEIPT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from tests.owned import OwnedCluster
+from tests.sealed_events import whole
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -70,7 +71,7 @@ class Ear:
             return open_envelope(data, Leadership, LEADER_TYPE, self.identity.orchestrators)[0]
         match subject.split(".")[2]:
             case "plan":
-                return open_envelope(data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)[0]
+                return whole(data, self.identity)
             case "receipt":
                 return open_envelope(data, Receipt, RECEIPT_TYPE, self.identity.agents)[0]
             case _:
@@ -228,7 +229,7 @@ async def led(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Led]:
         Client(cluster.url, keys=cluster.client_keys) as client,
     ):
         connection = await cluster.owner("CONTROL")
-        ear = Ear(load_identity(cluster.keys / N0, N0))
+        ear = Ear(load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
         await ear.listen(connection)
         request = DeployRequest(name=ADDER, model="adder", placement=PLACEMENTS[0], settings=SETTINGS)
         await control.deploy_and_wait(cluster.operator, request, STEP_S)

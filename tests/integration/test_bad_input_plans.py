@@ -24,6 +24,7 @@ from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.letters import About, seal_letter
 from bus.natsconf import LOGINS_FILE
+from bus.sealed_plans import seal_event
 from bus.server_certificate import server_files
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, add_member, make_members
@@ -38,7 +39,7 @@ from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
-from schemas.envelope import PLAN_TYPE, pae, seal
+from schemas.envelope import PLAN_TYPE, RECEIPT_TYPE, pae
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Close
 from schemas.framing import pack
@@ -90,26 +91,31 @@ def forged(kind: str, serving_: Serving, elsewhere: Path) -> bytes:
         issued_at=datetime.now(UTC),
     )
     ours = load_identity(serving_.cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
+
+    def resigned(payload_type: str, key: Ed25519PrivateKey) -> bytes:
+        _, payload, signer, _ = msgpack.unpackb(seal_event(event, ours))
+        return bytes(msgpack.packb([payload_type, payload, signer, key.sign(pae(payload_type, payload))]))
+
     match kind:
         case "garbage":
             return b"\xff" * 100
         case "nothing":
             return b""
         case "one flipped bit":
-            data = bytearray(seal(event, PLAN_TYPE, ORCHESTRATOR, ours.key))
+            data = bytearray(seal_event(event, ours))
             data[len(data) // 2] ^= 1
             return bytes(data)
         case "a node's key":
             node = load_identity(serving_.cluster.keys / N0, N0)
-            return seal(event, PLAN_TYPE, N0, node.key)
+            return seal_event(event, node)
         case "a node's key in the orchestrator's name":
             node = load_identity(serving_.cluster.keys / N0, N0)
-            return seal(event, PLAN_TYPE, ORCHESTRATOR, node.key)
+            return resigned(PLAN_TYPE, node.key)
         case "another cluster's orchestrator":
             make_members(elsewhere, [N0])
-            return seal(event, PLAN_TYPE, ORCHESTRATOR, load_identity(elsewhere / ORCHESTRATOR, ORCHESTRATOR).key)
+            return seal_event(event, load_identity(elsewhere / ORCHESTRATOR, ORCHESTRATOR))
         case "another type":
-            return seal(event, "application/vnd.resplit.receipt.v1+json", ORCHESTRATOR, ours.key)
+            return resigned(RECEIPT_TYPE, ours.key)
         case _:
             raise AssertionError(kind)
 

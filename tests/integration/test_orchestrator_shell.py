@@ -17,10 +17,12 @@ from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
 from pydantic import ValidationError
 
+import orchestrator.log
 from bus import blobs
 from bus.connection import connect
 from bus.credentials import Credentials
 from bus.identity import ORCHESTRATOR, Identity, load_credentials, load_identity
+from bus.sealed_plans import seal_event
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, OPERATOR, make_members
 from models.store import Store
@@ -56,13 +58,17 @@ from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, LEADER_TYPE, PLAN_TYPE, 
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec
-from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus, Route
+from schemas.plan import Plan, Receipt, ReceiptStatus, Route
 from schemas.request import ErrorReply
+from schemas.section import EventSection, SealedEvent, SeenPlan
 from tests.conftest import NatsServer, running_server
+from tests.sealed_events import told
 
 CHAT = DeploymentName("chat")
 NODES = (NodeId("a"), NodeId("b"), NodeId("c"))
 MIB = 1 << 20
+BLOCKS = 6
+"""Of the model."""
 
 
 @dataclass
@@ -72,6 +78,8 @@ class Peer:
     identity: Identity
     client: Client
     js: JetStreamContext
+    model: Digest
+    """Whose block times it knows, in a plan or not, as one that has run it before."""
     memory_bytes: int = 1 << 30
     block_bytes: int = 0
     """What a loaded block takes of it."""
@@ -80,8 +88,8 @@ class Peer:
     boot: str = "first"
     sent: int = 0
     step_ms: float | None = None
-    """What it says every block of its plans takes; None for nothing measured."""
-    seen: list[PlanEvent] = field(default_factory=list)
+    """What it says every block of the model takes, once it has heard of a plan; None for nothing measured."""
+    seen: list[EventSection] = field(default_factory=list)
 
     async def run(self) -> None:
         beats = asyncio.create_task(self._beat())
@@ -108,7 +116,7 @@ class Peer:
                 (message,) = await subscription.fetch(1, timeout=0.5)
             except (NatsError, TimeoutError):
                 continue
-            event, _ = open_envelope(message.data, PlanEvent, PLAN_TYPE, self.identity.orchestrators)
+            event = told(message.data, self.identity)
             if self.seen and event.revision <= self.seen[-1].revision:
                 continue
             self.seen.append(event)
@@ -150,9 +158,8 @@ class Peer:
                 for p in live.values()
             ),
             block_times=tuple(
-                BlockTime(model=p.model, block=block, decode_ms=self.step_ms, prefill_ms_per_token=0)
-                for p in (self.seen[-1].plans[-1:] if self.seen else ())
-                for block in range(p.block_count)
+                BlockTime(model=self.model, block=block, decode_ms=self.step_ms, prefill_ms_per_token=0)
+                for block in range(BLOCKS if self.seen else 0)
                 if self.step_ms is not None
             ),
         )
@@ -165,17 +172,17 @@ class Peer:
     def name(self) -> NodeId:
         return self.identity.name
 
-    async def _answer(self, event: PlanEvent) -> None:
+    async def _answer(self, event: EventSection) -> None:
         if event.candidate is not None and self.name in event.candidate.nodes:
             status = ReceiptStatus.REFUSED if self.refuses else ReceiptStatus.READY
             await self.say(event.candidate, status)
-        if event.phase is PlanPhase.COMMIT and event.current is not None and self.name in event.current.nodes:
+        if event.current is not None and self.name in event.current.nodes:
             await self.say(event.current, ReceiptStatus.APPLIED)
         for plan in event.draining:
             if self.name in plan.nodes:
                 await self.say(plan, ReceiptStatus.DRAINED)
 
-    async def say(self, plan: Plan, status: ReceiptStatus) -> None:
+    async def say(self, plan: SeenPlan, status: ReceiptStatus) -> None:
         receipt = Receipt(
             node=self.name,
             deployment=plan.deployment,
@@ -264,7 +271,8 @@ class World:
         tasks = []
         for name in names:
             client = await connect(self.url, name, credentials=self.login)
-            found[name] = Peer(load_identity(self.keys / name, name), client, client.jetstream(), **fields)
+            identity = load_identity(self.keys / name, name)
+            found[name] = Peer(identity, client, client.jetstream(), self.model, **fields)
             tasks.append(asyncio.create_task(found[name].run()))
         try:
             yield found
@@ -356,7 +364,8 @@ async def test_a_deployment_is_planned_prepared_and_committed(world: World) -> N
         assert chat.current.epoch == 1
         assert chat.estimate is not None
         assert chat.error is None
-        assert [(e.phase, e.revision) for e in peers[NODES[0]].seen] == [(PlanPhase.PREPARE, 1), (PlanPhase.COMMIT, 2)]
+        seen = [(e.candidate is not None, e.current is not None, e.revision) for e in peers[NODES[0]].seen]
+        assert seen == [(True, False, 1), (False, True, 2)]
         assert [node.capacity.node for node in status.nodes] == ["a", "b"]
     prepared = await world.audited(AuditKind.PLAN_PREPARED)
     assert prepared[0].epoch == 1
@@ -471,8 +480,8 @@ async def test_a_refusal_aborts_and_another_node_is_tried(world: World) -> None:
         status = await world.until(serving)
         assert status.deployments[0].current is not None
         assert status.deployments[0].current.nodes == ("b",)
-        phases = [event.phase for event in peers[NODES[1]].seen]
-        assert phases == [PlanPhase.PREPARE, PlanPhase.ABORT, PlanPhase.PREPARE, PlanPhase.COMMIT]
+        told_of = [(bool(event.candidate), bool(event.current)) for event in peers[NODES[1]].seen]
+        assert told_of == [(False, False), (False, False), (True, False), (False, True)], "of its own plan alone"
     assert "refused: no" in str((await world.audited(AuditKind.PLAN_ABORTED))[0].fields["reason"])
 
 
@@ -517,7 +526,7 @@ async def terms_in_log(world: World) -> list[tuple[str, int]]:
         if message.subject == subjects.LEADER:
             term = open_envelope(data, Leadership, LEADER_TYPE, trusted)[0].term
         else:
-            term = open_envelope(data, PlanEvent, PLAN_TYPE, trusted)[0].term
+            term = open_envelope(data, SealedEvent, PLAN_TYPE, trusted)[0].term
         found.append((message.subject or "", term))
     return found
 
@@ -624,7 +633,9 @@ async def test_a_stream_of_an_earlier_release_learns_the_new_subjects(nats_url: 
     await client.close()
 
 
-async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World) -> None:
+async def test_an_event_that_is_logged_twice_stands_in_the_log_once(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     identity = load_identity(world.keys / ORCHESTRATOR, ORCHESTRATOR)
     plan = Plan(
         deployment=CHAT,
@@ -637,10 +648,13 @@ async def test_an_event_that_is_logged_twice_stands_in_the_log_once(world: World
     )
     taken = step(Rollout(CHAT, term=1), Propose(plan), datetime.now(UTC))
     assert taken is not None
-    # The first attempt's acknowledgement was lost; the second comes from a log that does not know of the first.
+    # The first attempt's acknowledgement was lost; the second, of the same bytes, does not know of the first.
+    sealed = seal_event(taken[1], identity)
+    monkeypatch.setattr(orchestrator.log, "seal_event", lambda event, _: sealed)
     await PlanLog(world.js, identity).append(taken[1])
     await PlanLog(world.js, identity).append(taken[1])
     assert (await world.js.stream_info(subjects.STREAM_PLANS)).state.messages == 1
+    monkeypatch.undo()
     other = taken[1].model_copy(update={"reason": "something else"})
     with pytest.raises(ResplitError) as caught:
         await PlanLog(world.js, identity).append(other)

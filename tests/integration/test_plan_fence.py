@@ -11,6 +11,7 @@ from agent.plans import PlanInbox
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.identity import load_identity
+from bus.sealed_plans import seal_event
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.together import make_members
@@ -19,8 +20,8 @@ from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Settings, Stage
-from schemas.envelope import PLAN_TYPE, seal
 from schemas.plan import PlanEvent, Receipt, ReceiptStatus
+from schemas.section import EventSection, nothing_of, section_of
 from tests.nodes import plan_of
 
 CHAT, NODE = DeploymentName("chat"), NodeId("a")
@@ -51,22 +52,22 @@ async def test_an_event_that_the_log_refused_is_not_obeyed_though_it_was_heard(n
     old, new = PlanLog(js, orchestrator), PlanLog(js, orchestrator)
     await old.take_office(NodeId("old"), NOW, lambda _, error: pytest.fail(str(error)))
     await old.append(prepare)
-    heard: asyncio.Queue[PlanEvent] = asyncio.Queue()
+    heard: asyncio.Queue[EventSection] = asyncio.Queue()
     inbox = asyncio.create_task(PlanInbox(client, agent, AuditTrail(js, agent), heard.put_nowait).run())
     try:
         async with asyncio.timeout(20):
-            assert await heard.get() == prepare
+            assert await heard.get() == section_of(prepare, NODE)
             _, rollouts = await new.take_office(NodeId("new"), NOW, lambda _, error: pytest.fail(str(error)))
-            data = seal(commit, PLAN_TYPE, orchestrator.name, orchestrator.key)
+            data = seal_event(commit, orchestrator)
             with pytest.raises(APIError, match="wrong last sequence"):
                 await js.publish(subjects.plan(CHAT), data, headers={"Nats-Expected-Last-Sequence": "2"})
             # It looks into the log instead, where the older event is still the newest.
-            assert await heard.get() == prepare
+            assert await heard.get() == section_of(prepare, NODE)
             later = step(rollouts[CHAT], Propose(prepare.plans[0]), NOW)
             assert later is None, "the candidate is still there"
             aborted = commit.model_copy(update={"term": 2, "current": None, "reason": "given up"})
             await new.append(aborted)
-            assert await heard.get() == aborted
+            assert await heard.get() == nothing_of(aborted)
     finally:
         await end([inbox])
         await client.close()

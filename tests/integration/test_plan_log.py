@@ -9,18 +9,22 @@ from pathlib import Path
 import pytest
 
 from bus.connection import connect
-from bus.identity import load_identity
+from bus.enrolment import enrol
+from bus.founding import load_holder
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.joining import ROSTER, join
 from bus.streams import ensure_streams
-from bus.together import make_members
+from bus.together import CLUSTER, LIFETIME, make_members
 from orchestrator.log import PlanLog
-from orchestrator.rollout import Abandon, Propose, Rollout, Withdraw, step
+from orchestrator.rollout import Abandon, Proceed, Propose, Rollout, Withdraw, step
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Settings, Stage
-from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
+from schemas.envelope import LEADER_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import Plan, PlanEvent, Route
+from tests.sealed_events import whole
 
 NAMES = [DeploymentName(name) for name in ("x", "y")]
 NODE = NodeId("a")
@@ -96,7 +100,7 @@ async def test_whoever_writes_whenever_no_event_follows_one_of_a_higher_term(
             if message.subject == subjects.LEADER:
                 seen.append(open_envelope(data, Leadership, LEADER_TYPE, identity.orchestrators)[0])
             else:
-                seen.append(open_envelope(data, PlanEvent, PLAN_TYPE, identity.orchestrators)[0])
+                seen.append(whole(data, identity))
     finally:
         await client.close()
     assert [one.term for one in seen] == sorted(one.term for one in seen)
@@ -122,4 +126,37 @@ async def test_a_log_that_was_purged_is_written_on(nats_url: str, tmp_path: Path
     assert taken is not None
     await plans.append(taken[1])
     assert (await js.stream_info(subjects.STREAM_PLANS)).state.messages == 1
+    await client.close()
+
+
+async def test_an_orchestrator_that_cannot_read_the_newest_plan_does_not_lead_until_it_is_sealed_anew(
+    nats_url: str, tmp_path: Path
+) -> None:
+    make_members(tmp_path, [NODE])
+    first = load_identity(tmp_path / ORCHESTRATOR, ORCHESTRATOR)
+    client = await connect(nats_url, "writers")
+    js = await ensure_streams(client)
+    log, now = PlanLog(js, first), datetime.now(UTC)
+    await log.take_office(NodeId("first"), now, lambda _, error: pytest.fail(str(error)))
+    taken = step(Rollout(NAMES[0], term=1), Propose(plan_of(NAMES[0], 1)), now)
+    assert taken is not None
+    await log.append(taken[1])
+
+    second, root = NodeId("second"), [load_holder(tmp_path / CLUSTER / "root-0.key")]
+    join(
+        enrol(tmp_path / CLUSTER, second, "orchestrator", None, LIFETIME, root, now=datetime.now(UTC)),
+        tmp_path / second,
+        datetime.now(UTC),
+    )
+    other = load_identity(tmp_path / second, second)
+    with pytest.raises(ResplitError, match="is not sealed for 'second'") as caught:
+        await PlanLog(js, other).take_office(second, now, lambda _, error: pytest.fail(str(error)))
+    assert caught.value.code is ErrorCode.BAD_SIGNATURE
+
+    await first.take_roster((tmp_path / CLUSTER / ROSTER).read_bytes())
+    resealed = step(taken[0], Proceed(), now, roster=first.roster.version)
+    assert resealed is not None
+    await log.append(resealed[1])
+    leadership, rollouts = await PlanLog(js, other).take_office(second, now, lambda _, error: pytest.fail(str(error)))
+    assert (leadership.term, rollouts[NAMES[0]].plans) == (2, taken[0].plans)
     await client.close()

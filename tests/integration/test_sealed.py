@@ -24,13 +24,14 @@ from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
-from schemas.envelope import PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import PlanEvent
+from schemas.section import nothing_of, section_of
 from tests.integration.cluster_fixtures import N0, N1, N2, Oracle, Serving, command, serving
 from tests.model_split import corrupt
 from tests.plaintext import exposed_in, traces
+from tests.sealed_events import whole
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -97,9 +98,7 @@ async def until_answering(running: Serving, expected: list[int]) -> None:
 
 async def newest(running: Serving) -> PlanEvent:
     message = await running.control.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
-    trusted = load_identity(running.cluster.keys / ORCHESTRATOR, ORCHESTRATOR).orchestrators
-    assert message.data is not None
-    return open_envelope(message.data, PlanEvent, PLAN_TYPE, trusted)[0]
+    return whole(message.data, load_identity(running.cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
 
 
 def store_of(running: Serving, node: NodeId) -> Store:
@@ -109,7 +108,7 @@ def store_of(running: Serving, node: NodeId) -> Store:
 def opens(running: Serving, node: NodeId, event: PlanEvent, manifest: Manifest, block: int) -> bool:
     """Whether whoever has `node`'s folder and the log of plans can open a block's sealed files, wherever they lie."""
     keys = BlockKeys(load_identity(running.cluster.keys / node, node))
-    keys.follow(event)
+    keys.follow(section_of(event, node) or nothing_of(event))
     registry = Store(running.cluster.store)
     try:
         with opened(registry, manifest, [manifest.blocks[block]], lambda i: keys.key(manifest.digest, i)):
@@ -143,7 +142,9 @@ async def test_a_node_can_open_the_blocks_that_it_hosts_and_no_others(sealed: Se
     assert event.keys is not None
     theirs = [keys.model_copy(update={"node": N0}) for keys in event.keys if keys.node == N1]
     thief = BlockKeys(load_identity(sealed.cluster.keys / N0, N0))
-    thief.follow(event.model_copy(update={"keys": tuple(theirs)}))
+    mine = section_of(event.model_copy(update={"keys": tuple(theirs)}), N0)
+    assert mine is not None
+    thief.follow(mine)
     with pytest.raises(ResplitError) as caught:
         thief.key(manifest.digest, HOME[1].first)
     assert caught.value.code is ErrorCode.BAD_SIGNATURE

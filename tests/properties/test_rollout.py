@@ -148,9 +148,9 @@ class Rollouts(RuleBasedStateMachine):
     def orchestrator_dies(self) -> None:
         """Only the log survives."""
         before = self.rollout
-        self.rollout = recovered(self.log[-1], before.epoch, before.term + 1, self.now)
+        self.rollout = recovered(self.log[-1], before.term + 1, self.now)
         assert self.rollout.plans == before.plans
-        assert self.rollout.revision == before.revision
+        assert (self.rollout.revision, self.rollout.epoch) == (before.revision, before.epoch)
         self.take(Abandon("the orchestrator restarted"))
         assert self.rollout.candidate is None
 

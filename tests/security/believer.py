@@ -24,7 +24,7 @@ from schemas.base import NodeId
 from schemas.capacity import Guidance
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.known import BeaconSeen
-from schemas.plan import PlanEvent
+from schemas.section import EventSection
 
 SOON_S = 20.0
 
@@ -36,7 +36,7 @@ class Believer:
     client: Client
     identity: Identity
     beacons: BeaconInbox = field(init=False)
-    plans: asyncio.Queue[PlanEvent] = field(default_factory=asyncio.Queue)
+    plans: asyncio.Queue[EventSection] = field(default_factory=asyncio.Queue)
     """Every event that it would act upon."""
     _said: list[AuditEvent] = field(default_factory=list)
     _more: asyncio.Event = field(default_factory=asyncio.Event)

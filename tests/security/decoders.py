@@ -23,9 +23,11 @@ from bus.blobs import piece_wanted
 from bus.enrolment import enrol
 from bus.founding import found_cluster, load_holder
 from bus.hpke import block_info, unwrap, wrap
+from bus.identity import ORCHESTRATOR
 from bus.joining import FIRST_ROOT
 from bus.joining import unpack as unpack_bundle
 from bus.letters import About, open_letter, seal_letter
+from bus.sealed_plans import open_section
 from bus.sealed_requests import open_request, seal_request
 from bus.subject_log import MovedError, NoRoomError, UnsureError, read_answer
 from models.sealing import FileContext, open_file, seal_file
@@ -48,7 +50,9 @@ from schemas.known import after_root, after_roster, first_known, open_roots
 from schemas.plan import PlanEvent
 from schemas.request import TextRequest, read_request
 from schemas.roster import ROOT_TYPE
+from schemas.section import EventSection, SealedEvent
 from schemas.signed import countersign
+from tests.sealed_events import told, whole
 from tests.security.recording import ADDER, KINDS, N0, N1, Recording, believed
 
 MODEL = Digest("a" * 64)
@@ -114,6 +118,7 @@ WHERE: dict[str, str] = {
     "bus/letters.py:emptied": "letter",
     "bus/letters.py:_parts": "letter",
     "bus/letters.py:_readers": "letter",
+    "bus/sealed_plans.py:_bytes": "sealed event",
     "bus/sealed_requests.py:open_request": "sealed request",
     "bus/sealed_requests.py:_unpacked": "sealed run",
     "bus/subject_log.py:read_answer": "answer of the stream",
@@ -176,12 +181,17 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     text = b'{"request_id":"r","index":0,"token_id":7,"text":"3","top_logprobs":[{"token_id":7,"logprob":-0.5}]}'
     known = first_known([root], now)
     kinds: tuple[type[BaseModel], ...] = EXPORTED
-    payloads = {kind: tuple(msgpack.unpackb(data)[1] for data in some[kind]) for kind in KINDS}
+    samples: dict[type[BaseModel], tuple[bytes, ...]] = {
+        **{held: tuple(msgpack.unpackb(data)[1] for data in some[kind]) for kind, held in KINDS.items()},
+        PlanEvent: tuple(encode(whole(data, recording.identity(ORCHESTRATOR))) for data in some[PLAN_TYPE]),
+        EventSection: tuple(encode(told(data, node)) for data in some[PLAN_TYPE] for node in (n0, signer)),
+        DeployRequest: tuple(filter(None, said["control.deploy"])),
+    }
     return {
         **{
             f"value {kind.__name__}": Decoder(
                 partial(_value, kind),
-                _samples_of(kind, payloads, tuple(filter(None, said["control.deploy"]))),
+                samples.get(kind, (b"{}",)),
                 fold=_fold(kind),
             )
             for kind in kinds
@@ -206,7 +216,12 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
         "frame": Decoder(unpack, FRAMES),
         "journal": Decoder(unpack_records, said["journal"][:8]),
         "envelope": Decoder(
-            lambda data: open_envelope(data, PlanEvent, PLAN_TYPE, believed(n0, PLAN_TYPE)), some[PLAN_TYPE]
+            lambda data: open_envelope(data, SealedEvent, PLAN_TYPE, believed(n0, PLAN_TYPE)), some[PLAN_TYPE]
+        ),
+        "sealed event": Decoder(
+            lambda data: open_section(decode(SealedEvent, data, "test"), ORCHESTRATOR, n0),
+            tuple(msgpack.unpackb(data)[1] for data in some[PLAN_TYPE]),
+            fold=SIGNED_FOLD,
         ),
         "roster": Decoder(lambda data: after_roster(known, data, now), (recording.roster,)),
         "root": Decoder(lambda data: after_root(known, data, now), (root,)),
@@ -246,15 +261,6 @@ def _value(kind: type[BaseModel], data: bytes) -> object:
 
 def _fold(kind: type[BaseModel]) -> int:
     return UNSIGNED_FOLD if kind.__name__.endswith("Request") else SIGNED_FOLD
-
-
-def _samples_of(
-    kind: type[BaseModel], payloads: dict[str, tuple[bytes, ...]], control: tuple[bytes, ...]
-) -> tuple[bytes, ...]:
-    for name, held in KINDS.items():
-        if held is kind:
-            return payloads[name]
-    return control if kind is DeployRequest else (b"{}",)
 
 
 def _certificate(recording: Recording) -> bytes:

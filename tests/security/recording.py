@@ -22,7 +22,7 @@ from schemas.base import DeploymentName, NodeId
 from schemas.beacon import Beacon
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, Capacity
 from schemas.control import DeployRequest
-from schemas.deployment import Settings, Stage
+from schemas.deployment import Sensitive, Settings, Stage
 from schemas.envelope import (
     AUDIT_TYPE,
     BEACON_TYPE,
@@ -36,8 +36,9 @@ from schemas.envelope import (
 )
 from schemas.errors import ResplitError
 from schemas.leader import Leadership
-from schemas.plan import PlanEvent, Receipt
+from schemas.plan import Receipt
 from schemas.roster import Policy
+from schemas.section import SealedEvent
 from schemas.staging import Staging
 from tests.owned import OwnedCluster
 
@@ -47,7 +48,7 @@ SERVING_S = 90.0
 THERE_AND_BACK = (Stage(node=N0, first=0, last=0), Stage(node=N1, first=1, last=8), Stage(node=N0, first=9, last=9))
 DEPLOYED = DeployRequest(name=ADDER, model="adder", placement=THERE_AND_BACK, settings=Settings(context_tokens=64))
 KINDS: Mapping[str, type[BaseModel]] = {
-    PLAN_TYPE: PlanEvent,
+    PLAN_TYPE: SealedEvent,
     LEADER_TYPE: Leadership,
     RECEIPT_TYPE: Receipt,
     CAPACITY_TYPE: Capacity,
@@ -91,17 +92,18 @@ def believed(identity: Identity, kind: str) -> Keys:
     return identity.agents if kind in (RECEIPT_TYPE, CAPACITY_TYPE) else identity.orchestrators
 
 
-def half_trusted(folder: Path) -> OwnedCluster:
-    """Two agents with the model that is shipped: n1 is at the edge, and the root keeps both ends of every deployment
-    from it."""
-    return ruled(folder, Policy(sensitive={"*": "ends"}))
+def half_trusted(folder: Path, *others: NodeId, sensitive: Sensitive = "ends") -> OwnedCluster:
+    """Two agents with the model that is shipped, and `others`: n1 is at the edge, and the root keeps what is sensitive,
+    both ends of every deployment, from it."""
+    return ruled(folder, Policy(sensitive={"*": sensitive}), *others)
 
 
-def ruled(folder: Path, policy: Policy) -> OwnedCluster:
-    """Two agents with the model that is shipped, n1 at the edge, under this policy of the root's."""
+def ruled(folder: Path, policy: Policy, *others: NodeId) -> OwnedCluster:
+    """Two agents with the model that is shipped, n1 at the edge, and `others`, under this policy of the root's."""
     store = Path(shutil.copytree(resplit.demo.shipped_store(), folder / "store"))
-    make_members(folder / "cluster" / "keys", [N0, N1], edge=[N1], policy=policy)
-    return OwnedCluster(folder / "cluster", store, agents=2, threads=1)
+    names = [N0, N1, *others]
+    make_members(folder / "cluster" / "keys", names, edge=[N1], policy=policy)
+    return OwnedCluster(folder / "cluster", store, agents=len(names), threads=1)
 
 
 async def record(folder: Path) -> Recording:

@@ -22,6 +22,7 @@ from bus.enrolment import renew, revoke, rotate
 from bus.founding import ROSTER_LIFETIME, load_holder
 from bus.identity import BEACONS_PER_WRITE, ORCHESTRATOR, Identity, load_identity
 from bus.joining import ROSTER, join
+from bus.sealed_plans import seal_event
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, LIFETIME, make_members
@@ -79,7 +80,7 @@ def event(term: int, revision: int, deployment: DeploymentName = CHAT) -> PlanEv
 
 def signed(keys: Path, term: int, revision: int, deployment: DeploymentName = CHAT) -> bytes:
     """The same, by the orchestrator's own key."""
-    return seal(event(term, revision, deployment), PLAN_TYPE, ORCHESTRATOR, member(keys, ORCHESTRATOR).key)
+    return seal_event(event(term, revision, deployment), member(keys, ORCHESTRATOR))
 
 
 def beacon(
@@ -334,6 +335,7 @@ async def test_another_spelling_of_a_genuine_event_does_not_spoil_it(nats_url: s
 
 async def test_wrong_key_no_agent_and_no_stranger_commands(nats_url: str, bus: Client, keys: Path) -> None:
     agents = member(keys, N1).key
+    payload = msgpack.unpackb(signed(keys, 1, 1))[1]
     async with believing(nats_url, keys, N0) as agent:
         for key, name in (
             (Ed25519PrivateKey.generate(), ORCHESTRATOR),
@@ -341,8 +343,8 @@ async def test_wrong_key_no_agent_and_no_stranger_commands(nats_url: str, bus: C
             (agents, N1),
             (member(keys, N0).key, N0),
         ):
-            await agent.rejected("bad_signature", seal(event(1, 1), PLAN_TYPE, name, key), PLANS)
-        payload = encode(event(1, 1))
+            signature = key.sign(pae(PLAN_TYPE, payload))
+            await agent.rejected("bad_signature", msgpack.packb([PLAN_TYPE, payload, name, signature]), PLANS)
         bare = member(keys, ORCHESTRATOR).key.sign(payload)
         await agent.rejected("bad_signature", msgpack.packb([PLAN_TYPE, payload, ORCHESTRATOR, bare]), PLANS)
         stolen = Ed25519PrivateKey.generate()
@@ -366,15 +368,15 @@ async def test_expired_delegation_an_orchestrator_whose_time_is_over_commands_no
 
 
 async def test_a_stolen_orchestrator_s_key_ends_with_its_rotation(nats_url: str, bus: Client, keys: Path) -> None:
-    stolen = member(keys, ORCHESTRATOR).key
+    thief = member(keys, ORCHESTRATOR)
     async with believing(nats_url, keys, N0) as agent:
-        await bus.publish(PLANS, seal(event(900, 1), PLAN_TYPE, ORCHESTRATOR, stolen))
+        await bus.publish(PLANS, seal_event(event(900, 1), thief))
         await agent.acts_on(900, 1)  # until then it is the orchestrator's
         now, root = datetime.now(UTC), [load_holder(keys / CLUSTER / "root-0.key")]
         join(rotate(keys / CLUSTER, ORCHESTRATOR, root, now=now), keys / ORCHESTRATOR, now)
         await bus.publish(subjects.ROSTER, newest_roster(keys))
         await agent.audited(AuditKind.ROSTER_TAKEN)
-        await agent.rejected("bad_signature", seal(event(901, 1), PLAN_TYPE, ORCHESTRATOR, stolen), PLANS)
+        await agent.rejected("bad_signature", seal_event(event(901, 1), thief), PLANS)
     async with believing(nats_url, keys, N0) as again:
         await bus.publish(PLANS, signed(keys, 1, 1))
         await again.acts_on(1, 1)  # and what it drove up is forgotten with it

@@ -52,6 +52,7 @@ from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.journal import AcceptedRequest, Run
 from schemas.plan import PlanEvent, Receipt, ReceiptStatus
 from schemas.request import TokenReply
+from schemas.section import EventSection, nothing_of, section_of
 from tests.nodes import plan_of
 from tests.security.guarded_bus import credentials, guarded
 
@@ -133,8 +134,8 @@ async def test_heartbeats_are_heard_by_all_who_look_after_nodes(cluster: Cluster
 
 async def test_plans_reach_agents_live_and_from_the_log(cluster: Cluster) -> None:
     log = PlanLog(cluster.orchestrator.jetstream(), cluster.identity("orchestrator"))
-    early: asyncio.Queue[PlanEvent] = asyncio.Queue()
-    late: asyncio.Queue[PlanEvent] = asyncio.Queue()
+    early: asyncio.Queue[EventSection] = asyncio.Queue()
+    late: asyncio.Queue[EventSection] = asyncio.Queue()
     js = await wait_for_streams(cluster.n0)
     n0, n1 = cluster.identity(N0), cluster.identity(N1)
     running = [asyncio.create_task(PlanInbox(cluster.n0, n0, AuditTrail(js, n0), early.put_nowait).run())]
@@ -145,8 +146,8 @@ async def test_plans_reach_agents_live_and_from_the_log(cluster: Cluster) -> Non
         js = cluster.n1.jetstream()
         running.append(asyncio.create_task(PlanInbox(cluster.n1, n1, AuditTrail(js, n1), late.put_nowait).run()))
         async with asyncio.timeout(SOON_S):
-            assert await early.get() == prepared()
-            assert await late.get() == prepared()
+            assert await early.get() == section_of(prepared(), N0)
+            assert await late.get() == nothing_of(prepared())
     finally:
         await end(running)
 

@@ -1,30 +1,39 @@
 """Who stole an orchestrator's key, against the root's policy: real processes, plans signed as they should be."""
 
 import asyncio
+import base64
 from datetime import UTC, datetime
 from pathlib import Path
 
+import msgpack
 import pytest
 from nats.aio.client import Client as Nats
 
 import resplit.demo
-from bus.identity import ORCHESTRATOR, load_identity
+from bus.identity import ORCHESTRATOR, Identity, load_identity
+from bus.letters import is_for
+from bus.sealed_plans import seal_event
 from models.store import Store
 from resplit import Client, control
 from resplit.access import Access
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
+from schemas.control import DeployRequest
 from schemas.deployment import Stage
-from schemas.envelope import PLAN_TYPE, open_envelope, seal
+from schemas.envelope import PLAN_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Plan, PlanEvent, PlanPhase, Route
 from schemas.roster import Policy
+from schemas.section import SealedEvent
 from tests.owned import OwnedCluster
+from tests.sealed_events import whole
 from tests.security.believer import Believer
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted, ruled
 
 ANY_MODEL = "forbidden: '{}' must not run model {}, which roster 6 does not name"
+
+N2 = NodeId("n2")
 
 
 async def test_a_candidate_that_the_policy_forbids_is_refused_by_both_and_what_serves_goes_on(tmp_path: Path) -> None:
@@ -97,11 +106,45 @@ async def test_a_model_that_the_root_does_not_name_is_deployed_by_nobody(tmp_pat
         await bus.close()
 
 
+async def test_a_host_that_is_told_another_plan_than_its_ingress_hands_nothing_where_it_must_not_go(
+    tmp_path: Path,
+) -> None:
+    """Block 5 is sensitive. The ingress is shown a plan that is allowed, the trusted host before it one in which the
+    node at the edge comes right after and holds block 5."""
+    shown = ((N0, 0, 2), (N2, 3, 6), (N1, 7, 8), (N0, 9, 9))
+    told = ((N0, 0, 2), (N2, 3, 4), (N1, 5, 8), (N0, 9, 9))
+    async with half_trusted(tmp_path, N2, sensitive=(0, 5, 9)) as cluster:
+        bus = await cluster.owner("CONTROL")
+        ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in (N0, N1, N2)}
+        for ear in ears.values():
+            await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        async with Client(cluster.url, keys=cluster.client_keys) as client:
+            await control.deploy_and_wait(cluster.operator, honest(shown), SERVING_S)
+            before = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
+            await cluster.stop(ORCHESTRATOR)  # it would answer the thief at once
+
+            thief = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
+            last = await bus.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
+            said = whole(last.data, thief)
+            assert said.current is not None
+            event = said.model_copy(update={"term": said.term + 1, "revision": 1, "phase": PlanPhase.PREPARE})
+            lies = {
+                node: event.model_copy(update={"candidate": moved(said.current, stages)})
+                for node, stages in ((N0, shown), (N1, told), (N2, told))
+            }
+            await bus.jetstream().publish(subjects.plan(ADDER), two_faced(lies, thief))
+            for node in (N1, N2):
+                refusal = await ears[node].audited(AuditKind.PLAN_REFUSED)
+                assert str(refusal.fields["error"]).startswith("forbidden: block 5 of 'adder' must not be on 'n1'")
+            await ears[N0].audited(AuditKind.PLAN_READY, blocks="0-2,9")  # what it was shown is allowed
+            assert (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids == before
+        await bus.close()
+
+
 async def in_force(bus: Nats, cluster: OwnedCluster) -> Plan:
     """The plan of the deployment, as the log has it."""
     last = await bus.jetstream().get_last_msg(subjects.STREAM_PLANS, subjects.plan(ADDER))
-    trusted = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR).orchestrators
-    said, _ = open_envelope(last.data or b"", PlanEvent, PLAN_TYPE, trusted)
+    said = whole(last.data, load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
     assert said.current is not None
     return said.current
 
@@ -119,8 +162,37 @@ async def steal(bus: Nats, cluster: OwnedCluster, current: Plan | None, candidat
         current=current,
         candidate=candidate,
     )
-    data = seal(event, PLAN_TYPE, thief.name, thief.key)
-    await bus.jetstream().publish(subjects.plan(candidate.deployment), data)
+    await bus.jetstream().publish(subjects.plan(candidate.deployment), seal_event(event, thief))
+
+
+Said = tuple[tuple[NodeId, int, int], ...]
+"""Stages: node, first block, last block."""
+
+
+def chain(stages: Said) -> tuple[Stage, ...]:
+    return tuple(Stage(node=node, first=first, last=last) for node, first, last in stages)
+
+
+def honest(stages: Said) -> DeployRequest:
+    return DEPLOYED.model_copy(update={"placement": chain(stages)})
+
+
+def moved(plan: Plan, stages: Said) -> Plan:
+    """The next plan after `plan`, and where it puts the blocks."""
+    route = plan.routes[0].model_copy(update={"stages": chain(stages)})
+    return plan.model_copy(update={"epoch": plan.epoch + 1, "routes": (route,), "reason": "theft"})
+
+
+def two_faced(lies: dict[NodeId, PlanEvent], thief: Identity) -> bytes:
+    """One event under one signature, of which each node is told another: the letters of several."""
+    payloads = [msgpack.unpackb(seal_event(event, thief))[1] for event in lies.values()]
+    events = [SealedEvent.model_validate_json(payload) for payload in payloads]
+    letters = [
+        next(letter for letter in event.letters if is_for(base64.b64decode(letter), node))
+        for node, event in zip(lies, events, strict=True)
+    ]
+    mixed = events[0].model_copy(update={"letters": tuple(letters)})
+    return seal(mixed, PLAN_TYPE, thief.name, thief.key)
 
 
 async def model_of(at: Access) -> str:

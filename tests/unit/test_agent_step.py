@@ -1,13 +1,13 @@
 """What an agent does about plans."""
 
-from datetime import UTC, datetime
 from typing import Any
 
 from agent import step as core
 from agent.step import Answer, Drain, Emptied, Follow, Free, Ignore, Load, Loaded, LoadFailed, PlanArrived, Serve, State
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.deployment import Settings, Stage
-from schemas.plan import Plan, PlanEvent, PlanPhase, ReceiptStatus, Route
+from schemas.plan import Plan, ReceiptStatus, Route
+from schemas.section import EventSection
 
 DEPLOYMENT = DeploymentName("d")
 
@@ -26,11 +26,8 @@ def plan(epoch: int, *nodes: str) -> Plan:
     )
 
 
-def event(revision: int, phase: PlanPhase = PlanPhase.PREPARE, term: int = 1, **plans: Any) -> PlanArrived:
-    at = datetime(2026, 1, 1, tzinfo=UTC)
-    return PlanArrived(
-        PlanEvent(deployment=DEPLOYMENT, term=term, revision=revision, phase=phase, reason="", issued_at=at, **plans)
-    )
+def event(revision: int, term: int = 1, **plans: Any) -> PlanArrived:
+    return PlanArrived(EventSection(deployment=DEPLOYMENT, term=term, revision=revision, **plans))
 
 
 def run(*events: core.Event) -> tuple[State, list[core.Instruction]]:
@@ -46,7 +43,7 @@ def run(*events: core.Event) -> tuple[State, list[core.Instruction]]:
 
 
 PREPARED = event(1, candidate=plan(1))
-COMMITTED = event(2, PlanPhase.COMMIT, current=plan(1))
+COMMITTED = event(2, current=plan(1))
 
 
 def test_a_candidate_is_loaded_and_then_answered_ready() -> None:
@@ -87,7 +84,7 @@ def test_the_old_epoch_drains_and_is_freed_when_it_stands_nowhere_any_more() -> 
         event(3, current=plan(1), candidate=plan(2)),
         Loaded(plan(2)),
     ]
-    switch = event(4, PlanPhase.COMMIT, current=plan(2), draining=(plan(1),))
+    switch = event(4, current=plan(2), draining=(plan(1),))
     out = run(*story, switch)[1]
     assert Drain(plan(1)) in out
     assert Serve(plan(2)) in out
@@ -95,7 +92,7 @@ def test_the_old_epoch_drains_and_is_freed_when_it_stands_nowhere_any_more() -> 
     assert [(i.status, i.plan.epoch) for i in drained if isinstance(i, Answer)] == [(ReceiptStatus.DRAINED, 1)]
     again = run(*story, switch, Emptied(DEPLOYMENT, 1), Emptied(DEPLOYMENT, 1))[1]
     assert not [i for i in again if isinstance(i, Answer)], "said once, however often it is found out"
-    retire = event(5, PlanPhase.RETIRE, current=plan(2))
+    retire = event(5, current=plan(2))
     out = run(*story, switch, Emptied(DEPLOYMENT, 1), retire)[1]
     assert out[0] == Free(plan(1))
     assert isinstance(out[1], Answer)
@@ -103,7 +100,7 @@ def test_the_old_epoch_drains_and_is_freed_when_it_stands_nowhere_any_more() -> 
 
 
 def test_freeing_comes_before_loading() -> None:
-    out = run(PREPARED, Loaded(plan(1)), event(2, PlanPhase.ABORT, candidate=plan(2)))[1]
+    out = run(PREPARED, Loaded(plan(1)), event(2, candidate=plan(2)))[1]
     kinds = [type(i) for i in out]
     assert kinds.index(Free) < kinds.index(Load)
 
@@ -114,7 +111,7 @@ def test_what_cannot_be_loaded_is_refused_with_the_reason() -> None:
 
 
 def test_a_plan_retired_while_it_was_loading_is_freed_when_it_is_loaded() -> None:
-    assert run(PREPARED, event(2, PlanPhase.ABORT), Loaded(plan(1)))[1] == [Free(plan(1))]
+    assert run(PREPARED, event(2), Loaded(plan(1)))[1] == [Free(plan(1))]
 
 
 def test_a_plan_of_other_nodes_asks_nothing_of_this_one() -> None:

@@ -19,6 +19,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Plan, PlanEvent, PlanPhase
 from schemas.roster import Roster, forbidden
 from schemas.sealed import ModelKeys
+from schemas.section import EventSection, nothing_of, section_of
 from tests.unit.test_agent_policy import DAY, EDGE, NOW, SAFE, STRANGER, plan, roster
 
 N0, N1 = NodeId("n0"), NodeId("n1")
@@ -98,6 +99,10 @@ def given(members: dict[NodeId, Identity], store: Store, plans: str | None) -> P
     return holder.with_keys(event(current=None if plans is None else plan(plans)))
 
 
+def told(event: PlanEvent, node: NodeId) -> EventSection:
+    return section_of(event, node) or nothing_of(event)
+
+
 def key_of(keys: BlockKeys, block: int) -> bytes | ErrorCode:
     try:
         return keys.key(MODEL, block)
@@ -112,14 +117,14 @@ def test_an_agent_opens_its_own_blocks_until_the_plan_that_gave_them_is_gone(
     write_keys(store, KEYS)
     n0, n1 = BlockKeys(members[N0]), BlockKeys(members[N1])
     first = given(members, store, "n0:0-3 n1:4-5")
-    for keys in (n0, n1):
-        keys.follow(first)
+    n0.follow(told(first, N0))
+    n1.follow(told(first, N1))
     missing = ErrorCode.MISSING_KEYS
     assert [key_of(n0, block) for block in range(6)] == [*map(KEYS.key, range(4)), missing, missing]
     assert [key_of(n1, block) for block in range(6)] == [*[missing] * 4, *map(KEYS.key, (4, 5))]
-    n0.follow(given(members, store, "n0:0-2 n1:3-5"))
+    n0.follow(told(given(members, store, "n0:0-2 n1:3-5"), N0))
     assert key_of(n0, 3) is missing
-    n0.follow(given(members, store, None))
+    n0.follow(told(given(members, store, None), N0))
     assert key_of(n0, 0) is missing
 
 
@@ -132,7 +137,7 @@ def test_keys_wrapped_for_another_node_are_of_no_use_under_one_s_own_name(
     renamed = tuple(keys.model_copy(update={"node": N0}) for keys in found.keys or () if keys.node == N1)
     assert renamed
     thief = BlockKeys(members[N0])
-    thief.follow(found.model_copy(update={"keys": renamed}))
+    thief.follow(told(found.model_copy(update={"keys": renamed}), N0))
     assert key_of(thief, 4) is ErrorCode.BAD_SIGNATURE
 
 

@@ -1,10 +1,11 @@
 """When a plan that drains may end."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from orchestrator.rollout import NodeRestarted, Proceed, Propose, Rollout, note, step
+from orchestrator.rollout import NodeRestarted, Proceed, Propose, Rollout, Withdraw, note, recovered, step
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity, HostedStage, HostedState
 from schemas.deployment import Settings, Stage
@@ -101,3 +102,36 @@ def hosted(of: Plan, node: NodeId, state: HostedState) -> HostedStage:
     return HostedStage(
         deployment=of.deployment, epoch=of.epoch, model=of.model, blocks=blocks, state=state, sequences=0
     )
+
+
+def test_what_was_sealed_by_an_older_roster_is_said_again_once_and_changes_nothing() -> None:
+    rollout = committed(Rollout(DeploymentName("d"), term=1), plan(1, A, B))
+    assert step(rollout, Proceed(), NOW) is None
+    resealed = step(rollout, Proceed(), NOW, roster=2)
+    assert resealed is not None
+    after, event = resealed
+    assert (event.phase, event.roster, event.current) == (PlanPhase.RESEAL, 2, rollout.current)
+    assert after == replace(rollout, revision=rollout.revision + 1, roster=2)
+    assert step(after, Proceed(), NOW, roster=2) is None
+    assert step(Rollout(DeploymentName("d"), term=1), Proceed(), NOW, roster=2) is None, "nothing was ever said"
+    prepared = step(after, Propose(plan(2, B, A)), NOW, roster=3)
+    assert prepared is not None
+    assert prepared[1].roster == prepared[0].roster == 3, "whatever is said is sealed by the newest"
+    again = recovered(prepared[1], 2, NOW)
+    assert (again.roster, again.epoch, again.answering) == (3, 2, after.answering)
+
+
+def test_who_was_an_ingress_is_remembered_until_the_deployment_has_no_plan() -> None:
+    there, back = plan(1, A, B), plan(2, B, A)
+    rollout = committed(Rollout(DeploymentName("d"), term=1), there)
+    assert rollout.answering == {A}
+    rollout = said(committed(rollout, back), there, ReceiptStatus.DRAINED, A, B)
+    retired = step(rollout, Proceed(), NOW)
+    assert retired is not None
+    assert (retired[1].draining, retired[1].answering) == ((), (A, B))
+    assert retired[1].ingresses == {A, B}
+    withdrawn = step(retired[0], Withdraw("removed"), NOW)
+    assert withdrawn is not None
+    ended = step(said(withdrawn[0], back, ReceiptStatus.DRAINED, A, B), Proceed(), NOW)
+    assert ended is not None
+    assert (ended[1].plans, ended[1].answering, ended[1].epoch) == ((), (), 2)
