@@ -40,6 +40,7 @@ from schemas.known import JUMP_MAX, PlanSeen, RosterSeen
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
 from schemas.roster import ROSTER_TYPE, Roster, open_roster
+from schemas.section import SealedEvent
 from schemas.signed import key_id, sign
 from tests.nodes import plan_of
 from tests.security.believer import SOON_S, Believer, believing
@@ -95,7 +96,7 @@ def beacon(
     who = member(keys, signer)
     plans = {}
     for data in events:
-        found = decode(PlanEvent, msgpack.unpackb(data)[1], "event")
+        found = decode(SealedEvent, msgpack.unpackb(data)[1], "event")
         plans[found.deployment] = PlanSeen(term=found.term, revision=found.revision, digest=envelope_digest(data))
     seen = roster or RosterSeen(version=who.roster.version, digest=who.roster.digest)
     said = Beacon(term=term, number=number, issued_at=datetime.now(UTC), roster=seen, plans=plans)
