@@ -146,21 +146,27 @@ def _note_receipt(rollout: Rollout, receipt: Receipt, now: datetime) -> Rollout:
             if current is not None and _is_from(receipt, current):
                 refused = {**rollout.refused, node: now}
                 return replace(rollout, current_faults={**rollout.current_faults, node: why}, refused=refused)
+            return _finished(rollout, receipt)  # it has nothing of it to finish, and will never say so
         case ReceiptStatus.APPLIED:
             if current is not None and _is_from(receipt, current):
                 faults = {name: why for name, why in rollout.current_faults.items() if name != node}
                 return replace(rollout, applied=rollout.applied | {node}, current_faults=faults)
         case ReceiptStatus.DRAINED:
-            kept = tuple(
-                replace(old, waiting=old.waiting - {node}) if _is_from(receipt, old.plan) else old
-                for old in rollout.draining
-            )
-            return replace(rollout, draining=kept)
+            return _finished(rollout, receipt)
         case ReceiptStatus.RETIRED:
             pass  # the plan is gone from here already; the receipt is for the audit
         case _:
             assert_never(receipt.status)
     return rollout
+
+
+def _finished(rollout: Rollout, receipt: Receipt) -> Rollout:
+    """No drain waits for its node any more."""
+    kept = tuple(
+        replace(old, waiting=old.waiting - {receipt.node}) if _is_from(receipt, old.plan) else old
+        for old in rollout.draining
+    )
+    return replace(rollout, draining=kept)
 
 
 def _is_from(receipt: Receipt, plan: Plan) -> bool:

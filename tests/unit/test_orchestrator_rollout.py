@@ -67,6 +67,16 @@ def test_a_node_that_refused_its_part_is_not_waited_for() -> None:
     assert ended[1].phase is PlanPhase.RETIRE
 
 
+def test_nor_is_one_whose_refusal_is_heard_once_the_plan_drains() -> None:
+    """A new leader may have made the next plan before it has read all that was said of the one before."""
+    first, second = plan(1, A, B), plan(2, B, A)
+    rollout = committed(committed(Rollout(DeploymentName("d"), term=1), first), second)
+    rollout = said(said(rollout, first, ReceiptStatus.DRAINED, A), first, ReceiptStatus.REFUSED, B)
+    ended = step(rollout, Proceed(), NOW)
+    assert ended is not None
+    assert ended[1].phase is PlanPhase.RETIRE
+
+
 def test_a_new_process_that_was_ready_before_its_first_heartbeat_came_counts_once_a_heartbeat_shows_it() -> None:
     wanted = plan(1, A, B)
     prepared = step(Rollout(DeploymentName("d"), term=1), Propose(wanted), NOW)
