@@ -39,9 +39,7 @@ N2 = NodeId("n2")
 async def test_a_candidate_that_the_policy_forbids_is_refused_by_both_and_what_serves_goes_on(tmp_path: Path) -> None:
     async with half_trusted(tmp_path) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
         bus = await cluster.owner("CONTROL")
-        ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in (N0, N1)}
-        for ear in ears.values():
-            await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        ears = await listening(bus, cluster, N0, N1)
         await control.deploy_and_wait(cluster.operator, DEPLOYED, SERVING_S)
         before = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
         blocks = Store(cluster.folder / N0 / "store").manifest(await model_of(cluster.operator)).blocks
@@ -78,9 +76,7 @@ async def test_a_model_that_the_root_does_not_name_is_deployed_by_nobody(tmp_pat
     registry.name("other", other)
     async with pinned as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
         bus = await cluster.owner("CONTROL")
-        ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in (N0, N1)}
-        for ear in ears.values():
-            await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        ears = await listening(bus, cluster, N0, N1)
         await control.deploy_and_wait(cluster.operator, DEPLOYED, SERVING_S)
         before = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
         for name in (ADDER, "fresh"):
@@ -115,9 +111,7 @@ async def test_a_host_that_is_told_another_plan_than_its_ingress_hands_nothing_w
     told = ((N0, 0, 2), (N2, 3, 4), (N1, 5, 8), (N0, 9, 9))
     async with half_trusted(tmp_path, N2, sensitive=(0, 5, 9)) as cluster:
         bus = await cluster.owner("CONTROL")
-        ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in (N0, N1, N2)}
-        for ear in ears.values():
-            await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+        ears = await listening(bus, cluster, N0, N1, N2)
         async with Client(cluster.url, keys=cluster.client_keys) as client:
             await control.deploy_and_wait(cluster.operator, honest(shown), SERVING_S)
             before = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
@@ -139,6 +133,14 @@ async def test_a_host_that_is_told_another_plan_than_its_ingress_hands_nothing_w
             await ears[N0].audited(AuditKind.PLAN_READY, blocks="0-2,9")  # what it was shown is allowed
             assert (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids == before
         await bus.close()
+
+
+async def listening(bus: Nats, cluster: OwnedCluster, *nodes: NodeId) -> dict[NodeId, Believer]:
+    """What each of some nodes says in the trail."""
+    ears = {node: Believer(bus, load_identity(cluster.keys / node, node)) for node in nodes}
+    for ear in ears.values():
+        await bus.subscribe(subjects.ALL_AUDIT, cb=ear.note)
+    return ears
 
 
 async def in_force(bus: Nats, cluster: OwnedCluster) -> Plan:
