@@ -25,6 +25,10 @@ MEMORY_WARN_SHARE = 0.02
 LOAD_WARN = 0.95
 PRESSURE_WARN_PERCENT = 40.0
 STORAGE_WARN_SHARE, STORAGE_FAIL_SHARE = 0.8, 0.95
+NO_NODES = (
+    "start agents with `resplit agent`; where they run, the orchestrator may not know of them yet: "
+    "`resplit roster publish` tells everybody who was enrolled"
+)
 
 Verdict = Literal["ok", "warn", "fail"]
 
@@ -175,7 +179,7 @@ def _nodes(status: StatusReply, facts: Facts, node: NodeId | None) -> Iterator[F
         known = ", ".join(sorted(heard)) or "none"
         yield Finding("heartbeat", node, "fail", f"has not reported; the nodes are: {known}", remedy)
     if node is None and not heard:
-        yield Finding("heartbeat", None, "fail", "no node has reported", "start agents with `resplit agent`")
+        yield Finding("heartbeat", None, "fail", "no node has reported", NO_NODES)
 
 
 def _node(found: NodeStatus, status: StatusReply, facts: Facts, planned: bool) -> Iterator[Finding]:
