@@ -137,6 +137,7 @@ NOT_FROM_THE_NETWORK = {
     "bus/audit.py:AuditTrail._acknowledged": "a digest that this process made",
     "bus/blobs.py:size_of": "eight bytes, and bounded",
     "bus/enrolment.py:_open": "the cluster's own folder",
+    "bus/server_certificate.py:_read": "the cluster's own folder",
     "agent/links.py:Link.answered": "eight bytes of a pong, looked up",
     "agent/links.py:_Framed.data_received": "a length, bounded; tests/integration/test_crossing.py has real links",
     "agent/links.py:_Framed.is_moving": "the kernel's word",
