@@ -117,7 +117,8 @@ def ticked(state: State, known: Known, *, connected: bool, now: float) -> tuple[
     missing = {} if beacon is None else _missing(state.missing, beacon, known)
     waited = {thing: replace(one, waited_s=one.waited_s + awake_s) for thing, one in missing.items()}
     state = replace(state, at=now, silent_s=state.silent_s + awake_s, missing=waited)
-    steps = tuple(_due(state))
+    # Who is cut off cannot look, and would tell nobody.
+    steps = tuple(_due(state)) if connected else ()
     for step in steps:
         state = _performed(state, step)
     return state, steps

@@ -113,6 +113,9 @@ async def believing(
     rosters = RosterInbox(client, identity, trail)
     beacons = believer.beacons = BeaconInbox(client, identity, trail, plans.look, rosters.look, lambda: None)
     tasks = [asyncio.create_task(part.run()) for part in (trail, rosters, plans, beacons)]
+    async with asyncio.timeout(SOON_S):
+        while subjects.BEACON not in {one.subject for one in client._subs.values()}:  # noqa: ASYNC110 (it tells nobody)
+            await asyncio.sleep(0.01)
     await settle(client)
     try:
         yield believer
