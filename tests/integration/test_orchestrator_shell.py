@@ -23,6 +23,7 @@ from bus.connection import connect
 from bus.credentials import Credentials
 from bus.identity import ORCHESTRATOR, Identity, load_credentials, load_identity
 from bus.sealed_plans import seal_event
+from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, OPERATOR, make_members
 from models.store import Store
@@ -277,10 +278,8 @@ class World:
         try:
             yield found
         finally:
-            for task in tasks:
-                task.cancel()
-            ended = await asyncio.gather(*tasks, return_exceptions=True)
-            assert all(isinstance(one, asyncio.CancelledError) for one in ended), ended
+            await end(tasks)
+            assert all(task.cancelled() for task in tasks), tasks
             for peer in found.values():
                 await peer.client.close()
 
