@@ -76,6 +76,7 @@ async def judged(url: str, keys: Path) -> Verdict:
         await client.close()
 
 
+@pytest.mark.slow
 async def test_a_writer_that_is_killed_and_returns_while_the_bus_goes_away_leaves_a_sound_trail(
     nats_server: NatsServer, keys: Path, tmp_path: Path
 ) -> None:

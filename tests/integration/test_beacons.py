@@ -95,6 +95,7 @@ async def test_agents_whom_nobody_leads_say_so_and_serve_on_and_say_when_somebod
     await led.answers()
 
 
+@pytest.mark.slow
 async def test_an_agent_that_starts_again_is_guided_within_seconds(led: Serving) -> None:
     led.ear.heard.clear()
     await led.cluster.kill(N2)
@@ -105,6 +106,7 @@ async def test_an_agent_that_starts_again_is_guided_within_seconds(led: Serving)
     assert not [found for found in led.ear.heard if found.kind is AuditKind.NODE_UNGUIDED]
 
 
+@pytest.mark.slow
 async def test_a_beacon_is_one_small_message_every_two_seconds(led: Serving) -> None:
     sizes: list[int] = []
 

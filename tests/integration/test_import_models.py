@@ -101,6 +101,7 @@ def test_the_text_settings_of_a_folder_reach_the_manifest(zoo: Path, store: Stor
     assert text.encode_messages([{"role": "user", "content": "the fox"}])[:2] == [0, 2]
 
 
+@pytest.mark.slow
 def test_what_the_builder_refuses_goes_through_torch(zoo: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     from models import hugging_face, torch_export  # noqa: PLC0415
 

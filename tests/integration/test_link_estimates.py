@@ -219,6 +219,7 @@ async def test_a_peer_that_one_sends_nothing_to_is_called_on_and_left(tmp_path: 
         await road.close()
 
 
+@pytest.mark.slow
 async def test_a_cut_between_two_nodes_is_not_the_loss_of_one(
     tmp_path: Path, shared_nats_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -113,6 +113,7 @@ async def test_a_drain_under_load_moves_the_blocks_and_loses_no_request(chat: Se
     assert str(event.fields["reason"]).startswith(f"to be drained: {source}")
 
 
+@pytest.mark.slow
 async def test_a_drained_node_stays_drained_whatever_restarts(chat: Serving) -> None:
     source = (await chat_stages(chat))[0].node
     await control.drain_and_wait(chat.cluster.operator, source, MOVED_S)

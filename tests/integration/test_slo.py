@@ -106,6 +106,7 @@ def long(classed: Serving) -> Streaming:
     return Streaming(classed.client, max_tokens=LONG)
 
 
+@pytest.mark.slow
 async def test_a_class_alone_moves_nothing_breaks_nothing_and_shows_in_status(classed: Serving) -> None:
     before = (await seen(classed)).current
     assert before is not None

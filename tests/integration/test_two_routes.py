@@ -92,6 +92,7 @@ async def test_both_routes_are_used_under_load_and_the_answers_are_those_of_the_
     assert routes == {0, 1}
 
 
+@pytest.mark.slow
 async def test_what_an_ingress_that_hangs_got_is_answered_by_the_other_and_its_route_is_used_again_after(
     twin: Serving,
 ) -> None:
