@@ -138,13 +138,17 @@ class Ear:
 
     async def wait(self, kind: AuditKind, timeout_s: float = 10.0, **wanted: Any) -> AuditEvent:
         """The first event of this kind, heard or to come, whose attributes and fields are as `wanted`."""
-        async with asyncio.timeout(timeout_s):
-            while True:
-                self._more.clear()
-                for event in self.heard:
-                    if event.kind is kind and _has(event, wanted):
-                        return event
-                await self._more.wait()
+        try:
+            async with asyncio.timeout(timeout_s):
+                while True:
+                    self._more.clear()
+                    for event in self.heard:
+                        if event.kind is kind and _has(event, wanted):
+                            return event
+                    await self._more.wait()
+        except TimeoutError:
+            like = "\n".join(f"{event.at:%T.%f} {event.fields}" for event in self.heard if event.kind is kind)
+            raise AssertionError(f"no {kind} with {wanted} among:\n{like or 'nothing of the kind'}") from None
 
 
 def _has(event: AuditEvent, wanted: dict[str, Any]) -> bool:

@@ -733,7 +733,7 @@ async def test_of_two_routes_a_lost_node_costs_one_and_it_comes_back(world: Worl
         assert reply.routes == tuple((Stage(node=node, first=0, last=5),) for node in NODES[:2])
         before = await world.until(lambda s: serving(s) and len(s.nodes) == 3)
         assert before.deployments[0].current is not None
-        assert before.deployments[0].current.chains == reply.routes
+        assert before.deployments[0].current.chains == reply.routes, await world.audited(AuditKind.PLAN_PREPARED)
         peers[NODES[1]].alive = False
         after = await world.until(lambda s: serving(s) and set(s.deployments[0].applied) == {"a", "c"})
         assert after.deployments[0].current is not None

@@ -125,6 +125,9 @@ async def record(folder: Path) -> Recording:
         await control.deploy_and_wait(cluster.operator, DEPLOYED.model_copy(update={"placement": None}), SERVING_S)
         await control.remove(cluster.operator, ADDER)
         await asyncio.sleep(HEARTBEAT_IN_PLAN_S)
+        async with asyncio.timeout(SERVING_S):
+            while not any(subject == subjects.BEACON for subject, _ in said):  # noqa: ASYNC110 (it tells nobody)
+                await asyncio.sleep(0.1)
         await control_owner.drain()
         await edge_owner.drain()
     # So small a cluster is given no advice; this is what `orchestrator.staging` would send.

@@ -184,18 +184,18 @@ def test_whoever_has_the_key_still_cannot_pass_other_bytes_under_a_file_s_name()
 
 
 @pytest.mark.parametrize(
-    ("place", "value", "says"),
+    ("place", "flipped", "says"),
     [
-        (0, 0, "does not begin"),
-        (7, 2, "version 2"),
+        (0, 0xFF, "does not begin"),
+        (7, 3, "version 2"),
         (8, 0xFF, "does not authenticate|its end is missing"),
         (11, 0x7F, "claims chunks of 2130707456"),
-        (12, 0, "does not authenticate"),
+        (12, 0xFF, "does not authenticate"),
     ],
 )
-def test_a_header_that_was_altered_is_refused(place: int, value: int, says: str) -> None:
+def test_a_header_that_was_altered_is_refused(place: int, flipped: int, says: str) -> None:
     altered = bytearray(SEALED)
-    altered[place] = value
+    altered[place] ^= flipped
     with pytest.raises(ResplitError, match=says) as error:
         opened(bytes(altered))
     assert error.value.code is ErrorCode.CORRUPT_FILE
