@@ -29,9 +29,10 @@ from bus.stopping import stoppable
 from models.text import Text
 from schemas import subjects
 from schemas.base import DeploymentName, LifeId, NodeId, RequestId
-from schemas.capacity import Capacity, FinishedRequest, RouteName, Service
+from schemas.capacity import FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, Token
+from schemas.heartbeat import Hosting
 from schemas.journal import LiveRequest
 from schemas.manifest import Manifest
 from schemas.plan import Plan
@@ -164,17 +165,17 @@ class Ingress:
             served.node_lost(node)
         self.heirs.look()
 
-    def heard(self, capacity: Capacity) -> None:
+    def heard(self, node: NodeId, hosting: Hosting) -> None:
         """A node's heartbeat: what it runs, it runs."""
-        self.speaks(capacity)
-        for stage in capacity.stages:
+        self.speaks(node, hosting)
+        for stage in hosting.stages:
             served = self._served.get(stage.deployment)
             if served is not None and stage.state != "loading":
-                served.node_serves(capacity.node, stage.epoch)
+                served.node_serves(node, stage.epoch)
 
-    def speaks(self, capacity: Capacity) -> None:
+    def speaks(self, node: NodeId, hosting: Hosting) -> None:
         """What a heartbeat of this node, or another, says of how fast it is."""
-        self._desk.speeds.heard(capacity)
+        self._desk.speeds.heard(node, hosting)
 
     def runs_over(self, plan: SeenPlan) -> bool:
         """Whether requests here may run over exactly this plan."""

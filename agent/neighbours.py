@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable, Iterable
 from nats.errors import Error as NatsError
 
 from schemas.base import NodeId
-from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LostPeer
+from schemas.capacity import HEARTBEAT_SPARE_S, LostPeer
+from schemas.heartbeat import Presence
 
 PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
 """The broker may take a moment to notice what a link shows at once."""
@@ -61,25 +62,25 @@ class Neighbours:
         """Peers found gone that are not back."""
         return tuple(LostPeer(node=peer, boot=boot) for peer, boot in self._lost.items())
 
-    def heard(self, capacity: Capacity) -> bool:
+    def heard(self, presence: Presence) -> bool:
         """Take in a peer's heartbeat; False if it was overtaken: anybody may replay an old one."""
-        boots = self._boots.setdefault(capacity.node, {})
-        is_known, is_last = capacity.boot in boots, next(reversed(boots), None) == capacity.boot
-        if is_known and not (is_last and capacity.sequence > boots[capacity.boot]):
+        boots = self._boots.setdefault(presence.node, {})
+        is_known, is_last = presence.boot in boots, next(reversed(boots), None) == presence.boot
+        if is_known and not (is_last and presence.sequence > boots[presence.boot]):
             return False
         if boots and not is_known:
-            self._on_replaced(capacity.node)
+            self._on_replaced(presence.node)
             if len(boots) >= BOOTS_KEPT:
                 del boots[next(iter(boots))]
-        boots[capacity.boot] = capacity.sequence
-        self._heard_at[capacity.node] = self._now()
-        lost_at = self._lost_at.get(capacity.node)
+        boots[presence.boot] = presence.sequence
+        self._heard_at[presence.node] = self._now()
+        lost_at = self._lost_at.get(presence.node)
         if lost_at is None or self._now() - lost_at >= IN_FLIGHT_S:
-            self._lost.pop(capacity.node, None)
-            self._declared_lost.pop(capacity.node, None)
-        elif self._declared_lost.get(capacity.node, "") is None:
-            self._declared_lost[capacity.node] = capacity.boot
-        for lost in capacity.lost_peers:
+            self._lost.pop(presence.node, None)
+            self._declared_lost.pop(presence.node, None)
+        elif self._declared_lost.get(presence.node, "") is None:
+            self._declared_lost[presence.node] = presence.boot
+        for lost in presence.lost_peers:
             # It may have driven sequences here, or left requests, though no plan of this node has it any more.
             if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
                 self.look_for(lost.node)

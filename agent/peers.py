@@ -15,9 +15,10 @@ from agent.links import PING_EVERY_S, Link, connect
 from bus.identity import Identity
 from profiler.links import EXPIRE_S, LinkHistory
 from schemas.base import NodeId
-from schemas.capacity import HEARTBEAT_SPARE_S, Capacity, LinkEstimate
+from schemas.capacity import HEARTBEAT_SPARE_S, LinkEstimate
 from schemas.frame import Frame
 from schemas.framing import pack
+from schemas.heartbeat import Presence
 
 RETRY_LINK_S = 2.0
 """After a link could not be opened, the bus is used for this long before the next try."""
@@ -57,14 +58,14 @@ class Peers:
         self._bus_pinged_s: dict[NodeId, float] = {}
         self.bus: BusRoad | None = None
 
-    def learn(self, capacity: Capacity) -> None:
+    def learn(self, presence: Presence) -> None:
         """Where a peer says it can be reached; a new address replaces the old link."""
-        known = self._address.get(capacity.node)
-        self._address[capacity.node] = capacity.link
-        self._heard_s[capacity.node] = time.monotonic()
-        if known != capacity.link:
-            self._down.discard(capacity.node)
-        if known != capacity.link and (link := self._links.pop(capacity.node, None)) is not None:
+        known = self._address.get(presence.node)
+        self._address[presence.node] = presence.link
+        self._heard_s[presence.node] = time.monotonic()
+        if known != presence.link:
+            self._down.discard(presence.node)
+        if known != presence.link and (link := self._links.pop(presence.node, None)) is not None:
             link.close()
 
     def send(self, node: NodeId, frame: Frame) -> None:

@@ -1,17 +1,20 @@
-"""Heartbeats: what this node can do and does, signed, every second in a plan and every ten seconds spare."""
+"""Heartbeats: what this node can do and does, signed and in letters to those whom it concerns, every second in a plan
+and every ten seconds spare."""
 
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from datetime import UTC, datetime
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
 from bus.identity import Identity
+from bus.sealed_heartbeats import seal_heartbeat
 from profiler.device import Reading, placed
 from schemas import subjects
+from schemas.base import DeploymentName, NodeId
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
@@ -28,7 +31,6 @@ from schemas.capacity import (
     StoredBlocks,
     Tier,
 )
-from schemas.envelope import CAPACITY_TYPE, seal
 
 
 class CapacityPublisher:
@@ -58,7 +60,10 @@ class CapacityPublisher:
         frame_ms: Callable[[], float | None],
         finished: Callable[[], tuple[FinishedRequest, ...]],
         guidance: Callable[[], Guidance | None],
+        ingresses: Callable[[], Mapping[DeploymentName, Collection[NodeId]]],
+        on_said: Callable[[Capacity], None],
     ) -> None:
+        """`ingresses` are told what runs here for them; `on_said` hears what this node says, all of it."""
         self._client = client
         self._identity = identity
         self._fixed = {
@@ -82,6 +87,8 @@ class CapacityPublisher:
         self._frame_ms = frame_ms
         self._finished = finished
         self._guidance = guidance
+        self._ingresses = ingresses
+        self._on_said = on_said
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -95,7 +102,8 @@ class CapacityPublisher:
         while True:
             self._changed.clear()
             capacity = self._capacity(await asyncio.to_thread(self._read))
-            data = seal(capacity, CAPACITY_TYPE, self._identity.name, self._identity.key)
+            self._on_said(capacity)
+            data = seal_heartbeat(capacity, self._ingresses(), self._identity)
             with contextlib.suppress(NatsError):  # the bus is away and its buffer full: the next one will do
                 await self._client.publish(subjects.capacity(self._identity.name), data)
             pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S

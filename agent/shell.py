@@ -43,6 +43,7 @@ from bus.blobs import BlobServer
 from bus.connection import connect
 from bus.following import RosterInbox
 from bus.identity import Identity, load_credentials, load_identity
+from bus.sealed_heartbeats import open_heartbeat, read_hosting
 from bus.stopping import stoppable
 from bus.streams import wait_for_streams
 from models.store import Store
@@ -53,9 +54,10 @@ from profiler.kv import length_classes
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import Capacity, Provider
-from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope, seal
+from schemas.capacity import Provider
+from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
+from schemas.heartbeat import hosting_of
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Receipt, ReceiptStatus, spans
 from schemas.section import EventSection, SeenPlan
@@ -173,10 +175,12 @@ class Agent:
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
             guidance=lambda: beacons.guidance,
+            ingresses=lambda: core.ingresses(self._state),
+            on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
         )
         await self._ingress.start()
         await self._bus.start()
-        await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._capacity_arrived)
+        await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._heartbeat_arrived)
         plans = PlanInbox(self._client, self._identity, self._audit, self._plan_arrived)
         beacons = BeaconInbox(
             self._client, self._identity, self._audit, plans.look, rosters.look, self._publisher.changed
@@ -394,17 +398,22 @@ class Agent:
 
     # Peers.
 
-    async def _capacity_arrived(self, msg: Msg) -> None:
+    async def _heartbeat_arrived(self, msg: Msg) -> None:
         try:
-            capacity, signer = open_envelope(msg.data, Capacity, CAPACITY_TYPE, self._identity.agents)
+            heartbeat = open_heartbeat(msg.data, self._identity)
         except ResplitError as error:
-            log.warning("dropped a capacity report: %s", error.message)
+            log.warning("dropped a heartbeat: %s", error.message)
             return
-        if signer == capacity.node == self._identity.name:
-            self._ingress.speaks(capacity)
-        elif signer == capacity.node and self._neighbours.heard(capacity):
-            self._peers.learn(capacity)
-            self._ingress.heard(capacity)
+        if heartbeat.node == self._identity.name or not self._neighbours.heard(heartbeat):
+            return
+        self._peers.learn(heartbeat)
+        try:
+            hosting = read_hosting(heartbeat, self._identity)
+        except ResplitError as error:
+            log.warning("of a heartbeat only that it came was taken: %s", error.message)
+            return
+        if hosting is not None:
+            self._ingress.heard(NodeId(heartbeat.node), hosting)
 
     def _link_changed(self, node: NodeId, up: bool) -> None:
         self._audit.record(

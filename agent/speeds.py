@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from schemas.base import Digest, NodeId
-from schemas.capacity import Capacity
+from schemas.heartbeat import Hosting
 from schemas.plan import Route
 
 STAGES_MAX = 1024
@@ -26,13 +26,13 @@ class Speeds:
     """What heartbeats said last."""
 
     def __init__(self) -> None:
-        self._said: dict[NodeId, Capacity] = {}
-        self._found: dict[tuple[NodeId, Digest, int, int], tuple[Capacity | None, Speed | None]] = {}
+        self._said: dict[NodeId, Hosting] = {}
+        self._found: dict[tuple[NodeId, Digest, int, int], tuple[Hosting | None, Speed | None]] = {}
         """Of stages, and what their nodes had said then."""
 
-    def heard(self, capacity: Capacity) -> None:
-        """A heartbeat, of this node or another."""
-        self._said[capacity.node] = capacity
+    def heard(self, node: NodeId, hosting: Hosting) -> None:
+        """What a heartbeat said, of this node or another."""
+        self._said[node] = hosting
 
     def of(self, model: Digest, route: Route) -> Speed | None:
         """Of a whole route; None while some node of it has not said."""
@@ -47,21 +47,21 @@ class Speeds:
         return Speed(step_s, token_s, max(by_node.values()))
 
     def _of_stage(self, node: NodeId, model: Digest, first: int, last: int) -> Speed | None:
-        capacity, key = self._said.get(node), (node, model, first, last)
+        hosting, key = self._said.get(node), (node, model, first, last)
         then, found = self._found.get(key, (None, None))
-        if then is not capacity:
-            found = None if capacity is None else _said_by(capacity, model, first, last)
+        if then is not hosting:
+            found = None if hosting is None else _said_by(hosting, model, first, last)
             if len(self._found) >= STAGES_MAX:
                 self._found.clear()
-            self._found[key] = (capacity, found)
+            self._found[key] = (hosting, found)
         return found
 
 
-def _said_by(capacity: Capacity, model: Digest, first: int, last: int) -> Speed | None:
-    own = [time for time in capacity.block_times if time.model == model and first <= time.block <= last]
+def _said_by(hosting: Hosting, model: Digest, first: int, last: int) -> Speed | None:
+    own = [time for time in hosting.block_times if time.model == model and first <= time.block <= last]
     if len(own) <= last - first:
         return None
     # The times of a node at rest are those of when it loaded its blocks.
-    slower = (capacity.contention or 1.0) / 1e3
+    slower = (hosting.contention or 1.0) / 1e3
     token_s = slower * sum(time.prefill_ms_per_token for time in own)
     return Speed(slower * sum(time.decode_ms for time in own), token_s, token_s)

@@ -177,6 +177,11 @@ def hosted(state: State, sequences: Callable[[SeenPlan], int]) -> tuple[HostedSt
     )
 
 
+def ingresses(state: State) -> dict[DeploymentName, tuple[NodeId, ...]]:
+    """Who may drive the sequences of each deployment: a heartbeat tells them what runs here for them."""
+    return {name: tuple(map(NodeId, held.event.ingresses)) for name, held in state.deployments.items()}
+
+
 Instruction = Follow | Load | Serve | Drain | Free | Answer | Ignore
 Step = tuple[State, tuple[Instruction, ...]]
 

@@ -17,12 +17,12 @@ from pydantic import BaseModel
 
 from bus.audit import AuditTrail
 from bus.identity import Identity
+from bus.sealed_heartbeats import open_heartbeat, read_capacity
 from orchestrator.fold import CapacityReceived, ReceiptReceived, Report
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import NodeId
-from schemas.capacity import Capacity
-from schemas.envelope import CAPACITY_TYPE, RECEIPT_TYPE, open_envelope
+from schemas.envelope import RECEIPT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Receipt
 
@@ -106,9 +106,25 @@ class Inbox:
         return next_sequence
 
     async def _capacity(self, message: Msg) -> None:
-        capacity = self._verified(message, Capacity, CAPACITY_TYPE, subjects.capacity)
-        if capacity is not None:
-            self._deliver(CapacityReceived(capacity))
+        try:
+            heartbeat = open_heartbeat(message.data, self._identity)
+            if message.subject != subjects.capacity(NodeId(heartbeat.node)):
+                raise ResplitError(ErrorCode.BAD_SIGNATURE, f"{heartbeat.node!r} speaks as another node")
+        except ResplitError as error:
+            self._rejections.record(message.subject, error)
+            return
+        try:
+            capacity = read_capacity(heartbeat, self._identity)
+        except ResplitError as error:
+            if error.code is ErrorCode.BAD_SIGNATURE:  # the node does not know yet which key this orchestrator has now
+                log.warning("a heartbeat cannot be read: %s", error.message)
+            else:
+                self._rejections.record(message.subject, error)
+            return
+        if capacity is None:
+            log.warning("a heartbeat of %s is not for %s: its roster is old", heartbeat.node, self._identity.name)
+            return
+        self._deliver(CapacityReceived(capacity))
 
     def _verified(
         self, message: Msg, kind: type[V], payload_type: str, subject_of: Callable[[NodeId], str]

@@ -20,7 +20,7 @@ from schemas.flat import read_flat
 
 PLAN_TYPE = "application/vnd.resplit.plan.v2+json"
 RECEIPT_TYPE = "application/vnd.resplit.receipt.v1+json"
-CAPACITY_TYPE = "application/vnd.resplit.capacity.v1+json"
+HEARTBEAT_TYPE = "application/vnd.resplit.heartbeat.v1+json"
 LEADER_TYPE = "application/vnd.resplit.leader.v1+json"
 BEACON_TYPE = "application/vnd.resplit.beacon.v1+json"
 STAGING_TYPE = "application/vnd.resplit.staging.v1+json"

@@ -33,6 +33,7 @@ from schemas.control import (
     UndrainRequest,
 )
 from schemas.deployment import Deployment, NodeWish
+from schemas.heartbeat import Heartbeat, Hosting
 from schemas.leader import Claim, Leadership
 from schemas.manifest import Manifest
 from schemas.plan import Plan, PlanEvent, Receipt
@@ -68,6 +69,8 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     EmbeddingRequest,
     ErrorReply,
     EventSection,
+    Heartbeat,
+    Hosting,
     ExplainReply,
     ExplainRequest,
     Leadership,

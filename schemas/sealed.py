@@ -1,4 +1,4 @@
-"""What belongs to a sealed model beside its files: the keys that open its blocks.
+"""What travels sealed inside values that are signed: letters, and the keys that open the blocks of a sealed model.
 
 Which sealed files a block has stands in the model's manifest (`Block.sealed`). Each block has one key; whoever sealed
 the model keeps all of them (`ModelKeys`), and a host of a block gets that block's key wrapped for it alone
@@ -16,6 +16,10 @@ from schemas.base import NodeName, Sha256, Value
 from schemas.errors import ErrorCode, ResplitError
 
 MAX_BLOCKS = 4096
+LETTERS_MAX = 2048
+"""More than there are members of a cluster."""
+Letter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
+"""A letter of `bus.letters`, in base64."""
 
 # Bytes have one spelling: the bits that the last digit has over are zero.
 _KEY = r"^[A-Za-z0-9+/]{42}[AEIMQUYcgkosw048]=$"

@@ -2,23 +2,19 @@
 
 An ingress drives whole routes, fails over to others and inherits from other ingresses, so it sees whole plans. A node
 that is none sees, of each route that it is on, the stages that it runs, those before and after each of them, and the
-source. Of the others it knows neither node nor blocks, and of routes that it is not on nothing at all.
+source. Of the others it knows neither node nor blocks, and of routes that it is not on nothing but who drives them: any
+ingress may drive its own too, and goes by its heartbeats.
 """
 
 from collections.abc import Mapping
-from typing import Annotated, Self
+from typing import Self
 
-from pydantic import AwareDatetime, Field, StringConstraints, model_validator
+from pydantic import AwareDatetime, Field, model_validator
 
 from schemas.base import DeploymentId, Digest, NodeId, NodeName, Sha256, Value
 from schemas.deployment import Settings, Stage
 from schemas.plan import Place, Plan, PlanEvent, Route, blocks_on, family_of
-from schemas.sealed import NodeKeys
-
-LETTERS_MAX = 2048
-"""More than there are members of a cluster."""
-Letter = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9+/]+={0,2}$")]
-"""A letter of `bus.letters`, in base64."""
+from schemas.sealed import LETTERS_MAX, Letter, NodeKeys
 
 
 class SealedEvent(Value):
@@ -115,6 +111,8 @@ class EventSection(Value):
     current: SeenPlan | None = None
     candidate: SeenPlan | None = None
     draining: tuple[SeenPlan, ...] = ()
+    ingresses: tuple[NodeName, ...] = ()
+    """Who may drive its sequences: they are told by its heartbeats what it runs for them."""
     lost: tuple[NodeName, ...] = ()
     """Of the nodes that are lost, those that it sees, and every ingress: their sequences may hold slots here."""
     keys: tuple[NodeKeys, ...] = ()
@@ -167,6 +165,7 @@ def section_of(event: PlanEvent, node: NodeId) -> EventSection | None:
         current=current,
         candidate=candidate,
         draining=draining,
+        ingresses=tuple(sorted(event.ingresses)),
         lost=event.lost if answers else tuple(lost for lost in event.lost if lost in known),
         keys=tuple(keys for keys in event.keys or () if keys.node == node),
     )

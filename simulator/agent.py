@@ -17,9 +17,10 @@ from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from profiler.network import TOKEN_BYTES, boundary_bytes
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, HostedStage
+from schemas.capacity import BlockTime, HostedStage
 from schemas.errors import ErrorCode
 from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
+from schemas.heartbeat import Hosting, Presence
 from schemas.plan import Plan, PlanEvent, Receipt
 from schemas.section import SeenPlan, nothing_of, section_of
 from simulator.compute import SimCompute
@@ -261,13 +262,10 @@ class SimAgent:
 
     # Peers.
 
-    def capacity_arrived(self, capacity: Capacity) -> None:
-        """A peer's heartbeat."""
-        if self.neighbours.heard(capacity):
-            self.ingress.speaks(capacity)
-            for stage in capacity.stages:
-                if stage.state != "loading":
-                    self.ingress.node_serves(capacity.node, DeploymentName(stage.deployment), stage.epoch)
+    def heartbeat_arrived(self, presence: Presence, hosting: Hosting | None) -> None:
+        """A peer's heartbeat, and what it says to this node alone."""
+        if self.neighbours.heard(presence) and hosting is not None:
+            self.ingress.heard(NodeId(presence.node), hosting)
 
     def link_ended(self, node: NodeId) -> None:
         """A peer closed its link: ask the broker whether it is gone."""
@@ -298,6 +296,9 @@ class SimAgent:
     def plans(self) -> list[SeenPlan]:
         """Those that it has a part in."""
         return core.plans_of(self._state)
+
+    def ingresses(self) -> dict[DeploymentName, tuple[NodeId, ...]]:
+        return core.ingresses(self._state)
 
     def hosted(self) -> tuple[HostedStage, ...]:
         return core.hosted(self._state, lambda plan: self.ingress.driven(plan) + self._stages.passing(plan))

@@ -4,13 +4,15 @@ What is on its way to a node that is cut off is lost, but for what is stored and
 """
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 
 from orchestrator.fold import CapacityReceived, ReceiptReceived, Report
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, NodeId, NodeName
 from schemas.capacity import Capacity
+from schemas.heartbeat import Hosting, Presence, presence_of
 from schemas.plan import PlanEvent, Receipt
 from schemas.request import TokenReply
 from simulator.client import SimClient
@@ -25,6 +27,15 @@ REORDERED = 10.0
 """How many times as long a message takes that is overtaken."""
 
 
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A heartbeat, what everybody hears of it, and what those do to whom it says more."""
+
+    capacity: Capacity
+    presence: Presence
+    hostings: Mapping[NodeId, Hosting]
+
+
 class Process(Protocol):
     """An agent, as it hears the bus."""
 
@@ -33,7 +44,7 @@ class Process(Protocol):
 
     def hear(self, event: PlanEvent, /) -> None: ...
     def knows(self, deployment: DeploymentName, /) -> bool: ...
-    def capacity_arrived(self, capacity: Capacity, /) -> None: ...
+    def heartbeat_arrived(self, presence: Presence, hosting: Hosting | None, /) -> None: ...
 
 
 class Bus:
@@ -66,7 +77,7 @@ class Bus:
         self._ears: dict[NodeId, None] = {}
         """Who takes requests, in the order in which they began."""
         self._hearers: dict[NodeId, None] = {}
-        self.said: dict[NodeId, Capacity] = {}
+        self.said: dict[NodeId, Said] = {}
         """The last heartbeat of each."""
         self._unsaid: list[tuple[Machine, int, SimClient, Any]] = []
 
@@ -119,26 +130,31 @@ class Bus:
 
     # Heartbeats.
 
-    def heartbeat(self, capacity: Capacity) -> None:
+    def heartbeat(self, capacity: Capacity, hostings: Iterable[tuple[Hosting, frozenset[NodeName]]]) -> None:
+        """`hostings`: what it tells whom, beside what everybody hears."""
         spec, rng = self._spec, self._rng
         node = NodeId(capacity.node)
         if not self.reaches(node):
             return
         if not (spec.drop and rng.random() < spec.drop):
             self._kernel.after(self._delay_s() + self._telemetry_s, self._report, CapacityReceived(capacity))
-        self.said[node] = capacity
+        told = {NodeId(name): hosting for hosting, names in hostings for name in names}
+        said = self.said[node] = Said(capacity, presence_of(capacity), told)
         others = [other for other in self._hearers if other != node]
         if self._is_even:
             # All hear it at once: one event does for as many as there are.
             hearers = [self._machines[other] for other in others if self.reaches(other)]
-            self._kernel.after(self._delay_s(), self._hear, [(each, each.life) for each in hearers], capacity)
+            self._kernel.after(self._delay_s(), self._hear, [(each, each.life) for each in hearers], said)
             return
         for other in others:
-            self._deliver(other, lambda other=other: self._agents[other].capacity_arrived(capacity))  # type: ignore[misc]
+            self._deliver(other, lambda other=other: self._arrives(other, said))  # type: ignore[misc]
 
-    def _hear(self, hearers: list[tuple[Machine, int]], capacity: Capacity) -> None:
+    def _hear(self, hearers: list[tuple[Machine, int]], said: Said) -> None:
         for machine, life in hearers:
-            machine.reach(lambda node=machine.name: self._agents[node].capacity_arrived(capacity), life)  # type: ignore[misc]
+            machine.reach(lambda node=machine.name: self._arrives(node, said), life)  # type: ignore[misc]
+
+    def _arrives(self, node: NodeId, said: Said) -> None:
+        self._agents[node].heartbeat_arrived(said.presence, said.hostings.get(node))
 
     def listen_to_peers(self, node: NodeId) -> None:
         """Every agent hears all heartbeats. Only where a plan is does it matter, so that others are told once they are
@@ -146,9 +162,9 @@ class Bus:
         if node in self._hearers or not self._machines[node].alive:
             return
         self._hearers[node] = None
-        for other, capacity in self.said.items():
+        for other, said in self.said.items():
             if other != node:
-                self._agents[node].capacity_arrived(capacity)
+                self._arrives(node, said)
 
     # Requests.
 

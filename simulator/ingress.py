@@ -20,9 +20,10 @@ from agent.usage import Meter
 from agent.ways import Position
 from models.text import Text
 from schemas.base import DeploymentName, NodeId, RequestId
-from schemas.capacity import Capacity, FinishedRequest, RouteName, Service
+from schemas.capacity import FinishedRequest, RouteName, Service
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Frame, Result, SequenceId
+from schemas.heartbeat import Hosting
 from schemas.manifest import Manifest
 from schemas.plan import Plan
 from schemas.request import TextRequest
@@ -167,9 +168,13 @@ class SimIngress:
             served.node_lost(node)
         self._heirs.look()
 
-    def node_serves(self, node: NodeId, deployment: DeploymentName, epoch: int) -> None:
-        if (served := self.served.get(deployment)) is not None:
-            served.node_serves(node, epoch)
+    def heard(self, node: NodeId, hosting: Hosting) -> None:
+        """A node's heartbeat: what it runs, it runs."""
+        self.speaks(node, hosting)
+        for stage in hosting.stages:
+            served = self.served.get(DeploymentName(stage.deployment))
+            if served is not None and stage.state != "loading":
+                served.node_serves(node, stage.epoch)
 
     # Requests.
 
@@ -275,9 +280,9 @@ class SimIngress:
 
     # What is reported.
 
-    def speaks(self, capacity: Capacity) -> None:
+    def speaks(self, node: NodeId, hosting: Hosting) -> None:
         """What a heartbeat says of how fast a node is."""
-        self._desk.speeds.heard(capacity)
+        self._desk.speeds.heard(node, hosting)
 
     def driven(self, plan: SeenPlan) -> int:
         """How many sequences of a plan run that this ingress drives."""

@@ -1,6 +1,7 @@
 """Capacity reports that must not be believed: figures that are none, and nodes that nobody enrolled."""
 
 import asyncio
+import base64
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -8,16 +9,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.identity import ORCHESTRATOR, Identity, load_identity
+from bus.letterbox import letters_to
+from bus.letters import About, seal_letter
+from bus.sealed_heartbeats import CAPACITY, seal_heartbeat
 from bus.stopping import end
 from bus.streams import ensure_streams
 from bus.together import make_members
@@ -34,9 +38,10 @@ from schemas.capacity import (
     Provider,
     Service,
 )
-from schemas.codec import encode
-from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, open_envelope, pae
+from schemas.codec import decode, encode
+from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
+from schemas.heartbeat import Heartbeat, presence_of
 
 CHAT = DeploymentName("chat")
 A, B, STRANGER = NodeId("a"), NodeId("b"), NodeId("stranger")
@@ -99,10 +104,14 @@ def changed(path: str, number: str) -> bytes:
     return json.dumps(plain).replace('"@"', number).encode()
 
 
-def signed(payload: bytes, signer: NodeId, key: Ed25519PrivateKey) -> bytes:
-    """An envelope with a sound signature, whatever is in it."""
-    data: bytes = msgpack.packb([CAPACITY_TYPE, payload, signer, key.sign(pae(CAPACITY_TYPE, payload))])
-    return data
+def heartbeat(
+    payload: bytes, identity: Identity, node: NodeId = A, key: Ed25519PrivateKey | None = None, number: int = 7
+) -> bytes:
+    """A heartbeat of `node` as A would write it, with whatever is in its letter, signed by A unless `key` is given."""
+    about = About(CAPACITY, DeploymentName("-"), f"{FULL.boot}.{number}", node)
+    letters = letters_to({payload: identity.orchestrators}, identity, about)
+    said = Heartbeat(**{**dict(presence_of(FULL)), "node": node, "sequence": number}, letters=letters)
+    return seal(said, HEARTBEAT_TYPE, node, key or identity.key)
 
 
 NESTED = (
@@ -124,9 +133,8 @@ IMPOSSIBLE += [("gpu_load", "1.5"), ("memory_pressure", "101"), ("links.0.goodpu
 
 @pytest.mark.parametrize(("path", "number"), IMPOSSIBLE)
 def test_a_figure_that_is_none_is_refused_by_the_name_of_its_field(path: str, number: str) -> None:
-    key = Ed25519PrivateKey.generate()
     with pytest.raises(ResplitError) as caught:
-        open_envelope(signed(changed(path, number), A, key), Capacity, CAPACITY_TYPE, {A: key.public_key()})
+        decode(Capacity, changed(path, number), "capacity")
     assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, path)
 
 
@@ -183,25 +191,47 @@ async def hearing(tmp_path: Path, nats_url: str) -> AsyncIterator[Hearing]:
 
 
 async def test_what_cannot_be_believed_reaches_no_state_and_is_audited(hearing: Hearing, tmp_path: Path) -> None:
-    key, stranger = load_identity(tmp_path / A, A).key, Ed25519PrivateKey.generate()
+    a, stranger = load_identity(tmp_path / A, A), Ed25519PrivateKey.generate()
     sound = encode(FULL)
     of_a, of_b, of_stranger = (subjects.capacity(name) for name in (A, B, STRANGER))
     believed_by_nobody = (
-        (of_stranger, signed(sound.replace(b'"node":"a"', b'"node":"stranger"'), STRANGER, stranger)),
-        (of_a, signed(sound, A, stranger)),
-        (of_b, signed(sound, A, key)),
-        (of_a, signed(changed("power_w", "NaN"), A, key)),
-        (of_a, signed(changed("links.0.goodput_bytes_per_s", "-5"), A, key)),
+        (of_stranger, heartbeat(sound, a, STRANGER, stranger)),
+        (of_a, heartbeat(sound, a, A, stranger)),
+        (of_b, heartbeat(sound, a)),
+        (of_a, heartbeat(changed("power_w", "NaN"), a)),
+        (of_a, heartbeat(changed("links.0.goodput_bytes_per_s", "-5"), a)),
+        (of_a, heartbeat(sound, a, number=8)),
     )
     for subject, data in believed_by_nobody:
         await hearing.client.publish(subject, data)
-    await hearing.client.publish(of_a, signed(sound, A, key))
+    await hearing.client.publish(of_a, seal_heartbeat(FULL, {}, a))
     async with asyncio.timeout(10):
         while len(hearing.audited) < len(believed_by_nobody) or not hearing.reports:
             hearing.news.clear()
             await hearing.news.wait()
     assert hearing.reports == [CapacityReceived(FULL)]
-    assert [event.kind for event in hearing.audited] == [AuditKind.EVENT_REJECTED] * 5
+    assert [event.kind for event in hearing.audited] == [AuditKind.EVENT_REJECTED] * 6
     codes = [event.fields["code"] for event in hearing.audited]
-    assert codes == [ErrorCode.BAD_SIGNATURE] * 3 + [ErrorCode.INVALID_REQUEST] * 2
+    assert codes == [ErrorCode.BAD_SIGNATURE] * 3 + [ErrorCode.INVALID_REQUEST] * 3
     assert "'stranger', who is not trusted here" in str(hearing.audited[0].fields["why"])
+
+
+async def test_a_heartbeat_that_is_sealed_for_others_or_for_a_former_key_is_not_read_and_nobodys_fault(
+    hearing: Hearing, tmp_path: Path
+) -> None:
+    """Its node has not heard yet who is an orchestrator now."""
+    a = load_identity(tmp_path / A, A)
+    about = About(CAPACITY, DeploymentName("-"), f"{FULL.boot}.{FULL.sequence}", A)
+    former = {ORCHESTRATOR: X25519PrivateKey.generate().public_key()}
+    stale = base64.b64encode(seal_letter(encode(FULL), former, about)).decode()
+    for letters in ((), letters_to({encode(FULL): [B]}, a, about), (stale,)):
+        said = Heartbeat(**dict(presence_of(FULL)), letters=letters)
+        await hearing.client.publish(subjects.capacity(A), seal(said, HEARTBEAT_TYPE, A, a.key))
+    later = FULL.model_copy(update={"sequence": 8})
+    await hearing.client.publish(subjects.capacity(A), seal_heartbeat(later, {}, a))
+    async with asyncio.timeout(10):
+        while not hearing.reports:
+            hearing.news.clear()
+            await hearing.news.wait()
+    assert hearing.reports == [CapacityReceived(later)]
+    assert hearing.audited == []

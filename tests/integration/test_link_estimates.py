@@ -17,7 +17,8 @@ from agent.links import PROBE_BYTES, LinkServer
 from agent.peers import ESTIMATES_MAX, Peers
 from agent.survey import Survey
 from bus.connection import connect, settle
-from bus.identity import load_identity
+from bus.identity import ORCHESTRATOR, load_identity
+from bus.sealed_heartbeats import open_heartbeat, read_capacity
 from bus.stopping import end
 from bus.together import make_members
 from models.store import Store
@@ -25,9 +26,9 @@ from profiler.links import TRANSFER_BYTES
 from resplit.cluster import LocalCluster
 from schemas import subjects
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate, Provider
-from schemas.envelope import CAPACITY_TYPE, open_envelope
+from schemas.capacity import Capacity, LinkEstimate
 from schemas.frame import Failure, Frame
+from schemas.heartbeat import Presence
 
 A, B = NodeId("a"), NodeId("b")
 WAIT_S = 30.0
@@ -104,22 +105,7 @@ class End:
 
     def learn(self, name: NodeId, link: str | None, sequence: int = 0) -> None:
         """Hear a heartbeat of a peer."""
-        self.peers.learn(
-            Capacity(
-                node=name,
-                boot="first",
-                sequence=sequence,
-                issued_at=datetime.now(UTC),
-                version="0",
-                link=link,
-                provider=Provider(name="cpu", device="test", flops_per_s=1, bytes_per_s=1),
-                threads=1,
-                memory_total_bytes=1,
-                memory_free_bytes=1,
-                disk_free_bytes=1,
-                load=0.0,
-            )
-        )
+        self.peers.learn(Presence(node=name, boot="first", sequence=sequence, issued_at=datetime.now(UTC), link=link))
 
     def of(self, peer: NodeId) -> LinkEstimate | None:
         return next((estimate for estimate in self.peers.estimates() if estimate.peer == peer), None)
@@ -337,15 +323,15 @@ async def test_agents_that_serve_nothing_report_each_other(tmp_path: Path) -> No
     Store(tmp_path / "store").blobs_folder.mkdir(parents=True, exist_ok=True)
     async with LocalCluster(tmp_path / "cluster", tmp_path / "store", 2, threads=1) as cluster:
         names = [NodeId("n0"), NodeId("n1")]
-        identity = load_identity(cluster.keys / names[0], names[0])
+        identity = load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR)
         known: dict[NodeId, Capacity] = {}
         all_known = asyncio.Event()
         client = await cluster.operator.connect("test", "operator")
 
         async def note(message: object) -> None:
-            data = getattr(message, "data", b"")
-            capacity, _ = open_envelope(data, Capacity, CAPACITY_TYPE, identity.agents)
-            known[capacity.node] = capacity
+            capacity = read_capacity(open_heartbeat(getattr(message, "data", b""), identity), identity)
+            assert capacity is not None
+            known[NodeId(capacity.node)] = capacity
             if all(name in known and known[name].links for name in names):
                 all_known.set()
 

@@ -22,6 +22,7 @@ from bus import blobs
 from bus.connection import connect
 from bus.credentials import Credentials
 from bus.identity import ORCHESTRATOR, Identity, load_credentials, load_identity
+from bus.sealed_heartbeats import seal_heartbeat
 from bus.sealed_plans import seal_event
 from bus.stopping import end
 from bus.streams import ensure_streams
@@ -55,8 +56,9 @@ from schemas.control import (
     TrustRequest,
 )
 from schemas.deployment import NodeWish, Settings, Stage
-from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
+from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, LEADER_TYPE, PLAN_TYPE, RECEIPT_TYPE, open_envelope, seal
 from schemas.errors import ErrorCode, ResplitError
+from schemas.heartbeat import Heartbeat, presence_of
 from schemas.leader import Leadership
 from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec
 from schemas.plan import Plan, Receipt, ReceiptStatus, Route
@@ -165,9 +167,7 @@ class Peer:
             ),
         )
         self.sent += 1
-        await self.client.publish(
-            subjects.capacity(self.name), seal(capacity, CAPACITY_TYPE, self.name, self.identity.key)
-        )
+        await self.client.publish(subjects.capacity(self.name), seal_heartbeat(capacity, {}, self.identity))
 
     @property
     def name(self) -> NodeId:
@@ -667,8 +667,8 @@ async def test_forged_messages_change_nothing_and_are_audited(world: World) -> N
         real = peers[NODES[0]]
         capacity = (await world.status()).nodes[0].capacity.model_copy(update={"boot": "forged", "sequence": 10**6})
         forged = [
-            seal(capacity, CAPACITY_TYPE, liar.name, liar.key),
-            seal(capacity, CAPACITY_TYPE, real.name, liar.key),
+            seal_heartbeat(capacity, {}, liar),
+            seal(Heartbeat(**dict(presence_of(capacity))), HEARTBEAT_TYPE, real.name, liar.key),
             b"\x00not an envelope",
         ]
         for data in forged * 10:

@@ -68,9 +68,9 @@ def calm() -> tuple[RunResult, list[tuple[float, int]]]:
     said: dict[tuple[NodeId, int], tuple[float, int]] = {}
 
     def listen() -> None:
-        for node, capacity in world.bus.said.items():
-            running = max((stage.sequences for stage in capacity.stages), default=0)
-            said[node, capacity.sequence] = (capacity.issued_at - EPOCH).total_seconds(), running
+        for node, last in world.bus.said.items():
+            running = max((stage.sequences for stage in last.capacity.stages), default=0)
+            said[node, last.capacity.sequence] = (last.capacity.issued_at - EPOCH).total_seconds(), running
 
     world.kernel.every(LISTEN_S, listen)
     return world.run(), list(said.values())

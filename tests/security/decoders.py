@@ -27,6 +27,7 @@ from bus.identity import ORCHESTRATOR
 from bus.joining import FIRST_ROOT
 from bus.joining import unpack as unpack_bundle
 from bus.letters import About, open_letter, seal_letter
+from bus.sealed_heartbeats import open_heartbeat, read_capacity, read_hosting
 from bus.sealed_plans import open_section
 from bus.sealed_requests import open_request, seal_request
 from bus.subject_log import MovedError, NoRoomError, UnsureError, read_answer
@@ -38,13 +39,15 @@ from resplit.replies import RequestError
 from resplit.standing import Reader, trust_of
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId, RequestId
+from schemas.capacity import Capacity
 from schemas.codec import JSON, MSGPACK, decode, decode_as, decode_plain, encode
 from schemas.control import DeployRequest, StatusReply
-from schemas.envelope import AUDIT_TYPE, PLAN_TYPE, open_envelope, pae
+from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, PLAN_TYPE, open_envelope, pae
 from schemas.errors import ResplitError
 from schemas.export import EXPORTED
 from schemas.frame import Activation, Adopt, Close, Failure, Item, Move, Result, Sampling, StageTime, Token
 from schemas.framing import pack, unpack
+from schemas.heartbeat import Heartbeat, Hosting
 from schemas.journal import Run, unpack_records
 from schemas.known import after_root, after_roster, first_known, open_roots
 from schemas.plan import PlanEvent
@@ -118,7 +121,7 @@ WHERE: dict[str, str] = {
     "bus/letters.py:emptied": "letter",
     "bus/letters.py:_parts": "letter",
     "bus/letters.py:_readers": "letter",
-    "bus/sealed_plans.py:_bytes": "sealed event",
+    "bus/letterbox.py:_bytes": "sealed event",
     "bus/sealed_requests.py:open_request": "sealed request",
     "bus/sealed_requests.py:_unpacked": "sealed run",
     "bus/subject_log.py:read_answer": "answer of the stream",
@@ -178,14 +181,17 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     piece = msgpack.packb([N1, N0, 7, 0, 1, in_piece])
     asked, seal = seal_request(b'{"prompt":"x"}', JSON, ADDER, RequestId("r1"), {N0: me.public_key()})
     run = seal.seal_run(Run(0, 0, (7, 9), ((-0.5, ((7, -0.5),)), (None, ()))))
-    signer = recording.identity(N1)
+    signer, leader = recording.identity(N1), recording.identity(ORCHESTRATOR)
+    beats = [open_heartbeat(data, n0) for data in genuine[HEARTBEAT_TYPE]]
     text = b'{"request_id":"r","index":0,"token_id":7,"text":"3","top_logprobs":[{"token_id":7,"logprob":-0.5}]}'
     known = first_known([root], now)
     kinds: tuple[type[BaseModel], ...] = EXPORTED
     samples: dict[type[BaseModel], tuple[bytes, ...]] = {
         **{held: tuple(msgpack.unpackb(data)[1] for data in some[kind]) for kind, held in KINDS.items()},
-        PlanEvent: tuple(encode(whole(data, recording.identity(ORCHESTRATOR))) for data in some[PLAN_TYPE]),
+        PlanEvent: tuple(encode(whole(data, leader)) for data in some[PLAN_TYPE]),
         EventSection: tuple(encode(told(data, node)) for data in some[PLAN_TYPE] for node in (n0, signer)),
+        Capacity: tuple(encode(one) for beat in beats if (one := read_capacity(beat, leader)) is not None)[-3:],
+        Hosting: tuple(encode(part) for beat in beats if (part := read_hosting(beat, n0)) is not None)[-3:],
         DeployRequest: tuple(filter(None, said["control.deploy"])),
     }
     return {
@@ -222,6 +228,11 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
         "sealed event": Decoder(
             lambda data: open_section(decode(SealedEvent, data, "test"), ORCHESTRATOR, n0),
             tuple(msgpack.unpackb(data)[1] for data in some[PLAN_TYPE]),
+            fold=SIGNED_FOLD,
+        ),
+        "heartbeat": Decoder(
+            lambda data: read_capacity(decode(Heartbeat, data, "test"), leader),
+            tuple(msgpack.unpackb(data)[1] for data in some[HEARTBEAT_TYPE]),
             fold=SIGNED_FOLD,
         ),
         "roster": Decoder(lambda data: after_roster(known, data, now), (recording.roster,)),

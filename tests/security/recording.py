@@ -20,13 +20,13 @@ from schemas import subjects
 from schemas.audit import AuditEvent
 from schemas.base import DeploymentName, NodeId
 from schemas.beacon import Beacon
-from schemas.capacity import HEARTBEAT_IN_PLAN_S, Capacity
+from schemas.capacity import HEARTBEAT_IN_PLAN_S
 from schemas.control import DeployRequest
 from schemas.deployment import Sensitive, Settings, Stage
 from schemas.envelope import (
     AUDIT_TYPE,
     BEACON_TYPE,
-    CAPACITY_TYPE,
+    HEARTBEAT_TYPE,
     LEADER_TYPE,
     PLAN_TYPE,
     RECEIPT_TYPE,
@@ -35,6 +35,7 @@ from schemas.envelope import (
     seal,
 )
 from schemas.errors import ResplitError
+from schemas.heartbeat import Heartbeat
 from schemas.leader import Leadership
 from schemas.plan import Receipt
 from schemas.roster import Policy
@@ -51,7 +52,7 @@ KINDS: Mapping[str, type[BaseModel]] = {
     PLAN_TYPE: SealedEvent,
     LEADER_TYPE: Leadership,
     RECEIPT_TYPE: Receipt,
-    CAPACITY_TYPE: Capacity,
+    HEARTBEAT_TYPE: Heartbeat,
     STAGING_TYPE: Staging,
     BEACON_TYPE: Beacon,
     AUDIT_TYPE: AuditEvent,
@@ -89,7 +90,7 @@ def believed(identity: Identity, kind: str) -> Keys:
     """Whose signature counts under an envelope of this type, as production reads it."""
     if kind == AUDIT_TYPE:
         return identity.writers
-    return identity.agents if kind in (RECEIPT_TYPE, CAPACITY_TYPE) else identity.orchestrators
+    return identity.agents if kind in (RECEIPT_TYPE, HEARTBEAT_TYPE) else identity.orchestrators
 
 
 def half_trusted(folder: Path, *others: NodeId, sensitive: Sensitive = "ends") -> OwnedCluster:

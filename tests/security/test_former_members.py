@@ -14,6 +14,7 @@ from bus.following import publish_roster
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, Identity, load_identity, read_roster
 from bus.joining import ROSTER, join
+from bus.sealed_heartbeats import seal_heartbeat
 from bus.together import CLUSTER, OPERATOR
 from resplit import Client, RequestError, control
 from resplit.chain import Flaw, LifeFound, verify
@@ -22,7 +23,7 @@ from resplit.standing import Reader, Seen, WriterKey, trust_of
 from schemas import subjects
 from schemas.audit import NOTHING_BEFORE, AuditEvent, AuditKind, Link, envelope_digest
 from schemas.base import LifeId, NodeId
-from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, seal
+from schemas.envelope import AUDIT_TYPE, seal
 from tests.audit_trails import envelopes_at
 from tests.integration.cluster_fixtures import command
 from tests.owned import OwnedCluster
@@ -74,7 +75,7 @@ async def test_the_trail_outlives_its_writers_and_their_keys_add_nothing_to_it(t
             assert now_lived[0] == lived[0], "the life that it follows does not go on with it"
             assert len(now_lived) == len(lived), "and none begins"
             heartbeat = reports[thief.name].model_copy(update={"sequence": LATER, "issued_at": datetime.now(UTC)})
-            await bus.publish(subjects.capacity(thief.name), seal(heartbeat, CAPACITY_TYPE, thief.name, thief.key))
+            await bus.publish(subjects.capacity(thief.name), seal_heartbeat(heartbeat, {}, thief))
             await refused(cluster, bus, subjects.capacity(thief.name))
         known = (await control.status(cluster.operator)).nodes
         assert all(node.capacity.sequence < LATER for node in known)

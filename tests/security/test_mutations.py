@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bus.identity import Identity
 from bus.joining import ROSTER
-from schemas.envelope import AUDIT_TYPE, CAPACITY_TYPE, RECEIPT_TYPE, open_envelope
+from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, RECEIPT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import ROSTER_TYPE
 from schemas.signed import key_id
@@ -24,7 +24,7 @@ from tests.security.mutating import damaged, forged, reframed
 from tests.security.recording import KINDS, N0, N1, Recording, believed
 
 STRANGER = Ed25519PrivateKey.from_private_bytes(b"\3" * 32)
-OF_AGENTS = (AUDIT_TYPE, CAPACITY_TYPE, RECEIPT_TYPE)
+OF_AGENTS = (AUDIT_TYPE, HEARTBEAT_TYPE, RECEIPT_TYPE)
 LOOSE = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.differing_executors)
 SHORT = settings(max_examples=2500, deadline=None, suppress_health_check=LOOSE)
 FEW = settings(max_examples=500, deadline=None, suppress_health_check=LOOSE)

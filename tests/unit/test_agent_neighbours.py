@@ -4,6 +4,7 @@ import pytest
 
 from agent.neighbours import IN_FLIGHT_S, SILENT_S, Neighbours
 from schemas.base import NodeId
+from schemas.heartbeat import presence_of
 from tests.unit.test_profiler_cost import capacity
 
 PEER = NodeId("n1")
@@ -31,7 +32,7 @@ def node(clock: Clock) -> Neighbours:
 
 
 def beat(node: Neighbours, boot: str, sequence: int) -> bool:
-    return node.heard(capacity(PEER, boot=boot, sequence=sequence))
+    return node.heard(presence_of(capacity(PEER, boot=boot, sequence=sequence)))
 
 
 def test_a_process_that_is_heard_is_not_over_and_one_before_it_is(node: Neighbours) -> None:

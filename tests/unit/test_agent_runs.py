@@ -11,6 +11,7 @@ from agent.speeds import Speed, Speeds
 from schemas.base import NodeId
 from schemas.capacity import BlockTime, Capacity
 from schemas.deployment import Settings, Stage
+from schemas.heartbeat import Hosting
 from tests.nodes import plan_of
 from tests.trigger_world import World
 
@@ -28,10 +29,15 @@ def says(node: NodeId, ms: float, contention: float | None = None, blocks: int =
     return heartbeat.model_copy(update={"block_times": times, "contention": contention})
 
 
+def telling(capacity: Capacity) -> Hosting:
+    """What it tells an ingress of all that it runs."""
+    return Hosting(block_times=capacity.block_times, contention=capacity.contention)
+
+
 def heard(*capacities: Capacity) -> Speeds:
     speeds = Speeds()
     for capacity in capacities:
-        speeds.heard(capacity)
+        speeds.heard(NodeId(capacity.node), telling(capacity))
     return speeds
 
 
@@ -56,7 +62,7 @@ def measured(run: RouteRun, step_s: float, now: float) -> RouteRun:
 def test_a_route_is_as_fast_as_its_nodes_say_together() -> None:
     route, speeds = PLAN.routes[0], heard(says(A, 1.0), says(B, 3.0))
     assert told(speeds.of(PLAN.model, route)) == pytest.approx((0.008, 0.0008, 0.0006))
-    speeds.heard(says(B, 6.0))
+    speeds.heard(B, telling(says(B, 6.0)))
     assert told(speeds.of(PLAN.model, route)) == pytest.approx((0.014, 0.0014, 0.0012))
 
 

@@ -7,7 +7,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.envelope import CAPACITY_TYPE, MAX_ENVELOPE_BYTES, RECEIPT_TYPE, open_envelope, pae, seal
+from schemas.envelope import HEARTBEAT_TYPE, MAX_ENVELOPE_BYTES, RECEIPT_TYPE, open_envelope, pae, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Receipt, ReceiptStatus
 
@@ -67,11 +67,11 @@ def test_a_flipped_bit_is_never_believed(place: int) -> None:
 
 def test_a_value_of_one_kind_never_passes_as_another() -> None:
     with pytest.raises(ResplitError, match="where"):
-        open_envelope(SEALED, Receipt, CAPACITY_TYPE, TRUSTED)
+        open_envelope(SEALED, Receipt, HEARTBEAT_TYPE, TRUSTED)
     _, payload, signer, signature = msgpack.unpackb(SEALED)
-    relabelled = msgpack.packb([CAPACITY_TYPE, payload, signer, signature])
+    relabelled = msgpack.packb([HEARTBEAT_TYPE, payload, signer, signature])
     with pytest.raises(ResplitError, match="valid signature"):
-        open_envelope(relabelled, Receipt, CAPACITY_TYPE, TRUSTED)
+        open_envelope(relabelled, Receipt, HEARTBEAT_TYPE, TRUSTED)
 
 
 def test_a_signature_counts_for_its_own_signer_only() -> None:

@@ -125,7 +125,9 @@ def test_what_says_something_else_inside_than_outside_is_refused(keys: Path) -> 
     sealed = parts(seal_event(event(), leader))
     again = parts(seal_event(event("n1:0-5"), leader))
     twice = signed(keys, sealed, letters=(*sealed.letters, *again.letters))
-    assert "has 2 letters for 'n1'" in refused(twice, member(keys, N1), ErrorCode.INVALID_REQUEST)
+    assert "2 letters of 'orchestrator' about '2.3' are for 'n1'" in refused(
+        twice, member(keys, N1), ErrorCode.INVALID_REQUEST
+    )
     for rubbish, why in (("AAAA", "not a sealed message"), ("A", "is not base64")):
         data = signed(keys, sealed, letters=(rubbish, *sealed.letters))
         assert why in refused(data, member(keys, N1), ErrorCode.INVALID_REQUEST)

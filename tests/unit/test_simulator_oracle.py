@@ -62,9 +62,10 @@ def test_the_oracle_prices_a_plan_as_production_does_from_what_nodes_say_that_do
     plan = world.run().epochs[-1].placement
     oracle = oracle_of(scenario, 10)
     asked = oracle.asked[2]
+    capacities = {node: said.capacity for node, said in world.bus.said.items()}
     told = forecast(
         plan,
-        hosts_of(world.bus.said, oracle.physics.manifest, oracle.physics.digest),
+        hosts_of(capacities, oracle.physics.manifest, oracle.physics.digest),
         oracle.physics.manifest,
         asked.prompt_tokens,
         demand=asked.demand,
