@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from bus.natsconf import LOGINS_FILE, SERVER_FILE, server_conf
 from bus.server_certificate import server_files
@@ -22,6 +23,10 @@ from schemas.base import NodeId
 # Once a loop was set, even to none, nobody makes one in passing: pytest-asyncio would, and never close it, and
 # the warning about that would fail whichever test the garbage collector happened to run in.
 asyncio.set_event_loop(None)
+
+# How fast a test is says more of the machine than of the code.
+settings.register_profile("resplit", deadline=None)
+settings.load_profile("resplit")
 
 START_S = 10.0
 STOP_S = 5.0
