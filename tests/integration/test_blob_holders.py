@@ -1,4 +1,4 @@
-"""Files come from whoever answers, even where the broker goes on picking a holder that hangs."""
+"""Files come from all who hold them, from whoever answers, and once interrupted from where they were."""
 
 import asyncio
 import random
@@ -11,6 +11,7 @@ from bus.blobs import PIECE_BYTES, Asking, BlobServer, fetch
 from bus.connection import connect, settle
 from models.store import Store
 from schemas import subjects
+from schemas.base import Digest
 
 pytestmark = pytest.mark.asyncio
 
@@ -40,6 +41,34 @@ async def test_a_holder_that_hangs_is_waited_for_once_however_many_files_a_plan_
     assert all(mine.read(file.digest) == theirs.read(file.digest) for file in files)
     assert len(picked) == 1
     for client in (holder, hung, reader):
+        await client.close()
+
+
+class Counting(Store):
+    """A holder's store that counts how often a file is read for others."""
+
+    answers = 0
+
+    def path(self, digest: Digest) -> Path:
+        self.answers += 1
+        return super().path(digest)
+
+
+async def test_the_pieces_of_one_file_come_from_all_who_hold_it_at_once(nats_url: str, tmp_path: Path) -> None:
+    whole = random.Random(1).randbytes(40 * PIECE_BYTES)
+    holders = [Counting(tmp_path / f"holder{i}") for i in range(3)]
+    clients = [await connect(nats_url, f"holder{i}") for i in range(3)]
+    for client, store in zip(clients, holders, strict=True):
+        file = store.put(whole)
+        await BlobServer(client, store).offer([file.digest])
+        await settle(client)
+        store.answers = 0
+    mine, reader = Store(tmp_path / "mine"), await connect(nats_url, "reader")
+    await fetch(reader, mine, file.digest, file.size_bytes)
+    assert mine.read(file.digest) == whole
+    assert sum(store.answers for store in holders) == 40
+    assert all(store.answers for store in holders)
+    for client in (*clients, reader):
         await client.close()
 
 
