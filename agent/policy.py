@@ -7,29 +7,45 @@ own (`schemas.section`): whatever others are told, what it computed goes to a no
 can hand on what it reads as well; where the root says which ones a deployment may run, agents run no other.
 """
 
+from collections.abc import Iterable
+
+from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.roster import Roster, forbidden
 from schemas.section import SeenPlan
 
+INPUT = (0,)
+"""The block that reads what the source of a route reads: prompts, and every token that came of them."""
+
 
 def check_allowed(roster: Roster, plan: SeenPlan) -> None:
-    """Raise `ResplitError(FORBIDDEN)` where `plan` runs a model that its deployment must not run, or puts a block on a
-    node that must not hold it."""
+    """Raise `ResplitError(FORBIDDEN)` where `plan` runs a model that its deployment must not run, puts a block on a
+    node that must not hold it, or has requests answered at one that must not hold the first."""
     models = roster.policy.models_of(plan.deployment)
     if models is not None and plan.model not in models:
         message = (
             f"{plan.deployment!r} must not run model {plan.model[:12]}, which roster {roster.version} does not name"
         )
         raise ResplitError(ErrorCode.FORBIDDEN, message, "plan")
+
+    def wrong(node: NodeId, blocks: Iterable[int]) -> frozenset[int]:
+        return forbidden(roster.policy, roster, plan.deployment, plan.block_count, node, blocks)
+
     for stage in plan.placed.values():
-        wrong = forbidden(roster.policy, roster, plan.deployment, plan.block_count, stage.node, stage.blocks)
-        if not wrong:
-            continue
-        member = roster.member(stage.node)
-        why = "is no agent of this cluster" if member is None or member.role != "agent" else "is not trusted"
-        message = f"block {min(wrong)} of {plan.deployment!r} must not be on {stage.node!r}, which {why}"
-        raise ResplitError(ErrorCode.FORBIDDEN, f"{message} by roster {roster.version}", "plan")
+        if blocks := wrong(stage.node, stage.blocks):
+            what = f"block {min(blocks)} of {plan.deployment!r} must not be on {stage.node!r}"
+            raise _forbidden(roster, what, stage.node)
+    for route in plan.routes:
+        if wrong(route.source, INPUT):
+            what = f"requests for {plan.deployment!r} must not be answered at {route.source!r}"
+            raise _forbidden(roster, what, route.source)
+
+
+def _forbidden(roster: Roster, what: str, node: NodeId) -> ResplitError:
+    member = roster.member(node)
+    why = "is no agent of this cluster" if member is None or member.role != "agent" else "is not trusted"
+    return ResplitError(ErrorCode.FORBIDDEN, f"{what}, which {why} by roster {roster.version}", "plan")
 
 
 def check_block_count(plan: SeenPlan, manifest: Manifest) -> None:

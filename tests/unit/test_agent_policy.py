@@ -102,6 +102,20 @@ def test_the_ends_stay_on_trusted_nodes_and_the_middle_goes_anywhere() -> None:
     refused(found, plan("safe:0-2 edge:3-5"), "block 5 of 'chat' must not be on 'edge'")
 
 
+def test_who_must_not_hold_the_first_block_answers_no_requests() -> None:
+    def answered_at(asked: Plan, source: str) -> Plan:
+        return asked.model_copy(
+            update={"routes": tuple(route.model_copy(update={"source": source}) for route in asked.routes)}
+        )
+
+    there_and_back = plan("safe:0-0 edge:1-4 safe:5-5")
+    why = r"requests for 'chat' must not be answered at 'edge', which is not trusted by roster 3"
+    refused(roster(every="ends"), answered_at(there_and_back, "edge"), why)
+    check_allowed(roster(every="ends"), answered_at(there_and_back, "safe"))
+    check_allowed(roster(every=(5,)), answered_at(there_and_back, "edge"))
+    refused(roster(), answered_at(there_and_back, "nobody"), "answered at 'nobody', which is no agent of this cluster")
+
+
 def test_every_route_of_a_plan_is_looked_at() -> None:
     refused(roster(every="ends"), plan("safe:0-5", "safe:0-1 edge:2-5"), "block 5 .* on 'edge'")
 
