@@ -8,6 +8,7 @@ on a node keep their caches in place and cost nothing.
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from agent.kv import KvPool
 from agent.sequences import Progress, Record, Records
@@ -84,8 +85,7 @@ class Handover:
         except KeyError:
             log.info("asked for caches that are not here: sequence %d, token %d", frame.sequence, frame.stop)
             tensors = {}
-        span = (frame.first, frame.last, frame.start, frame.stop)
-        return [(NodeId(frame.node), Cache(frame.deployment, frame.epoch, frame.sequence, *span, tensors=tensors))]
+        return [(NodeId(frame.node), replace(nothing_for(frame), tensors=tensors))]
 
     def receive(self, frame: Cache) -> Outgoing:
         """Keep what came, and ask for the next piece or say that all is here."""
@@ -165,6 +165,12 @@ class Handover:
     def _refused(self, frame: Adopt, why: str) -> tuple[NodeId, Frame]:
         road = (frame.deployment, frame.epoch, frame.route, frame.ingress)
         return NodeId(frame.ingress), Adopted(*road, self._node, frame.sequence, frame.tokens, frame.final, 0, why)
+
+
+def nothing_for(frame: Fetch) -> Cache:
+    """The answer to who asks for caches that are not here, or not for it."""
+    span = (frame.first, frame.last, frame.start, frame.stop)
+    return Cache(frame.deployment, frame.epoch, frame.sequence, *span, tensors={})
 
 
 def _named(block: int, arrays: list[Array]) -> dict[str, Array]:

@@ -7,7 +7,7 @@ own (`schemas.section`): whatever others are told, what it computed goes to a no
 can hand on what it reads as well; where the root says which ones a deployment may run, agents run no other.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -29,17 +29,25 @@ def check_allowed(roster: Roster, plan: SeenPlan) -> None:
         )
         raise ResplitError(ErrorCode.FORBIDDEN, message, "plan")
 
-    def wrong(node: NodeId, blocks: Iterable[int]) -> frozenset[int]:
-        return forbidden(roster.policy, roster, plan.deployment, plan.block_count, node, blocks)
-
     for stage in plan.placed.values():
-        if blocks := wrong(stage.node, stage.blocks):
-            what = f"block {min(blocks)} of {plan.deployment!r} must not be on {stage.node!r}"
-            raise _forbidden(roster, what, stage.node)
+        check_holder(roster, plan, stage.node, stage.blocks)
     for route in plan.routes:
-        if wrong(route.source, INPUT):
-            what = f"requests for {plan.deployment!r} must not be answered at {route.source!r}"
-            raise _forbidden(roster, what, route.source)
+        check_driver(roster, plan, (route.source,), route.source)
+
+
+def check_holder(roster: Roster, plan: SeenPlan, node: NodeId, blocks: Iterable[int]) -> None:
+    """Raise `ResplitError(FORBIDDEN)` where `node` must not hold one of `blocks`, nor what they keep of sequences."""
+    if wrong := forbidden(roster.policy, roster, plan.deployment, plan.block_count, node, blocks):
+        raise _forbidden(roster, f"block {min(wrong)} of {plan.deployment!r} must not be on {node!r}", node)
+
+
+def check_driver(roster: Roster, plan: SeenPlan, ingresses: Collection[str], node: NodeId) -> None:
+    """Raise `ResplitError(FORBIDDEN)` where `node` is none of `ingresses`, or must not read what comes in and out."""
+    if node not in ingresses:
+        message = f"{node!r} does not drive {plan.deployment!r}: the orchestrator did not name it"
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "ingress")
+    if forbidden(roster.policy, roster, plan.deployment, plan.block_count, node, INPUT):
+        raise _forbidden(roster, f"requests for {plan.deployment!r} must not be answered at {node!r}", node)
 
 
 def _forbidden(roster: Roster, what: str, node: NodeId) -> ResplitError:

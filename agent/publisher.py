@@ -4,7 +4,7 @@ and every ten seconds spare."""
 import asyncio
 import contextlib
 import itertools
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from datetime import UTC, datetime
 
 from nats.aio.client import Client
@@ -14,7 +14,7 @@ from bus.identity import Identity
 from bus.sealed_heartbeats import seal_heartbeat
 from profiler.device import Reading, placed
 from schemas import subjects
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, NodeName
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
@@ -60,7 +60,7 @@ class CapacityPublisher:
         frame_ms: Callable[[], float | None],
         finished: Callable[[], tuple[FinishedRequest, ...]],
         guidance: Callable[[], Guidance | None],
-        ingresses: Callable[[], Mapping[DeploymentName, Collection[NodeId]]],
+        ingresses: Callable[[DeploymentName], Collection[NodeName]],
         on_said: Callable[[Capacity], None],
     ) -> None:
         """`ingresses` are told what runs here for them; `on_said` hears what this node says, all of it."""
@@ -103,7 +103,7 @@ class CapacityPublisher:
             self._changed.clear()
             capacity = self._capacity(await asyncio.to_thread(self._read))
             self._on_said(capacity)
-            data = seal_heartbeat(capacity, self._ingresses(), self._identity)
+            data = seal_heartbeat(capacity, self._ingresses, self._identity)
             with contextlib.suppress(NatsError):  # the bus is away and its buffer full: the next one will do
                 await self._client.publish(subjects.capacity(self._identity.name), data)
             pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S

@@ -23,6 +23,7 @@ from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
 from agent.fetching import Fetcher
+from agent.guard import RosterGuard
 from agent.ingress import Ingress
 from agent.keys import BlockKeys
 from agent.kv import KvPool
@@ -115,7 +116,8 @@ class Agent:
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
-        self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host)
+        guard = RosterGuard(identity, lambda of: core.ingresses(self._state, of), lambda: self._audit)
+        self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host, guard)
         self._links = LinkServer(identity, self._stages.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
         self._neighbours = Neighbours(
@@ -175,7 +177,7 @@ class Agent:
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
             guidance=lambda: beacons.guidance,
-            ingresses=lambda: core.ingresses(self._state),
+            ingresses=lambda deployment: core.ingresses(self._state, deployment),
             on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
         )
         await self._ingress.start()

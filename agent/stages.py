@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Protocol, assert_never
 
 from agent.compute import Computes, StageQueue
-from agent.handover import Handover, Outgoing
+from agent.guard import Guard
+from agent.handover import Handover, Outgoing, nothing_for
 from agent.loader import LoadedPlan
 from agent.stage import StageHost, StageOutput
 from schemas.base import Digest, NodeId
@@ -59,6 +60,7 @@ class Stages:
         peers: Roads,
         to_ingress: Callable[[ToIngress], None],
         open_host: Callable[[SeenPlan], StageHost],
+        guard: Guard,
         now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         """`open_host` makes the host of a family of plans, given one of them."""
@@ -67,6 +69,7 @@ class Stages:
         self._peers = peers
         self._to_ingress = to_ingress
         self._open_host = open_host
+        self._guard = guard
         self._queue = StageQueue(compute, self._deliver, now_us)
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
@@ -108,7 +111,10 @@ class Stages:
     def arrived(self, sender: NodeId, data: memoryview) -> None:
         """A frame came in from a peer; a malformed one is dropped with a word in the log."""
         try:
-            self.route(unpack(data))
+            frame = unpack(data)
+            if isinstance(frame, Fetch) and frame.node != sender:
+                raise ResplitError(ErrorCode.FORBIDDEN, f"caches for {frame.node!r} are asked for by another", "node")
+            self.route(frame)
         except ResplitError as error:
             log.warning("dropped a frame from %s: %s", sender, error.message)
         except Exception:  # a frame of nonsense must not cost the link, and the frames behind it
@@ -139,7 +145,7 @@ class Stages:
             case Adopt():
                 self._hand_over(self._host(frame.deployment, frame.epoch), lambda h: h.adopt(frame), frame)
             case Fetch():
-                self._hand_over(self._host(frame.deployment, frame.before), lambda h: h.provide(frame), frame)
+                self._provide(frame)
             case Cache():
                 self._hand_over(self._host(frame.deployment, frame.epoch), lambda h: h.receive(frame), frame)
             case _:
@@ -178,6 +184,15 @@ class Stages:
             return
         handover = host.handover
         self._compute.submit(lambda: call(handover), self._send_all)
+
+    def _provide(self, frame: Fetch) -> None:
+        node, plan = NodeId(frame.node), self._plans.get((frame.deployment, frame.before))
+        if plan is None:
+            self._not_here(frame.deployment, frame.before)
+        elif self._guard.may_hold(plan, node, range(frame.first, frame.last + 1)):
+            self._hand_over(self._host(frame.deployment, frame.before), lambda h: h.provide(frame), frame)
+        else:
+            self.send(node, nothing_for(frame))
 
     def _send_all(self, outgoing: Outgoing) -> None:
         for node, frame in outgoing:
@@ -236,6 +251,8 @@ class Stages:
                 continue
             if isinstance(frame, Activation):
                 self._pass_on(plan, frame)
+                continue
+            if isinstance(frame, Result) and not self._guard.may_drive(plan, NodeId(frame.ingress)):
                 continue
             self.send(NodeId(frame.ingress), frame)
             if isinstance(frame, Failure) and frame.code == ErrorCode.OVERLOADED:

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import assert_never
 
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, NodeId, NodeName
 from schemas.capacity import HostedStage, HostedState
 from schemas.plan import ReceiptStatus
 from schemas.section import EventSection, SeenPlan
@@ -177,9 +177,10 @@ def hosted(state: State, sequences: Callable[[SeenPlan], int]) -> tuple[HostedSt
     )
 
 
-def ingresses(state: State) -> dict[DeploymentName, tuple[NodeId, ...]]:
-    """Who may drive the sequences of each deployment: a heartbeat tells them what runs here for them."""
-    return {name: tuple(map(NodeId, held.event.ingresses)) for name, held in state.deployments.items()}
+def ingresses(state: State, deployment: DeploymentName) -> tuple[NodeName, ...]:
+    """Who may drive the sequences of a deployment that this node has a part in."""
+    held = state.deployments.get(deployment)
+    return () if held is None else held.event.ingresses
 
 
 Instruction = Follow | Load | Serve | Drain | Free | Answer | Ignore

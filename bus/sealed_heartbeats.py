@@ -5,13 +5,13 @@ The orchestrators of the roster get all of a node's capacity, each ingress what 
 ingresses a node tells is in the open, as it is in plan events.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import TypeVar
 
 from bus.identity import Identity
 from bus.letterbox import letter_to, letters_to
 from bus.letters import About
-from schemas.base import DeploymentId, DeploymentName, NodeId, NodeName
+from schemas.base import DeploymentName, NodeId, NodeName
 from schemas.capacity import Capacity
 from schemas.codec import decode, encode
 from schemas.envelope import HEARTBEAT_TYPE, open_envelope, seal
@@ -25,9 +25,9 @@ V = TypeVar("V", Capacity, Hosting)
 
 
 def seal_heartbeat(
-    capacity: Capacity, ingresses: Mapping[DeploymentId, Collection[NodeName]], identity: Identity
+    capacity: Capacity, ingresses: Callable[[DeploymentName], Collection[NodeName]], identity: Identity
 ) -> bytes:
-    """`capacity`, signed by its node `identity`; `ingresses` are those of each deployment that has stages there."""
+    """`capacity`, signed by its node `identity`; `ingresses` are those of a deployment."""
     parts = hostings_of(capacity, ingresses)
     told = {encode(part): [NodeId(name) for name in names if name in identity.agents] for part, names in parts}
     heartbeat = Heartbeat(

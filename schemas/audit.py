@@ -61,6 +61,7 @@ class AuditKind(StrEnum):
     EVENT_WITHHELD = "event_withheld"
     NODE_UNGUIDED = "node_unguided"
     NODE_GUIDED = "node_guided"
+    FRAME_REFUSED = "frame_refused"
 
 
 def envelope_digest(data: bytes) -> Digest:

@@ -4,11 +4,11 @@ A node's `Capacity` says which blocks of what it runs, and who hears that of all
 it travels in letters to those who need it, and in the open goes what every peer goes by.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection
 
 from pydantic import AwareDatetime, Field
 
-from schemas.base import DeploymentId, NodeName, Value
+from schemas.base import DeploymentId, DeploymentName, NodeName, Value
 from schemas.capacity import BlockTime, Capacity, HostedStage, LostPeer
 from schemas.sealed import LETTERS_MAX, Letter
 
@@ -60,15 +60,15 @@ def hosting_of(capacity: Capacity, deployments: Collection[DeploymentId] | None 
 
 
 def hostings_of(
-    capacity: Capacity, ingresses: Mapping[DeploymentId, Collection[NodeName]]
+    capacity: Capacity, ingresses: Callable[[DeploymentName], Collection[NodeName]]
 ) -> tuple[tuple[Hosting, frozenset[NodeName]], ...]:
-    """What each ingress is told, once for all that are told the same; `ingresses` are those of each deployment.
+    """What each ingress is told, once for all that are told the same; `ingresses` are those of a deployment.
 
     The node itself is told nothing, and nobody is of what does not run there.
     """
     drives: dict[NodeName, set[DeploymentId]] = {}
     for stage in capacity.stages:
-        for name in ingresses.get(stage.deployment, ()):
+        for name in ingresses(DeploymentName(stage.deployment)):
             drives.setdefault(name, set()).add(stage.deployment)
     drives.pop(capacity.node, None)
     told: dict[frozenset[DeploymentId], set[NodeName]] = {}

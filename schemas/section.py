@@ -112,7 +112,8 @@ class EventSection(Value):
     candidate: SeenPlan | None = None
     draining: tuple[SeenPlan, ...] = ()
     ingresses: tuple[NodeName, ...] = ()
-    """Who may drive its sequences: they are told by its heartbeats what it runs for them."""
+    """Who may drive its sequences, now or once the candidate is in force: they alone are given what comes of them, and
+    are told by heartbeats what runs for them."""
     lost: tuple[NodeName, ...] = ()
     """Of the nodes that are lost, those that it sees, and every ingress: their sequences may hold slots here."""
     keys: tuple[NodeKeys, ...] = ()
@@ -157,6 +158,7 @@ def section_of(event: PlanEvent, node: NodeId) -> EventSection | None:
     plans = (*draining, current, candidate)
     if not any(plans):
         return None
+    coming = () if event.candidate is None else (route.source for route in event.candidate.routes)
     known = {*event.ingresses, *(seen for plan in plans if plan is not None for seen in plan.nodes)}
     return EventSection(
         deployment=event.deployment,
@@ -165,7 +167,7 @@ def section_of(event: PlanEvent, node: NodeId) -> EventSection | None:
         current=current,
         candidate=candidate,
         draining=draining,
-        ingresses=tuple(sorted(event.ingresses)),
+        ingresses=tuple(sorted(event.ingresses.union(coming))),
         lost=event.lost if answers else tuple(lost for lost in event.lost if lost in known),
         keys=tuple(keys for keys in event.keys or () if keys.node == node),
     )

@@ -3,7 +3,7 @@
 `agent.step`, `agent.stages`, `agent.stage`, its batches, slots and hand-over, and the ingress' routes are production's.
 """
 
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Awaitable, Coroutine, Iterable
 from typing import Any, TypeVar, cast
 
 from agent import step as core
@@ -16,7 +16,7 @@ from agent.stages import Stages
 from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from profiler.network import TOKEN_BYTES, boundary_bytes
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, Digest, NodeId, NodeName
 from schemas.capacity import BlockTime, HostedStage
 from schemas.errors import ErrorCode
 from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
@@ -41,6 +41,16 @@ LOAD_BLOCK_S = 0.02
 T = TypeVar("T")
 
 
+class Trusting:
+    """No simulated agent asks for what it must not have."""
+
+    def may_drive(self, _plan: SeenPlan, _node: NodeId) -> bool:
+        return True
+
+    def may_hold(self, _plan: SeenPlan, _node: NodeId, _blocks: Iterable[int]) -> bool:
+        return True
+
+
 class SimAgent:
     """One process of a node, from its start to its end."""
 
@@ -55,7 +65,9 @@ class SimAgent:
         self._clock = Clockwork(self._kernel, lambda: machine.factor)
         self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._reports.computed)
         self.times = BlockTimes(machine.name, lambda: self._kernel.now)
-        self._stages = Stages(machine.name, self._compute, self, self._to_ingress, self._open_host, self._clock.now_us)
+        self._stages = Stages(
+            machine.name, self._compute, self, self._to_ingress, self._open_host, Trusting(), self._clock.now_us
+        )
         self.neighbours = SimNeighbours(
             machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost
         )
@@ -297,8 +309,8 @@ class SimAgent:
         """Those that it has a part in."""
         return core.plans_of(self._state)
 
-    def ingresses(self) -> dict[DeploymentName, tuple[NodeId, ...]]:
-        return core.ingresses(self._state)
+    def ingresses(self, deployment: DeploymentName) -> tuple[NodeName, ...]:
+        return core.ingresses(self._state, deployment)
 
     def hosted(self) -> tuple[HostedStage, ...]:
         return core.hosted(self._state, lambda plan: self.ingress.driven(plan) + self._stages.passing(plan))

@@ -1,13 +1,13 @@
 """What a simulated process says of itself, and how often: heartbeats as `agent.publisher` has them, with the noise and
 the lies of the scenario in their times."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from typing import Protocol
 
 import numpy as np
 
 from agent.blocktimes import BlockTimes
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, NodeId, NodeName
 from schemas.capacity import (
     HEARTBEAT_IN_PLAN_S,
     HEARTBEAT_SPARE_S,
@@ -43,7 +43,7 @@ class Process(Protocol):
     @property
     def frame_ms(self) -> float | None: ...
     def plans(self) -> list[SeenPlan]: ...
-    def ingresses(self) -> Mapping[DeploymentName, Collection[NodeId]]: ...
+    def ingresses(self, deployment: DeploymentName, /) -> Collection[NodeName]: ...
     def hosted(self) -> tuple[HostedStage, ...]: ...
     def block_times(self) -> tuple[BlockTime, ...]: ...
     def memory_used(self) -> int: ...
@@ -89,7 +89,7 @@ class Reports:
         capacity = self._capacity()
         self._heartbeats += 1
         self._process.ingress.speaks(self._machine.name, hosting_of(capacity))
-        self._around.bus.heartbeat(capacity, hostings_of(capacity, self._process.ingresses()))
+        self._around.bus.heartbeat(capacity, hostings_of(capacity, self._process.ingresses))
 
     def noise(self) -> float:
         """How many times longer a measurement says that something takes."""

@@ -204,7 +204,7 @@ async def test_what_cannot_be_believed_reaches_no_state_and_is_audited(hearing: 
     )
     for subject, data in believed_by_nobody:
         await hearing.client.publish(subject, data)
-    await hearing.client.publish(of_a, seal_heartbeat(FULL, {}, a))
+    await hearing.client.publish(of_a, seal_heartbeat(FULL, lambda _: (), a))
     async with asyncio.timeout(10):
         while len(hearing.audited) < len(believed_by_nobody) or not hearing.reports:
             hearing.news.clear()
@@ -228,7 +228,7 @@ async def test_a_heartbeat_that_is_sealed_for_others_or_for_a_former_key_is_not_
         said = Heartbeat(**dict(presence_of(FULL)), letters=letters)
         await hearing.client.publish(subjects.capacity(A), seal(said, HEARTBEAT_TYPE, A, a.key))
     later = FULL.model_copy(update={"sequence": 8})
-    await hearing.client.publish(subjects.capacity(A), seal_heartbeat(later, {}, a))
+    await hearing.client.publish(subjects.capacity(A), seal_heartbeat(later, lambda _: (), a))
     async with asyncio.timeout(10):
         while not hearing.reports:
             hearing.news.clear()

@@ -167,7 +167,7 @@ class Peer:
             ),
         )
         self.sent += 1
-        await self.client.publish(subjects.capacity(self.name), seal_heartbeat(capacity, {}, self.identity))
+        await self.client.publish(subjects.capacity(self.name), seal_heartbeat(capacity, lambda _: (), self.identity))
 
     @property
     def name(self) -> NodeId:
@@ -667,7 +667,7 @@ async def test_forged_messages_change_nothing_and_are_audited(world: World) -> N
         real = peers[NODES[0]]
         capacity = (await world.status()).nodes[0].capacity.model_copy(update={"boot": "forged", "sequence": 10**6})
         forged = [
-            seal_heartbeat(capacity, {}, liar),
+            seal_heartbeat(capacity, lambda _: (), liar),
             seal(Heartbeat(**dict(presence_of(capacity))), HEARTBEAT_TYPE, real.name, liar.key),
             b"\x00not an envelope",
         ]

@@ -90,7 +90,8 @@ def test_a_host_is_told_of_no_node_and_no_block_but_its_own_and_the_next(event: 
         section = section_of(event, node)
         if node in event.ingresses or section is None:
             continue
-        known = {node, *event.ingresses}
+        coming = () if event.candidate is None else event.candidate.routes
+        known = {node, *event.ingresses, *(route.source for route in coming)}
         for plan in event.plans:
             seen = by_epoch(section).get(plan.epoch)
             own = [route for route in plan.routes if node in route.nodes]

@@ -75,7 +75,7 @@ async def test_the_trail_outlives_its_writers_and_their_keys_add_nothing_to_it(t
             assert now_lived[0] == lived[0], "the life that it follows does not go on with it"
             assert len(now_lived) == len(lived), "and none begins"
             heartbeat = reports[thief.name].model_copy(update={"sequence": LATER, "issued_at": datetime.now(UTC)})
-            await bus.publish(subjects.capacity(thief.name), seal_heartbeat(heartbeat, {}, thief))
+            await bus.publish(subjects.capacity(thief.name), seal_heartbeat(heartbeat, lambda _: (), thief))
             await refused(cluster, bus, subjects.capacity(thief.name))
         known = (await control.status(cluster.operator)).nodes
         assert all(node.capacity.sequence < LATER for node in known)
