@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Collection
 from functools import partial
 from importlib.metadata import version
 
@@ -23,6 +24,7 @@ from agent.busroad import BusRoad
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
 from agent.fetching import Fetcher
+from agent.gate import Gate
 from agent.guard import RosterGuard
 from agent.ingress import Ingress
 from agent.keys import BlockKeys
@@ -116,10 +118,15 @@ class Agent:
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
-        guard = RosterGuard(identity, lambda of: core.ingresses(self._state, of), lambda: self._audit)
+
+        def ingresses(of: DeploymentName) -> Collection[str]:
+            return core.ingresses(self._state, of)
+
+        guard = RosterGuard(identity, ingresses, lambda: self._audit)
         self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host, guard)
-        self._links = LinkServer(identity, self._stages.arrived, self._suspect)
-        self._bus = self._peers.bus = BusRoad(client, identity, self._stages.arrived, self._unreachable)
+        gate = Gate(lambda of, epoch: core.plan_of(self._state, of, epoch), ingresses, self._stages.route)
+        self._links = LinkServer(identity, gate.arrived, self._suspect)
+        self._bus = self._peers.bus = BusRoad(client, identity, gate.arrived, self._unreachable)
         self._neighbours = Neighbours(
             config.node,
             self._boot,
@@ -177,7 +184,7 @@ class Agent:
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
             guidance=lambda: beacons.guidance,
-            ingresses=lambda deployment: core.ingresses(self._state, deployment),
+            ingresses=lambda of: core.ingresses(self._state, of),
             on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
         )
         await self._ingress.start()

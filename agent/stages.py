@@ -17,7 +17,7 @@ from agent.handover import Handover, Outgoing, nothing_for
 from agent.loader import LoadedPlan
 from agent.stage import StageHost, StageOutput
 from schemas.base import Digest, NodeId
-from schemas.errors import ErrorCode, ResplitError
+from schemas.errors import ErrorCode
 from schemas.frame import (
     Activation,
     Adopt,
@@ -31,7 +31,6 @@ from schemas.frame import (
     Reuse,
     SequenceId,
 )
-from schemas.framing import unpack
 from schemas.plan import Route
 from schemas.section import RouteSection, SeenPlan
 
@@ -107,18 +106,6 @@ class Stages:
     def frame_ms(self) -> float | None:
         """What a frame costs this node beside waiting and computing; None before there were any."""
         return self._queue.frame_ms
-
-    def arrived(self, sender: NodeId, data: memoryview) -> None:
-        """A frame came in from a peer; a malformed one is dropped with a word in the log."""
-        try:
-            frame = unpack(data)
-            if isinstance(frame, Fetch) and frame.node != sender:
-                raise ResplitError(ErrorCode.FORBIDDEN, f"caches for {frame.node!r} are asked for by another", "node")
-            self.route(frame)
-        except ResplitError as error:
-            log.warning("dropped a frame from %s: %s", sender, error.message)
-        except Exception:  # a frame of nonsense must not cost the link, and the frames behind it
-            log.exception("dropped a frame from %s", sender)
 
     def send(self, node: NodeId, frame: Frame) -> None:
         """Hand a frame to a node, which may be this one."""

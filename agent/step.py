@@ -177,6 +177,12 @@ def hosted(state: State, sequences: Callable[[SeenPlan], int]) -> tuple[HostedSt
     )
 
 
+def plan_of(state: State, deployment: DeploymentName, epoch: int) -> SeenPlan | None:
+    """A plan as the last event told of it; None where it told nothing of that epoch, or no more."""
+    held = state.deployments.get(deployment)
+    return None if held is None else next((plan for plan in held.event.plans if plan.epoch == epoch), None)
+
+
 def ingresses(state: State, deployment: DeploymentName) -> tuple[NodeName, ...]:
     """Who may drive the sequences of a deployment that this node has a part in."""
     held = state.deployments.get(deployment)

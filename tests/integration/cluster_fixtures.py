@@ -337,6 +337,10 @@ async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) ->
         await heard.subscribe(subjects.ALL_AUDIT, cb=ear.note)
         yield Serving(cluster, client, Bus(said), ear, oracle, control_owner, edge_owner)
         assert not (refused := cluster.refusals()), refused
+        for agent in cluster.agents:
+            dropped = [line for line in cluster.log(agent).read_text().splitlines() if "dropped from" in line]
+            assert not dropped, dropped
+        assert not [event for event in ear.heard if event.kind is AuditKind.FRAME_REFUSED]
 
 
 class Streaming:

@@ -1,7 +1,7 @@
 """An agent at the edge that keeps no rule, in the middle of a private cut: what others give it all the same."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,7 +14,7 @@ from agent.stages import Stages
 from bus.stopping import end
 from resplit import Client, control
 from schemas.audit import AuditKind
-from schemas.frame import Activation, Cache, Fetch, Frame, Result
+from schemas.frame import Activation, Cache, Fetch, Frame, Result, Token
 from schemas.section import SeenPlan
 from tests.owned import OwnedCluster
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted
@@ -25,8 +25,9 @@ SOON_S = 20.0
 
 @dataclass
 class Hostile:
-    """The agent n1 with all its keys, in this process: it says of sequences that it drives them itself, and hears."""
+    """The agent n1 with all its keys, in this process. `act` is what it does instead of handing an activation on."""
 
+    act: Callable[[Stages, Activation], None]
     stages: Stages | None = None
     passed: list[Activation] = field(default_factory=list)
     heard: list[Frame] = field(default_factory=list)
@@ -35,7 +36,7 @@ class Hostile:
         """In the place of what sends an activation to the next stage."""
         self.stages = stages
         self.passed.append(frame)
-        stages._peers.send(N0, replace(frame, ingress=N1))
+        self.act(stages, frame)
 
     async def until(self, *kinds: type[Frame]) -> Frame:
         """The next frame of one of these kinds."""
@@ -49,10 +50,12 @@ class Hostile:
 
 
 @asynccontextmanager
-async def hostile(cluster: OwnedCluster, patch: pytest.MonkeyPatch) -> AsyncIterator[Hostile]:
+async def hostile(
+    cluster: OwnedCluster, patch: pytest.MonkeyPatch, act: Callable[[Stages, Activation], None]
+) -> AsyncIterator[Hostile]:
     """n1 is run by somebody else now."""
     await cluster.stop(N1)
-    found = Hostile()
+    found = Hostile(act)
     route = Stages.route
 
     def hear(stages: Stages, frame: Frame) -> None:
@@ -72,13 +75,24 @@ async def hostile(cluster: OwnedCluster, patch: pytest.MonkeyPatch) -> AsyncIter
         await end([task])
 
 
+def name_itself(stages: Stages, frame: Activation) -> None:
+    stages._peers.send(N0, replace(frame, ingress=N1))
+
+
+def answer_first(stages: Stages, frame: Activation) -> None:
+    """In the name of the last stage, before that has seen anything; then as it should be."""
+    tokens = tuple(Token(item.sequence, item.step, item.index, 0) for item in frame.items)
+    stages._peers.send(N0, Result(ADDER, frame.epoch, frame.route, tokens, (), {}, N0, frame.times))
+    stages._peers.send(N0, frame)
+
+
 async def test_the_middle_of_a_private_cut_is_given_no_token_and_no_cache_of_the_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with half_trusted(tmp_path) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
         bus = await cluster.owner("CONTROL")
         ears = await listening(bus, cluster, N0)
-        async with hostile(cluster, monkeypatch) as middle:
+        async with hostile(cluster, monkeypatch, name_itself) as middle:
             await control.deploy_and_wait(cluster.operator, DEPLOYED, SERVING_S)
             asking = asyncio.create_task(client.complete(ADDER, "12+30=", max_tokens=4))
             refused = await ears[N0].audited(AuditKind.FRAME_REFUSED, peer=N1)
@@ -97,3 +111,17 @@ async def test_the_middle_of_a_private_cut_is_given_no_token_and_no_cache_of_the
             assert not [frame for frame in middle.heard if isinstance(frame, Result)], "tokens came"
             asking.cancel()
         await bus.close()
+
+
+async def test_the_middle_does_not_answer_in_the_name_of_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with half_trusted(tmp_path) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
+        await control.deploy_and_wait(cluster.operator, DEPLOYED, SERVING_S)
+        right = (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids
+        async with hostile(cluster, monkeypatch, answer_first) as middle:
+            await control.deploy_and_wait(cluster.operator, DEPLOYED.model_copy(update={"sealed": False}), SERVING_S)
+            async with asyncio.timeout(SOON_S):
+                while not middle.passed:
+                    assert (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids == right
+            assert (await client.complete(ADDER, "12+30=", max_tokens=4)).token_ids == right
