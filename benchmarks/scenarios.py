@@ -35,6 +35,8 @@ SHELF = Path("build") / "runs"
 """A comparison takes an hour or more: one that was ended early goes on where it was, while the code is the same."""
 SEED = 0
 """Of the resamples."""
+START = "static-start"
+"""The plan that is best for what is known when a run begins: what somebody who never moves has in practice."""
 
 Row = dict[str, Any]
 
@@ -122,12 +124,15 @@ def rows(found: Results) -> Iterator[Row]:
 
 def figures(found: Results, runs: Sequence[Run]) -> Row:
     """What the system is held to, with 95 % intervals over the seeds; None where it was not compared."""
-    system, static = ([run for run in runs if run.policy == name] for name in (found.system, found.reference))
+    system, static, start = (
+        [run for run in runs if run.policy == name] for name in (found.system, found.reference, START)
+    )
     qos = BY_KEY["qos_percent"].of
     return {
         "qos_static": _ends(interval(static, qos, SEED)),
         "qos": _ends(interval(system, qos, SEED)),
         "qos_gain": _ends(paired(system, static, qos, SEED)),
+        "qos_gain_start": _ends(paired(system, start, qos, SEED)) if start else None,
         "phi_over_clairvoyant": _ends(optimality.over_clairvoyant(runs, found.system, SEED)),
         "phi_over_bound": _ends(optimality.over_bound(runs, found.system, SEED)),
         "goodput_utilisation": _ends(interval(system, BY_KEY["goodput_utilisation_percent"].of, SEED)),

@@ -19,9 +19,9 @@ def lines_of(folder: Path) -> list[str]:
     """A table of what the system is held to, then each comparison with its own tables."""
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     lines = [
-        "| scenario | seeds | QoS %, static | full | difference | held to | verdict | Phi over the clairvoyant's "
-        "| held to | verdict | violations |",
-        "|---|---:|---:|---:|---:|---|---|---:|---|---|---:|",
+        "| scenario | seeds | QoS %, static | full | difference | held to | verdict | difference from static-start "
+        "| Phi over the clairvoyant's | held to | verdict | violations |",
+        "|---|---:|---:|---:|---:|---|---|---:|---:|---|---|---:|",
     ]
     lines += [_held(result, row) for result in results for row in result["rows"]]
     for result in results:
@@ -48,6 +48,7 @@ def _held(result: Row, row: Row) -> str:
         _shown(gain, signed=True),
         target,
         verdict,
+        _shown(found.get("qos_gain_start"), signed=True),
         _shown(ratio, digits=2),
         f"<= {PHI_RATIO_MAX:g}",
         within,
