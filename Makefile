@@ -25,8 +25,15 @@ setup: .venv/dev
 demo: .venv/base
 	$(BIN)/resplit demo
 
+## Tests that start processes mostly wait: those that only compute run beside them at the lowest priority, and say what
+## they found at the end.
+COMPUTING := tests/unit tests/properties
+WAITING := tests/faults tests/integration tests/security tests/gpu
 test: .venv/dev
-	$(BIN)/python -m pytest
+	@mkdir -p build
+	@nice -n 19 $(BIN)/python -m pytest $(COMPUTING) > build/computing.txt 2>&1 & computing=$$!; trap "kill $$computing" INT TERM; \
+	$(BIN)/python -m pytest $(WAITING); waiting=$$?; \
+	wait $$computing; computing=$$?; cat build/computing.txt; exit $$((waiting || computing))
 
 ## What takes minutes: processes that are killed, leaders, the journal under faults, sequences that cross in other models,
 ## and more instances of what `make test` shows on a few.

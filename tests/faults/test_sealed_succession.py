@@ -21,6 +21,7 @@ from schemas.base import DeploymentName, LifeId
 from schemas.codec import CONTENT_TYPE, JSON, SEALED
 from schemas.deployment import Stage
 from schemas.journal import Run, Tokens, unpack_records
+from schemas.roster import ROSTER_TYPE
 from schemas.subjects import journal
 from tests.integration.cluster_fixtures import (
     CHAT,
@@ -60,8 +61,9 @@ class Heard:
 
     @property
     def open_replies(self) -> list[bytes]:
-        """Those that anybody can read."""
-        return [m.data for m in self.replies if (m.headers or {}).get(CONTENT_TYPE) != SEALED]
+        """Those that anybody can read, but for the roster, which a client that seals asks for."""
+        replies = [m for m in self.replies if (m.headers or {}).get(CONTENT_TYPE) != SEALED]
+        return [m.data for m in replies if ROSTER_TYPE.encode() not in m.data[:64]]
 
     @property
     def open_runs(self) -> list[Run]:
