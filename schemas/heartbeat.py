@@ -41,14 +41,7 @@ class Hosting(Value):
 
 def presence_of(said: "Capacity | Heartbeat") -> Presence:
     """What everybody may know."""
-    return Presence(
-        node=said.node,
-        boot=said.boot,
-        sequence=said.sequence,
-        issued_at=said.issued_at,
-        link=said.link,
-        lost_peers=said.lost_peers,
-    )
+    return Presence(**{name: getattr(said, name) for name in Presence.model_fields})
 
 
 def hosting_of(capacity: Capacity, deployments: Collection[DeploymentId] | None = None) -> Hosting:
