@@ -7,7 +7,6 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Collection
 from functools import partial
 from importlib.metadata import version
 
@@ -56,7 +55,7 @@ from profiler.device import DeviceMeter, Reading, device_memory, within_budget
 from profiler.kv import length_classes
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, Digest, NodeId, NodeName
 from schemas.capacity import Provider
 from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
@@ -118,13 +117,9 @@ class Agent:
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
-
-        def ingresses(of: DeploymentName) -> Collection[str]:
-            return core.ingresses(self._state, of)
-
-        guard = RosterGuard(identity, ingresses, lambda: self._audit)
+        guard = RosterGuard(identity, self._ingresses_of, lambda: self._audit)
         self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host, guard)
-        gate = Gate(lambda of, epoch: core.plan_of(self._state, of, epoch), ingresses, self._stages.route)
+        gate = Gate(lambda of, epoch: core.plan_of(self._state, of, epoch), self._ingresses_of, self._stages.route)
         self._links = LinkServer(identity, gate.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, gate.arrived, self._unreachable)
         self._neighbours = Neighbours(
@@ -184,7 +179,7 @@ class Agent:
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
             guidance=lambda: beacons.guidance,
-            ingresses=lambda of: core.ingresses(self._state, of),
+            ingresses=self._ingresses_of,
             on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
         )
         await self._ingress.start()
@@ -400,6 +395,9 @@ class Agent:
 
     def _emptied(self, deployment: DeploymentName, epoch: int) -> None:
         self._step(core.Emptied(deployment, epoch))
+
+    def _ingresses_of(self, deployment: DeploymentName) -> tuple[NodeName, ...]:
+        return core.ingresses(self._state, deployment)
 
     def _open_host(self, plan: SeenPlan) -> StageHost:
         pool, invariant = KvPool(self._device, length_classes(plan.settings)), plan.settings.batch_invariant

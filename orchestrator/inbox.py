@@ -5,7 +5,6 @@ import contextlib
 import logging
 import time
 from collections.abc import Callable
-from typing import TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -13,7 +12,6 @@ from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeoutError
 from nats.js import JetStreamContext
 from nats.js.api import AckPolicy, ConsumerConfig, DeliverPolicy
-from pydantic import BaseModel
 
 from bus.audit import AuditTrail
 from bus.identity import Identity
@@ -37,7 +35,6 @@ forgotten it and does not say so."""
 FORGET_CONSUMER_S = 60.0
 RETRY_S = 0.5
 
-V = TypeVar("V", bound=BaseModel)
 log = logging.getLogger(__name__)
 
 
@@ -100,7 +97,7 @@ class Inbox:
                 break
             silent = 0
             next_sequence = message.metadata.sequence.stream + 1
-            receipt = self._verified(message, Receipt, RECEIPT_TYPE, subjects.receipt)
+            receipt = self._verified(message)
             if receipt is not None:
                 self._deliver(ReceiptReceived(receipt))
         return next_sequence
@@ -126,18 +123,16 @@ class Inbox:
             return
         self._deliver(CapacityReceived(capacity))
 
-    def _verified(
-        self, message: Msg, kind: type[V], payload_type: str, subject_of: Callable[[NodeId], str]
-    ) -> V | None:
-        """The value in the message if the node that it is about, that its subject names and that signed it are one."""
+    def _verified(self, message: Msg) -> Receipt | None:
+        """The receipt in the message if the node that it is about, that its subject names and that signed is one."""
         try:
-            value, signer = open_envelope(message.data, kind, payload_type, self._identity.agents)
-            if message.subject != subject_of(signer) or getattr(value, "node", None) != signer:
+            receipt, signer = open_envelope(message.data, Receipt, RECEIPT_TYPE, self._identity.agents)
+            if message.subject != subjects.receipt(signer) or receipt.node != signer:
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, f"{signer!r} speaks for another node")
         except ResplitError as error:
             self._rejections.record(message.subject, error)
             return None
-        return value
+        return receipt
 
 
 class Rejections:
