@@ -255,7 +255,7 @@ def _sealing(rows: list[Row]) -> list[str]:
     names = {"ttft_s": ("TTFT, ms", 1e3), "rate": ("tokens/s", 1.0), "cpu_ms": ("processor, ms a token", 1.0)}
     heads = " | ".join(f"{title}: open | sealed | sealed / open | interval" for title, _ in names.values())
     lines = [
-        f"| model | sequences | rounds | {heads} | cost of a token, target |",
+        f"| model | sequences | rounds | {heads} | cost of a token, <= {SEALING_TARGET:.0%} |",
         f"|---|---:|---:|{'---:|---:|---:|---|' * len(names)}---|",
     ]
     operations = [row for row in rows if "us" in row]
@@ -288,10 +288,15 @@ def _ratio(row: Row, name: str) -> str:
 
 
 def _cost(row: Row) -> str:
-    """How much longer a token takes sealed, against the target, as far as the interval says."""
-    middle, low, high = (1 / row[f"rate_ratio{end}"] - 1 for end in ("", "_high", "_low"))
-    verdict = "met" if high <= SEALING_TARGET else "**missed**" if low > SEALING_TARGET else "not shown either way"
-    return f"{middle:.1%}, <= {SEALING_TARGET:.0%}: {verdict}"
+    """How much longer a token takes sealed, and how much more of a processor; and as far as the intervals say, whether
+    that is within the target."""
+    slower = [1 / row[f"rate_ratio{end}"] - 1 for end in ("", "_high", "_low")]
+    dearer = [row[f"cpu_ms_ratio{end}"] - 1 for end in ("", "_low", "_high")]
+    said = []
+    for what, (middle, low, high) in (("time", slower), ("processor", dearer)):
+        verdict = "met" if high <= SEALING_TARGET else "**missed**" if low > SEALING_TARGET else "not shown either way"
+        said.append(f"{what} {middle:+.1%}: {verdict}")
+    return "; ".join(said)
 
 
 def _prediction(rows: list[Row]) -> list[str]:
