@@ -19,15 +19,15 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from bus.audit import AuditTrail
+from bus.folders import ROSTER
 from bus.identity import Identity
-from bus.joining import ROSTER
 from bus.membership import Membership
 from bus.refusals import Refusals
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.errors import ErrorCode, ResplitError
-from schemas.roster import Roster, open_roster
+from schemas.known import held
 
 INBOX = "_INBOX."
 OFFER_AGAIN_S = 2.0
@@ -193,16 +193,14 @@ async def offer_roster(js: JetStreamContext, identity: Identity) -> None:
 
 
 async def _offer(js: JetStreamContext, identity: Identity) -> None:
-    newest = 0
-    for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ROSTER):
-        found = _opened(identity, message.data)
-        newest = max(newest, 0 if found is None else found.version)
-    if identity.roster.version > newest:
+    stored = await stored_messages(js, subjects.STREAM_PLANS, subjects.ROSTER)
+    if not any(_is_as_new(message.data, identity) for message in stored):
         await publish_roster(js, await asyncio.to_thread((identity.folder / ROSTER).read_bytes))
 
 
-def _opened(identity: Identity, data: bytes) -> Roster | None:
+def _is_as_new(data: bytes, identity: Identity) -> bool:
     try:
-        return open_roster(identity.root, data)
+        held(identity.known, data)
     except ResplitError:
-        return None
+        return False
+    return True

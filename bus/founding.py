@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
 from bus.certificates import fingerprint, make_authority
-from bus.joining import FIRST_ROOT, ROSTER
+from bus.folders import FIRST_ROOT, ROSTER
 from bus.natsconf import LOGINS_FILE, SERVER_FILE, logins_conf, server_conf
 from bus.pem import certificate_pem, key_pem
 from bus.remembered import PRIVATE, PUBLIC, write_durably
@@ -64,7 +64,7 @@ def found_cluster(
     if any(folder.glob("root[-.]*")):
         message = f"{folder} holds a cluster already; found another in a folder of its own"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
-    _check_passphrases(passphrases, holders)
+    check_passphrases(passphrases, holders)
     checked_hosts(hosts)
     keys = [Ed25519PrivateKey.generate() for _ in range(holders)]
     by_id = {key_id(key.public_key()): key for key in keys}
@@ -95,8 +95,7 @@ def found_cluster(
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     for position, key in enumerate(keys):
         passphrase = passphrases[position] if passphrases else None
-        data = key_pem(key, passphrase) + key_pem(authority_key, passphrase)
-        write_durably(folder / f"root-{position}.key", data, PRIVATE)
+        keep_holder(folder / f"root-{position}.key", Holder(key, authority_key), passphrase)
     write_durably(folder / AUTHORITY, certificate_pem(certificate), PUBLIC)
     write_durably(folder / SERVER_FILE, server_conf(LISTEN, JETSTREAM, server_files(Path())).encode(), PUBLIC)
     certify(folder, hosts, authority_key, now=now)
@@ -104,6 +103,11 @@ def found_cluster(
     write_durably(folder / ROSTER, sign(roster, ROSTER_TYPE, by_id), PUBLIC)
     write_durably(folder / FIRST_ROOT, sign(root, ROOT_TYPE, by_id), PUBLIC)
     return root
+
+
+def keep_holder(path: Path, holder: Holder, passphrase: str | None) -> None:
+    """Write one holder's file, encrypted where there is a passphrase."""
+    write_durably(path, key_pem(holder.signing, passphrase) + key_pem(holder.authority, passphrase), PRIVATE)
 
 
 def load_holder(path: Path, passphrase: str | None = None) -> Holder:
@@ -128,7 +132,8 @@ def load_holder(path: Path, passphrase: str | None = None) -> Holder:
             raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not the file of a holder; restore it from a copy")
 
 
-def _check_passphrases(passphrases: Sequence[str], holders: int) -> None:
+def check_passphrases(passphrases: Sequence[str], holders: int) -> None:
+    """That each of `holders` has a passphrase that is long enough, or none has one."""
     if passphrases and len(passphrases) != holders:
         message = f"{len(passphrases)} passphrases for {holders} holders; give each its own, or none to any"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "passphrases")

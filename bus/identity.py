@@ -20,14 +20,13 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from bus.certificates import common_names, fingerprint
 from bus.credentials import Credentials
-from bus.enrolment import read_roots
-from bus.joining import KNOWN, ROSTER, keep_roster
+from bus.folders import KNOWN, ROSTER, keep_roster, missing, read_file, read_root
 from bus.remembered import recall, remember
 from natstls.contexts import link_context, server_context
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import BeaconSeen, Known, after_plan, after_roster, open_roots
+from schemas.known import BeaconSeen, Known, after_plan, after_roster, held, root_of
 from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key, spelled
 
 ORCHESTRATOR = NodeId("orchestrator")
@@ -182,9 +181,8 @@ def read_roster(folder: Path) -> Roster:
 
     Raises `ResplitError` naming the file that is missing or bad.
     """
-    known = recall(folder / KNOWN)
-    root = open_roots(read_roots(folder)) if known is None else known.root
-    return open_roster(root, read_file(folder / ROSTER))
+    known, data = recall(folder / KNOWN) or read_root(folder), read_file(folder / ROSTER)
+    return open_roster(root_of(known.root, data), data)
 
 
 def load_credentials(folder: Path) -> Credentials:
@@ -218,17 +216,14 @@ def load_identity(folder: Path, name: NodeId, now: Callable[[], datetime] = _now
     `after_roster` raises where the roster in it is not the one that was last taken."""
     known = recall(folder / KNOWN)
     if known is None:
-        raise _missing(folder / KNOWN, "no such file")
+        raise missing(folder / KNOWN, "no such file")
     key = _private_key(folder / f"{name}.key")
     if not isinstance(key, Ed25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.key'} is not an Ed25519 key")
     sealing = _private_key(folder / f"{name}.sealing.key")
     if not isinstance(sealing, X25519PrivateKey):
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{folder / f'{name}.sealing.key'} is not an X25519 key")
-    data = read_file(folder / ROSTER)
-    roster = open_roster(known.root, data)
-    # It may have expired since, and be the newest there is all the same.
-    seen = after_roster(known, data, roster.issued_at)
+    seen, roster = held(known, read_file(folder / ROSTER))
     if seen != known:
         remember(folder / KNOWN, seen)
     return Identity(name, key, sealing, folder, seen, roster, now)
@@ -241,22 +236,9 @@ def _private_key(path: Path) -> PrivateKeyTypes:
         raise ResplitError(ErrorCode.CORRUPT_FILE, f"{path} is not a private key") from error
 
 
-def read_file(path: Path) -> bytes:
-    """A file of a member's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise _missing(path, error.strerror or str(error)) from error
-
-
 @contextmanager
 def _typed() -> Iterator[None]:
     try:
         yield
     except ValueError as error:
         raise ResplitError(ErrorCode.INVALID_REQUEST, str(error), "keys") from error
-
-
-def _missing(path: Path, why: str) -> ResplitError:
-    message = f"cannot read {path}: {why}; `resplit join BUNDLE --keys {path.parent}` makes a member's folder"
-    return ResplitError(ErrorCode.INVALID_REQUEST, message, path.name)

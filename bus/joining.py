@@ -22,20 +22,18 @@ from pydantic import Field
 
 from bus.certificates import common_names, fingerprint
 from bus.credentials import public_nkey
+from bus.folders import FIRST_ROOT, KNOWN, ROSTER
 from bus.pem import certificate_pem, key_pem
 from bus.remembered import PRIVATE, PUBLIC, recall, remember, write_durably
 from natstls.contexts import AUTHORITY, SERVER_AUTHORITY, member_certificate
 from schemas.base import NodeName, Value
 from schemas.codec import MSGPACK, decode_as, encode_as
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import Known, after_roots, after_roster, first_known, open_roots
+from schemas.known import Known, after_roster, fell, first_known, root_of
 from schemas.roster import Member, Roster, open_roster, spelled
 
 BUNDLE_BYTES_MAX = 4 << 20
-"""A roster at its largest, and a few roots."""
-ROOTS_MAX = 100
-"""Versions of the root that a cluster can have had. Each takes its holders together, so there are few."""
-KNOWN, ROSTER, FIRST_ROOT = "known.json", "roster.signed", "root.1.signed"
+"""A roster at its largest, and the roots that lead to it."""
 
 
 class PrivateKeys(Value):
@@ -54,12 +52,13 @@ class PrivateKeys(Value):
 class Bundle(Value):
     """All that a member needs."""
 
-    bundle: int = Field(default=1, ge=1, le=1)
+    bundle: int = Field(default=2, ge=2, le=2)
     """The version of this form."""
     name: NodeName
-    roots: tuple[bytes, ...] = Field(min_length=1, max_length=ROOTS_MAX)
-    """Every version of the root, the first one first."""
+    root: bytes
+    """The first version of the root."""
     roster: bytes
+    """With the later versions in front of it."""
     authority: bytes
     """The certificate of the cluster's authority, DER."""
     certificate: bytes
@@ -114,17 +113,15 @@ def join(data: bytes, folder: Path, now: datetime, server_authority: bytes | Non
     Joining again with the same bundle changes nothing, and one with newer keys (`bus.enrolment.rotate`) replaces what
     is there. Raises, with the folder as it was: `ResplitError(CORRUPT_FILE)` for what is no bundle or does not belong
     together; INVALID_REQUEST where the folder holds another identity, or its member's time has not come; EXPIRED where
-    it is over; and what `after_roots` and `after_roster` raise, ROLLED_BACK for an older bundle of this node among it.
+    it is over; and what `after_roster` raises, ROLLED_BACK for an older bundle of this node among it.
     """
     bundle = unpack(data)
     _check_free(folder, bundle.name)
     before = recall(folder / KNOWN)
-    cluster = open_roots(bundle.roots).cluster
-    if before is not None and before.root.cluster != cluster:
-        message = f"{folder} belongs to cluster {before.root.cluster}; join cluster {cluster} in a folder of its own"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
-    known = first_known(bundle.roots, now) if before is None else after_roots(before, _unseen(before, bundle), now)
-    known = after_roster(known, bundle.roster, now)
+    first = first_known(bundle.root)
+    if before is not None:
+        _check_same(folder, before, first, bundle)
+    known = after_roster(before or first, bundle.roster, now)
     roster = open_roster(known.root, bundle.roster)
     member = roster.member(bundle.name)
     if member is None:
@@ -159,13 +156,6 @@ def join(data: bytes, folder: Path, now: datetime, server_authority: bytes | Non
     return Joined(member, roster, known)
 
 
-def keep_roster(folder: Path, known: Known, data: bytes) -> None:
-    """Keep a roster in a member's folder, and that it was taken; raises `ResplitError(INTERNAL)` as `remember` does."""
-    # First the roster: where power fails before the other, who reads the folder finds one that is newer.
-    write_durably(folder / ROSTER, data, PUBLIC)
-    remember(folder / KNOWN, known)
-
-
 def _check_free(folder: Path, name: str) -> None:
     """That the folder holds no identity but, at most, the one called `name`, of a cluster with a root."""
     own = {f"{name}.key", f"{name}.sealing.key", f"{name}.tls.key"}
@@ -177,9 +167,15 @@ def _check_free(folder: Path, name: str) -> None:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
 
 
-def _unseen(known: Known, bundle: Bundle) -> tuple[bytes, ...]:
-    """The bundle's roots from the version that is known on; the last, at least, so that a rollback is told as one."""
-    return bundle.roots[min(known.root.version, len(bundle.roots)) - 1 :]
+def _check_same(folder: Path, before: Known, first: Known, bundle: Bundle) -> None:
+    """That the bundle is of the cluster that the folder is of, and not of a time before it."""
+    if before.root.cluster != first.root.cluster:
+        other = f"join cluster {first.root.cluster} in a folder of its own"
+        message = f"{folder} belongs to cluster {before.root.cluster}; {other}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
+    root = root_of(first.root, bundle.roster)
+    if root.version < before.root.version:  # whose keys say nothing of one that they followed
+        raise fell("the root's version", "version", before.root.version, root.version)
 
 
 def _check_time(member: Member, now: datetime) -> None:

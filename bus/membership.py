@@ -13,13 +13,11 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bus.enrolment import read_roots
-from bus.identity import read_file
-from bus.joining import KNOWN, ROSTER, keep_roster
+from bus.folders import KNOWN, ROSTER, keep_roster, read_file, read_root
 from bus.remembered import recall
 from schemas.base import NodeId
 from schemas.errors import ResplitError
-from schemas.known import Known, after_roster, open_roots
+from schemas.known import Known, after_roster, held
 from schemas.roster import WRITERS, Roster, open_roster
 
 log = logging.getLogger(__name__)
@@ -72,11 +70,8 @@ class Membership:
             return True
 
     def _read(self) -> tuple[Known, Roster]:
-        known = recall(self._folder / KNOWN) or Known(root=open_roots(read_roots(self._folder)))
-        data = read_file(self._folder / ROSTER)
-        roster = open_roster(known.root, data)
-        # It may have expired since, and be the newest there is all the same.
-        return after_roster(known, data, roster.issued_at), roster
+        known = recall(self._folder / KNOWN) or read_root(self._folder)
+        return held(known, read_file(self._folder / ROSTER))
 
     def _remember(self, data: bytes) -> None:
         if not self._is_ours():

@@ -5,9 +5,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bus.enrolment import enrol, renew, rotate
+from bus.folders import ROSTER
 from bus.founding import found_cluster, load_holder
 from bus.identity import ORCHESTRATOR, read_roster
-from bus.joining import ROSTER, join, with_roster
+from bus.joining import join, with_roster
 from bus.remembered import PUBLIC, write_durably
 from bus.server_certificate import certify, read_server_certificate
 from schemas.base import NodeId

@@ -15,6 +15,7 @@ from resplit.commands import (
     members,
     models,
     nodes,
+    roster,
     serve,
     simulate,
     status,
@@ -41,7 +42,7 @@ app.command(rich_help_panel=KEEP)(members.join)
 app.command(rich_help_panel=KEEP)(members.rotate)
 app.command(rich_help_panel=KEEP)(members.revoke)
 app.command(rich_help_panel=KEEP)(members.certify)
-app.add_typer(members.app, name="roster", rich_help_panel=KEEP)
+app.add_typer(roster.app, name="roster", rich_help_panel=KEEP)
 app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)
 app.command(rich_help_panel=ASK)(deployments.remove)

@@ -12,7 +12,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
-from bus.joining import KNOWN, ROSTER
+from bus.folders import KNOWN, ROSTER
 from natstls.client import TlsClient
 from natstls.contexts import AUTHORITY
 from profiler.gpu import gpu_name

@@ -6,14 +6,23 @@ cluster or root (mix-and-match). The functions `after_...` decide, and leave the
 `bus.remembered` keeps their result on the disk before anybody acts upon it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 
 from pydantic import Field
 
 from schemas.base import DeploymentId, DeploymentName, Digest, Sha256, Value
 from schemas.errors import ErrorCode, ResplitError
-from schemas.roster import DEPLOYMENTS_MAX, ROOT_TYPE, PublicKey, RootKeys, Roster, check_cluster, open_roster
+from schemas.roster import (
+    DEPLOYMENTS_MAX,
+    ROOT_TYPE,
+    PublicKey,
+    RootKeys,
+    Roster,
+    check_cluster,
+    open_roster,
+    presented,
+)
 from schemas.signed import claimed, open_signed
 
 JUMP_MAX = 1000
@@ -62,72 +71,58 @@ class Known(Value):
     """Of `orchestrators` as well."""
 
 
-def first_known(chain: Iterable[bytes], now: datetime) -> Known:
-    """What a process knows that is told its first versions of the root, by a person who carries them there.
+def first_known(data: bytes) -> Known:
+    """What a process knows that is told the first version of the root, by a person who carries it there.
 
-    The first must be signed by a threshold of the keys it names, which shows that it is whole, and not that it is the
-    right one; each other under the one before. Only the last needs to be valid at `now`. Errors are those of
-    `after_root`.
+    It must be signed by a threshold of the keys it names, which shows that it is whole, and not that it is the right
+    one: raises `ResplitError(BAD_SIGNATURE)` where it is not.
     """
-    root = open_roots(chain)
-    _check_time("root", root, now)
-    return Known(root=root)
-
-
-def after_root(known: Known, data: bytes, now: datetime) -> Known:
-    """`known` after another version of the root, which must be the next one, or the one that is known.
-
-    What was seen of rosters ends with the root that signed them: none of them is valid under the new one, so none can
-    come back, and numbers that a stolen root key drove up are forgotten with the key.
-
-    Raises `ResplitError`: BAD_SIGNATURE without a threshold of the known and of the new keys, ROLLED_BACK for a lower
-    version or another document of this one, EXPIRED at `now`, and INVALID_REQUEST for another cluster's, one that
-    skips a version, or one that is not valid yet.
-    """
-    return after_roots(known, (data,), now)
-
-
-def after_roots(known: Known, chain: Iterable[bytes], now: datetime) -> Known:
-    """`known` after several versions of the root, one upon the other; only the last needs to be valid at `now`.
-
-    A process that was away finds versions expired that it must pass through. Errors are those of `after_root`.
-    """
-    found = known.root
-    for data in chain:
-        found = _next_root(found, data)
-    _check_time("root", found, now)
-    return known if found == known.root else known.model_copy(update={"root": found, "roster": None})
+    # Which keys are to verify it is in the document itself, so this once bytes are read that nobody vouches for yet.
+    named = claimed(data, RootKeys, ROOT_TYPE)
+    return Known(root=open_signed(data, RootKeys, ROOT_TYPE, named.public_keys, named.threshold))
 
 
 def after_roster(known: Known, data: bytes, now: datetime) -> Known:
-    """`known` after a roster, which must be newer than the one seen last, or that one.
+    """`known` after a roster, which must be newer than the one seen last, or that one, and the root that leads to it.
+
+    What was seen of rosters ends with the root that signed them: none of them is valid under a new one, so none can
+    come back, and numbers that a stolen root key drove up are forgotten with the key.
 
     Where other orchestrators have taken the place of all those before, what was seen of plans and beacons is forgotten:
     nobody can sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the key. So a
     signing key that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
 
-    Raises `ResplitError`: BAD_SIGNATURE without a threshold of the root's keys, ROLLED_BACK for a lower version or
-    another document of this one, EXPIRED where it or the root is so at `now`, and INVALID_REQUEST for one of another
-    cluster or another version of the root, more than `JUMP_MAX` versions ahead, or not valid yet.
+    Raises `ResplitError`: what `root_of` raises, BAD_SIGNATURE without a threshold of the root's keys, ROLLED_BACK for
+    a lower version or another document of this one, EXPIRED where it or the root is so at `now`, and INVALID_REQUEST
+    for one of another cluster or another version of the root, more than `JUMP_MAX` versions ahead, or not valid yet.
     """
-    roster = open_roster(known.root, data)
-    seen = known.roster
+    root = root_of(known.root, data)
+    roster = open_roster(root, data)
+    seen = known.roster if root == known.root else None
     if seen is not None:
         check_follows("the roster's version", "version", seen.version, roster.version)
         if roster.version == seen.version and roster.digest != seen.digest:
             raise _another("roster", f"version {roster.version}", seen.digest, roster.digest)
-    _check_time("root", known.root, now)
+    _check_time("root", root, now)
     _check_time("roster", roster, now)
     keys = tuple(sorted(member.signing for member in roster.members if member.role == "orchestrator"))
     replaced = bool(keys and known.orchestrators) and not set(keys) & set(known.orchestrators)
     return known.model_copy(
         update={
+            "root": root,
             "roster": RosterSeen(version=roster.version, digest=roster.digest),
             "orchestrators": keys or known.orchestrators,
             "plans": {} if replaced else known.plans,
             "beacon": None if replaced else known.beacon,
         }
     )
+
+
+def held(known: Known, data: bytes) -> tuple[Known, Roster]:
+    """`known` after the roster that a process finds in its own folder, and that roster. It may have expired since, and
+    be the newest there is all the same. Errors are those of `after_roster`."""
+    roster = open_roster(root_of(known.root, data), data)
+    return after_roster(known, data, roster.issued_at), roster
 
 
 def after_plan(known: Known, deployment: DeploymentName, term: int, revision: int, event: Digest) -> Known:
@@ -157,22 +152,35 @@ def after_plan(known: Known, deployment: DeploymentName, term: int, revision: in
     return known.model_copy(update={"plans": {**known.plans, deployment: now_seen}})
 
 
-def open_roots(chain: Iterable[bytes]) -> RootKeys:
-    """The last of a chain of root documents, each signed under the one before, whenever it was or will be valid.
+def root_of(root: RootKeys, data: bytes) -> RootKeys:
+    """The root under which the roster in `data` is to be signed, as whoever knows `root` is led to it; `root` itself
+    where there has been none since. Whenever they were or will be valid: who was away passes through expired ones.
 
-    Errors are those of `after_root`.
+    Raises `ResplitError`: BAD_SIGNATURE for a version without a threshold of the keys before it and of its own,
+    ROLLED_BACK for a lower one or another document of the known one, and INVALID_REQUEST for another cluster's and one
+    that skips a version.
     """
-    documents = iter(chain)
-    found = _self_signed(next(documents, b""))
-    for data in documents:
-        found = _next_root(found, data)
-    return found
+    roots, _ = presented(data)
+    seen = max(0, root.version - 2)  # of those in front; the known one is compared, since two of one version are a fork
+    _check_past(root, roots[:seen])
+    for version, document in enumerate(roots[seen:], seen + 2):
+        root = _next_root(root, document)
+        if root.version != version:
+            message = f"version {root.version} of the root stands where version {version} belongs"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "version")
+    return root
 
 
-def _self_signed(data: bytes) -> RootKeys:
-    # Which keys are to verify it is in the document itself, so this once bytes are read that nobody vouches for yet.
-    named = claimed(data, RootKeys, ROOT_TYPE)
-    return open_signed(data, RootKeys, ROOT_TYPE, named.public_keys, named.threshold)
+def _check_past(root: RootKeys, roots: Sequence[bytes]) -> None:
+    """That `roots`, which nobody needs who knows `root`, led to it: others would lead nobody else anywhere."""
+    for document in reversed(roots):
+        before = claimed(document, RootKeys, ROOT_TYPE)
+        if before.digest != root.previous:
+            message = (
+                f"the root in front as version {root.version - 1} is not the one that version {root.version} names"
+            )
+            raise ResplitError(ErrorCode.BAD_SIGNATURE, message)
+        root = before
 
 
 def _next_root(before: RootKeys, data: bytes) -> RootKeys:
@@ -184,6 +192,9 @@ def _next_root(before: RootKeys, data: bytes) -> RootKeys:
         raise fell("the root's version", "version", before.version, root.version)
     if root.version == before.version and root != before:
         raise _another("root", f"version {root.version}", before.digest, root.digest)
+    if root.version == before.version + 1 and root.previous != before.digest:
+        message = f"version {root.version} of the root was made for another version {before.version} than is known"
+        raise ResplitError(ErrorCode.ROLLED_BACK, message, "previous")
     if root.version > before.version + 1:
         message = (
             f"the root's version is {root.version} and {before.version} is known; "

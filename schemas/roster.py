@@ -5,6 +5,9 @@ keys before it and of its own. `Roster` says who belongs to the cluster, and wha
 an orchestrator says. Whoever is not in the newest roster is revoked: there is no other list.
 
 Which of two signed documents is the newer one no signature says: `schemas.known` does.
+
+Wherever a roster goes, the versions of the root from the second on go in front of it (`presented`), so that whoever
+knows an earlier root is led to the one whose holders signed it, and finds both or neither.
 """
 
 import base64
@@ -23,7 +26,7 @@ from schemas.base import NAME_PATTERN, DeploymentName, Digest, NodeId, NodeName,
 from schemas.codec import encode
 from schemas.deployment import Sensitive, ruled_blocks
 from schemas.errors import ErrorCode, ResplitError
-from schemas.signed import SIGNATURES_MAX, KeyId, key_id, open_signed
+from schemas.signed import SIGNATURES_MAX, KeyId, documents, key_id, open_signed
 
 ROOT_TYPE = "application/vnd.resplit.root.v1+json"
 ROSTER_TYPE = "application/vnd.resplit.roster.v1+json"
@@ -34,6 +37,8 @@ DEPLOYMENTS_MAX = 10_000
 """Deployments that a policy names, and whose plans a process remembers: what is kept on the disk is bounded."""
 FORMER_MAX = 1000
 """Former keys that a roster still names. Beyond them the one that left first is forgotten."""
+ROOTS_MAX = 100
+"""Versions of the root that a cluster can have had. Each takes its holders together, so there are few."""
 EVERY_DEPLOYMENT = "*"
 MODELS_MAX = 100
 """Models that a policy lets one deployment run."""
@@ -73,6 +78,8 @@ class RootKeys(Value):
 
     cluster: ClusterName
     version: int = Field(ge=1)
+    previous: Sha256 | None = None
+    """The digest of the version before, so that whoever knows this one knows all that led to it; None of the first."""
     keys: dict[KeyId, PublicKey] = Field(min_length=1, max_length=SIGNATURES_MAX)
     """Ed25519, by key id."""
     threshold: int = Field(ge=1)
@@ -82,6 +89,8 @@ class RootKeys(Value):
 
     @model_validator(mode="after")
     def _can_sign(self) -> Self:
+        if (self.previous is None) != (self.version == 1):
+            raise ValueError("every version of the root but the first names the one before")
         if self.threshold > len(self.keys):
             raise ValueError(f"{self.threshold} signatures cannot come from {len(self.keys)} keys")
         for name, key in self.public_keys.items():
@@ -217,13 +226,29 @@ class Roster(Value):
         return next((member for member in self.members if member.name == name), None)
 
 
+def presented(data: bytes) -> tuple[tuple[bytes, ...], bytes]:
+    """What a roster's bytes hold, none of it verified: the versions of the root from the second on, and the roster.
+
+    Raises `ResplitError(BAD_SIGNATURE)` for what is no such thing.
+    """
+    *roots, roster = documents(data, ROOTS_MAX)
+    return tuple(roots), roster
+
+
+def present(roots: Iterable[bytes], roster: bytes) -> bytes:
+    """The bytes of a roster as it goes anywhere (`presented`)."""
+    return b"".join((*roots, roster))
+
+
 def open_roster(root: RootKeys, data: bytes) -> Roster:
-    """The roster in `data`, signed under `root`, whenever it was or will be valid.
+    """The roster in `data`, signed under `root`, whenever it was or will be valid. (`schemas.known.root_of` follows
+    the roots in front of it.)
 
     Raises `ResplitError(BAD_SIGNATURE)` without a threshold of the root's keys, and `INVALID_REQUEST` for one of
     another cluster or another version of the root.
     """
-    roster = open_signed(data, Roster, ROSTER_TYPE, root.public_keys, root.threshold)
+    _, document = presented(data)
+    roster = open_signed(document, Roster, ROSTER_TYPE, root.public_keys, root.threshold)
     check_cluster("roster", root.cluster, roster.cluster)
     if roster.root_version != root.version:
         message = (

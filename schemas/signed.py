@@ -69,6 +69,26 @@ def open_signed(
     return decode(kind, payload, payload_type)
 
 
+def documents(data: bytes, count_max: int) -> tuple[bytes, ...]:
+    """The documents that stand one behind the other in `data`, none of them verified.
+
+    Raises `ResplitError(BAD_SIGNATURE)` where it is none, or more than `count_max`.
+    """
+    found: list[bytes] = []
+    unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(data)))
+    unpacker.feed(data)
+    while sum(map(len, found)) < len(data) and len(found) < count_max:
+        begin = unpacker.tell()
+        try:
+            unpacker.skip()  # takes no memory, whatever the headers announce
+        except Exception as error:  # msgpack raises a dozen types on hostile bytes; all mean the same here
+            raise _refused("is not a signed document") from error
+        found.append(data[begin : unpacker.tell()])
+    if not found or sum(map(len, found)) < len(data):
+        raise _refused(f"is not one of at most {count_max} signed ones" if found else "is empty")
+    return tuple(found)
+
+
 def claimed(data: bytes, kind: type[V], payload_type: str) -> V:
     """What a document says, though nobody vouches for it: for one that names the keys it is to be verified with."""
     payload, _ = _unpacked(data, payload_type)

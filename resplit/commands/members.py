@@ -1,21 +1,17 @@
 """Who belongs to a cluster: `init` founds one, `enroll`, `rotate` and `revoke` change it, `join` is for the machine of
-a member, `certify` for its NATS server; `resplit roster` shows, renews, signs and publishes what the root said, and
-changes its policy."""
+a member, `certify` for its NATS server. (`resplit roster` is in `resplit.commands.roster`.)"""
 
 import re
 import socket
-from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from resplit.commands.policy import ModelRules, SensitiveRules, changed, lines
-from resplit.defaults import DEFAULT_URL
-from resplit.exits import Commands
-from resplit.options import AsJson, Keys, Url
-from resplit.output import print_json, print_table
+from resplit.commands.policy import ModelRules, SensitiveRules, changed
+from resplit.options import AsJson, Keys
+from resplit.output import print_json
 from schemas.base import NAME_PATTERN, NodeId
 from schemas.errors import ErrorCode, ResplitError
 
@@ -29,7 +25,6 @@ TierName = Literal["trusted", "edge"]
 DAYS = 365
 EXPIRES_SOON = timedelta(days=30)
 RELOAD = "carry {files} to the NATS server's machine, and there: nats-server --signal reload"
-MEMBERS = ["member", "role", "tier", "until"]
 
 Cluster = Annotated[
     Path,
@@ -56,12 +51,6 @@ Hosts = Annotated[
 Out = Annotated[Path | None, typer.Option(help="The bundle to write; default: NODE.bundle here.")]
 Member = Annotated[str, typer.Argument(help="The member's name.", metavar="NODE")]
 
-app = typer.Typer(
-    cls=Commands,
-    no_args_is_help=True,
-    help="What the root of a cluster said: show, renew, publish it, change its policy.",
-)
-
 
 def init(
     folder: Annotated[Path, typer.Argument(help="The folder to make. Keep it off the cluster's machines.")],
@@ -87,11 +76,11 @@ def init(
     from schemas.roster import Policy  # noqa: PLC0415
 
     policy = changed(Policy(), sensitive or (), model or ())
-    phrases = [_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
+    phrases = [ask_passphrase(f"root-{number}.key", confirm=True) for number in range(holders)] if locked else []
     folder = folder.expanduser()
     root = found_cluster(
         folder,
-        now=_now(),
+        now=now(),
         holders=holders,
         threshold=threshold,
         passphrases=phrases,
@@ -107,7 +96,7 @@ def init(
         print("  give each holder one root-N.key and delete it here")
     print(f"  for the NATS server's machine, side by side, from {folder}:")
     print(f"    {SERVER_FILE}, {LOGINS_FILE}, {AUTHORITY}, {SERVER_CERTIFICATE}, and {SERVER_KEY}, which is secret")
-    print(f"  {_certified(read_server_certificate(folder))}")
+    print(f"  {certified_for(read_server_certificate(folder))}")
     print(f"    another name or address: resplit certify --host HOST --cluster {folder}")
     print(f"  next: resplit enroll orchestrator --role orchestrator --cluster {folder}")
 
@@ -120,11 +109,11 @@ def certify(
     from bus.server_certificate import certify as certified  # noqa: PLC0415
 
     hosts = read_server_certificate(cluster).hosts if host is None else host
-    found = certified(cluster, hosts, _holders(cluster, root, locked)[0].authority, now=_now())
+    found = certified(cluster, hosts, holders_of(cluster, root, locked)[0].authority, now=now())
     if as_json:
         print_json({"hosts": found.hosts, "until": found.not_after.isoformat()})
         return
-    print(_certified(found))
+    print(certified_for(found))
     print(f"  {RELOAD.format(files=f'{cluster / SERVER_CERTIFICATE} and {SERVER_KEY}')}   (nobody is disturbed)")
 
 
@@ -147,8 +136,8 @@ def enroll(
     if role == "agent" and tier is None:
         message = "an agent is `--tier trusted` (it may see sensitive blocks) or `--tier edge` (it may not)"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tier")
-    holders = _holders(cluster, root, locked)
-    found = enrol(cluster, NodeId(node), role, tier, timedelta(days=days), holders, now=_now())
+    holders = holders_of(cluster, root, locked)
+    found = enrol(cluster, NodeId(node), role, tier, timedelta(days=days), holders, now=now())
     _bundled(node, found, cluster, out, as_json)
 
 
@@ -164,7 +153,7 @@ def rotate(
     NATS server once it has the new logins."""
     from bus.enrolment import rotate as renewed  # noqa: PLC0415
 
-    found = renewed(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
+    found = renewed(cluster, NodeId(node), holders_of(cluster, root, locked), now=now())
     _bundled(node, found, cluster, out, as_json)
 
 
@@ -173,8 +162,8 @@ def revoke(node: Member, cluster: Cluster, root: Roots = None, locked: Locked = 
     off once it has the new logins."""
     from bus.enrolment import revoke as taken_out  # noqa: PLC0415
 
-    roster = taken_out(cluster, NodeId(node), _holders(cluster, root, locked), now=_now())
-    _changed(roster, cluster, f"{node} is revoked", as_json)
+    roster = taken_out(cluster, NodeId(node), holders_of(cluster, root, locked), now=now())
+    say_changed(roster, cluster, f"{node} is revoked", as_json)
 
 
 def join(
@@ -196,11 +185,11 @@ def join(
     from bus.joining import join as joined  # noqa: PLC0415
     from bus.joining import with_roster  # noqa: PLC0415
 
-    data = _read(bundle, "bundle")
+    data = read_given(bundle, "bundle")
     if roster is not None:
-        data = with_roster(data, _read(roster, "roster"))
-    authorities = None if server_authority is None else _read(server_authority, "server-authority")
-    found = joined(data, keys, _now(), authorities)
+        data = with_roster(data, read_given(roster, "roster"))
+    authorities = None if server_authority is None else read_given(server_authority, "server-authority")
+    found = joined(data, keys, now(), authorities)
     member = found.member
     if as_json:
         told = {"name": member.name, "role": member.role, "tier": member.tier, "until": member.not_after.isoformat()}
@@ -216,133 +205,14 @@ def join(
     print(f"  next: {nexts.get(member.role, f'export RESPLIT_KEYS={keys}')}")
 
 
-@app.command()
-def show(cluster: Cluster, as_json: AsJson = False) -> None:
-    """Who belongs to the cluster, and until when."""
-    from bus.identity import read_roster  # noqa: PLC0415
-    from bus.server_certificate import read_server_certificate  # noqa: PLC0415
-    from schemas.roster import FORMER_MAX  # noqa: PLC0415
-
-    roster = read_roster(cluster)
-    if as_json:
-        print_json(roster)
-        return
-    left = roster.expires_at - _now()
-    soon = "" if left > EXPIRES_SOON else "; renew it: resplit roster renew"
-    print(f"cluster {roster.cluster}, roster {roster.version}, valid until {_day(roster.expires_at)}{soon}")
-    for line in lines(roster.policy):
-        print(f"  {line}")
-    if roster.former:
-        last = roster.former[-1]
-        newest = f"the last that of {last.name}, by roster {last.out}"
-        print(f"  {len(roster.former)} former keys, of {FORMER_MAX} at most; {newest}")
-    with suppress(ResplitError):  # a folder that only a roster was carried to is shown as well
-        print(_certified(read_server_certificate(cluster)))
-    rows = [[member.name, member.role, member.tier or "", _day(member.not_after)] for member in roster.members]
-    print_table("", MEMBERS, rows)
-
-
-@app.command()
-def renew(cluster: Cluster, root: Roots = None, locked: Locked = False, as_json: AsJson = False) -> None:
-    """Say the same again before the roster expires."""
-    from bus.enrolment import renew as renewed  # noqa: PLC0415
-
-    _changed(renewed(cluster, _holders(cluster, root, locked), now=_now()), cluster, "the roster is renewed", as_json)
-
-
-@app.command()
-def policy(
-    cluster: Cluster,
-    sensitive: SensitiveRules = None,
-    model: ModelRules = None,
-    root: Roots = None,
-    locked: Locked = False,
-    as_json: AsJson = False,
-) -> None:
-    """Change what no orchestrator can override, or show it. A rule takes the place of the one about the same name, and
-    all others stay; `NAME=` takes it back."""
-    from bus.enrolment import renew as renewed  # noqa: PLC0415
-    from bus.identity import read_roster  # noqa: PLC0415
-
-    before = read_roster(cluster).policy
-    if sensitive is None and model is None:
-        if as_json:
-            print_json(before)
-        else:
-            print("\n".join(lines(before)) or "no rules: every deployment may run any model, on any node")
-        return
-    after = changed(before, sensitive or (), model or ())
-    roster = renewed(cluster, _holders(cluster, root, locked), now=_now(), policy=after)
-    _changed(roster, cluster, "the policy is in force", as_json)
-
-
-@app.command()
-def sign(
-    document: Annotated[Path, typer.Argument(help="The roster that another holder has signed (roster.pending).")],
-    cluster: Cluster,
-    root: Roots = None,
-    locked: Locked = False,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
-) -> None:
-    """Add a holder's signature to a roster, once its holder has read what it says."""
-    from bus.enrolment import countersign_roster, read_roots, review  # noqa: PLC0415
-    from bus.remembered import PUBLIC, write_durably  # noqa: PLC0415
-
-    data, chain = _read(document, "document"), read_roots(cluster)
-    roster = review(data, chain)
-    print_table(
-        f"roster {roster.version}", MEMBERS, [[m.name, m.role, m.tier or "", _day(m.not_after)] for m in roster.members]
-    )
-    for line in lines(roster.policy):
-        print(line)
-    if not yes:
-        typer.confirm("Sign this?", abort=True)
-    write_durably(document, countersign_roster(data, chain, _holders(cluster, root, locked)), PUBLIC)
-    print(f"{document}: signed; once enough holders have: resplit roster adopt {document} --cluster {cluster}")
-
-
-@app.command()
-def adopt(
-    document: Annotated[Path, typer.Argument(help="A roster that enough holders have signed.")],
-    cluster: Cluster,
-    as_json: AsJson = False,
-) -> None:
-    """Make a roster that enough holders have signed the cluster's."""
-    from bus.enrolment import adopt as adopted  # noqa: PLC0415
-
-    _changed(adopted(cluster, _read(document, "document")), cluster, "the roster is adopted", as_json)
-
-
-@app.command()
-def publish(cluster: Cluster, keys: Keys, url: Url = DEFAULT_URL) -> None:
-    """Send the cluster's roster to every member that runs; those that start later find it."""
-    import asyncio  # noqa: PLC0415
-
-    from bus.following import publish_roster  # noqa: PLC0415
-    from bus.identity import read_roster  # noqa: PLC0415
-    from bus.joining import ROSTER  # noqa: PLC0415
-    from resplit.access import Access  # noqa: PLC0415
-
-    roster = read_roster(cluster)
-
-    async def sent() -> None:
-        connection = await Access(url, keys).connect("resplit-roster", "operator")
-        try:
-            await publish_roster(connection.jetstream(), _read(cluster / ROSTER, "cluster"))
-        finally:
-            await connection.close()
-
-    asyncio.run(sent())
-    print(f"roster {roster.version} of cluster {roster.cluster} is published")
-
-
-def _certified(server: "ServerCertificate") -> str:
-    soon = "" if server.not_after - _now() > EXPIRES_SOON else "; renew it: resplit certify"
-    return f"the NATS server's certificate is for {', '.join(server.hosts)}, until {_day(server.not_after)}{soon}"
+def certified_for(server: "ServerCertificate") -> str:
+    """What is said of the NATS server's certificate."""
+    soon = "" if server.not_after - now() > EXPIRES_SOON else "; renew it: resplit certify"
+    return f"the NATS server's certificate is for {', '.join(server.hosts)}, until {day(server.not_after)}{soon}"
 
 
 def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: bool) -> None:
-    from bus.enrolment import PENDING  # noqa: PLC0415
+    from bus.cluster_folder import PENDING  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE  # noqa: PLC0415
     from bus.remembered import PRIVATE, write_durably  # noqa: PLC0415
 
@@ -361,8 +231,9 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
         print(f"  here:   resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
-def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
-    from bus.enrolment import PENDING  # noqa: PLC0415
+def say_changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
+    """That `what` was done in `roster`, or waits for other holders, and what is to be done next."""
+    from bus.cluster_folder import PENDING  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE  # noqa: PLC0415
 
     pending = cluster / PENDING
@@ -375,17 +246,19 @@ def _changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
         print(f"  and then: resplit roster publish --cluster {cluster}   (members that run hear of it)")
 
 
-def _holders(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
+def holders_of(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
+    """Those who sign: of the files given, or of all that lie in the cluster's folder."""
     from bus.founding import load_holder  # noqa: PLC0415
 
     paths = sorted(cluster.glob("root-*.key")) if roots is None else [path.expanduser() for path in roots]
     if not paths:
         message = f"{cluster} holds no root-N.key; bring the file of a holder with --root"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root")
-    return [load_holder(path, _passphrase(path.name) if locked else None) for path in paths]
+    return [load_holder(path, ask_passphrase(path.name) if locked else None) for path in paths]
 
 
-def _passphrase(name: str, confirm: bool = False) -> str:
+def ask_passphrase(name: str, confirm: bool = False) -> str:
+    """The passphrase of a holder's file."""
     asked: str = typer.prompt(f"passphrase of {name}", hide_input=True, confirmation_prompt=confirm)
     return asked
 
@@ -396,7 +269,8 @@ def _check_name(node: str) -> None:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "node")
 
 
-def _read(path: Path, field: str) -> bytes:
+def read_given(path: Path, field: str) -> bytes:
+    """A file that was named on the command line."""
     try:
         return path.expanduser().read_bytes()
     except OSError as error:
@@ -407,9 +281,11 @@ def _titled(role: str, tier: str | None) -> str:
     return role if tier is None else f"{tier} {role}"
 
 
-def _day(at: datetime) -> str:
+def day(at: datetime) -> str:
+    """A date, where whoever reads it is."""
     return at.astimezone().date().isoformat()
 
 
-def _now() -> datetime:
+def now() -> datetime:
+    """The time, by the clock of this machine."""
     return datetime.now(UTC)

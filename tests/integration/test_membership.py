@@ -10,10 +10,12 @@ import pytest
 import pytest_asyncio
 
 from bus.enrolment import renew, revoke, rotate
+from bus.folders import ROSTER
 from bus.following import publish_roster
 from bus.founding import load_holder
+from bus.holders import replace_holders
 from bus.identity import ORCHESTRATOR, load_identity, read_roster
-from bus.joining import ROSTER, join
+from bus.joining import join
 from bus.sealed_plans import seal_event
 from bus.together import CLIENT, CLUSTER, make_members
 from models.store import Store
@@ -24,7 +26,8 @@ from schemas.audit import AuditKind
 from schemas.base import NodeId
 from schemas.deployment import Stage
 from schemas.plan import Plan, PlanEvent, PlanPhase, Route
-from schemas.roster import Policy, Roster
+from schemas.roster import ROSTER_TYPE, Policy, Roster
+from schemas.signed import key_id, sign
 from tests.integration.cluster_fixtures import (
     CHAT,
     N0,
@@ -205,3 +208,32 @@ async def test_a_stolen_orchestrator_s_key_puts_no_sensitive_block_on_an_untrust
     await changing.cluster.start(ORCHESTRATOR)
     await changing.deploy(CHAT, "llama", placement=three_stages(N1, N2, N0), settings=SETTINGS)
     await changing.answers()
+
+
+async def test_others_hold_the_root_and_those_before_them_are_heard_no_more(changing: Serving, tmp_path: Path) -> None:
+    """While the cluster runs; a client and an agent that were away for it follow when they are back."""
+    root, cluster = changing.cluster.keys / CLUSTER, changing.cluster
+    before = load_holder(root / "root-0.key")
+    forged = read_roster(root).model_copy(update={"version": 500, "members": ()})
+    away = Path(shutil.copytree(cluster.client_keys, tmp_path / "away"))
+    await cluster.kill(N1)
+    changing.ear.heard.clear()
+    _, [path] = replace_holders(root, [before], staying=(), added=1, threshold=1, now=datetime.now(UTC))
+    assert (await published(changing, N0, N2)).root_version == 2
+
+    keys = {key_id(before.signing.public_key()): before.signing}
+    await publish_roster(changing.control.jetstream(), sign(forged, ROSTER_TYPE, keys))
+    for node in (N0, N2, ORCHESTRATOR):
+        event = await changing.ear.wait(AuditKind.EVENT_REJECTED, source=node, subject=subjects.ROSTER)
+        assert event.fields["code"] == "bad_signature"
+
+    changing.ear.heard.clear()
+    renew(root, [load_holder(path)], now=datetime.now(UTC))
+    await published(changing, N0, N2)
+    await cluster.start(N1)
+    await changing.ear.wait(AuditKind.ROSTER_TAKEN, source=N1)
+    await changing.until_answering()
+    assert read_roster(away).root_version == 1
+    async with sealing(changing, away) as client:
+        await answers(changing, client)
+    assert read_roster(away) == read_roster(cluster.keys / N1) == read_roster(root)

@@ -10,9 +10,10 @@ import pytest
 
 from bus.connection import connect
 from bus.enrolment import enrol
+from bus.folders import ROSTER
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, load_identity
-from bus.joining import ROSTER, join
+from bus.joining import join
 from bus.streams import ensure_streams
 from bus.together import CLUSTER, LIFETIME, make_members
 from orchestrator.log import PlanLog

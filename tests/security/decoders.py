@@ -21,10 +21,11 @@ from pydantic import BaseModel
 from agent.busroad import PIECE_TYPE, BusRoad
 from bus.blobs import piece_wanted
 from bus.enrolment import enrol
+from bus.folders import FIRST_ROOT, ROSTER
 from bus.founding import found_cluster, load_holder
+from bus.holders import replace_holders
 from bus.hpke import block_info, unwrap, wrap
 from bus.identity import ORCHESTRATOR
-from bus.joining import FIRST_ROOT
 from bus.joining import unpack as unpack_bundle
 from bus.letters import About, open_letter, seal_letter
 from bus.sealed_heartbeats import open_heartbeat, read_capacity, read_hosting
@@ -49,7 +50,7 @@ from schemas.frame import Activation, Adopt, Close, Failure, Item, Move, Result,
 from schemas.framing import pack, unpack
 from schemas.heartbeat import Heartbeat, Hosting
 from schemas.journal import Run, unpack_records
-from schemas.known import after_root, after_roster, first_known, open_roots
+from schemas.known import after_roster, first_known
 from schemas.plan import PlanEvent
 from schemas.request import TextRequest, read_request
 from schemas.roster import ROOT_TYPE
@@ -109,11 +110,12 @@ WHERE: dict[str, str] = {
     "schemas/framing.py:unpack": "frame",
     "schemas/journal.py:unpack_records": "journal",
     "schemas/request.py:read_request": "request",
-    "schemas/roster.py:public_key": "roots",
+    "schemas/roster.py:public_key": "root",
     "schemas/roster.py:_whole": "roster",
     "schemas/roster.py:sealing_key": "roster",
     "schemas/sealed.py:Wrap.data": "value",
     "schemas/signed.py:_unpacked": "roster",
+    "schemas/signed.py:documents": "roster behind a root",
     "schemas/tensor.py:view": "frame",
     "bus/blobs.py:piece_wanted": "piece of a file",
     "bus/identity.py:Identity.peer": "certificate",
@@ -139,7 +141,7 @@ NOT_FROM_THE_NETWORK = {
     "models/sealer.py:_sealed": "keys that this process drew",
     "bus/audit.py:AuditTrail._acknowledged": "a digest that this process made",
     "bus/blobs.py:size_of": "eight bytes, and bounded",
-    "bus/enrolment.py:_open": "the cluster's own folder",
+    "bus/cluster_folder.py:open_cluster": "the cluster's own folder",
     "bus/server_certificate.py:_read": "the cluster's own folder",
     "agent/links.py:Link.answered": "eight bytes of a pong, looked up",
     "agent/links.py:_Framed.data_received": "a length, bounded; tests/integration/test_crossing.py has real links",
@@ -168,6 +170,8 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     found_cluster(folder / "cluster", now=now)
     holder = [load_holder(folder / "cluster" / "root-0.key")]
     bundle = enrol(folder / "cluster", NodeId("n9"), "agent", "edge", timedelta(days=1), holder, now=now)
+    replace_holders(folder / "cluster", holder, staying=(), added=1, threshold=1, now=now)
+    first, behind = ((folder / "cluster" / file).read_bytes() for file in (FIRST_ROOT, ROSTER))
     root = (recording.keys / "cluster" / FIRST_ROOT).read_bytes()
     me = X25519PrivateKey.generate()
     letter = seal_letter(b"owed" * 40, {N0: me.public_key(), N1: me.public_key()}, ABOUT)
@@ -184,7 +188,7 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     signer, leader = recording.identity(N1), recording.identity(ORCHESTRATOR)
     beats = [open_heartbeat(data, n0) for data in genuine[HEARTBEAT_TYPE]]
     text = b'{"request_id":"r","index":0,"token_id":7,"text":"3","top_logprobs":[{"token_id":7,"logprob":-0.5}]}'
-    known = first_known([root], now)
+    known = first_known(root)
     kinds: tuple[type[BaseModel], ...] = EXPORTED
     samples: dict[type[BaseModel], tuple[bytes, ...]] = {
         **{held: tuple(msgpack.unpackb(data)[1] for data in some[kind]) for kind, held in KINDS.items()},
@@ -236,8 +240,8 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
             fold=SIGNED_FOLD,
         ),
         "roster": Decoder(lambda data: after_roster(known, data, now), (recording.roster,)),
-        "root": Decoder(lambda data: after_root(known, data, now), (root,)),
-        "roots": Decoder(lambda data: open_roots([data]), (root,)),
+        "root": Decoder(first_known, (root,)),
+        "roster behind a root": Decoder(lambda data: after_roster(first_known(first), data, now), (behind,)),
         "countersigned": Decoder(lambda data: countersign(data, ROOT_TYPE, {}), (root,)),
         "bundle": Decoder(unpack_bundle, (bundle,)),
         "letter": Decoder(lambda data: open_letter(data, N0, me, ABOUT), (letter,)),

@@ -11,8 +11,8 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel
 
 import resplit.demo
+from bus.folders import ROSTER
 from bus.identity import ORCHESTRATOR, Identity, Keys, load_identity
-from bus.joining import ROSTER
 from bus.streams import stored_messages
 from bus.together import make_members
 from resplit import Client, control

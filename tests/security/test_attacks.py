@@ -19,9 +19,10 @@ from agent.guidance import GRACE_S
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.enrolment import renew, revoke, rotate
+from bus.folders import ROSTER
 from bus.founding import ROSTER_LIFETIME, load_holder
 from bus.identity import BEACONS_PER_WRITE, ORCHESTRATOR, Identity, load_identity
-from bus.joining import ROSTER, join
+from bus.joining import join
 from bus.sealed_plans import seal_event
 from bus.stopping import end
 from bus.streams import ensure_streams

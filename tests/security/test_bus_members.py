@@ -22,10 +22,10 @@ from bus.blobs import BlobServer, fetch, size_of
 from bus.connection import connect, settle
 from bus.credentials import Credentials, inbox_prefix
 from bus.enrolment import renew, revoke
+from bus.folders import ROSTER
 from bus.following import RosterInbox, ask_for_roster, offer_roster, publish_roster
 from bus.founding import load_holder
 from bus.identity import Identity, load_identity, read_roster
-from bus.joining import ROSTER
 from bus.journal import Journal, SupersededError
 from bus.stopping import end
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket, wait_for_streams

@@ -10,10 +10,11 @@ from nats.aio.client import Client as Nats
 
 import resplit.demo
 from bus.enrolment import revoke, rotate
+from bus.folders import ROSTER
 from bus.following import publish_roster
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, Identity, load_identity, read_roster
-from bus.joining import ROSTER, join
+from bus.joining import join
 from bus.sealed_heartbeats import seal_heartbeat
 from bus.together import CLUSTER, OPERATOR
 from resplit import Client, RequestError, control

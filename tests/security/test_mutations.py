@@ -14,8 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from bus.folders import ROSTER
 from bus.identity import Identity
-from bus.joining import ROSTER
 from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, RECEIPT_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import ROSTER_TYPE

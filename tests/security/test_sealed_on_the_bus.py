@@ -39,6 +39,8 @@ PROMPT = "the oracle of Delphi keeps a secret about the quick brown fox"
 TEXT = "no vector of this is for the bus"
 REFUSED = "what was asked too hotly"
 COUNT = 200
+SETTLED_S = 60.0
+"""Behind all that a capture of everything has to read first."""
 HANDLES = range(1, 40)
 """More than requests are accepted here."""
 SEALED_AND_NOT = pytest.mark.parametrize("sealed", [True, False])
@@ -109,14 +111,14 @@ async def captured(running: Serving, ask: Callable[[], Coroutine[Any, Any, Any]]
     owners = (running.control, running.edge)
     subscriptions = [await owner.subscribe(">", cb=capture.note) for owner in owners]
     for owner in owners:
-        await settle(owner)
+        await settle(owner, SETTLED_S)
     asking = asyncio.create_task(ask())
     while not asking.done():
         await asyncio.to_thread(capture.copy_files, folder)
         await asyncio.sleep(0.05)
     await asyncio.to_thread(capture.copy_files, folder)
     for owner, subscription in zip(owners, subscriptions, strict=True):
-        await settle(owner)
+        await settle(owner, SETTLED_S)
         await subscription.unsubscribe()
     return capture, asking.result()
 

@@ -15,10 +15,10 @@ import bus.audit
 from bus.audit import AuditTrail
 from bus.connection import connect
 from bus.enrolment import revoke
+from bus.folders import ROSTER
 from bus.founding import load_holder
 from bus.heads import Heads, read_head, write_head
 from bus.identity import ORCHESTRATOR, load_identity
-from bus.joining import ROSTER
 from bus.together import CLUSTER, make_members
 from resplit import chain
 from resplit.chain import Finding, Flaw, verify

@@ -17,14 +17,15 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from bus.certificates import issue, make_authority
-from bus.enrolment import PENDING, adopt, countersign_roster, enrol, read_roots, renew, review, revoke, rotate
+from bus.enrolment import enrol, renew, revoke, rotate
+from bus.folders import KNOWN, ROSTER, read_root
 from bus.founding import ROOT_LIFETIME, ROSTER_LIFETIME, Holder, found_cluster, load_holder
 from bus.identity import Identity, load_identity
-from bus.joining import BUNDLE_BYTES_MAX, KNOWN, ROSTER, Bundle, join, pack, unpack, with_roster
+from bus.joining import BUNDLE_BYTES_MAX, Bundle, join, pack, unpack, with_roster
 from bus.remembered import recall, remember, write_durably
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import Known, after_plan, after_roster, first_known, open_roots
+from schemas.known import Known, after_plan, after_roster, first_known
 from schemas.roster import Policy, Roster, members_at, open_roster
 
 # Certificates are checked by the clock of the machine where a link is made, so this clock is it.
@@ -54,7 +55,7 @@ def newest(folder: Path) -> Roster:
 
 
 def known_to(folder: Path) -> Known:
-    return first_known(read_roots(folder), NOW)
+    return read_root(folder)
 
 
 def content(folder: Path) -> Folder:
@@ -241,78 +242,6 @@ def test_a_roster_is_renewed_though_it_has_expired_and_its_policy_changed(cluste
     assert renew(cluster, holders(cluster), now=later).policy == policy
 
 
-# Two of three
-
-
-@pytest.fixture
-def shared(tmp_path: Path) -> Path:
-    folder = tmp_path / "shared"
-    found_cluster(folder, now=NOW, holders=3, threshold=2)
-    return folder
-
-
-def test_two_of_three_holders_enrol_at_once_or_one_after_another(shared: Path, tmp_path: Path) -> None:
-    at_once = enrol(shared, LEADER, "orchestrator", None, 30 * DAY, holders(shared, 0, 2), now=NOW)
-    assert join(at_once, tmp_path / "leader", NOW).member.role == "orchestrator"
-
-    before = newest(shared)
-    bundle = enrol(shared, N0, "agent", "trusted", 30 * DAY, holders(shared, 1), now=NOW)
-    pending = (shared / PENDING).read_bytes()
-    assert newest(shared) == before
-    refused(
-        ErrorCode.BAD_SIGNATURE,
-        "1 valid signatures of the 2",
-        tmp_path / "n0",
-        lambda: join(bundle, tmp_path / "n0", NOW),
-    )
-    refused(ErrorCode.BAD_SIGNATURE, "1 valid signatures of the 2", shared, lambda: adopt(shared, pending))
-
-    chain = read_roots(shared)  # what the other holder's machine has, beside its own key
-    assert [member.name for member in review(pending, chain).members] == ["leader", "n0"]
-    complete = countersign_roster(pending, chain, holders(shared, 2))
-    assert adopt(shared, complete) == newest(shared)
-    assert not (shared / PENDING).exists()
-    assert join(with_roster(bundle, complete), tmp_path / "n0", NOW).member.tier == "trusted"
-    assert adopt(shared, complete) == newest(shared)
-
-
-def test_a_change_that_is_pending_is_not_overtaken(shared: Path) -> None:
-    one, both = holders(shared, 0), holders(shared, 0, 1)
-    enrol(shared, N0, "agent", "edge", DAY, one, now=NOW)
-    for roots in (one, both):
-        refused(
-            ErrorCode.INVALID_REQUEST,
-            "a change is pending",
-            shared,
-            partial(enrol, shared, N1, "agent", "edge", DAY, roots, now=NOW),
-        )
-
-
-def test_a_holder_countersigns_nothing_that_no_other_holder_signed(shared: Path, tmp_path: Path) -> None:
-    found_cluster(tmp_path / "other", now=NOW)
-    foreign = (tmp_path / "other" / ROSTER).read_bytes()
-    with pytest.raises(ResplitError, match="0 valid signatures") as caught:
-        countersign_roster(foreign, read_roots(shared), holders(shared, 0))
-    assert caught.value.code is ErrorCode.BAD_SIGNATURE
-
-
-def test_a_change_stays_pending_until_it_is_the_one_adopted(shared: Path) -> None:
-    enrol(shared, N0, "agent", "edge", DAY, holders(shared, 0), now=NOW)
-    before = content(shared)
-    adopt(shared, (shared / ROSTER).read_bytes())
-    assert content(shared) == before
-    complete = countersign_roster((shared / PENDING).read_bytes(), read_roots(shared), holders(shared, 1))
-    write_durably(shared / ROSTER, complete, 0o644)  # a crash came here, the last time
-    adopt(shared, complete)
-    assert not (shared / PENDING).exists()
-
-
-def test_an_old_roster_is_not_adopted(shared: Path) -> None:
-    old = (shared / ROSTER).read_bytes()
-    enrol(shared, N0, "agent", "edge", DAY, holders(shared, 0, 1), now=NOW)
-    refused(ErrorCode.ROLLED_BACK, "the roster is version 1", shared, lambda: adopt(shared, old))
-
-
 # Joining
 
 
@@ -372,7 +301,7 @@ def _certified(bundle: Bundle, name: NodeId, authority_key: ec.EllipticCurvePriv
     """A certificate for the member's own key, by an authority of the right name."""
     link = serialization.load_der_private_key(bundle.keys.link, None)
     assert isinstance(link, ec.EllipticCurvePrivateKey)
-    authority = make_authority(open_roots(bundle.roots).cluster, authority_key, NOW - DAY, NOW + DAY)
+    authority = make_authority(first_known(bundle.root).root.cluster, authority_key, NOW - DAY, NOW + DAY)
     certificate = issue(name, link.public_key(), authority, authority_key, NOW - DAY, NOW + DAY)
     return bundle.model_copy(update={"certificate": certificate.public_bytes(serialization.Encoding.DER)})
 

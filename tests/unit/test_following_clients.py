@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from bus.folders import ROSTER
 from bus.identity import load_identity, read_roster
-from bus.joining import ROSTER
 from bus.membership import Membership
 from bus.together import CLIENT, CLUSTER, add_member, make_members
 from schemas.base import NodeId

@@ -13,9 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from bus.certificates import issue
 from bus.enrolment import enrol, renew, revoke, rotate
+from bus.folders import KNOWN, ROSTER
 from bus.founding import ROSTER_LIFETIME, Holder, found_cluster, load_holder
 from bus.identity import Identity, load_credentials, load_identity, read_roster
-from bus.joining import KNOWN, ROSTER, join
+from bus.joining import join
 from bus.remembered import recall
 from natstls.contexts import AUTHORITY
 from schemas.base import DeploymentName, Digest, NodeId

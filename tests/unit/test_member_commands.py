@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from bus.folders import ROSTER
+from bus.founding import load_holder
 from bus.identity import load_credentials, load_identity, read_roster
-from bus.joining import ROSTER
 from bus.server_certificate import SERVER_KEY
 from bus.together import CLIENT, CLUSTER, OPERATOR
 from natstls.contexts import AUTHORITY, SERVER_AUTHORITY
@@ -18,6 +19,7 @@ from resplit.cli import app
 from resplit.exits import Exit
 from schemas.base import Digest, NodeId
 from schemas.roster import Policy
+from schemas.signed import key_id
 
 N0 = NodeId("n0")
 A, B = Digest("a" * 64), Digest("b" * 64)
@@ -236,6 +238,46 @@ def test_two_of_three_holders_sign_one_after_another(tmp_path: Path) -> None:
     assert told("join", bundle, "--keys", keys, "--roster", cluster / ROSTER)["tier"] == "trusted"
     both = ["--root", cluster / "root-0.key", "--root", tmp_path / "root-1.key"]
     assert told("revoke", N0, "--cluster", cluster, *both) == {"version": 3}
+
+
+def test_a_holder_who_lost_a_key_is_replaced(tmp_path: Path) -> None:
+    cluster, pending = tmp_path / "cluster", tmp_path / "cluster" / "roster.pending"
+    run("init", cluster, "--holders", 3, "--threshold", 2)
+    one, two, lost = (cluster / f"root-{number}.key" for number in range(3))
+    lost.unlink()
+    before = told("roster", "holders", "--cluster", cluster)
+    assert (before["version"], before["threshold"], len(before["keys"])) == (1, 2, 3)
+    assert sorted(before["keys"])[0] in run("roster", "holders", "--cluster", cluster).stdout
+    refused(Exit.USAGE, "(invalid_request, keep)", "roster", "holders", "--cluster", cluster, "--keep", "0" * 32)
+
+    made = cluster / "root-2.0.key"
+    said = run("roster", "holders", "--cluster", cluster, "--add", 1).stdout
+    assert f"{made}: give it to its holder" in said and "version 2 of the root is in force in roster 2" in said
+    after = told("roster", "holders", "--cluster", cluster)
+    assert len(set(before["keys"]) & set(after["keys"])) == 2
+    assert told("roster", "renew", "--cluster", cluster, "--root", one, "--root", made)["version"] == 3
+
+    # The first of them has to go; the second holder is far away, and the third is here.
+    two.rename(tmp_path / "two.key")
+    [stays] = (set(before["keys"]) & set(after["keys"])) - {id_of(one)}
+    change = ["roster", "holders", "--cluster", cluster, "--root", made, "--keep", stays, "--add", 1]
+    assert told(*change) == {"version": 4, "pending": str(pending), "files": [str(cluster / "root-3.0.key")]}
+    signed = run("roster", "sign", pending, "--cluster", cluster, "--root", tmp_path / "two.key", "--yes")
+    assert "the root changes hands:\nroot 3: 2 of 3 holders sign" in signed.stdout
+    assert told("roster", "adopt", pending, "--cluster", cluster) == {"version": 4}
+    shown = told("roster", "holders", "--cluster", cluster)
+    assert (shown["version"], id_of(one) in shown["keys"], stays in shown["keys"]) == (3, False, True)
+
+    # A key in wrong hands signs its own end, wherever its file lies.
+    run("init", tmp_path / "small")
+    leaked = (tmp_path / "small" / "root-0.key").rename(tmp_path / "leaked.key")
+    run("roster", "holders", "--cluster", tmp_path / "small", "--out", leaked, "--add", 1)
+    refused(Exit.USAGE, "is not a holder", "roster", "renew", "--cluster", tmp_path / "small", "--root", leaked)
+    assert told("roster", "renew", "--cluster", tmp_path / "small")["version"] == 3
+
+
+def id_of(path: Path) -> str:
+    return key_id(load_holder(path).signing.public_key())
 
 
 def test_a_root_with_a_passphrase_signs_with_it_alone(tmp_path: Path) -> None:

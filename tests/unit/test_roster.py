@@ -24,17 +24,15 @@ from schemas.known import (
     Known,
     PlanSeen,
     after_plan,
-    after_root,
-    after_roots,
     after_roster,
     first_known,
-    open_roots,
 )
 from schemas.roster import (
     DEPLOYMENTS_MAX,
     FORMER_MAX,
     MEMBERS_MAX,
     ROOT_TYPE,
+    ROOTS_MAX,
     ROSTER_TYPE,
     ClusterId,
     Former,
@@ -46,6 +44,7 @@ from schemas.roster import (
     former_after,
     members_at,
     open_roster,
+    present,
     spelled,
 )
 from schemas.signed import SIGNATURES_MAX, countersign, key_id, open_signed, sign
@@ -71,6 +70,7 @@ def root(version: int, holders: Keys, threshold: int, **changes: Any) -> RootKey
     fields = {
         "cluster": CLUSTER,
         "version": version,
+        "previous": None if version < 2 else ROOT.digest if version == 2 else SECOND.digest,
         "keys": {name: spelled(holder.public_key()) for name, holder in holders.items()},
         "threshold": threshold,
         "issued_at": NOW - DAY,
@@ -96,6 +96,7 @@ def member(name: str, number: int, **changes: Any) -> Member:
 
 HOLDERS, TWO = keys(1, 2, 3), keys(1, 2)
 ROOT = root(1, HOLDERS, 2)
+SECOND = root(2, HOLDERS, 2)
 LEADER = member("leader", 10, role="orchestrator", tier=None)
 EDGE, TRUSTED = member("n0", 11), member("n1", 12, tier="trusted")
 
@@ -235,6 +236,8 @@ def test_no_more_sign_than_a_document_takes() -> None:
         (lambda: root(1, TWO, 1, keys={"0" * 32: spelled(key(1).public_key())}), "is called"),
         (lambda: root(1, TWO, 1, expires_at=NOW - DAY), "cannot end at"),
         (lambda: root(0, TWO, 1), "greater than or equal to 1"),
+        (lambda: root(1, TWO, 1, previous="0" * 64), "names the one before"),
+        (lambda: root(2, TWO, 1, previous=None), "names the one before"),
         (lambda: member("n0", 1, tier=None), "agents have a tier"),
         (lambda: member("leader", 1, role="orchestrator", tier="trusted"), "agents have a tier"),
         (lambda: member("n0", 1, not_after=NOW - DAY), "cannot end at"),
@@ -257,67 +260,101 @@ def test_what_contradicts_itself_is_no_value(make: Callable[[], object], why: st
 
 
 def test_a_first_root_is_one_that_a_threshold_of_its_own_keys_signed() -> None:
-    assert first_known((sign(ROOT, ROOT_TYPE, TWO),), NOW) == START
+    assert first_known(sign(ROOT, ROOT_TYPE, TWO)) == START
     with pytest.raises(ResplitError, match="1 valid signatures of the 2"):
-        first_known((sign(ROOT, ROOT_TYPE, keys(1)),), NOW)
+        first_known(sign(ROOT, ROOT_TYPE, keys(1)))
     with pytest.raises(ResplitError) as caught:
-        first_known((), NOW)
+        first_known(b"")
     assert caught.value.code is ErrorCode.BAD_SIGNATURE
 
 
 NEXT = root(2, keys(3, 4), 2)
+OF_NEXT = sign(roster(1, root_version=2), ROSTER_TYPE, keys(3, 4))
+
+
+def behind(*roots: bytes, of: bytes = OF_NEXT) -> Callable[[Known], Known]:
+    """The step that takes a roster with these roots in front of it."""
+    return lambda known: after_roster(known, present(roots, of), NOW)
 
 
 def test_the_next_root_takes_a_threshold_of_the_old_and_of_the_new_keys() -> None:
-    assert after_root(START, sign(NEXT, ROOT_TYPE, keys(1, 3, 4)), NOW) == Known(root=NEXT)
+    assert behind(sign(NEXT, ROOT_TYPE, keys(1, 3, 4)))(START).root == NEXT
     for signers in (keys(3, 4), keys(1, 2), keys(1, 2, 3), keys(1, 4)):
-        data = sign(NEXT, ROOT_TYPE, signers)
-        refused(ErrorCode.BAD_SIGNATURE, None, START, partial(after_root, data=data, now=NOW))
+        refused(ErrorCode.BAD_SIGNATURE, None, START, behind(sign(NEXT, ROOT_TYPE, signers)))
 
 
-def test_the_same_root_again_changes_nothing() -> None:
-    assert after_root(AT_FIVE, sign(ROOT, ROOT_TYPE, HOLDERS), NOW) == AT_FIVE
+def test_a_root_counts_with_a_roster_of_its_own_or_not_at_all() -> None:
+    """Whoever took it alone would believe no roster at all until there is one."""
+    newer = sign(NEXT, ROOT_TYPE, keys(1, 3, 4))
+    refused(ErrorCode.BAD_SIGNATURE, None, AT_FIVE, behind(newer, of=signed_roster(roster(6))))
+    refused(
+        ErrorCode.INVALID_REQUEST, "root_version", AT_FIVE, behind(newer, of=sign(roster(6), ROSTER_TYPE, keys(3, 4)))
+    )
+
+
+def test_the_known_root_in_front_of_a_newer_roster_changes_nothing_else() -> None:
+    known = behind(sign(NEXT, ROOT_TYPE, keys(1, 3, 4)))(AT_FIVE)
+    six = sign(roster(6, root_version=2), ROSTER_TYPE, keys(3, 4))
+    after = behind(sign(NEXT, ROOT_TYPE, keys(1, 2, 3, 4)), of=six)(known)
+    assert (after.root, after.roster and after.roster.version) == (NEXT, 6)
 
 
 def test_a_new_root_forgets_the_rosters_of_the_old_one_which_none_can_bring_back() -> None:
-    after = after_root(AT_FIVE, sign(NEXT, ROOT_TYPE, keys(1, 3, 4)), NOW)
-    assert after == Known(root=NEXT, orchestrators=AT_FIVE.orchestrators)
+    after = behind(sign(NEXT, ROOT_TYPE, keys(1, 3, 4)))(AT_FIVE)
+    assert (after.root, after.roster and after.roster.version) == (NEXT, 1), "versions begin where the new root says"
+    assert (after.orchestrators, after.plans) == (AT_FIVE.orchestrators, AT_FIVE.plans)
     again = sign(roster(6), ROSTER_TYPE, keys(1, 2, 3, 4))
-    refused(ErrorCode.INVALID_REQUEST, "root_version", after, lambda known: after_roster(known, again, NOW))
-    new = after_roster(after, sign(roster(1, root_version=2), ROSTER_TYPE, keys(3, 4)), NOW)
-    assert new.roster is not None
-    assert new.roster.version == 1
+    refused(ErrorCode.INVALID_REQUEST, "root_version", after, behind(of=again))
+    refused(ErrorCode.BAD_SIGNATURE, None, after, behind(of=signed_roster(roster(6))))
 
 
 @pytest.mark.parametrize(
     ("found", "code", "field"),
     [
-        (root(1, HOLDERS, 2), ErrorCode.ROLLED_BACK, "version"),
-        (root(2, HOLDERS, 1), ErrorCode.ROLLED_BACK, "digest"),
-        (root(4, HOLDERS, 2), ErrorCode.INVALID_REQUEST, "version"),
-        (root(3 + JUMP_MAX, HOLDERS, 2), ErrorCode.INVALID_REQUEST, "version"),
-        (root(3, HOLDERS, 2, cluster=OTHER_CLUSTER), ErrorCode.INVALID_REQUEST, "cluster"),
-        (root(3, HOLDERS, 2, expires_at=NOW), ErrorCode.EXPIRED, "expires_at"),
+        ([root(1, HOLDERS, 2)], ErrorCode.ROLLED_BACK, "version"),
+        ([SECOND, root(1, HOLDERS, 2)], ErrorCode.ROLLED_BACK, "version"),
+        ([root(2, HOLDERS, 1)], ErrorCode.ROLLED_BACK, "digest"),
+        ([SECOND, SECOND], ErrorCode.INVALID_REQUEST, "version"),
+        ([root(3, HOLDERS, 2)], ErrorCode.INVALID_REQUEST, "version"),
+        ([SECOND, root(4, HOLDERS, 2)], ErrorCode.INVALID_REQUEST, "version"),
+        ([SECOND, root(3, HOLDERS, 2, previous=ROOT.digest)], ErrorCode.ROLLED_BACK, "previous"),
+        ([SECOND, root(3, HOLDERS, 2, cluster=OTHER_CLUSTER)], ErrorCode.INVALID_REQUEST, "cluster"),
+        ([SECOND, root(3, HOLDERS, 2, expires_at=NOW)], ErrorCode.EXPIRED, "expires_at"),
         (
-            root(3, HOLDERS, 2, issued_at=NOW + CLOCK_BEHIND_MAX + timedelta(seconds=1)),
+            [SECOND, root(3, HOLDERS, 2, issued_at=NOW + CLOCK_BEHIND_MAX + timedelta(seconds=1))],
             ErrorCode.INVALID_REQUEST,
             "issued_at",
         ),
     ],
 )
-def test_a_root_that_does_not_follow_changes_nothing(found: RootKeys, code: ErrorCode, field: str) -> None:
-    known = AT_FIVE.model_copy(update={"root": root(2, HOLDERS, 2)})
-    refused(code, field, known, lambda known: after_root(known, sign(found, ROOT_TYPE, HOLDERS), NOW))
+def test_a_root_that_does_not_follow_changes_nothing(found: list[RootKeys], code: ErrorCode, field: str) -> None:
+    known = AT_FIVE.model_copy(update={"root": SECOND})
+    of = sign(roster(6, root_version=found[-1].version), ROSTER_TYPE, HOLDERS)
+    refused(code, field, known, behind(*(sign(one, ROOT_TYPE, HOLDERS) for one in found), of=of))
+
+
+@pytest.mark.parametrize("front", [b"\xc0", sign(root(2, keys(4), 1), ROOT_TYPE, keys(4)), sign(ROOT, ROOT_TYPE, TWO)])
+def test_who_knows_the_root_takes_no_roster_that_would_lead_nobody_else_there(front: bytes) -> None:
+    third = root(3, HOLDERS, 2)
+    known = AT_FIVE.model_copy(update={"root": third})
+    of = sign(roster(6, root_version=3), ROSTER_TYPE, HOLDERS)
+    last = sign(third, ROOT_TYPE, HOLDERS)
+    assert behind(sign(SECOND, ROOT_TYPE, HOLDERS), last, of=of)(known).root == third
+    refused(ErrorCode.BAD_SIGNATURE, None, known, behind(front, last, of=of))
 
 
 def test_who_was_away_passes_through_roots_that_have_expired() -> None:
-    old = sign(root(2, HOLDERS, 2, expires_at=NOW), ROOT_TYPE, HOLDERS)
-    last = root(3, HOLDERS, 2)
-    assert after_roots(START, (old, sign(last, ROOT_TYPE, HOLDERS)), NOW) == Known(root=last)
-    refused(ErrorCode.EXPIRED, "expires_at", START, lambda known: after_roots(known, (old,), NOW))
-    first = sign(ROOT, ROOT_TYPE, HOLDERS)
-    assert open_roots((first, old, sign(last, ROOT_TYPE, HOLDERS))) == last
-    assert first_known((first, old, sign(last, ROOT_TYPE, HOLDERS)), NOW) == Known(root=last)
+    second = root(2, HOLDERS, 2, expires_at=NOW)
+    expired, last = sign(second, ROOT_TYPE, HOLDERS), root(3, HOLDERS, 2, previous=second.digest)
+    of = sign(roster(1, root_version=3), ROSTER_TYPE, HOLDERS)
+    assert behind(expired, sign(last, ROOT_TYPE, HOLDERS), of=of)(START).root == last
+    of = sign(roster(1, root_version=2), ROSTER_TYPE, HOLDERS)
+    refused(ErrorCode.EXPIRED, "expires_at", START, behind(expired, of=of))
+
+
+def test_there_is_an_end_to_the_roots_that_are_looked_at() -> None:
+    many = present([sign(NEXT, ROOT_TYPE, keys(1, 3, 4))] * ROOTS_MAX, OF_NEXT)
+    refused(ErrorCode.BAD_SIGNATURE, None, START, lambda known: after_roster(known, many, NOW))
 
 
 # Rosters

@@ -8,9 +8,10 @@ import msgpack
 import pytest
 
 from bus.enrolment import enrol, revoke, rotate
+from bus.folders import ROSTER
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, Identity, load_identity
-from bus.joining import ROSTER, join
+from bus.joining import join
 from bus.letters import is_for
 from bus.sealed_plans import seal_event
 from bus.together import CLUSTER, LIFETIME, make_members

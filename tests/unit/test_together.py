@@ -5,9 +5,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from bus.enrolment import renew
+from bus.folders import ROSTER
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, load_identity, read_roster
-from bus.joining import ROSTER
 from bus.server_certificate import LIFETIME, SERVER_CERTIFICATE, certify
 from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
 from schemas.base import NodeId

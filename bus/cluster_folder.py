@@ -1,0 +1,119 @@
+"""The folder of a cluster, on the operator's machine and off the bus: what it says, and how a change comes to hold.
+
+It holds `root-0.key` and so on, one file for each holder, which may be taken to machines of their own; and what is
+public: `root.1.signed`, `roster.signed` (the newest, and in front of it the later roots), `ca.pem`; `nats-server.conf`
+with the server's certificate (`bus.server_certificate`), whose key is the one other secret here, and `logins.conf`
+which goes with the roster: whom the cluster's nats-server lets in.
+
+Each change is a new version of the roster. Where fewer holders sign it than it takes, it waits as `roster.pending`
+until the others have (`bus.holders`), and is not in force.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from bus.certificates import fingerprint
+from bus.credentials import logins_of
+from bus.folders import FIRST_ROOT, ROSTER
+from bus.founding import Holder
+from bus.natsconf import LOGINS_FILE, logins_conf
+from bus.remembered import PUBLIC, write_durably
+from natstls.contexts import AUTHORITY
+from schemas.errors import ErrorCode, ResplitError
+from schemas.known import first_known, root_of
+from schemas.roster import RootKeys, Roster, open_roster, presented
+from schemas.signed import KeyId, key_id
+
+PENDING = "roster.pending"
+Signers = dict[KeyId, Ed25519PrivateKey]
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the folder says, verified, whether or not it has expired: an expired roster must be renewable."""
+
+    folder: Path
+    first: bytes
+    """The first version of the root."""
+    data: bytes
+    """The roster, with later versions in front of it."""
+    root: RootKeys
+    """The newest."""
+    roster: Roster
+    authority: x509.Certificate
+
+    @property
+    def roots(self) -> tuple[bytes, ...]:
+        """The later versions of the root."""
+        return presented(self.data)[0]
+
+    @property
+    def pending(self) -> Path:
+        """Where a change waits for signatures."""
+        return self.folder / PENDING
+
+
+def open_cluster(folder: Path) -> Cluster:
+    """Read the folder; raises `ResplitError` naming the file that is missing or bad."""
+    first, data = read_public(folder / FIRST_ROOT), read_public(folder / ROSTER)
+    root = root_of(first_known(first).root, data)
+    roster = open_roster(root, data)
+    try:
+        authority = x509.load_pem_x509_certificate(read_public(folder / AUTHORITY))
+    except ValueError as error:
+        message = f"{folder / AUTHORITY} is not a certificate; restore it from a copy"
+        raise ResplitError(ErrorCode.CORRUPT_FILE, message, AUTHORITY) from error
+    if fingerprint(authority.public_key()) != roster.authority:
+        message = f"{folder / AUTHORITY} is not the authority that the roster names; restore it from a copy"
+        raise ResplitError(ErrorCode.CORRUPT_FILE, message, AUTHORITY)
+    return Cluster(folder, first, data, root, roster, authority)
+
+
+def check_unchanged(cluster: Cluster) -> None:
+    """That no change waits: two documents of one version would split the cluster into those who saw the one and those
+    who saw the other."""
+    if cluster.pending.exists():
+        message = f"a change is pending in {cluster.pending}; adopt it once it is signed, or delete it if nobody signs"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "folder")
+
+
+def propose(cluster: Cluster, data: bytes) -> None:
+    """The roster `data` is in force where enough holders have signed it and the root in front of it, else it waits."""
+    try:
+        put_in_force(cluster, data)
+    except ResplitError as error:
+        if error.code is not ErrorCode.BAD_SIGNATURE:
+            raise
+        write_durably(cluster.pending, data, PUBLIC)
+
+
+def put_in_force(cluster: Cluster, data: bytes) -> Roster:
+    """Keep the roster `data`, and the logins that go with it; errors are those of `root_of` and `open_roster`."""
+    roster = open_roster(root_of(cluster.root, data), data)
+    write_durably(cluster.folder / ROSTER, data, PUBLIC)
+    write_durably(cluster.folder / LOGINS_FILE, logins_conf(logins_of(roster)).encode(), PUBLIC)
+    return roster
+
+
+def signers_of(root: RootKeys, roots: Sequence[Holder], *more: RootKeys) -> Signers:
+    """The holders' keys by id; each is one of `root`, or of `more`, and there is at least one."""
+    keys = {key_id(holder.signing.public_key()): holder.signing for holder in roots}
+    strangers = sorted(set(keys).difference(root.keys, *(other.keys for other in more)))
+    if set(strangers) or not keys:
+        found = f"key {strangers[0]}" if strangers else "nobody"
+        message = f"{found} is not a holder of the root of cluster {root.cluster}; use its `root-N.key`"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "roots")
+    return keys
+
+
+def read_public(path: Path) -> bytes:
+    """A file of a cluster's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}; found a cluster first, or name the folder of one"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, path.name) from error
