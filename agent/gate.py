@@ -64,8 +64,6 @@ def may_send(plan: SeenPlan | None, ingresses: Collection[str], sender: NodeId, 
     match frame:
         case Fetch():
             return frame.node == sender  # who may have what is asked for is another question (`agent.guard`)
-        case Cache():
-            return True  # it counts as the answer to a question, or not at all
         case Adopt():
             return frame.ingress == sender and sender in ingresses
         case Activation() | Reuse():
@@ -74,8 +72,8 @@ def may_send(plan: SeenPlan | None, ingresses: Collection[str], sender: NodeId, 
             )
         case Close():
             return _is_before(plan, sender, frame) or sender in ingresses
-        case Adopted():
-            return frame.node == sender
+        case Adopted() | Cache():
+            return frame.node == sender  # whether it was asked is another question (`agent.handover`)
         case Result():
             return plan is not None and _ends(plan, sender, frame.route)
         case Failure():

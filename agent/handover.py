@@ -85,7 +85,7 @@ class Handover:
         except KeyError:
             log.info("asked for caches that are not here: sequence %d, token %d", frame.sequence, frame.stop)
             tensors = {}
-        return [(NodeId(frame.node), replace(nothing_for(frame), tensors=tensors))]
+        return [(NodeId(frame.node), replace(nothing_for(frame, self._node), tensors=tensors))]
 
     def receive(self, frame: Cache) -> Outgoing:
         """Keep what came, and ask for the next piece or say that all is here."""
@@ -96,8 +96,9 @@ class Handover:
             or adopting is None
             or adopting.epoch != frame.epoch
             or not self._hosts(frame.first, frame.last)
+            or not any(_brings(move, frame) for move in adopting.moves)
         ):
-            return []  # it was given up in the meantime
+            return []  # it was given up in the meantime, or another was asked
         blocks = range(frame.first, frame.last + 1)
         if min(record.arrived.get(block, 0) for block in blocks) != frame.start:
             return []  # it came before: what was asked for twice
@@ -167,10 +168,14 @@ class Handover:
         return NodeId(frame.ingress), Adopted(*road, self._node, frame.sequence, frame.tokens, frame.final, 0, why)
 
 
-def nothing_for(frame: Fetch) -> Cache:
-    """The answer to who asks for caches that are not here, or not for it."""
+def nothing_for(frame: Fetch, node: NodeId) -> Cache:
+    """The answer of `node` to who asks for caches that are not there, or not for it."""
     span = (frame.first, frame.last, frame.start, frame.stop)
-    return Cache(frame.deployment, frame.epoch, frame.sequence, *span, tensors={})
+    return Cache(frame.deployment, frame.epoch, node, frame.sequence, *span, tensors={})
+
+
+def _brings(move: Move, frame: Cache) -> bool:
+    return move.source == frame.node and move.first <= frame.first and frame.last <= move.last
 
 
 def _named(block: int, arrays: list[Array]) -> dict[str, Array]:

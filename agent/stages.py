@@ -179,7 +179,7 @@ class Stages:
         elif self._guard.may_hold(plan, node, range(frame.first, frame.last + 1)):
             self._hand_over(self._host(frame.deployment, frame.before), lambda h: h.provide(frame), frame)
         else:
-            self.send(node, nothing_for(frame))
+            self.send(node, nothing_for(frame, self._node))
 
     def _send_all(self, outgoing: Outgoing) -> None:
         for node, frame in outgoing:

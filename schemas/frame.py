@@ -217,6 +217,8 @@ class Cache:
 
     deployment: str
     epoch: int
+    node: str
+    """Who gives them."""
     sequence: SequenceId
     first: int
     last: int

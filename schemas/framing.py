@@ -83,7 +83,7 @@ def pack(frame: Frame) -> list[bytes | memoryview]:
         case Cache():
             tensors = frame.tensors
             span = (frame.first, frame.last, frame.start, frame.stop)
-            head = ["k", frame.deployment, frame.epoch, frame.sequence, *span]
+            head = ["k", frame.deployment, frame.epoch, frame.node, frame.sequence, *span]
     arrays = [np.asarray(array, order="C") for array in tensors.values()]
     head.append([(name, NAME_OF_DTYPE[a.dtype], a.shape) for name, a in zip(tensors, arrays, strict=True)])
     packed: bytes = msgpack.packb(head)
@@ -158,9 +158,9 @@ def unpack(data: bytes | memoryview) -> Frame:
                     str(deployment), _count(before), _count(epoch), str(node), _count(sequence),
                     _count(first), _count(last), _count(start), _count(stop),
                 )  # fmt: skip
-            case ("k", deployment, epoch, sequence, first, last, start, stop, _):
+            case ("k", deployment, epoch, node, sequence, first, last, start, stop, _):
                 return Cache(
-                    str(deployment), _count(epoch), _count(sequence),
+                    str(deployment), _count(epoch), str(node), _count(sequence),
                     _count(first), _count(last), _count(start), _count(stop), tensors,
                 )  # fmt: skip
             case _:

@@ -88,7 +88,7 @@ frames: st.SearchStrategy[Frame] = st.one_of(
     ),
     st.builds(Adopted, names, small, small, names, names, counts, small, st.booleans(), counts, st.none() | names),
     st.builds(Fetch, names, small, small, names, counts, small, small, small, small),
-    st.builds(Cache, names, small, counts, small, small, small, small, tensors),
+    st.builds(Cache, names, small, names, counts, small, small, small, small, tensors),
 )
 scalars = st.none() | st.booleans() | st.integers(-(1 << 63), (1 << 64) - 1) | st.floats() | names | st.binary()
 plain = st.recursive(scalars, lambda inner: st.lists(inner, max_size=4), max_leaves=12)

@@ -64,7 +64,7 @@ MAY: list[tuple[NodeId, Frame, set[NodeId]]] = [
     (B, Adopt(D, 2, 3, 0, STRANGER, 1, 16, 128, SAMPLING, (), final=False), set()),
     (A, Adopted(D, 3, 0, A, B, 1, 16, False, 0), {B}),
     (A, Fetch(D, 3, 4, OTHER, 1, 0, 1, 0, 16), {OTHER}),
-    (A, Cache(D, 3, 1, 0, 1, 0, 16, {}), set(NODES)),
+    (A, Cache(D, 3, B, 1, 0, 1, 0, 16, {}), {B}),
 ]
 
 
