@@ -1,0 +1,181 @@
+"""How delays end, by formulas, by what was seen slot by slot, and along paths: each against queues that are run."""
+
+from math import inf, isclose
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from profiler.delays import Delays, joined, none, waiting
+from profiler.effective_capacity import GammaService, PoissonJobs, Steady, Together, Work, paper_tail, tail
+from profiler.observed_tail import observed
+
+SLOTS = 400_000
+SHARE = 0.01
+Floats = npt.NDArray[np.float64]
+
+
+def arrived(rng: np.random.Generator, jobs: PoissonJobs) -> Floats:
+    return rng.poisson(jobs.rate, SLOTS) * jobs.size
+
+
+def backlog(increments: Floats) -> Floats:
+    """What is left over at the end of each slot."""
+    walked = np.cumsum(increments)
+    return np.asarray(walked - np.minimum.accumulate(np.minimum(walked, 0.0)))
+
+
+def delays(arrivals: Floats, services: Floats) -> Floats:
+    """In slots, of the last work of each slot in which some came."""
+    left, done = backlog(arrivals - services), np.cumsum(services)
+    slots = np.flatnonzero(arrivals[: SLOTS - 2000])
+    return np.asarray(np.searchsorted(done, done[slots] + left[slots]) - slots, dtype=float)
+
+
+SERVERS = [  # shape and scale of the server, size of a job, utilisation: as in the paper's Table I
+    (1.5, 4.0, 1.0, 0.5),
+    (1.5, 4.0, 1.0, 0.9),
+    (2.0, 10.0, 2.0, 0.7),
+    (1.0, 20.0, 2.0, 0.85),
+    (1.0, 2.0, 0.5, 0.6),
+    (2.0, 1.0, 2.0, 0.8),
+    (1.0, 1.0, 2.0, 0.5),
+]
+
+
+@pytest.mark.parametrize(("shape", "scale", "size", "load"), SERVERS)
+def test_the_tail_of_a_queue_is_predicted_within_a_factor_of_two_and_the_paper_s_form_is_below_it(
+    shape: float, scale: float, size: float, load: float
+) -> None:
+    service = GammaService(shape, scale)
+    jobs = PoissonJobs(load * service.mean / size, size)
+    rng = np.random.default_rng(3)
+    arrivals, services = arrived(rng, jobs), rng.gamma(shape, scale, SLOTS)
+    seen = delays(arrivals, services)
+    limit = float(np.quantile(seen, 1.0 - SHARE))
+    share = float((seen > limit).mean())
+    waits = float((backlog(arrivals - services)[arrivals > 0.0] > 0.0).mean())
+    for corrected in (tail(jobs, service), tail(jobs, service, waits)):
+        assert corrected is not None
+        assert share / 2.0 <= corrected.over(limit) <= share * 2.0
+        assert isclose(corrected.within(corrected.over(limit)), limit)
+    paper = paper_tail(jobs, service)
+    assert paper is not None
+    assert paper.over(limit) < share
+
+
+def test_on_large_jobs_the_paper_s_form_is_out_by_orders_of_magnitude() -> None:
+    service, jobs = GammaService(2.0, 1.0), PoissonJobs(0.8, 2.0)
+    rng = np.random.default_rng(4)
+    seen = delays(arrived(rng, jobs), rng.gamma(2.0, 1.0, SLOTS))
+    limit = float(np.quantile(seen, 1.0 - SHARE))
+    paper = paper_tail(jobs, service)
+    assert paper is not None
+    assert paper.over(limit) < SHARE / 100.0
+
+
+def test_work_that_comes_steadily_has_one_tail_and_a_steady_server_that_is_fast_enough_none() -> None:
+    service = GammaService(2.0, 10.0)
+    assert tail(Steady(14.0), service, 0.7) == paper_tail(Steady(14.0), service)
+    never = tail(Steady(1.0), Steady(2.0))
+    assert never is not None
+    assert (never.theta, never.over(0.0), never.within(0.001)) == (inf, 0.0, 0.0)
+
+
+def test_a_server_to_which_more_comes_than_it_does_has_no_tail() -> None:
+    assert tail(PoissonJobs(10.0, 2.0), GammaService(2.0, 10.0)) is None
+    assert paper_tail(PoissonJobs(10.0, 2.0), GammaService(2.0, 10.0)) is None
+
+
+def test_two_streams_are_as_bad_as_one_of_both() -> None:
+    service = GammaService(2.0, 10.0)
+    parts: tuple[Work, ...] = (PoissonJobs(3.0, 2.0), PoissonJobs(4.0, 2.0))
+    apart, at_once = tail(Together(parts), service), tail(PoissonJobs(7.0, 2.0), service)
+    assert apart is not None
+    assert at_once is not None
+    assert isclose(apart.theta, at_once.theta) and isclose(apart.rate, at_once.rate)
+
+
+# What was seen
+
+
+def test_the_exponent_is_found_in_what_was_seen() -> None:
+    jobs, service = PoissonJobs(7.0, 2.0), GammaService(2.0, 10.0)
+    found = tail(jobs, service)
+    assert found is not None
+    rng = np.random.default_rng(5)
+    inside = 0
+    for seed in range(20):
+        seen = observed(rng.poisson(7.0, 500) * 2.0 - rng.gamma(2.0, 10.0, 500), seed)
+        assert seen is not None
+        assert 0.6 * found.theta < seen.theta < 1.7 * found.theta
+        inside += seen.low <= found.theta <= seen.high
+    assert inside >= 16
+
+
+def test_slots_that_are_like_their_neighbours_are_summed_and_the_tail_is_not_taken_for_a_short_one() -> None:
+    """A server that is slow for twenty slots on end, a fifth of the time."""
+    rng = np.random.default_rng(6)
+    slow = np.repeat(rng.random(SLOTS // 20) < 0.2, 20)
+    increments: Floats = np.asarray(rng.poisson(6.0, SLOTS) - np.where(slow, 3.0, 10.0), np.float64)
+    left = backlog(increments)
+    far, further = np.quantile(left, [1.0 - 1e-2, 1.0 - 1e-3])
+    theta = np.log(10.0) / (further - far)
+    found = observed(increments[:20_000], 0)
+    one_by_one = observed(rng.permutation(increments[:20_000]), 0)
+    assert found is not None
+    assert one_by_one is not None
+    assert found.block > 1
+    assert 0.5 * theta < found.theta < 2.0 * theta < one_by_one.theta
+
+
+def test_what_was_never_left_over_has_no_end_and_what_is_too_much_has_none_either() -> None:
+    never = observed(np.full(100, -1.0), 0)
+    assert never is not None
+    assert never.theta == never.low == inf
+    ever = observed(np.random.default_rng(0).normal(0.5, 1.0, 400), 0)
+    assert ever is not None
+    assert ever.theta == ever.low == 0.0
+    assert observed(np.full(10, -1.0), 0) is None
+
+
+def test_what_is_newer_counts_for_more() -> None:
+    rng = np.random.default_rng(7)
+    calm, busy = rng.normal(-3.0, 1.0, 1000), rng.normal(-1.0, 1.0, 1000)
+    both = np.concatenate([calm, busy])
+    weights = 0.5 ** (np.arange(2000)[::-1] / 200.0)
+    newest, alone = observed(both, 0, weights), observed(busy, 0)
+    assert newest is not None
+    assert alone is not None
+    assert abs(newest.theta - alone.theta) < 0.25 * alone.theta
+
+
+# Along paths
+
+
+def drawn(rng: np.random.Generator, delays: Delays, count: int) -> Floats:
+    return np.asarray(rng.choice(len(delays.mass), count, p=delays.mass) * delays.step)
+
+
+def test_delays_add_up_along_a_path_and_the_latest_counts_where_paths_meet() -> None:
+    found = tail(PoissonJobs(7.0, 2.0), GammaService(2.0, 10.0))
+    assert found is not None
+    server = waiting(found, 1.0, 0.5, 400)
+    assert isclose(server.mass.sum(), 1.0)
+    assert isclose(server.over(3.0), found.over(3.0))
+    path = server.after(2.0).then(server)
+    both = joined([path, server.after(5.0), none(0.5, 400)])
+    rng = np.random.default_rng(8)
+    one, two, three = (drawn(rng, server, 200_000) for _ in range(3))
+    summed = one + two + 2.0
+    latest = np.maximum(summed, three + 5.0)
+    for limit in (3.0, 6.0, 9.0):
+        assert isclose(path.over(limit), float((summed > limit).mean()), rel_tol=0.1, abs_tol=1e-3)
+        assert isclose(both.over(limit), float((latest > limit).mean()), rel_tol=0.1, abs_tol=1e-3)
+    assert isclose(path.mean, float(summed.mean()), rel_tol=0.02)
+    assert isclose(both.over(4.5), 1.0)
+
+
+def test_what_is_longer_than_the_grid_is_over_any_limit_within_it() -> None:
+    assert none(1.0, 5).after(9.0).over(3.0) == 1.0
+    assert none(1.0, 5).after(3.0).then(none(1.0, 5).after(3.0)).over(3.0) == 1.0
