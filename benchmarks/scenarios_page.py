@@ -73,7 +73,8 @@ def _comparison(result: Row) -> list[str]:
     name = result["benchmark"].removeprefix("scenarios/")
     other = ", ".join(f"`{key} = {json.dumps(value)}`" for key, value in result["other"].items())
     told = (
-        f"`{result['command']} {name}`, {result['at'][:10]}; {result['requests']:,} requests, "
+        f"`python -m benchmarks.scenarios {name} --seeds {result['seeds']}`, {result['at'][:10]}; "
+        f"{result['requests']:,} requests, "
         f"{result['events']:,} events, {result['core_s'] / 60:.0f} min of one core of {result['hardware']['cpu']}"
     )
     lines = [f"### {result['title']}", "", f"{told}. Other than in the scenario: {other or 'nothing'}."]
