@@ -27,12 +27,12 @@ from schemas.base import DeploymentName, Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_plan, after_roster, first_known
 from schemas.roster import Policy, Roster, members_at, open_roster
+from tests.kept_folders import content, refused
 
 # Certificates are checked by the clock of the machine where a link is made, so this clock is it.
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 N0, N1, LEADER = NodeId("n0"), NodeId("n1"), NodeId("leader")
-Folder = dict[str, bytes]
 
 
 @pytest.fixture
@@ -56,19 +56,6 @@ def newest(folder: Path) -> Roster:
 
 def known_to(folder: Path) -> Known:
     return read_root(folder)
-
-
-def content(folder: Path) -> Folder:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-
-
-def refused(code: ErrorCode, why: str, folder: Path, step: Callable[[], object]) -> None:
-    """That `step` is refused with this code and sentence, and every file in `folder` is what it was."""
-    before = content(folder)
-    with pytest.raises(ResplitError, match=why) as caught:
-        step()
-    assert caught.value.code is code
-    assert content(folder) == before
 
 
 # A cluster's folder

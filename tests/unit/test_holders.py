@@ -1,6 +1,5 @@
 """Several hold the root, sign one after another, and are replaced: nobody but enough of them changes who belongs."""
 
-from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -20,12 +19,12 @@ from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import ROSTER_TYPE, Roster, present
 from schemas.signed import KeyId, key_id, sign
+from tests.kept_folders import content, refused
 
 # Certificates are checked by the clock of the machine where a link is made, so this clock is it.
 NOW = datetime.now(UTC)
 DAY = timedelta(days=1)
 N0, N1, LEADER = NodeId("n0"), NodeId("n1"), NodeId("leader")
-Folder = dict[str, bytes]
 
 
 def holders(folder: Path, *numbers: int) -> list[Holder]:
@@ -38,19 +37,6 @@ def ids(found: list[Holder]) -> list[KeyId]:
 
 def newest(folder: Path) -> Roster:
     return open_cluster(folder).roster
-
-
-def content(folder: Path) -> Folder:
-    return {path.name: path.read_bytes() for path in folder.iterdir()} if folder.exists() else {}
-
-
-def refused(code: ErrorCode, why: str, folder: Path, step: Callable[[], object]) -> None:
-    """That `step` is refused with this code and sentence, and every file in `folder` is what it was."""
-    before = content(folder)
-    with pytest.raises(ResplitError, match=why) as caught:
-        step()
-    assert caught.value.code is code
-    assert content(folder) == before
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ Floats = npt.NDArray[np.float64]
 
 
 def arrived(rng: np.random.Generator, jobs: PoissonJobs) -> Floats:
-    return rng.poisson(jobs.rate, SLOTS) * jobs.size
+    return np.asarray(rng.poisson(jobs.rate, SLOTS) * jobs.size, np.float64)
 
 
 def backlog(increments: Floats) -> Floats:
