@@ -19,7 +19,12 @@ def read_file(path: Path) -> bytes:
 
 def read_root(folder: Path) -> Known:
     """Where whoever reads a cluster's own folder begins: with its first root."""
-    return first_known(read_file(folder / FIRST_ROOT))
+    path = folder / FIRST_ROOT
+    try:
+        return first_known(path.read_bytes())
+    except OSError as error:
+        message = f"cannot read {path}: {error.strerror}; name a folder that `resplit init` or `resplit join` made"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, path.name) from error
 
 
 def keep_roster(folder: Path, known: Known, data: bytes) -> None:

@@ -26,6 +26,9 @@ DAYS = 365
 EXPIRES_SOON = timedelta(days=30)
 RELOAD = "carry {files} to the NATS server's machine, and there: nats-server --signal reload"
 
+SIGN = "resplit roster sign {pending} --cluster {cluster} --root root-N.key"
+PUBLISH = "resplit roster publish --cluster {cluster} --keys OPERATOR"
+
 Cluster = Annotated[
     Path,
     typer.Option(
@@ -131,8 +134,12 @@ def enroll(
     """Make NODE a member: writes its bundle, which `resplit join` uses on its machine. The bundle holds its private
     keys: carry it yourself, and delete it afterwards."""
     from bus.enrolment import enrol  # noqa: PLC0415
+    from bus.identity import ORCHESTRATOR  # noqa: PLC0415
 
     _check_name(node)
+    if role == "orchestrator" and node != ORCHESTRATOR:
+        message = f"the orchestrators of a cluster are one member, which is called {ORCHESTRATOR!r}; all have its keys"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "node")
     if role == "agent" and tier is None:
         message = "an agent is `--tier trusted` (it may see sensitive blocks) or `--tier edge` (it may not)"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tier")
@@ -224,11 +231,11 @@ def _bundled(node: str, data: bytes, cluster: Path, out: Path | None, as_json: b
         return
     print(f"{path}: the keys of {node}; take it to its machine yourself")
     if pending.exists():
-        print(f"  other holders must sign first: resplit roster sign {pending}")
+        print(f"  other holders must sign first: {SIGN.format(pending=pending, cluster=cluster)}")
     else:
         print(f"  there:  resplit join {path.name} --keys FOLDER")
         print(f"  server: {RELOAD.format(files=cluster / LOGINS_FILE)}   (it lets {node} in)")
-        print(f"  here:   resplit roster publish --cluster {cluster}   (members that run hear of it)")
+        print(f"  here:   {PUBLISH.format(cluster=cluster)}   (members that run hear of it)")
 
 
 def say_changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> None:
@@ -240,10 +247,10 @@ def say_changed(roster: "Roster", cluster: Path, what: str, as_json: bool) -> No
     if as_json:
         print_json({"version": roster.version, "pending": str(pending) if pending.exists() else None})
     elif pending.exists():
-        print(f"{what} once other holders have signed: resplit roster sign {pending}")
+        print(f"{what} once other holders have signed: {SIGN.format(pending=pending, cluster=cluster)}")
     else:
         print(f"{what} in roster {roster.version}; now {RELOAD.format(files=cluster / LOGINS_FILE)}")
-        print(f"  and then: resplit roster publish --cluster {cluster}   (members that run hear of it)")
+        print(f"  and then: {PUBLISH.format(cluster=cluster)}   (members that run hear of it)")
 
 
 def holders_of(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[Holder]":
@@ -253,6 +260,8 @@ def holders_of(cluster: Path, roots: list[Path] | None, locked: bool) -> "list[H
     paths = sorted(cluster.glob("root-*.key")) if roots is None else [path.expanduser() for path in roots]
     if not paths:
         message = f"{cluster} holds no root-N.key; bring the file of a holder with --root"
+        if not cluster.exists():
+            message = f"there is no folder {cluster}; `resplit init` makes a cluster's"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root")
     return [load_holder(path, ask_passphrase(path.name) if locked else None) for path in paths]
 

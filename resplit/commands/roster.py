@@ -24,9 +24,10 @@ from resplit.defaults import DEFAULT_URL
 from resplit.exits import Commands
 from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
-from schemas.errors import ResplitError
+from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
+    from schemas.known import Known
     from schemas.roster import RootKeys
 
 MEMBERS = ["member", "role", "tier", "until"]
@@ -146,8 +147,13 @@ def holders(
         waits = str(pending) if pending.exists() else None
         print_json({"version": roster.version, "pending": waits, "files": [str(path) for path in files]})
         return
+    after = {key_id(holder.signing.public_key()) for holder in remaining} | set(keep or ())
+    for name in sorted(before.keys):
+        print(f"{name} {'stays' if name in after else 'is out'}")
     for path in files:
-        print(f"{path}: give it to its holder and delete it here")
+        print(f"{path}: new; give it to its holder and delete it here")
+    if len(after) + add == (before.threshold if threshold is None else threshold):
+        print("every one of them must sign: if a single key is lost, nothing can be changed any more")
     say_changed(roster, cluster, f"version {before.version + 1} of the root is in force", as_json=False)
 
 
@@ -195,22 +201,42 @@ def publish(cluster: Cluster, keys: Keys, url: Url = DEFAULT_URL) -> None:
     """Send the cluster's roster to every member that runs; those that start later find it."""
     import asyncio  # noqa: PLC0415
 
-    from bus.folders import ROSTER  # noqa: PLC0415
-    from bus.following import publish_roster  # noqa: PLC0415
-    from bus.identity import read_roster  # noqa: PLC0415
+    from bus.folders import ROSTER, read_root  # noqa: PLC0415
+    from bus.following import ask_for_roster, publish_roster  # noqa: PLC0415
     from resplit.access import Access  # noqa: PLC0415
+    from schemas.known import held  # noqa: PLC0415
 
-    roster = read_roster(cluster)
+    first = read_root(cluster)
+    data = read_given(cluster / ROSTER, "cluster")
+    known, roster = held(first, data)
 
     async def sent() -> None:
         connection = await Access(url, keys).connect("resplit-roster", "operator")
         try:
-            await publish_roster(connection.jetstream(), read_given(cluster / ROSTER, "cluster"))
+            newest = await ask_for_roster(connection)
+            if newest is not None and (there := _newer(known, newest)) is not None:
+                message = (
+                    f"the cluster has roster {there} already and {cluster} has {roster.version}; bring the newest "
+                    "roster.signed into that folder"
+                )
+                raise ResplitError(ErrorCode.ROLLED_BACK, message, "cluster")
+            await publish_roster(connection.jetstream(), data)
         finally:
             await connection.close()
 
     asyncio.run(sent())
     print(f"roster {roster.version} of cluster {roster.cluster} is published")
+
+
+def _newer(known: "Known", data: bytes) -> int | None:
+    """The version of the roster in `data`, where it follows the one that is known."""
+    from schemas.known import held  # noqa: PLC0415
+
+    try:
+        after, roster = held(known, data)
+    except ResplitError:
+        return None
+    return None if after == known else roster.version
 
 
 def _say_root(root: "RootKeys", as_json: bool) -> None:

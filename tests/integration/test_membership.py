@@ -213,6 +213,7 @@ async def test_a_stolen_orchestrator_s_key_puts_no_sensitive_block_on_an_untrust
 async def test_others_hold_the_root_and_those_before_them_are_heard_no_more(changing: Serving, tmp_path: Path) -> None:
     """While the cluster runs; a client and an agent that were away for it follow when they are back."""
     root, cluster = changing.cluster.keys / CLUSTER, changing.cluster
+    copied = Path(shutil.copytree(root, tmp_path / "copied"))
     before = load_holder(root / "root-0.key")
     forged = read_roster(root).model_copy(update={"version": 500, "members": ()})
     away = Path(shutil.copytree(cluster.client_keys, tmp_path / "away"))
@@ -237,3 +238,7 @@ async def test_others_hold_the_root_and_those_before_them_are_heard_no_more(chan
     async with sealing(changing, away) as client:
         await answers(changing, client)
     assert read_roster(away) == read_roster(cluster.keys / N1) == read_roster(root)
+    publish = ("roster", "publish", "--url", cluster.url, "--keys", str(cluster.operator_keys), "--cluster")
+    code, _, said = await command(*publish, str(copied))
+    assert (code != 0, "the cluster has roster" in said) == (True, True), said
+    assert (await command(*publish, str(root)))[0] == 0

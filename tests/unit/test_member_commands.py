@@ -161,7 +161,8 @@ def test_a_home_folder_is_meant_where_it_is_written_as_one(cluster: Path, monkey
 def test_what_nobody_can_be_enrolled_as_is_a_usage_error(cluster: Path, tmp_path: Path) -> None:
     at = ["--cluster", cluster, "--out", tmp_path / "bundle"]
     refused(Exit.USAGE, "(invalid_request, tier)", "enroll", N0, *at)
-    refused(Exit.USAGE, "have a tier", "enroll", "leader", "--role", "orchestrator", "--tier", "edge", *at)
+    refused(Exit.USAGE, "have a tier", "enroll", "orchestrator", "--role", "orchestrator", "--tier", "edge", *at)
+    refused(Exit.USAGE, "called 'orchestrator'", "enroll", "leader", "--role", "orchestrator", *at)
     for name in ("Not a name", "", "n.0", "n" * 100):
         refused(Exit.USAGE, "(invalid_request, node)", "enroll", name, "--tier", "edge", *at)
     assert run("enroll", N0, "--tier", "none", *at).exit_code == Exit.USAGE
@@ -252,7 +253,10 @@ def test_a_holder_who_lost_a_key_is_replaced(tmp_path: Path) -> None:
 
     made = cluster / "root-2.0.key"
     said = run("roster", "holders", "--cluster", cluster, "--add", 1).stdout
-    assert f"{made}: give it to its holder" in said and "version 2 of the root is in force in roster 2" in said
+    assert (
+        f"{made}: new; give it to its holder" in said and said.count(" stays\n") == 2 and said.count(" is out\n") == 1
+    )
+    assert "version 2 of the root is in force in roster 2" in said
     after = told("roster", "holders", "--cluster", cluster)
     assert len(set(before["keys"]) & set(after["keys"])) == 2
     assert told("roster", "renew", "--cluster", cluster, "--root", one, "--root", made)["version"] == 3
@@ -261,6 +265,8 @@ def test_a_holder_who_lost_a_key_is_replaced(tmp_path: Path) -> None:
     two.rename(tmp_path / "two.key")
     [stays] = (set(before["keys"]) & set(after["keys"])) - {id_of(one)}
     change = ["roster", "holders", "--cluster", cluster, "--root", made, "--keep", stays, "--add", 1]
+    run("init", tmp_path / "pair", "--holders", 2)
+    assert "every one of them" in run("roster", "holders", "--cluster", tmp_path / "pair", "--threshold", 2).stdout
     assert told(*change) == {"version": 4, "pending": str(pending), "files": [str(cluster / "root-3.0.key")]}
     signed = run("roster", "sign", pending, "--cluster", cluster, "--root", tmp_path / "two.key", "--yes")
     assert "the root changes hands:\nroot 3: 2 of 3 holders sign" in signed.stdout
