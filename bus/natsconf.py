@@ -95,7 +95,8 @@ tls {{
   handshake_first: true
 }}
 
-# Who may connect and what each may do. Enrolment writes this file anew and sends SIGHUP.
+# Who may connect and what each may do. Every change of who belongs writes this file anew: put it here, and then
+# nats-server --signal reload
 include {_included(logins_file)}
 """
 

@@ -244,7 +244,10 @@ def _shortfall(deployment: Deployment, manifest: Manifest, rooms: Mapping[NodeId
             )
             return ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
     if deployment.stages is not None and deployment.stages > len(rooms):
-        message = f"{deployment.stages} stages need as many nodes, and {len(rooms)} are here"
+        message = (
+            f"{deployment.stages} stages need as many nodes, and {len(rooms)} may run them: neither lost nor drained; "
+            "ask for fewer, or add nodes"
+        )
         return ResplitError(ErrorCode.INFEASIBLE, message, "stages")
     if deployment.stages == 1:
         short = min(sum(room.need_bytes) - room.free_bytes for room in rooms.values())

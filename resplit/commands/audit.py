@@ -79,6 +79,8 @@ def verify(
         print_json({"summary": verdict, "sound": verdict.is_sound})
     else:
         writers = len({life.writer for life in verdict.lives})
+        if not verdict.is_sound:
+            print(f"members are those of the roster in {keys}; if it is not the newest, bring that there and ask again")
         said = "sound" if verdict.is_sound else "NOT SOUND"
         print(
             f"{said}: {verdict.events} events, {writers} writers, {len(verdict.lives)} lives; "
