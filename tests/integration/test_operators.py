@@ -44,6 +44,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 ROOT = Path(resplit.__file__).parents[1]
 COMMAND_S = 90
 MOVED_S = 60.0
+LEADS_S = 60.0
 ORCHESTRATOR = "orchestrator"
 
 
@@ -66,7 +67,15 @@ async def chat(tended: Serving) -> AsyncIterator[Serving]:
 
 
 async def seen(running: Serving) -> StatusReply:
-    return await control.status(running.cluster.operator)
+    """What the orchestrator says, as soon as one leads: one that was stopped may have to be elected again."""
+    async with asyncio.timeout(LEADS_S):
+        while True:
+            try:
+                return await control.status(running.cluster.operator)
+            except ResplitError as error:
+                if error.code is not ErrorCode.UNREACHABLE:
+                    raise
+                await asyncio.sleep(0.1)
 
 
 async def chat_stages(running: Serving) -> tuple[Stage, ...]:
