@@ -21,6 +21,7 @@ from typing import cast
 from bus.identity import Identity
 from profiler.links import TRANSFER_BYTES, LinkHistory
 from schemas.base import NodeId
+from schemas.errors import ErrorCode, ResplitError
 from schemas.framing import MAX_FRAME_BYTES
 
 CONNECT_TIMEOUT_S = 3.0
@@ -67,12 +68,20 @@ class LinkServer:
         self._open: set[_Framed] = set()
 
     async def start(self, listen: str) -> tuple[str, int]:
-        """Listen on `host:port` (port 0 picks one); returns the address."""
+        """Listen on `host:port` (port 0 picks one); returns the address.
+
+        Raises `ResplitError(INVALID_REQUEST)` where that cannot be.
+        """
         host, _, port = listen.rpartition(":")
-        loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            self._protocol, host, int(port), ssl=self._identity.tls(ssl.Purpose.CLIENT_AUTH)
-        )
+        if not host or not port.isdecimal() or int(port) >= 1 << 16:
+            message = f"{listen!r} is no host:port; give an address of this machine, as 10.0.0.11:7410"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "listen")
+        loop, tls = asyncio.get_running_loop(), self._identity.tls(ssl.Purpose.CLIENT_AUTH)
+        try:
+            self._server = await loop.create_server(self._protocol, host, int(port), ssl=tls)
+        except OSError as error:
+            message = f"cannot listen at {listen}: {error}; give an address of this machine and a port that is free"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "listen") from error
         bound: tuple[str, int] = self._server.sockets[0].getsockname()[:2]
         return bound
 

@@ -77,6 +77,11 @@ class Commands(TyperGroup):
             raise typer.Exit(report(error)) from error
         except ValidationError as error:
             raise typer.Exit(report(ResplitError.from_validation(error, "command"))) from error
+        except OSError as error:
+            if error.filename is None:
+                raise
+            message = f"cannot use {error.filename}: {error.strerror}; permit it, make room, or name another place"
+            raise typer.Exit(report(ResplitError(ErrorCode.INVALID_REQUEST, message))) from error
         except KeyboardInterrupt as interruption:
             print("interrupted", file=sys.stderr)
             raise typer.Exit(Exit.INTERRUPTED) from interruption

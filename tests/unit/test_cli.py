@@ -277,6 +277,13 @@ def test_models_are_imported_listed_shown_verified_and_removed(tmp_path: Path, o
         assert (ended.exit_code, "(unknown_model, model)" in ended.stderr) == (Exit.NOT_FOUND, True)
 
 
+def test_a_place_that_cannot_be_used_is_one_line(tmp_path: Path, onnx_file: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    failed = CliRunner().invoke(app, ["models", "import", str(onnx_file), "--store", str(tmp_path / "file" / "store")])
+    assert failed.exit_code == Exit.USAGE
+    assert failed.stderr.startswith("error: cannot use ") and failed.stderr.count("\n") == 1
+
+
 def test_a_corrupt_file_of_a_model_is_found(tmp_path: Path, onnx_file: Path) -> None:
     store = ["--store", tmp_path / "store"]
     run("models", "import", onnx_file, "--name", "two", *store)
