@@ -18,7 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.certificates import fingerprint
 from bus.credentials import logins_of
-from bus.folders import FIRST_ROOT, ROSTER
+from bus.folders import FIRST_ROOT, ROSTER, read_public
 from bus.founding import Holder
 from bus.natsconf import LOGINS_FILE, logins_conf
 from bus.remembered import PUBLIC, write_durably
@@ -103,17 +103,8 @@ def signers_of(root: RootKeys, roots: Sequence[Holder], *more: RootKeys) -> Sign
     """The holders' keys by id; each is one of `root`, or of `more`, and there is at least one."""
     keys = {key_id(holder.signing.public_key()): holder.signing for holder in roots}
     strangers = sorted(set(keys).difference(root.keys, *(other.keys for other in more)))
-    if set(strangers) or not keys:
+    if strangers or not keys:
         found = f"key {strangers[0]}" if strangers else "nobody"
         message = f"{found} is not a holder of the root of cluster {root.cluster}; use its `root-N.key`"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "roots")
     return keys
-
-
-def read_public(path: Path) -> bytes:
-    """A file of a cluster's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        message = f"cannot read {path}: {error.strerror}; found a cluster first, or name the folder of one"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, path.name) from error

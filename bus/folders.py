@@ -17,14 +17,18 @@ def read_file(path: Path) -> bytes:
         raise missing(path, error.strerror or str(error)) from error
 
 
-def read_root(folder: Path) -> Known:
-    """Where whoever reads a cluster's own folder begins: with its first root."""
-    path = folder / FIRST_ROOT
+def read_public(path: Path) -> bytes:
+    """A file of a cluster's folder; raises `ResplitError(INVALID_REQUEST)` naming it where it cannot be read."""
     try:
-        return first_known(path.read_bytes())
+        return path.read_bytes()
     except OSError as error:
         message = f"cannot read {path}: {error.strerror}; name a folder that `resplit init` or `resplit join` made"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, path.name) from error
+
+
+def read_root(folder: Path) -> Known:
+    """Where whoever reads a cluster's own folder begins: with its first root."""
+    return first_known(read_public(folder / FIRST_ROOT))
 
 
 def keep_roster(folder: Path, known: Known, data: bytes) -> None:

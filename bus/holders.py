@@ -16,12 +16,12 @@ from typing import NamedTuple
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from pydantic import ValidationError
 
-from bus.cluster_folder import check_unchanged, open_cluster, propose, put_in_force, read_public, signers_of
+from bus.cluster_folder import check_unchanged, open_cluster, propose, put_in_force, signers_of
 from bus.enrolment import next_roster
-from bus.folders import FIRST_ROOT, ROSTER
+from bus.folders import ROSTER, read_public, read_root
 from bus.founding import ROOT_LIFETIME, Holder, check_passphrases, keep_holder
 from schemas.errors import ErrorCode, ResplitError
-from schemas.known import first_known, root_of
+from schemas.known import root_of
 from schemas.roster import (
     ROOT_TYPE,
     ROSTER_TYPE,
@@ -104,7 +104,7 @@ def review(data: bytes, folder: Path) -> Draft:
 
     Raises `ResplitError(BAD_SIGNATURE)` where no holder vouches for it.
     """
-    known = first_known(read_public(folder / FIRST_ROOT)).root
+    known = read_root(folder).root
     if (folder / ROSTER).exists():
         known = root_of(known, read_public(folder / ROSTER))
     roots, roster = presented(data)

@@ -77,14 +77,13 @@ def documents(data: bytes, count_max: int) -> tuple[bytes, ...]:
     found: list[bytes] = []
     unpacker = msgpack.Unpacker(max_buffer_size=max(1, len(data)))
     unpacker.feed(data)
-    while sum(map(len, found)) < len(data) and len(found) < count_max:
-        begin = unpacker.tell()
+    while (begin := unpacker.tell()) < len(data) and len(found) < count_max:
         try:
             unpacker.skip()  # takes no memory, whatever the headers announce
         except Exception as error:  # msgpack raises a dozen types on hostile bytes; all mean the same here
             raise _refused("is not a signed document") from error
         found.append(data[begin : unpacker.tell()])
-    if not found or sum(map(len, found)) < len(data):
+    if not found or begin < len(data):
         raise _refused(f"is not one of at most {count_max} signed ones" if found else "is empty")
     return tuple(found)
 

@@ -1,11 +1,8 @@
-"""PURE: how soon a request can be at a service on a node, and what is left of its time behind that, by mean times.
-
-The three times of the paper's score (`mathematics.md`, B1): from the user to the service, at it, and behind it.
-"""
+"""PURE: how soon a request can be at a service on a node, by mean times (`mathematics.md`, B1)."""
 
 from collections.abc import Mapping
 
-from orchestrator.services.problem import SOURCE, ServiceKind, Setting, Stream, TaskKind
+from orchestrator.services.problem import SOURCE, Setting, Stream
 from schemas.base import NodeId
 
 
@@ -32,8 +29,3 @@ def _from(
     return min(
         found[before, other] + service.mean_ms + setting.ways.ms(service.output, other, node) for other in setting.hosts
     )
-
-
-def below_ms(task: TaskKind, name: str, services: Mapping[str, ServiceKind]) -> float:
-    """What all services behind it work, one after the other."""
-    return sum(services[other].mean_ms for other in task.below[name])

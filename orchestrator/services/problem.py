@@ -31,8 +31,6 @@ class ServiceKind:
     """What it passes on, MB."""
     rate: float
     """At which an instance works, MB/ms; of one whose rate varies, the mean."""
-    deploy_cost: float = 0.0
-    """Of starting an instance."""
     keep_cost: float = 0.0
     """Of keeping one for a slot."""
 
@@ -69,15 +67,6 @@ class TaskKind:
     def order(self) -> tuple[str, ...]:
         """Its services, none before one that it waits for."""
         return tuple(name for name in TopologicalSorter(self.after).static_order() if name != SOURCE)
-
-    @cached_property
-    def below(self) -> Mapping[str, frozenset[str]]:
-        """By service: all that wait for it, and for those, and so on."""
-        found: dict[str, frozenset[str]] = {}
-        for name in reversed(self.order):
-            direct = [other for other, before in self.after.items() if name in before]
-            found[name] = frozenset(direct).union(*(found[other] for other in direct))
-        return found
 
 
 @dataclass(frozen=True)
@@ -128,4 +117,3 @@ class Setting:
     hosts: Mapping[NodeId, Host]
     ways: Ways
     streams: tuple[Stream, ...]
-    slot_ms: float = 1.0
