@@ -163,7 +163,7 @@ class Answers:
         if not self._served.desk.holds(job):
             return  # it ended in an error while the journal took its time
         self._served.desk.say(job.reply, reply, None)
-        self._served.attainment.ended(self._served.promised, job.slo, usage)
+        self._served.attainment.ended(self._served.promised, job, usage)
         if job.handle is not None:
             self._served.journal.end([job.handle], "output")
         for sequence in [

@@ -4,9 +4,12 @@ A request is held to the looser of its own class and the deployment's, and to no
 declare: nobody burns the deployment's error budget by asking for the impossible.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 
+from agent.generation import Generation
+from agent.intake import Job
 from schemas.base import DeploymentName
 from schemas.capacity import Service
 from schemas.errors import ErrorCode
@@ -20,47 +23,74 @@ TIMELY = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.DEADLINE_UNATTAINABLE
 class Attainment:
     """Since the process began."""
 
-    answered: int = 0
-    prompt_tokens: int = 0
-    output_tokens: int = 0
-    met: int = 0
-    missed: int = 0
+    counts: Counter[str] = field(default_factory=Counter)
+    """By their names in `schemas.capacity.Service`."""
 
-    def ended(self, promised: Slo | None, own: Slo, usage: Usage) -> None:
-        """A request of class `own` ended in output."""
-        if usage.completion_tokens:
-            self.answered += 1
-            self.prompt_tokens += usage.prompt_tokens - usage.cached_tokens
-            self.output_tokens += usage.completion_tokens
-        if promised is None or not promised.promises:
+    def turned_away(self) -> None:
+        """A request came that nobody read, for want of capacity."""
+        self.counts["arrived"] += 1
+
+    def came(self, job: Job) -> None:
+        """A request came that could be run, were there the capacity."""
+        self.counts["arrived"] += 1
+        if isinstance(job, Generation):
+            self.counts.update(sized=1, sized_prompt_tokens=len(job.prompt), sized_max_tokens=job.max_tokens)
+
+    def waits(self, promised: Slo | None, job: Job, now: float) -> None:
+        """A request has not ended: it is counted as soon as it can only miss, and then no more. Whoever waited for its
+        end would learn of an overload as late as those who queue in it get their turn."""
+        if job.meter.late or promised is None:
+            return
+        waited_ms = 1e3 * (now - job.meter.arrived)
+        first_ms = waited_ms if job.meter.first_token is None else 0.0
+        if _misses(promised, job.slo, first_ms, 0.0, waited_ms):
+            job.meter.late = True
+            self.counts["missed"] += 1
+
+    def ended(self, promised: Slo | None, job: Job, usage: Usage) -> None:
+        """A request ended in output."""
+        if isinstance(job, Generation) and usage.completion_tokens:
+            self.counts.update(
+                answered=1,
+                answered_prompt_tokens=usage.prompt_tokens,
+                answered_max_tokens=job.max_tokens,
+                prompt_tokens=usage.prompt_tokens - usage.cached_tokens,
+                output_tokens=usage.completion_tokens,
+            )
+        if job.meter.late or promised is None or not promised.promises:
             return
         first_ms = usage.total_ms if usage.ttft_ms is None else usage.ttft_ms
-        held_to = (
-            (first_ms, promised.ttft_ms, own.ttft_ms),
-            (usage.tpot_ms or 0.0, promised.tpot_ms, own.tpot_ms),
-            (usage.total_ms, promised.deadline_ms, own.deadline_ms),
-        )
-        if any(target is not None and ms > max(target, asked or 0.0) for ms, target, asked in held_to):
-            self.missed += 1
-        else:
-            self.met += 1
+        missed = _misses(promised, job.slo, first_ms, usage.tpot_ms or 0.0, usage.total_ms)
+        self.counts["missed" if missed else "met"] += 1
 
     def refused(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
         """A request of class `own` was refused: it counts where there was no capacity for it."""
         if code in (ErrorCode.OVERLOADED, ErrorCode.DEADLINE_UNATTAINABLE):
-            self.failed(promised, own, code)
+            self._failed(promised, own, code)
 
-    def failed(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
-        """A request of class `own` that was accepted ended in an error."""
+    def failed(self, promised: Slo | None, job: Job, code: ErrorCode) -> None:
+        """A request that was accepted ended in an error."""
+        if not job.meter.late:
+            self._failed(promised, job.slo, code)
+
+    def _failed(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
         if promised is None or not promised.promises or code is ErrorCode.CANCELLED:
             return
         deadline_ms = promised.deadline_ms
         if code in TIMELY and (deadline_ms is None or (own.deadline_ms or 0.0) < deadline_ms):
             return  # the deadline was the client's
-        self.missed += 1
+        self.counts["missed"] += 1
+
+
+def _misses(promised: Slo, own: Slo, first_ms: float, tpot_ms: float, total_ms: float) -> bool:
+    held_to = (
+        (first_ms, promised.ttft_ms, own.ttft_ms),
+        (tpot_ms, promised.tpot_ms, own.tpot_ms),
+        (total_ms, promised.deadline_ms, own.deadline_ms),
+    )
+    return any(target is not None and ms > max(target, asked or 0.0) for ms, target, asked in held_to)
 
 
 def services(attainments: Mapping[DeploymentName, Attainment]) -> tuple[Service, ...]:
     """What a heartbeat says of every deployment of which any request was counted."""
-    counted = {name: asdict(found) for name, found in sorted(attainments.items())}
-    return tuple(Service(deployment=name, **found) for name, found in counted.items() if any(found.values()))
+    return tuple(Service(deployment=name, **one.counts) for name, one in sorted(attainments.items()) if one.counts)

@@ -114,6 +114,7 @@ class Served:
         """Raises OVERLOADED where as many requests wait as may."""
         waiting = len(self.queue) + len(self.accepting)
         if waiting >= self.runs.current[0].plan.settings.max_queued + self.slots_free:
+            self.attainment.turned_away()
             message = f"all slots are taken and {waiting} requests wait; try again later"
             raise ResplitError(ErrorCode.OVERLOADED, message)
 
@@ -122,6 +123,7 @@ class Served:
 
         Targets without a deadline are objectives: nothing is refused for them.
         """
+        self.attainment.came(job)
         if job.slo.deadline_ms is None:
             return
         storing = [other for other in self.accepting if other.urgency.due <= job.urgency.due]
@@ -274,6 +276,9 @@ class Served:
                 self.recover([s for s, is_call in found if is_call], why, counts=True)
         if lost_in_crossing := self.crossings.check(now):
             self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
+        for served, job in self.desk.in_flight.values():
+            if served is self:
+                self.attainment.waits(self.promised, job, now)
         self._end_stranded(now)
         self.admit()
 
@@ -299,7 +304,7 @@ class Served:
 
     def end(self, job: Job, error: ResplitError) -> None:
         """End one request, wherever it stands, in its one final error."""
-        self.attainment.failed(self.promised, job.slo, error.code)
+        self.attainment.failed(self.promised, job, error.code)
         self.forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
         # It is said only once the journal shows that these requests are still this node's to answer.
         self.journal.confirm(lambda: self.answers.error(job, error))

@@ -36,6 +36,8 @@ class Meter:
     """Of other prompts that were not computed yet when it began."""
     steady: bool = True
     """Whether it ran over one route of one plan, and was begun once."""
+    late: bool = False
+    """Whether it has missed a target of its class for good, and was counted so."""
     has_run: bool = False
     """Whether a frame of it came back."""
     _steps: int = 0

@@ -6,8 +6,8 @@ alternatives, `stages` and `routes` bound them, and no candidate shows a sensiti
 They are looked for (`search`) where there is reason to (`searched`), and priced at every look.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from orchestrator.chain import LATENCY_REF_MS_MIN
@@ -17,7 +17,7 @@ from orchestrator.demand import averaged, demand_of, running
 from orchestrator.fold import Snapshot
 from orchestrator.habits import Habit
 from orchestrator.moving import Prices, move_cost, reaches_of
-from orchestrator.pricing import Pricing, latency_bound_ms, with_risk
+from orchestrator.pricing import Priced, Pricing, latency_bound_ms, with_risk
 from orchestrator.rooms import rooms
 from orchestrator.search import Search, looked_around
 from orchestrator.searched import Searched
@@ -27,8 +27,14 @@ from profiler.objective import Weights
 from profiler.sizes import sizes_of
 from schemas.base import NodeId
 from schemas.deployment import Deployment, Placement, nodes_of
-from schemas.manifest import Manifest
+from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
+
+WAITING = 2.0
+"""Requests that by Little's law run or wait: where so many do, some wait, and a further route has work though hardly
+more than one runs at a time."""
+MISSING_MORE = 0.02
+"""Of all requests: fewer are no reason to keep a route."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +90,9 @@ def slate(
     habit = snapshot.habits.get(deployment.name, Habit())
     live = running(snapshot, deployment.name, current, manifest, habit)
     load = averaged(load, live.sequences, elapsed_s)
-    demand = demand_of(load, habit, current, here_now, conditions.steady(current.chains), manifest)
+    arrivals = snapshot.arrivals.get(deployment.name)
+    rate = 0.0 if arrivals is None or manifest.kind is not ModelKind.DECODER else arrivals.per_s(now)
+    demand = demand_of(rate, load, habit)
     prompt_tokens = round(habit.prompt_tokens)
 
     bound_ms = latency_bound_ms(
@@ -105,7 +113,7 @@ def slate(
         current.chains,
         here.option.phi,
         tuple(order),
-        load > 1,
+        load > 1 or rate * here.e2e_s > WAITING,
         deployment.sensitive_of(len(manifest.blocks)),
         trusted,
     )
@@ -126,6 +134,9 @@ def slate(
             others.setdefault(chains, (Origin.FAILOVER, node))
     others.pop(current.chains, None)
     priced = [here, *(pricing.price(chains, *how) for chains, how in list(others.items())[: OPTIONS_MAX - 1])]
+    peak = 0.0 if arrivals is None else arrivals.peak_per_s(now)
+    if peak > rate and not in_need:
+        priced = _kept_for_peaks(priced, replace(pricing, demand=replace(demand, requests_per_s=peak)))
     kept = with_risk(priced, load)
     # Where even the best plan has queues, whatever disturbs it disturbs more.
     dearer = (prices or Prices()).under(max(1.0, min(one.objective.latency for one, _ in kept)))
@@ -149,3 +160,13 @@ def slate(
         model_bytes=sum(sizes_of(manifest).weight_bytes),
     )
     return Slate(observation, failovers, conditions.optimism, searched, load)
+
+
+def _kept_for_peaks(priced: Sequence[Priced], peak: Pricing) -> list[Priced]:
+    """Without those that give a route back which was needed lately: with the highest rate of the last minutes more
+    requests would miss what is promised than with the current plan, the first."""
+    routes = len(priced[0].option.chains)
+    if all(len(one.option.chains) >= routes for one in priced):
+        return list(priced)
+    allowed = MISSING_MORE + peak.missing(priced[0].option.chains)
+    return [one for one in priced if len(one.option.chains) >= routes or peak.missing(one.option.chains) <= allowed]

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
-from typing import assert_never
+from typing import TypeVar, assert_never
 
 from orchestrator import burn
+from orchestrator.arrivals import Arrivals, arrived
 from orchestrator.beliefs import smoothed, steadied
 from orchestrator.habits import Habit, learned
 from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
@@ -25,9 +26,14 @@ from schemas.manifest import Manifest
 from schemas.plan import Receipt
 from schemas.roster import Policy, Roster
 
+T = TypeVar("T")
+
 LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)
 LOST_SPARE = timedelta(seconds=3 * HEARTBEAT_SPARE_S)
 """A node in no plan reports every `HEARTBEAT_SPARE_S`: three missed heartbeats and it is lost."""
+TAKEN_UP = timedelta(seconds=2)
+"""A node that was given a part of a plan so long ago, and says that it runs none, has refused it: it goes on reporting
+like a spare one."""
 LOST_STALLED = timedelta(seconds=2.5)
 """Two missed heartbeats are enough where an ingress waits for a step on a route of that node: it hangs."""
 ASLEEP = timedelta(seconds=2)
@@ -78,7 +84,9 @@ class Snapshot:
     burns: Mapping[DeploymentName, burn.Record] = field(default_factory=dict)
     """How each deployment's requests fared lately."""
     habits: Mapping[DeploymentName, Habit] = field(default_factory=dict)
-    """What each deployment's requests lately were."""
+    """What each deployment's requests lately were,"""
+    arrivals: Mapping[DeploymentName, Arrivals] = field(default_factory=dict)
+    """and how often they came."""
     views: Views = ()
     """What nodes had shown, lately: requests that end now are held against what was known when they began."""
     errors: Mapping[DeploymentName, PredictionError] = field(default_factory=dict)
@@ -88,7 +96,7 @@ class Snapshot:
     ticked_at: datetime | None = None
     quiet_until: datetime = LONG_AGO
     """No node has been silent for too long before then, so that thousands need not be looked at several times a
-    second. What is heard until then only puts it off."""
+    second."""
 
     @cached_property
     def present(self) -> Mapping[NodeId, Capacity]:
@@ -246,15 +254,18 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             written = replace(snapshot, deployments={**snapshot.deployments, deployment.name: ruled})
             # What was tried for the old wish says nothing about the new one.
             rollout = replace(snapshot.rollout(deployment.name), failures=0, retry_at=None, last_error=None, refused={})
-            outlooks = {other: one for other, one in snapshot.outlooks.items() if other != deployment.name}
+            outlooks = _without(deployment.name, snapshot.outlooks)
             return replace(written, rollouts={**snapshot.rollouts, deployment.name: rollout}, outlooks=outlooks)
         case DeploymentRemoved(name):
-            kept = {other: value for other, value in snapshot.deployments.items() if other != name}
-            outlooks = {other: one for other, one in snapshot.outlooks.items() if other != name}
-            burns = {other: one for other, one in snapshot.burns.items() if other != name}
-            errors = {other: one for other, one in snapshot.errors.items() if other != name}
-            left = {other: one for other, one in snapshot.habits.items() if other != name}
-            return replace(snapshot, deployments=kept, outlooks=outlooks, burns=burns, errors=errors, habits=left)
+            return replace(
+                snapshot,
+                deployments=_without(name, snapshot.deployments),
+                outlooks=_without(name, snapshot.outlooks),
+                burns=_without(name, snapshot.burns),
+                habits=_without(name, snapshot.habits),
+                arrivals=_without(name, snapshot.arrivals),
+                errors=_without(name, snapshot.errors),
+            )
         case NodeWished(wish):
             return _wished(snapshot, wish)
         case ManifestKnown(digest, manifest):
@@ -337,6 +348,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     service = tuple(one for one in capacity.service if one.deployment in snapshot.deployments)
     counted = capacity.model_copy(update={"service": service})
     burns = burn.heard(snapshot.burns, before, counted, now)
+    begun = {name: rollout.current_since for name, rollout in rollouts.items() if rollout.current_since is not None}
     views = _viewed(snapshot.views, nodes, now) if rollouts else snapshot.views
     after = replace(
         snapshot,
@@ -345,10 +357,17 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         rollouts=rollouts,
         burns=burns,
         habits=learned(snapshot.habits, before, counted),
+        arrivals=arrived(snapshot.arrivals, before, counted, begun, now),
         views=views,
         errors=errors,
     )
-    return replace(after, quiet_until=min(after.quiet_until, _due(after, name))) if returns else after
+    # From a node that is back, or runs something from now on, more is heard, and its silence counts sooner.
+    hurries = returns or (capacity.stages and before is not None and not before.stages)
+    return replace(after, quiet_until=min(after.quiet_until, _due(after, name))) if hurries else after
+
+
+def _without(name: DeploymentName, known: Mapping[DeploymentName, T]) -> dict[DeploymentName, T]:
+    return {other: one for other, one in known.items() if other != name}
 
 
 def _judged(
@@ -405,6 +424,8 @@ def _due(snapshot: Snapshot, name: NodeId, suspects: frozenset[NodeId] = frozens
     node, since = snapshot.nodes.get(name), snapshot.watched.get(name)
     if since is None:
         return snapshot.nodes[name].heard_at + LOST_SPARE
+    if node is not None and not node.capacity.stages and node.heard_at - since > TAKEN_UP:
+        return node.heard_at + LOST_SPARE
     last = since if node is None else max(since, node.heard_at)
     return last + (LOST_STALLED if name in suspects else LOST_IN_PLAN)
 

@@ -31,6 +31,8 @@ class Priced:
     placed: Placed
     slowed: Mapping[NodeId, float]
     """Its Phi were one of its nodes slow."""
+    e2e_s: float
+    """What a request takes on it."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,12 @@ class Pricing:
         slo = self.deployment.slo
         objective = found.objective(self.latency_ref_ms, self.weights)
         option = Option(chains, origin, objective, found.terms, without, found.missing(slo), found.of_promised(slo))
-        return Priced(option, Placed(chains, prefill_ms, found.tpot_ms, found.shares), slowed)
+        return Priced(option, Placed(chains, prefill_ms, found.tpot_ms, found.shares), slowed, found.e2e_ms / 1e3)
+
+    def missing(self, chains: Placement) -> float:
+        """The share of requests that a plan is predicted to serve too late for the deployment's class."""
+        calm = self.conditions.steady(chains) if self.demand.requests_per_s else None
+        return self._forecast(chains, self.conditions.serving(chains), calm).missing(self.deployment.slo)
 
     def _phi(self, found: Forecast) -> float:
         return found.objective(self.latency_ref_ms, self.weights).phi

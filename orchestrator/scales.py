@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from orchestrator.burn import attainment
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
-from orchestrator.trigger import PLANNING_PERIOD_S, Policy
+from orchestrator.trigger import PLANNING_PERIOD_S, Policy, burns
 from orchestrator.weighing import weigh, weighable
 from schemas.base import DeploymentName, NodeId
 
@@ -31,6 +32,10 @@ class Turn:
     """Of all plans that it had."""
     step_ms: Mapping[str, float]
     """One step of all blocks that ran there on each node of the plan in force."""
+    per_s: float
+    """Requests that arrived a second,"""
+    burning: bool
+    """and whether too many of them missed what is promised."""
 
 
 class Turns:
@@ -66,12 +71,21 @@ def turn_of(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Turn:
         for node in map(NodeId, rollout.current.nodes):
             if node in snapshot.nodes and (times := snapshot.nodes[node].times.get(model)) is not None:
                 step_ms[node] = float(times.decode_ms.sum())
-    return Turn(now, tuple(plan.epoch for plan in rollout.plans), step_ms)
+    arrivals = snapshot.arrivals.get(name)
+    per_s = 0.0 if arrivals is None else arrivals.per_s(now)
+    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
+    burning = fared is not None and burns(fared.burn)
+    return Turn(now, tuple(plan.epoch for plan in rollout.plans), step_ms, per_s, burning)
 
 
 def has_changed(before: Turn, after: Turn) -> bool:
-    """PURE: whether a deployment has other plans than it had, or a node of its plan takes much more or less."""
-    return before.epochs != after.epochs or any(
+    """PURE: whether a deployment has other plans than it had, misses what it promises as it did not before, is asked
+    much more, or has a node that takes much more or less."""
+    if before.epochs != after.epochs or (after.burning and not before.burning):
+        return True
+    if after.per_s > CHANGED * before.per_s:
+        return True
+    return any(
         not before.step_ms[node] / CHANGED < step_ms < before.step_ms[node] * CHANGED
         for node, step_ms in after.step_ms.items()
         if node in before.step_ms

@@ -41,10 +41,11 @@ History = tuple[tuple[Plans, datetime], ...]
 
 
 def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
-    """By deployment and node, the blocks that a failover or a better re-split would put there.
+    """By deployment and node, the blocks that a failover, a better re-split or a further route would put there.
 
-    Another plan counts while it costs less than the one in force and waits only to repay the move: its blocks on the
-    disk are what makes it cheap. Until a new plan was weighed, what `before` says of its deployment stands.
+    Another plan of as many routes counts while it costs less than the one in force and waits only to repay the move:
+    its blocks on the disk are what makes it cheap. Until a new plan was weighed, what `before` says of its deployment
+    stands.
     """
     found: dict[DeploymentName, Mapping[NodeId, StoredBlocks]] = {}
     for name in sorted(snapshot.deployments):
@@ -106,7 +107,9 @@ def _chains_that_may_come(outlook: Outlook) -> Placement:
         for one in decision.runners_up
         if one.option.origin not in STAGED_OTHERWISE and one.option.phi < decision.current.phi
     ]
-    return (*failovers, *(chain for option in better[:1] for chain in option.chains))
+    # A burst leaves no time to fetch what it takes: a route more is ready while it would still cost more than it saves.
+    further = [one.option for one in decision.runners_up if one.option.origin is Origin.ROUTE_ADDED]
+    return (*failovers, *(chain for option in (*better[:1], *further[:1]) for chain in option.chains))
 
 
 def has_all(capacity: Capacity, advice: Advice) -> bool:

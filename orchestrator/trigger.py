@@ -222,7 +222,7 @@ def _hard_reason(seen: Observation) -> str | None:
         return seen.hard
     if breaks(seen.current, seen):
         return f"{seen.current.missing:.0%} of the requests are predicted to miss what is promised"
-    if seen.burn is not None and min(seen.burn) > BURN_MAX:
+    if seen.burn is not None and burns(seen.burn):
         short, long = seen.burn
         return f"the error budget burns {short:.1f} times too fast now and {long:.1f} times over the longer window"
     return None
@@ -240,6 +240,11 @@ def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) ->
         return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
     chosen = min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key))
     return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
+
+
+def burns(burn: tuple[float, float] | None) -> bool:
+    """Whether an error budget goes so fast, over a short and a long window, that something has to be done."""
+    return burn is not None and min(burn) > BURN_MAX
 
 
 def breaks(option: Option, seen: Observation) -> bool:

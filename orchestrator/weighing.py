@@ -14,7 +14,7 @@ from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
 from orchestrator.strain import UNSTRAINED, learned
-from orchestrator.trigger import BURN_MAX, PLANNING_PERIOD_S, Policy, TriggerState, awaited, breaks
+from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState, awaited, breaks, burns
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -83,7 +83,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         exposed=exposed_by(snapshot, deployment, current),
         prepared=() if prepared is None else prepared.plan.chains,
         searched=same,
-        anew=burn is not None and min(burn) > BURN_MAX,
+        anew=burns(burn),
     )
     seen = replace(found.observation, burn=burn, settling=bool(rollout.draining))
     state, decision = policy(state, seen, now) if prepared is None else awaited(state, seen, now)

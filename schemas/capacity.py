@@ -105,11 +105,24 @@ class Service(Value):
     """What became of requests of one deployment at this ingress since its process began."""
 
     deployment: DeploymentId
+    arrived: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """Accepted, or refused for want of capacity; what came from another ingress is not counted again."""
+    sized: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """Of those the ones for text that were read, whether they were accepted or not,"""
+    sized_prompt_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """their prompts,"""
+    sized_max_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """and what they may say."""
     answered: int = Field(default=0, ge=0, le=COUNT_MAX)
-    """Ended in text; what they were is in the next two."""
+    """Ended in text,"""
+    answered_prompt_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """of these prompts,"""
+    answered_max_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """and what they might have said;"""
     prompt_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
-    """Of their prompts: those that were computed, not kept of an earlier turn."""
+    """the tokens of their prompts that were computed, not kept of an earlier turn,"""
     output_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """and what they said."""
     met: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Ended in output, and met every target of the deployment's class."""
     missed: int = Field(default=0, ge=0, le=COUNT_MAX)

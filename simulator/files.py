@@ -44,7 +44,8 @@ def read_scenario(path: Path) -> Scenario:
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
         near = get_close_matches(path.name, shipped(), 1)
-        hint = f"; {near[0]!r} is a scenario that comes with Resplit" if near else ""
+        others = f"{near[0]!r} is one" if near else ", ".join(shipped())
+        hint = f"; of the scenarios that come with Resplit: {others}"
         raise _refused(f"cannot read {path}: {error.strerror}{hint}", "file") from error
     if len(data) > FILE_BYTES_MAX:
         raise _refused(f"{path} has more than {FILE_BYTES_MAX} bytes and is no scenario", "file")

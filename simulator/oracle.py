@@ -210,7 +210,7 @@ class Oracle:
             trust={node: node in self.trusted for node in nodes},
             deployments={DEPLOYMENT: self.deployment},
             manifests={self.deployment.model: self.physics.manifest},
-            habits={DEPLOYMENT: Habit(moment.asked.prompt_tokens, moment.asked.demand.output_tokens)},
+            habits={DEPLOYMENT: Habit(moment.asked.prompt_tokens, moment.asked.demand.output_tokens, said=1.0)},
         )
 
     def rooms_of(self, moment: Moment) -> dict[NodeId, Room]:

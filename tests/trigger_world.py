@@ -23,10 +23,12 @@ from orchestrator.scales import Turns
 from orchestrator.trigger import DEFAULT_POLICY, Policy, TriggerState
 from orchestrator.weighing import chosen_plan, weigh
 from profiler.cost import predict
+from profiler.forecast import forecast_on, surveyed
 from profiler.host import hosts_of
 from profiler.memory import memory_bytes
+from profiler.objective import Demand
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, StoredBlocks
+from schemas.capacity import BlockTime, Capacity, HostedStage, Provider, Service, StoredBlocks
 from schemas.deployment import Deployment, Settings
 from schemas.manifest import BlobRef, Block, Manifest, ModelKind, TensorSpec, TextSpec
 from schemas.plan import Plan, PlanEvent, Receipt, ReceiptStatus
@@ -98,6 +100,7 @@ class World:
         self.names = [NodeId(f"n{i}") for i in range(self.nodes)]
         self.now = START
         self.heard = 0
+        self.arrived = 0.0
         self.snapshot = fold(Snapshot(term=1), ManifestKnown(MODEL, manifest()), START)
         self.snapshot = fold(self.snapshot, DeploymentWritten(self.wish), START)
         self.hear()
@@ -147,6 +150,7 @@ class World:
             self.hear()
 
     def hear(self) -> None:
+        self.arrived += self.requests_per_s() if self.sequences and self.snapshot.rollout(CHAT).current else 0.0
         for name in self.names:
             self.snapshot = fold(self.snapshot, CapacityReceived(self.heartbeat(name)), self.now)
         self.snapshot = fold(self.snapshot, Tick(), self.now)
@@ -188,9 +192,22 @@ class World:
                 )
                 for b in range(BLOCKS)
             ),
+            service=(Service(deployment=CHAT, arrived=int(self.arrived)),) if name == self.names[0] else (),
             slowdown=factor if serves else None,
             on_disk=(StoredBlocks.of(MODEL, range(BLOCKS)),),
         )
+
+    def requests_per_s(self) -> float:
+        """By Little's law as many arrive as keep the sequences running, on the plan in force as its nodes are."""
+        truth = {name: self.heartbeat(name, noisy=False) for name in self.names}
+        ground = surveyed(self.plan.chains, hosts_of(truth, manifest(), MODEL), manifest())
+        low, high = 0.0, self.sequences / (forecast_on(ground).e2e_ms / 1e3)
+        for _ in range(10):
+            rate = (low + high) / 2
+            asked = Demand(rate, batch=self.sequences)
+            running = rate * forecast_on(ground, demand=asked, settings=SETTINGS).e2e_ms / 1e3
+            low, high = (rate, high) if running <= self.sequences else (low, rate)
+        return low
 
     def running_on(self, name: NodeId) -> int:
         """The sequences of the routes over a node."""

@@ -73,7 +73,22 @@ FULL = Capacity(
     disk_read_bytes_per_s=2e9,
     block_times=(BlockTime(model=Digest("1" * 64), block=0, decode_ms=1.0, prefill_ms_per_token=0.1),),
     links=(LinkEstimate(peer=B, rtt_ms=0.5, jitter_ms=0.1, goodput_bytes_per_s=1e8, direct=True),),
-    service=(Service(deployment=CHAT, answered=3, prompt_tokens=30, output_tokens=60, met=3, missed=0),),
+    service=(
+        Service(
+            deployment=CHAT,
+            arrived=4,
+            sized=4,
+            sized_prompt_tokens=40,
+            sized_max_tokens=100,
+            answered=3,
+            answered_prompt_tokens=30,
+            answered_max_tokens=75,
+            prompt_tokens=30,
+            output_tokens=60,
+            met=3,
+            missed=1,
+        ),
+    ),
     finished=(
         FinishedRequest(
             number=1,
@@ -121,7 +136,7 @@ NESTED = (
 )  # fmt: skip
 IMPOSSIBLE = [(path, number) for path in (*MEASURED, *NESTED) for number in NONSENSE]
 COUNTED = (
-    *(f"service.0.{name}" for name in ("answered", "prompt_tokens", "output_tokens", "met", "missed")),
+    *(f"service.0.{name}" for name in Service.model_fields if name != "deployment"),
     *(f"finished.0.{name}" for name in ("prompt_tokens", "cached_tokens", "output_tokens", "ahead_tokens")),
     *(f"finished.0.{name}" for name in ("batch", "started_ms", "ttft_ms", "tpot_ms")),
     "memory_free_bytes", "block_times.0.decode_ms", "links.0.rtt_ms",

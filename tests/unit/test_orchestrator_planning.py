@@ -170,6 +170,20 @@ def test_a_spare_node_gets_its_time_when_it_enters_a_plan() -> None:
     assert later(snapshot, 5).absent == {A}
 
 
+def test_a_node_that_refused_its_part_reports_like_a_spare_one_and_is_not_lost_for_it() -> None:
+    snapshot = world(heartbeat(A))
+    taken = step(snapshot.rollout(CHAT), Propose(planned(snapshot, wish())), START)
+    assert taken is not None
+    given = fold(snapshot, RolloutAdvanced(taken[0]), START)
+    refused = later(later(given, 4), 1, A)
+    assert later(refused, 9).absent == frozenset()
+    assert later(refused, 30).absent == {A}
+    hosted = HostedStage(deployment=CHAT, epoch=1, model=MODEL, blocks=(0,), state="loading", sequences=0)
+    runs = refused.nodes[A].capacity.model_copy(update={"sequence": 99, "stages": (hosted,)})
+    loading = fold(refused, CapacityReceived(runs), START + timedelta(seconds=6))
+    assert later(loading, 6).absent == {A}
+
+
 def test_silence_while_this_process_is_deaf_or_asleep_is_not_held_against_anyone() -> None:
     snapshot = world(heartbeat(A))
     snapshot = in_force(snapshot, planned(snapshot, wish()))

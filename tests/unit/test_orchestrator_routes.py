@@ -1,9 +1,11 @@
 """Several routes, tiers, prices and trust: what the planner decides, and what it never does."""
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
+from orchestrator.arrivals import PEAK, Arrivals
 from orchestrator.candidates import slate
 from orchestrator.chain import beside
 from orchestrator.decide import Cause, DropCandidate, Need, Replan, conforms, decide, exposed_by, reclassed
@@ -28,6 +30,7 @@ from profiler.objective import Demand
 from schemas.base import NodeId
 from schemas.deployment import Deployment, NodeWish, Placement, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.slo import Slo
 from tests.trigger_world import BLOCK_BYTES, CHAT, MODEL, SETTINGS, START, World, manifest
 
 N0, N1, N2, N3 = (NodeId(f"n{i}") for i in range(4))
@@ -98,6 +101,17 @@ def test_a_node_serves_two_routes_with_blocks_that_it_holds_once() -> None:
     assert found.copies == pytest.approx(1.5)
 
 
+def test_a_plan_that_stands_in_the_way_of_the_routes_that_are_asked_for_is_made_anew() -> None:
+    world = quiet(3, wish=wish(stages=3))
+    assert len(world.plan.nodes) == 3
+    asked = wish(routes=2)
+    found = trial(fold(world.snapshot, DeploymentWritten(asked), world.now), asked, manifest()).plan
+    assert len(found.routes) == 2
+    assert found.chains[0] != world.plan.chains[0]
+    more = wish(routes=4)
+    assert refused(more, world)[:2] == (ErrorCode.INFEASIBLE, "routes")
+
+
 def test_a_route_brings_a_node_that_serves_none_yet() -> None:
     world = quiet(1)
     assert refused(wish(routes=2), world) == (
@@ -126,6 +140,28 @@ def test_routes_come_with_the_work_and_go_when_it_is_gone() -> None:
     assert added.action is ended.action is Action.ROUTES
     assert added.sentence.startswith("Go from 1 route to 2 routes: add ")
     assert ended.sentence.startswith("Go from 2 routes to 1 route: end ")
+
+
+def test_a_route_that_was_needed_to_keep_a_promise_stays_for_as_long_as_the_load_may_come_back() -> None:
+    promised = quiet(wish=wish(slo=Slo(ttft_ms=600)))
+    promised.sequences = 24
+    promised.run(120)
+    assert len(promised.plan.routes) == 2
+    promised.sequences = 0
+    promised.run(PEAK.total_seconds() - 30)
+    assert len(promised.plan.routes) == 2
+    promised.run(120)
+    assert len(promised.plan.routes) == 1
+
+
+def test_a_route_is_looked_for_where_requests_wait_though_one_at_a_time_runs() -> None:
+    world = quiet(wish=wish(slo=Slo(ttft_ms=600)))
+    world.run(30)
+    assert not any(option.origin is Origin.ROUTE_ADDED for option in world.observed().options)
+    came = Arrivals(START).more(60, world.now - timedelta(seconds=1))
+    world.snapshot = replace(world.snapshot, arrivals={CHAT: came})
+    assert all(world.running_on(name) == 0 for name in world.names)
+    assert any(option.origin is Origin.ROUTE_ADDED for option in world.observed().options)
 
 
 def test_a_load_that_stays_moves_nothing_under_noise() -> None:

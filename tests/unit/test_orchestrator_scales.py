@@ -1,9 +1,11 @@
 """Whose turn it is to be weighed: once a planning period, and sooner where something has changed."""
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
+from orchestrator.burn import Count
 from orchestrator.scales import PERIOD, SOONEST
 from schemas.base import NodeId
 from tests.trigger_world import CHAT, World
@@ -38,6 +40,26 @@ def test_a_node_of_the_plan_that_slows_or_recovers_is_a_reason_to_weigh_at_once(
     world.slow[NodeId(world.plan.nodes[0])] = factor
     assert next_after(world) <= 2
     assert timedelta(seconds=next_after(world)) >= SOONEST
+
+
+def test_a_load_that_doubles_is_a_reason_to_weigh_at_once_and_one_that_falls_is_not() -> None:
+    world = watched()
+    world.sequences = 8
+    assert next_after(world) <= 3, "the first requests"
+    world.run(90)
+    world.sequences = 32
+    assert next_after(world) <= 3
+    world.run(90)
+    world.sequences = 8
+    assert timedelta(seconds=next_after(world)) == PERIOD
+
+
+def test_a_budget_that_begins_to_burn_is_a_reason_to_weigh_at_once() -> None:
+    world = watched()
+    burn = (Count(world.now, met=30, missed=10),)
+    world.snapshot = replace(world.snapshot, burns={CHAT: burn})
+    assert timedelta(seconds=next_after(world)) == SOONEST
+    assert timedelta(seconds=next_after(world)) == PERIOD, "that it still burns is no news"
 
 
 def test_what_slows_elsewhere_waits_for_the_period() -> None:

@@ -130,12 +130,13 @@ def test_a_node_that_is_distrusted_is_told_no_sensitive_block_any_more_whatever_
     assert advice_for(N1, permitted(snapshot, history)) == ()
 
 
-def test_a_route_more_that_waits_to_repay_the_move_is_advised_like_a_re_split() -> None:
+def test_a_route_more_is_advised_before_it_is_worth_its_price() -> None:
     world = weighed()
     outlook = world.snapshot.outlooks[CHAT]
     runner = next(one for one in outlook.decision.runners_up if one.option.nodes - set(world.plan.nodes))
-    for origin, wanted in ((Origin.ROUTE_ADDED, True), (Origin.ROUTE_GIVEN_BACK, False)):
-        better = replace(runner, option=replace(runner.option, origin=origin, objective=Objective(0.0, 0.0, 0.0)))
+    added, given_back = Origin.ROUTE_ADDED, Origin.ROUTE_GIVEN_BACK
+    for origin, phi, wanted in ((added, 0.0, True), (added, 99.0, True), (given_back, 0.0, False)):
+        better = replace(runner, option=replace(runner.option, origin=origin, objective=Objective(phi, 0.0, 0.0)))
         alone = replace(outlook, failovers={}, decision=replace(outlook.decision, runners_up=(better,)))
         snapshot = replace(world.snapshot, outlooks={CHAT: alone})
         assert bool(to_stage(snapshot, {})[CHAT]) is wanted
