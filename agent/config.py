@@ -21,7 +21,8 @@ class AgentConfig:
 
     `listen` is where peers reach it (port 0 picks one) and `advertise` what they are told, if that is another
     address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take;
-    `tier` and `price_per_hour` are what the planner goes by where it has a choice.
+    `tier` and `price_per_hour` are what the planner goes by where it has a choice. Raises INVALID_REQUEST for what is
+    no price, and for a core that the machine does not have.
     """
 
     node: NodeId
@@ -36,12 +37,18 @@ class AgentConfig:
     cores: tuple[int, ...] | None = None
     tier: Tier = "edge"
     price_per_hour: float = 0.0
-    """In the currency that all nodes are priced in. Raises INVALID_REQUEST for what is no price."""
+    """In the currency that all nodes are priced in."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.price_per_hour < inf:
             message = f"price_per_hour is {self.price_per_hour}; it must be a finite number, 0 or more"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "price_per_hour")
+        # The kernel takes a list with cores that there are not, and the threads for them would share the others.
+        count = os.cpu_count() or 1
+        absent = [core for core in self.cores or () if core >= count]
+        if absent:
+            message = f"there is no core {absent[0]}: this machine has cores 0 to {count - 1}; name some of those"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "cores")
 
     @property
     def thread_count(self) -> int:

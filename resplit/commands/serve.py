@@ -134,6 +134,9 @@ def parse_cores(text: str) -> tuple[int, ...]:
     if re.fullmatch(r"\d+(-\d+)?(,\d+(-\d+)?)*", text) is None:
         raise ResplitError(ErrorCode.INVALID_REQUEST, f"{text!r} is not a list of cores such as 0,2,4-7", "cores")
     ends = [part.partition("-") for part in text.split(",")]
+    backwards = next((part for part in ends if int(part[2] or part[0]) < int(part[0])), None)
+    if backwards is not None:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"{''.join(backwards)!r} ends before it begins", "cores")
     return tuple(core for first, _, last in ends for core in range(int(first), int(last or first) + 1))
 
 

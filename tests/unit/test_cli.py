@@ -18,6 +18,7 @@ import pytest
 from nats.aio.msg import Msg
 from typer.testing import CliRunner, Result
 
+from agent.config import AgentConfig
 from bus.connection import connect, settle
 from bus.credentials import SEED_BYTES, nkey_seed
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
@@ -344,6 +345,13 @@ def test_sizes_are_read_in_binary_units(text: str, found: int) -> None:
 
 def test_cores_are_read_as_numbers_and_ranges() -> None:
     assert parse_cores("0,2,4-7") == (0, 2, 4, 5, 6, 7)
+
+
+def test_cores_that_end_before_they_begin_or_are_not_there_are_refused() -> None:
+    with pytest.raises(ResplitError, match="'7-4' ends before it begins"):
+        parse_cores("0,7-4")
+    with pytest.raises(ResplitError, match="there is no core 4096: this machine has cores 0 to"):
+        AgentConfig(NodeId("n1"), "nats://127.0.0.1:1", Path("keys"), Path("store"), cores=(0, 4096))
 
 
 @pytest.mark.parametrize("read", [parse_size, parse_cores])
