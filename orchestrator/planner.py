@@ -50,9 +50,6 @@ def make_plan(
     else:
         wanted = min(deployment.routes or max(routes, len(kept)), settings.max_sequences)
         chains, how = _routes(deployment, manifest, rooms, avoid, kept, wanted)
-        if kept and len(chains) < (deployment.routes or 0):  # what stands may be in the way of what is asked for
-            anew, how_anew = _routes(deployment, manifest, rooms, avoid, (), wanted)
-            chains, how = (anew, how_anew) if len(anew) > len(chains) else (chains, how)
     estimate = forecast(chains, {name: room.host for name, room in rooms.items()}, manifest)
     parts = shared_out(settings.max_sequences, estimate.speeds)
     plan = Plan(

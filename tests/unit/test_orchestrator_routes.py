@@ -101,17 +101,6 @@ def test_a_node_serves_two_routes_with_blocks_that_it_holds_once() -> None:
     assert found.copies == pytest.approx(1.5)
 
 
-def test_a_plan_that_stands_in_the_way_of_the_routes_that_are_asked_for_is_made_anew() -> None:
-    world = quiet(3, wish=wish(stages=3))
-    assert len(world.plan.nodes) == 3
-    asked = wish(routes=2)
-    found = trial(fold(world.snapshot, DeploymentWritten(asked), world.now), asked, manifest()).plan
-    assert len(found.routes) == 2
-    assert found.chains[0] != world.plan.chains[0]
-    more = wish(routes=4)
-    assert refused(more, world)[:2] == (ErrorCode.INFEASIBLE, "routes")
-
-
 def test_a_route_brings_a_node_that_serves_none_yet() -> None:
     world = quiet(1)
     assert refused(wish(routes=2), world) == (
