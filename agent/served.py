@@ -94,6 +94,11 @@ class Served:
         return None if self.runs.newest is None else self.runs.newest.plan.slo
 
     @property
+    def in_flight(self) -> list[Job]:
+        """Its requests that have not ended, those among them that are being stored."""
+        return [job for served, job in self.desk.in_flight.values() if served is self]
+
+    @property
     def stalled(self) -> tuple[RouteName, ...]:
         """Routes on which a step is overdue."""
         return tuple(
@@ -276,9 +281,8 @@ class Served:
                 self.recover([s for s, is_call in found if is_call], why, counts=True)
         if lost_in_crossing := self.crossings.check(now):
             self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
-        for served, job in self.desk.in_flight.values():
-            if served is self:
-                self.attainment.waits(self.promised, job, now)
+        for job in self.in_flight:
+            self.attainment.waits(self.promised, job, now)
         self._end_stranded(now)
         self.admit()
 
@@ -311,8 +315,7 @@ class Served:
 
     def superseded(self) -> None:
         """Another ingress answers for all these requests: not a word more about them."""
-        mine = [job for served, job in self.desk.in_flight.values() if served is self]
-        for job in mine:
+        for job in self.in_flight:
             if job not in self.accepting:  # what was not accepted yet is refused as the journal gives up on it
                 self.forget(job, broken=True)
 

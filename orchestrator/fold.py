@@ -21,6 +21,7 @@ from profiler.compute import Times, times_of
 from profiler.error import PredictionError
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, LOST_AFTER_S, Capacity, FinishedRequest
+from schemas.control import Attainment
 from schemas.deployment import Deployment, NodeWish
 from schemas.manifest import Manifest
 from schemas.plan import Receipt
@@ -113,6 +114,10 @@ class Snapshot:
         """Agents that the root trusts."""
         members = () if self.roster is None else self.roster.members
         return frozenset(NodeId(member.name) for member in members if member.tier == "trusted")
+
+    def attainment(self, name: DeploymentName, now: datetime) -> Attainment | None:
+        """How the requests of a deployment fared under its plan in force; None where none was counted."""
+        return burn.attainment(self.burns.get(name, ()), self.rollout(name).current_since, now)
 
     def trusts(self, node: NodeId) -> bool:
         """Whether a node may hold sensitive blocks: the operator's word, for whom the root trusts; without one every

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from orchestrator.burn import attainment
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy, burns
@@ -73,7 +72,7 @@ def turn_of(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Turn:
                 step_ms[node] = float(times.decode_ms.sum())
     arrivals = snapshot.arrivals.get(name)
     per_s = 0.0 if arrivals is None else arrivals.per_s(now)
-    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
+    fared = snapshot.attainment(name, now)
     burning = fared is not None and burns(fared.burn)
     return Turn(now, tuple(plan.epoch for plan in rollout.plans), step_ms, per_s, burning)
 

@@ -3,7 +3,6 @@
 from datetime import datetime
 from typing import Literal
 
-from orchestrator.burn import attainment
 from orchestrator.decide import Need, what_is_needed
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout
@@ -75,7 +74,7 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
 def _attainment(snapshot: Snapshot, rollout: Rollout, now: datetime) -> Attainment | None:
     if rollout.current is None or rollout.current.slo is None:
         return None
-    return attainment(snapshot.burns.get(rollout.deployment, ()), rollout.current_since, now)
+    return snapshot.attainment(rollout.deployment, now)
 
 
 def _state(rollout: Rollout, need: Need | None, removed: bool) -> State:

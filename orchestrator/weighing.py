@@ -4,7 +4,6 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from orchestrator.burn import attainment
 from orchestrator.candidates import slate
 from orchestrator.decide import drained_of, exposed_by, serves, what_is_needed
 from orchestrator.decision import Observation
@@ -64,7 +63,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     strain = learned(
         before.strain if before is not None else UNSTRAINED, _at_work(snapshot, current), current.chains, now
     )
-    fared = attainment(snapshot.burns.get(name, ()), rollout.current_since, now)
+    fared = snapshot.attainment(name, now)
     burn = None if fared is None else fared.burn
     same = None if before is None or afresh or before.plan != current.digest else before.searched
     state = before.state if before is not None else TriggerState()
