@@ -40,6 +40,7 @@ from agent.stage import StageHost
 from agent.stages import Stages, ToIngress
 from agent.staging import Stager
 from agent.survey import Survey
+from bus.alone import alone
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
@@ -86,15 +87,16 @@ async def run(config: AgentConfig) -> None:
         os.sched_setaffinity(0, config.cores)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     identity = load_identity(config.keys, config.node)
-    store = Store(config.store)
-    forget_folders()
-    device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
-    client = await connect(config.url, f"agent {config.node}", credentials=load_credentials(config.keys))
-    agent = Agent(config, identity, store, client, device, provider)
-    try:
-        await agent.run()
-    finally:
-        await agent.stop()
+    with alone(identity.folder, config.node):
+        store = Store(config.store)
+        forget_folders()
+        device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
+        client = await connect(config.url, f"agent {config.node}", credentials=load_credentials(config.keys))
+        agent = Agent(config, identity, store, client, device, provider)
+        try:
+            await agent.run()
+        finally:
+            await agent.stop()
 
 
 class Agent:
