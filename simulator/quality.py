@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from math import exp, sqrt
+from math import exp, inf, nextafter, sqrt
 
 from numpy.random import Generator
 
@@ -29,6 +29,11 @@ class Steps:
 
     def at(self, t: float) -> float:
         return self.values[bisect_right(self.times, t)]
+
+    def until(self, t: float) -> float:
+        """How long the value at `t` holds: a later time, or infinity."""
+        index = bisect_right(self.times, t)
+        return self.times[index] if index < len(self.times) else inf
 
 
 CALM = Steps((), (1.0,))
@@ -69,6 +74,12 @@ class Quality:
         if self.drift:
             factor *= self.drift[min(int(t / self.drift_step_s), len(self.drift) - 1)]
         return factor
+
+    def until(self, t: float) -> float:
+        """How long the value at `t` holds: a later time, or infinity."""
+        if not self.drift or int(t / self.drift_step_s) >= len(self.drift) - 1:
+            return self.spells.until(t)
+        return min(self.spells.until(t), max((int(t / self.drift_step_s) + 1) * self.drift_step_s, nextafter(t, inf)))
 
 
 def refuse_restless(scenario: Scenario, horizon_s: float) -> None:

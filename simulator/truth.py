@@ -15,6 +15,9 @@ from simulator.records import Spell
 from simulator.scenario import Fault, Scenario
 from simulator.spells import LINK_KINDS, Drawn, LinkFault, drawn
 
+SLOWEST = 20.0
+"""Times slower than it should be, at most, that files come over a link, cut or not: they are asked for again and again.
+"""
 IN_FORCE = 2.0
 """Any number but 1, the product of no spells."""
 
@@ -106,6 +109,21 @@ class Truth:
             return 1.0
         varies, faults = self._links.get((node_a, node_b)) or self._path(node_a, node_b)
         return varies.at(t) * faults.at(t)
+
+    def passing_s(self, node_a: NodeId, node_b: NodeId, t: float, work_s: float) -> float:
+        """How long it takes from `t` on to bring over what takes `work_s` where nothing slows the link. What is on its
+        way when a link becomes bad, or good again, feels it; where a link is cut it is tried at `SLOWEST`."""
+        if node_a == node_b:
+            return work_s
+        varies, faults = self._links.get((node_a, node_b)) or self._path(node_a, node_b)
+        at = t
+        while True:
+            factor = min(varies.at(at) * faults.at(at), SLOWEST)
+            until = min(varies.until(at), faults.until(at))
+            if at + work_s * factor <= until:
+                return at - t + work_s * factor
+            work_s -= (until - at) / factor
+            at = until
 
     def _link(self, a: str, b: str) -> tuple[Quality, Steps]:
         hits = [(fault, a in fault.sites, b in fault.sites) for fault in self._faults]

@@ -46,8 +46,6 @@ CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
-SLOWEST = 20.0
-"""How many times as long a link takes at most to bring a file."""
 GARBAGE_MIN = 50_000
 """New objects before it is worth looking for cycles among them: events make few, and looking cost a tenth of a run."""
 CLOSED_S = 0.004
@@ -330,9 +328,9 @@ class World:
             return 0.0
         registry = next(iter(self.machines.values()))
         link = self.network.spec_of(registry, machine)
-        factor = 1.0 if registry is machine else self._truth.path_factor(registry.name, machine.name, self.kernel.now)
-        factor = min(factor, SLOWEST)  # a link that is cut is tried until it is back
-        return link.rtt_ms / 1e3 + size * 8 / (link.mbit_per_s * 1e6) * factor
+        work_s = size * 8 / (link.mbit_per_s * 1e6)
+        passing_s = self._truth.passing_s(registry.name, machine.name, self.kernel.now, work_s)
+        return link.rtt_ms / 1e3 + passing_s
 
     def date_at(self, machine: Machine) -> datetime:
         return self.kernel.date + timedelta(seconds=self._skew[machine.name])

@@ -201,6 +201,27 @@ def test_a_rate_drifts_and_forgets() -> None:
     assert abs((centred[:-60] * centred[60:]).mean()) < 0.15
 
 
+def test_what_is_on_its_way_feels_what_becomes_of_the_link() -> None:
+    link = STEADY.model_copy(update={"drift": 0.4, "drift_s": 20.0, "bad_share": 0.2, "bad_factor": 10.0, "bad_s": 5.0})
+    cut = {"kind": "cut", "at_s": 40.0, "lasts_s": 5.0, "where": {"sites": ["a"]}}
+    found = truth(cut, network=NetworkSpec(within=link, between=link, cloud=link))
+    step_s = 1e-3
+    for begin_s in (0.0, 7.3, 38.0, 44.9):
+        left_s, t = 6.0, begin_s
+        while left_s > 0:
+            left_s -= step_s / min(found.path_factor(A0, B0, t), 20.0)
+            t += step_s
+        assert found.passing_s(A0, B0, begin_s, 6.0) == pytest.approx(t - begin_s, abs=0.05)
+
+
+def test_what_comes_over_a_steady_link_takes_what_it_should() -> None:
+    slow = {"kind": "links", "at_s": 10.0, "lasts_s": 5.0, "factor": 4.0, "where": {"sites": ["a", "b"]}}
+    found = truth(slow)
+    assert found.passing_s(A0, B0, 0.0, 6.0) == found.passing_s(A0, A0, 12.0, 6.0) == 6.0
+    assert found.passing_s(A0, B0, 11.0, 0.5) == 2.0
+    assert found.passing_s(A0, B0, 9.0, 3.0) == 1 + 5 + 0.75
+
+
 def test_links_vary_each_for_itself_and_not_by_who_asked_first() -> None:
     link = STEADY.model_copy(update={"drift": 0.4, "bad_share": 0.2})
     one, two = (varying(link) for _ in range(2))
