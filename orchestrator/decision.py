@@ -39,6 +39,8 @@ class Origin(StrEnum):
     RESPLIT = "resplit"
     EDGE = "edge"
     """The best without the cloud."""
+    AT_HAND = "at hand"
+    """The best of blocks that lie on disks already: what another plan fetches takes longer than some need lasts."""
     ROUTE_ADDED = "route added"
     ROUTE_GIVEN_BACK = "route given back"
     FAILOVER = "failover"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from statistics import harmonic_mean
 
 from profiler.network import DEFAULT_LINK_BYTES_PER_S
 from profiler.sizes import sizes_of
@@ -99,7 +100,7 @@ class Reach:
     """How fast a node comes by blocks, and those of one model that it has on its disk."""
 
     bytes_per_s: float
-    """Over the slowest of its links: pieces of a file come from whichever holder the server picks."""
+    """Over its links, each as often as the others: pieces of a file come from whichever holder the server picks."""
     read_bytes_per_s: float
     on_disk: frozenset[int]
 
@@ -110,7 +111,7 @@ def reaches_of(capacities: Mapping[NodeId, Capacity], digest: Digest) -> dict[No
     for node, capacity in capacities.items():
         rates = [link.goodput_bytes_per_s for link in capacity.links if link.goodput_bytes_per_s is not None]
         found[node] = Reach(
-            min(rates, default=DEFAULT_LINK_BYTES_PER_S),
+            harmonic_mean(rates) if rates else DEFAULT_LINK_BYTES_PER_S,
             capacity.disk_read_bytes_per_s or DISK_BYTES_PER_S,
             frozenset[int]().union(*(stored.blocks for stored in capacity.on_disk if stored.model == digest)),
         )

@@ -7,7 +7,7 @@ and settings shares its weights and its caches; one of other settings shares the
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from orchestrator.beliefs import believed, optimism_of
 from orchestrator.fold import Snapshot
@@ -61,6 +61,19 @@ def rooms(
             )
         found[name] = Room(hosts[name], free, need, snapshot.trusts(name))
     return found
+
+
+def at_hand(rooms: Mapping[NodeId, Room], model: Digest) -> dict[NodeId, Room]:
+    """The rooms for blocks alone that the nodes have loaded or on their disks; none where they have all of them."""
+    found = {}
+    for name, room in rooms.items():
+        stored = frozenset[int]().union(*(one.blocks for one in room.capacity.on_disk if one.model == model))
+        need = tuple(
+            size if block in stored or not size else max(size, room.free_bytes + 1)
+            for block, size in enumerate(room.need_bytes)
+        )
+        found[name] = replace(room, need_bytes=need)
+    return found if any(found[name].need_bytes != room.need_bytes for name, room in rooms.items()) else {}
 
 
 def believed_rooms(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, Room]:

@@ -1,8 +1,8 @@
 """PURE: other plans than the one in force: its neighbours, and for each node in use the best plan without it.
 
-For its slowest routes the best reassignment with their cuts and the best re-split; nodes exchanged between routes of
-the same cuts; a route more, and fewer. `stages` and `routes` bound them, and none shows a sensitive block to an
-untrusted node (I6).
+For its slowest routes the best reassignment with their cuts, the best re-split and the best of blocks that lie on disks
+already; nodes exchanged between routes of the same cuts; a route more, and fewer. `stages` and `routes` bound them, and
+none shows a sensitive block to an untrusted node (I6).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +16,7 @@ from orchestrator.decision import OPTIONS_MAX, Origin
 from orchestrator.planner import further_chain
 from orchestrator.reassign import reassigned
 from orchestrator.relief import relieved
-from orchestrator.rooms import Room
+from orchestrator.rooms import Room, at_hand
 from orchestrator.searched import Facts, Ready, Searched, is_slowed, is_stale, longest_ago
 from orchestrator.trust import exposed
 from schemas.base import NodeId
@@ -193,6 +193,9 @@ def _moves(search: Search) -> Iterator[Found]:
         shared_out = relieved(chain, manifest, left, search.sensitive) if deployment.stages is None else None
         if shared_out is not None:
             yield _swapped(search.current, number, shared_out), Origin.RESPLIT
+        quick = fastest_chain(deployment, manifest, at_hand(left, deployment.model), search.ways)
+        if quick is not None:
+            yield _swapped(search.current, number, quick), Origin.AT_HAND
         edge = on_the_edge(left)
         if split is not None and within(split, edge):
             continue  # the best of all is the best of the edge
@@ -234,6 +237,10 @@ def _counts(search: Search) -> Iterator[Found]:
         apart = further_chain(deployment, search.manifest, search.rooms, current, used, search.ways)
         if apart is not None and apart != more:
             yield (*current, apart), Origin.ROUTE_ADDED
+        near = at_hand(search.rooms, deployment.model)
+        quick = further_chain(deployment, search.manifest, near, current, ways=search.ways)
+        if quick is not None and quick not in (more, apart):
+            yield (*current, quick), Origin.AT_HAND
     if len(current) > 1:
         for number in search.slowest[:MOVED_ROUTES_MAX]:
             yield (*current[:number], *current[number + 1 :]), Origin.ROUTE_GIVEN_BACK

@@ -231,15 +231,29 @@ def _hard_reason(seen: Observation) -> str | None:
 def _hard(state: TriggerState, seen: Observation, reason: str, now: datetime) -> tuple[TriggerState, Decision]:
     """The best feasible candidate for the next `URGENT_S`, whatever the move costs, with what it takes until it is
     ready: a plan whose blocks are there is in force while one that is a little better would still be loading."""
+    chosen = _best_meanwhile(seen)
+    if chosen is None:
+        return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
+    return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
+
+
+def better_by_then(prepared: Option, seen: Observation) -> Option | None:
+    """A plan that a hard trigger would choose now, where that is so much better over the next `URGENT_S` than
+    `prepared` that it is not worth waiting for; None without a hard trigger, or such a plan."""
+    if _hard_reason(seen) is None:
+        return None
+    best = _best_meanwhile(seen)
+    if best is None or _wait_s(best, seen) > PLANNING_PERIOD_S:
+        return None
+    return best if SOONER * _meanwhile(best, seen) <= _meanwhile(prepared, seen) else None
+
+
+def _best_meanwhile(seen: Observation) -> Option | None:
     able = [x for x in seen.options[1:] if not x.nodes & seen.unfit]
     if seen.hard is None:
         # Where no plan can keep the promise, noise must not send the deployment from one to the next.
         able = [x for x in able if _better(x, seen.current, MARGIN)]
-        able = [x for x in able if _keeps_more(x, seen.current)] or able
-    if not able:
-        return state, _kept(seen, f"{reason}, and no other plan is there that would help", now, 1.0)
-    chosen = min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key))
-    return _moved(state, seen, chosen, now), _acted(seen, chosen, Action.HARD, reason, now, 1.0)
+    return min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key), default=None)
 
 
 def burns(burn: tuple[float, float] | None) -> bool:
@@ -258,11 +272,16 @@ def _keeps_more(option: Option, here: Option) -> bool:
 
 def _meanwhile(option: Option, seen: Observation) -> float:
     """Phi over the next `URGENT_S` if it is moved to now."""
-    wait_s = min(seen.moves[seen.current.key, option.key].seconds, URGENT_S)
+    wait_s = min(_wait_s(option, seen), URGENT_S)
     until = seen.current.phi
     if seen.hard is not None:
         until = max(until, UNSERVED * min(x.phi for x in seen.options))
     return (wait_s * until + (URGENT_S - wait_s) * option.phi) / URGENT_S
+
+
+def _wait_s(option: Option, seen: Observation) -> float:
+    """Until it would be in force."""
+    return seen.moves[seen.current.key, option.key].seconds
 
 
 def _certificate(seen: Observation, cheapest: float | None, horizon_s: float | None) -> str | None:

@@ -13,7 +13,7 @@ from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
 from orchestrator.strain import UNSTRAINED, learned
-from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState, awaited, breaks, burns
+from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState, awaited, better_by_then, burns
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -109,8 +109,8 @@ def _regretted(prepared: Plan, seen: Observation) -> tuple[int, str] | None:
         return None
     if found.phi >= here.phi:
         return prepared.epoch, f"by now it would be worse (Phi {found.phi:.2f}) than the plan in force ({here.phi:.2f})"
-    if breaks(found, seen):
-        return prepared.epoch, f"by now {found.missing:.0%} of the requests would miss what is promised, and it be left"
+    if (other := better_by_then(found, seen)) is not None:
+        return prepared.epoch, f"{other.key} would be better, and sooner"
     return None
 
 

@@ -90,6 +90,8 @@ class World:
     strain: float | None = None
     """How many times slower serving makes a node. Then one at rest shows the times of when its blocks were loaded,
     whatever has slowed it since; without it, each shows what it would be like."""
+    bare: tuple[NodeId, ...] = ()
+    """Nodes that have none of the model's blocks on their disks; the others have all."""
     sequences: int = 0
     """How many run, shared out over the routes."""
     decisions: list[Decision] = field(default_factory=list)
@@ -194,7 +196,7 @@ class World:
             ),
             service=(Service(deployment=CHAT, arrived=int(self.arrived)),) if name == self.names[0] else (),
             slowdown=factor if serves else None,
-            on_disk=(StoredBlocks.of(MODEL, range(BLOCKS)),),
+            on_disk=() if name in self.bare else (StoredBlocks.of(MODEL, range(BLOCKS)),),
         )
 
     def requests_per_s(self) -> float:

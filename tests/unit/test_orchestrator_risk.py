@@ -8,7 +8,7 @@ import pytest
 from orchestrator.decision import Action, Origin
 from orchestrator.risk import CHANCE, SLOWED, WORST, risks, slowing
 from orchestrator.rollout import Propose, step
-from orchestrator.trigger import BROKEN, KEPT, URGENT_S, TriggerState, WorkFunction
+from orchestrator.trigger import BROKEN, KEPT, URGENT_S, TriggerState, WorkFunction, better_by_then
 from orchestrator.weighing import weigh, weighable
 from schemas.base import NodeId
 from schemas.deployment import Chain, Deployment
@@ -106,6 +106,26 @@ def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_litt
     assert decision.chosen.key != best.key
 
 
+def test_in_need_one_that_helps_at_once_goes_before_one_that_keeps_the_promise_in_half_a_minute() -> None:
+    world = promised(400.0, nodes=5, room=4.5)
+    world.sequences = 1
+    world.look()
+    world.slow[NodeId(world.plan.nodes[0])] = 20.0
+    world.wait(8)
+    seen = world.observed()
+    able = sorted((x for x in seen.options[1:] if x.missing <= KEPT * seen.current.missing), key=lambda x: x.phi)
+    keeps, other = able[:2]
+    dearer = replace(keeps.objective, latency=1.5 * keeps.objective.latency)
+    helps = replace(other, objective=dearer, missing=0.5 * seen.current.missing)
+    later = replace(seen.moves[seen.current.key, keeps.key], handover_s=URGENT_S / 2)
+    moves = {**seen.moves, (seen.current.key, keeps.key): later}
+    both = replace(seen, options=(seen.current, keeps, helps), moves=moves)
+    _, decision = WorkFunction()(TriggerState(), both, world.now)
+    assert decision.chosen.key == helps.key
+    assert better_by_then(keeps, both) == helps
+    assert better_by_then(helps, both) is None
+
+
 def prepared(world: World) -> World:
     """The world while the plan on the best other node is being prepared."""
     chosen = min(world.observed().options[1:], key=lambda x: (x.phi, x.key))
@@ -150,7 +170,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_worse() -> None:
     assert "by now it would be worse" in regret[1]
 
 
-def test_what_is_being_prepared_is_regretted_once_it_would_be_left_at_once() -> None:
+def test_in_need_what_is_being_prepared_is_regretted_once_another_plan_is_better_and_ready_sooner() -> None:
     world = promised(400.0, room=9.0)
     world.sequences = 1
     world.slow[NodeId(world.plan.nodes[0])] = 20.0
@@ -158,7 +178,7 @@ def test_what_is_being_prepared_is_regretted_once_it_would_be_left_at_once() -> 
     world = prepared(world)
     assert weigh(world.snapshot, CHAT, WorkFunction(), world.now).regret is None
     regret = regretted(world, 10.0)
-    assert "would miss what is promised" in regret[1]
+    assert "would be better, and sooner" in regret[1]
 
 
 def test_while_a_plan_drains_the_one_in_force_is_left_for_need_alone() -> None:

@@ -7,6 +7,7 @@ from datetime import timedelta
 import pytest
 
 from orchestrator.burn import Count
+from orchestrator.decision import Origin
 from orchestrator.explaining import dry_run
 from orchestrator.fold import NodeWished, Weighed, fold
 from orchestrator.outlook import Outlook
@@ -178,6 +179,25 @@ def test_a_new_plan_is_searched_for_others_and_all_its_nodes_have_a_failover_at_
     assert set(outlook.failovers) == set(world.plan.nodes)
     assert outlook.searched is not None
     assert all(placement != world.plan.chains for placement in outlook.failovers.values())
+
+
+def test_what_lies_on_disks_is_a_candidate_beside_what_is_better_and_has_to_be_fetched() -> None:
+    wanting = {NodeId("n1"): 2.0, NodeId("n2"): 2.0}
+    world = looked(slow=wanting, bare=(NodeId("n3"),), room=9.0)
+    assert world.plan.nodes == ("n0",)
+    world.slow[NodeId("n0")] = 9.0
+    world.bare = (NodeId("n3"),)
+    world.wait(8)
+    seen = world.observed()
+    [near] = [x for x in seen.options if x.origin is Origin.AT_HAND]
+    best = min(seen.options, key=lambda x: x.phi)
+    assert (best.nodes, near.nodes <= wanting.keys()) == ({"n3"}, True)
+    assert seen.moves[seen.current.key, near.key].bytes == 0 < seen.moves[seen.current.key, best.key].bytes
+    world.bare = ()
+    world.wait(1)
+    world.now += SEARCH_PERIOD
+    world.hear()
+    assert all(x.origin is not Origin.AT_HAND for x in world.observed().options), "everything lies on disks"
 
 
 def test_failovers_that_stand_are_kept_and_with_each_search_the_oldest_is_looked_for_anew() -> None:

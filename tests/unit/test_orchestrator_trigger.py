@@ -230,11 +230,11 @@ def test_only_blocks_that_are_neither_loaded_nor_on_disk_travel() -> None:
     assert cold.seconds > staged.seconds
     assert cold.total == pytest.approx(cold.price + cold.slowdown + cold.pause + cold.fixed)
     link = LinkEstimate(peer=N1, rtt_ms=1, direct=True, goodput_bytes_per_s=1e6)
-    fast = LinkEstimate(peer=N2, rtt_ms=1, direct=True, goodput_bytes_per_s=1e9)  # whoever has it may send it
+    fast = LinkEstimate(peer=N2, rtt_ms=1, direct=True, goodput_bytes_per_s=1e9)  # pieces come from either
     slow = {name: one.model_copy(update={"links": (fast, link)}) for name, one in bare.items()}
     assert move_cost(before, after, reaches_of(slow, MODEL), manifest(), Live(), Prices()).nodes[
         0
-    ].fetch_s == pytest.approx(20)
+    ].fetch_s == pytest.approx(10, rel=0.01)
     assert move_cost(before, before, reaches_of(nodes, MODEL), manifest(), Live(), Prices()).total == Prices().fixed
     read = {name: one.model_copy(update={"disk_read_bytes_per_s": 1e6}) for name, one in nodes.items()}
     assert move_cost(before, after, reaches_of(read, MODEL), manifest(), Live(), Prices()).nodes[
