@@ -1,5 +1,6 @@
 """What an operator tells an agent."""
 
+import logging
 import os
 from dataclasses import dataclass
 from math import inf
@@ -13,6 +14,8 @@ from schemas.capacity import Provider, Tier
 from schemas.errors import ErrorCode, ResplitError
 
 ProviderChoice = Literal["auto", "cpu", "cuda"]
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -64,4 +67,5 @@ def choose_provider(choice: ProviderChoice, threads: int) -> tuple[Device, Provi
         except ResplitError as error:
             if choice == "cuda" or error.code is not ErrorCode.PROVIDER_UNAVAILABLE:
                 raise
+            log.info("computing on the processor: %s", error.message)
     return "cpu", calibrate("cpu", threads)

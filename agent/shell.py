@@ -40,13 +40,13 @@ from agent.stage import StageHost
 from agent.stages import Stages, ToIngress
 from agent.staging import Stager
 from agent.survey import Survey
-from bus.alone import alone
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import connect
 from bus.following import RosterInbox
 from bus.identity import Identity, load_credentials, load_identity
 from bus.sealed_heartbeats import open_heartbeat, read_hosting
+from bus.sole import sole
 from bus.stopping import stoppable
 from bus.streams import wait_for_streams
 from models.store import Store
@@ -87,7 +87,7 @@ async def run(config: AgentConfig) -> None:
         os.sched_setaffinity(0, config.cores)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     identity = load_identity(config.keys, config.node)
-    with alone(identity.folder, config.node):
+    with sole(identity.folder, config.node):
         store = Store(config.store)
         forget_folders()
         device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)

@@ -7,7 +7,8 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
-from models.session import Provider, open_session, verified_whole
+from models.providers import Provider
+from models.session import open_session, verified_whole
 from models.store import Store
 from schemas.base import Digest
 from schemas.errors import ErrorCode, ResplitError

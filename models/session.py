@@ -1,19 +1,16 @@
 """Sessions of ONNX Runtime, opened only on bytes whose hashes were checked."""
 
 import functools
-import logging
 from pathlib import Path
-from typing import Literal
 
 import onnxruntime as ort
 
+from models.providers import EXECUTION_PROVIDERS, Provider, require, unavailable
 from models.store import Store, missing
 from schemas.base import Digest
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef, Block, Manifest
 
-Provider = Literal["cpu", "cuda"]
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 ERRORS_ONLY = 3
 # Threads that spin for work between two tokens steal the cores of every other session on the machine:
 # two processes with spinning pools took 27 ms a token where 13 are possible. So a pool spins only as
@@ -40,12 +37,11 @@ def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: 
     options.add_session_config_entry("session.force_spinning_stop", "1")
     options.add_session_config_entry("session.intra_op.spin_duration_us", str(SPIN_US))
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(blobs_folder))
-    wanted = PROVIDERS[provider]
-    _require_provider(provider, wanted)
+    wanted = require(provider)
     if provider == "cpu":
         _share_work_buffers()
         options.add_session_config_entry("session.use_env_allocators", "1")
-    providers = [wanted] if provider == "cpu" else [wanted, PROVIDERS["cpu"]]
+    providers = [wanted] if provider == "cpu" else [wanted, EXECUTION_PROVIDERS["cpu"]]
     try:
         session = ort.InferenceSession(graph, options, providers=providers)
     except Exception as error:
@@ -54,7 +50,7 @@ def open_session(graph: bytes, blobs_folder: Path, provider: Provider, threads: 
         raise ResplitError(ErrorCode.UNSUPPORTED_MODEL, message) from error
     session.disable_fallback()
     if wanted not in session.get_providers():
-        raise _unavailable(provider, wanted)
+        raise unavailable(provider, "it opened no session")
     return session
 
 
@@ -116,26 +112,6 @@ def stamp_of(store: Store, ref: BlobRef) -> Stamp:
             f"blob {ref.digest} has {found.st_size} bytes instead of {ref.size_bytes}; fetch it again",
         )
     return ref.digest, found.st_ino, found.st_mtime_ns, found.st_size
-
-
-def _require_provider(provider: Provider, wanted: str) -> None:
-    if wanted not in ort.get_available_providers():
-        raise _unavailable(provider, wanted)
-    if provider == "cuda":
-        # The CUDA and cuDNN libraries may be the ones installed as Python packages.
-        try:
-            ort.preload_dlls()
-        except Exception as error:
-            logging.getLogger(__name__).warning("preloading the CUDA libraries failed", extra={"error": str(error)})
-
-
-def _unavailable(provider: Provider, wanted: str) -> ResplitError:
-    return ResplitError(
-        ErrorCode.PROVIDER_UNAVAILABLE,
-        f"ONNX Runtime has no working {wanted} here; install the driver and 'resplit[cuda]', or use another "
-        f"provider than {provider!r}",
-        "provider",
-    )
 
 
 def _first_line(error: BaseException) -> str:

@@ -30,7 +30,7 @@ from orchestrator.office import Surroundings, Term
 from orchestrator.standby import Standby
 from orchestrator.wishes import Desired
 from schemas import subjects
-from schemas.base import NAME_PATTERN, NodeId
+from schemas.base import NAME_PATTERN, NAME_RULE, NodeId
 from schemas.errors import ErrorCode, ResplitError
 
 READY_RETRY_S = 0.5
@@ -63,7 +63,7 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
     identity = load_identity(config.keys, ORCHESTRATOR)
     name = config.name or default_name()
     if re.fullmatch(NAME_PATTERN, name) is None:
-        message = f"{name!r} cannot name an orchestrator; use lower-case letters, digits, '_' and '-'"
+        message = f"{name!r} cannot name an orchestrator; {NAME_RULE}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "id")
     ears = _Ears()
     credentials = load_credentials(config.keys)

@@ -38,6 +38,8 @@ under which at most that part of them does,"""
 SOONER = 1.5
 """and which takes that much less time: noise leaves 11 % on the difference of two that are alike."""
 URGENT_S = 60.0
+SOON_S = 20.0
+"""Within this much of it a plan has to be ready to go before one that helps less and is there at once."""
 UNSERVED = 4.0
 """What a plan that cannot stay costs at least, in Phi of the best there is."""
 EPSILON = 1e-9
@@ -253,6 +255,8 @@ def _best_meanwhile(seen: Observation) -> Option | None:
     if seen.hard is None:
         # Where no plan can keep the promise, noise must not send the deployment from one to the next.
         able = [x for x in able if _better(x, seen.current, MARGIN)]
+        # One that keeps it goes first, for what load comes may be more than has come; but not where it takes long.
+        able = [x for x in able if _keeps_more(x, seen.current) and _wait_s(x, seen) <= SOON_S] or able
     return min(able, key=lambda x: (_meanwhile(x, seen), x.phi, x.key), default=None)
 
 

@@ -43,7 +43,7 @@ def calibrate(provider: Literal["cpu", "cuda"], threads: int) -> Provider:
     )
 
 
-def _seconds(provider: str, threads: int, rows: int, inner: int, columns: int) -> float:
+def _seconds(provider: Literal["cpu", "cuda"], threads: int, rows: int, inner: int, columns: int) -> float:
     """The shortest time of `x[rows, inner] @ w[inner, columns]` with everything already on the device."""
     session = product_session(provider, threads, inner, columns)
     binding = session.io_binding()

@@ -6,29 +6,23 @@ import numpy as np
 import onnxruntime as ort
 from onnx import TensorProto, helper, numpy_helper
 
-from schemas.errors import ErrorCode, ResplitError
-
-EXECUTION_PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+from models.providers import Provider, require, unavailable
 
 
-def product_session(provider: str, threads: int, inner: int, columns: int) -> Any:
+def product_session(provider: Provider, threads: int, inner: int, columns: int) -> Any:
     """A session of `y[rows, columns] = x[rows, inner] @ w`. Raises `ResplitError(PROVIDER_UNAVAILABLE)`."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    name = EXECUTION_PROVIDERS[provider]
+    name = require(provider)
     try:
-        if name not in ort.get_available_providers():
-            raise RuntimeError("this build of ONNX Runtime does not contain it")
         session = ort.InferenceSession(_product(inner, columns), options, providers=[name])
     except Exception as error:  # ONNX Runtime raises a dozen types; each one means that it cannot be used
-        message = f"the execution provider {provider!r} cannot be used here: {error}"
-        raise ResplitError(ErrorCode.PROVIDER_UNAVAILABLE, message, "provider") from error
+        raise unavailable(provider, str(error)) from error
     if name not in session.get_providers():
         # ONNX Runtime falls back to the CPU without an error where the driver or its libraries are missing.
-        message = f"the execution provider {provider!r} cannot be used here: no driver, device or CUDA libraries"
-        raise ResplitError(ErrorCode.PROVIDER_UNAVAILABLE, message, "provider")
+        raise unavailable(provider, "there is no device, or its libraries are missing")
     return session
 
 

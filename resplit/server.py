@@ -79,7 +79,7 @@ class NatsServer:
             async with asyncio.timeout(READY_S):
                 while not self._listens():
                     if ended.done():
-                        raise self.child.died(ended.result())
+                        raise self._ended(ended.result())
                     await asyncio.sleep(POLL_S)
         except TimeoutError as error:
             message = f"nats-server does not listen after {READY_S:g} s; its log ends:\n{self.child.tail()}"
@@ -100,6 +100,12 @@ class NatsServer:
         except TimeoutError as error:
             message = f"nats-server has not taken its logins in after {RELOADED_S:g} s; its log ends:"
             raise ResplitError(ErrorCode.TIMEOUT, f"{message}\n{self.child.tail()}") from error
+
+    def _ended(self, status: int) -> ResplitError:
+        if "address already in use" not in self.child.tail():
+            return self.child.died(status)
+        message = f"port {self._port} of {self._host} is another program's; end that, or `--port 0` takes a free one"
+        return ResplitError(ErrorCode.UNREACHABLE, message, "port")
 
     def _reloads(self) -> int:
         return self.child.log.read_text(errors="replace").count("Reloaded server configuration")

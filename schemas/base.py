@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, StringConstrai
 from pydantic_core import CoreSchema
 
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,62}$"
+NAME_RULE = "use lower-case letters, digits, '_' and '-', 63 at most, a letter or digit first"
 DIGEST_PATTERN = r"^[0-9a-f]{64}$"
 REQUEST_ID_PATTERN = r"^[A-Za-z0-9_-]{1,64}$"
 LIFE_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,95}$"

@@ -4,6 +4,8 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from schemas.base import NAME_PATTERN, NAME_RULE
+
 
 class ErrorCode(StrEnum):
     """The stable error codes of the wire (`docs/protocol.md` lists what each one means)."""
@@ -84,4 +86,9 @@ class ResplitError(Exception):
         path = ".".join(str(part) for part in first["loc"] if "[" not in str(part))[:200] or None
         value = repr(first.get("input"))
         shown = value if len(value) <= 60 else value[:57] + "..."
-        return cls(ErrorCode.INVALID_REQUEST, f"{what}: {first['msg']} (got {shown})", path)
+        said = first["msg"].removeprefix("Value error, ")
+        if first.get("ctx", {}).get("pattern") == NAME_PATTERN:
+            said = NAME_RULE
+        if path is not None:
+            said += f" (got {shown})"  # of the whole of `what` whoever sent it knows what it was
+        return cls(ErrorCode.INVALID_REQUEST, f"{what}: {said}", path)

@@ -12,7 +12,7 @@ import typer
 from resplit.commands.policy import ModelRules, SensitiveRules, changed
 from resplit.options import AsJson, Keys
 from resplit.output import print_json
-from schemas.base import NAME_PATTERN, NodeId
+from schemas.base import NAME_PATTERN, NAME_RULE, NodeId
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
@@ -274,7 +274,7 @@ def ask_passphrase(name: str, confirm: bool = False) -> str:
 
 def _check_name(node: str) -> None:
     if re.fullmatch(NAME_PATTERN, node) is None:
-        message = f"{node!r} cannot name a member; use lower-case letters, digits, '_' and '-'"
+        message = f"{node!r} cannot name a member; {NAME_RULE}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "node")
 
 

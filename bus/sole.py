@@ -11,7 +11,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 
 @contextlib.contextmanager
-def alone(folder: Path, name: NodeId) -> Iterator[None]:
+def sole(folder: Path, name: NodeId) -> Iterator[None]:
     """While this lasts no other process on this machine runs as `name` with the keys of `folder`; when a process ends,
     however it does, another may.
 

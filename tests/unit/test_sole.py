@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bus.alone import alone
+from bus.sole import sole
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 
@@ -14,8 +14,8 @@ N1, N2 = NodeId("n1"), NodeId("n2")
 HOLDS = """
 import sys, time
 from pathlib import Path
-from bus.alone import alone
-with alone(Path(sys.argv[1]), "n1"):
+from bus.sole import sole
+with sole(Path(sys.argv[1]), "n1"):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -27,20 +27,20 @@ def test_a_second_process_is_told_which_one_runs_and_may_when_that_was_killed(tm
         try:
             assert first.stdout is not None
             assert first.stdout.readline() == "held\n"
-            with pytest.raises(ResplitError) as refused, alone(tmp_path, N1):
+            with pytest.raises(ResplitError) as refused, sole(tmp_path, N1):
                 pytest.fail("two processes run as one member")
             assert refused.value.code is ErrorCode.FORBIDDEN
             assert f"as process {first.pid};" in refused.value.message
-            with alone(tmp_path, N2):
+            with sole(tmp_path, N2):
                 pass  # another member is no second one
         finally:
             first.kill()
-    with alone(tmp_path, N1):
+    with sole(tmp_path, N1):
         pass
 
 
 def test_a_folder_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ResplitError) as refused, alone(tmp_path / "nowhere", N1):
+    with pytest.raises(ResplitError) as refused, sole(tmp_path / "nowhere", N1):
         pytest.fail("there is no such folder")
     assert refused.value.code is ErrorCode.INVALID_REQUEST
     assert str(tmp_path / "nowhere" / "n1.lock") in refused.value.message
