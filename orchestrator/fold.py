@@ -115,6 +115,14 @@ class Snapshot:
         members = () if self.roster is None else self.roster.members
         return frozenset(NodeId(member.name) for member in members if member.tier == "trusted")
 
+    def belongs(self, node: NodeId) -> bool:
+        """Whether a node is a member, as far as is known."""
+        return self.roster is None or node in self._enrolled
+
+    @cached_property
+    def _enrolled(self) -> frozenset[str]:
+        return frozenset(member.name for member in self.roster.members) if self.roster is not None else frozenset()
+
     def attainment(self, name: DeploymentName, now: datetime) -> Attainment | None:
         """How the requests of a deployment fared under its plan in force; None where none was counted."""
         return burn.attainment(self.burns.get(name, ()), self.rollout(name).current_since, now)
@@ -286,7 +294,9 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             ruled_anew = {name: known.ruled(one) for name, one in snapshot.deployments.items()}
             # As with a node that joins: what failed for want of a trusted one may be tried again at once.
             rollouts = {name: replace(rollout, retry_at=None) for name, rollout in snapshot.rollouts.items()}
-            return replace(known, deployments=ruled_anew, rollouts=rollouts)
+            # Nobody hears who left: what runs there has to move at once.
+            gone = {name for name in known.nodes if not known.belongs(name)}
+            return replace(known, deployments=ruled_anew, rollouts=rollouts, absent=known.absent | gone)
         case BusLost():
             return replace(snapshot, deaf_since=snapshot.deaf_since or now)
         case BusBack():

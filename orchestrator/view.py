@@ -16,7 +16,7 @@ State = Literal["waiting", "preparing", "serving", "changing", "degraded", "drai
 
 
 def status(snapshot: Snapshot, now: datetime) -> StatusReply:
-    """Everything there is to know, by name, ascending."""
+    """Everything there is to know, by name, ascending. Who left the cluster is there while a plan still needs it."""
     nodes = tuple(
         NodeStatus(
             capacity=node.capacity,
@@ -25,6 +25,7 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
             trusted=snapshot.trusts(name),
         )
         for name, node in sorted(snapshot.nodes.items())
+        if snapshot.belongs(name) or any(name in rollout.nodes for rollout in snapshot.rollouts.values())
     )
     names = sorted({*snapshot.deployments, *(name for name, one in snapshot.rollouts.items() if one.plans)})
     return StatusReply(

@@ -10,6 +10,7 @@ from orchestrator.mind import propose
 from orchestrator.planner import check_shape
 from orchestrator.standby import bystander
 from orchestrator.trial import check_trustable, trial
+from orchestrator.view import status
 from schemas.base import Digest, NodeId
 from schemas.codec import encode
 from schemas.deployment import NodeWish, Sensitive
@@ -118,3 +119,19 @@ def test_a_model_that_the_root_comes_to_name_is_planned_again() -> None:
     assert not wish.is_barred
     assert what_is_needed(world.snapshot, wish, world.snapshot.rollout(CHAT)) is None
     assert b"models" not in encode(wish), "the policy of the day is in nobody's wish"
+
+
+def test_who_left_is_lost_at_once_and_is_not_shown_once_nothing_needs_it() -> None:
+    world = under(quiet(), enrolled(1, n0="trusted", n1="trusted", n2="trusted"))
+    holder, *others = (NodeId(name) for name in sorted((N0, N1, N2), key=lambda name: name not in world.plan.nodes))
+    assert set(world.plan.nodes) == {holder}
+    rest: dict[str, Tier] = {name: "trusted" for name in others}
+    under(world, enrolled(2, **rest))
+    assert world.snapshot.absent == {holder}
+    [asked] = decide(world.snapshot, world.now)
+    assert isinstance(asked, Replan)
+    assert asked.need.cause is Cause.NODE_LOST
+    shown = {node.capacity.node: node.lost for node in status(world.snapshot, world.now).nodes}
+    assert shown == {holder: True, others[0]: False, others[1]: False}, "a plan is still on it"
+    under(world, enrolled(3, **{others[0]: "trusted", holder: "trusted"}))
+    assert {node.capacity.node for node in status(world.snapshot, world.now).nodes} == {holder, others[0]}
