@@ -43,6 +43,14 @@ class Delays:
         mass[-1] += self.mass[len(mass) - cells :].sum()
         return Delays(self.step, mass)
 
+    def before(self, delay: float) -> "Delays":
+        """What of it is left once so much has passed."""
+        cells = min(int(delay / self.step + 1e-9), len(self.mass) - 1)
+        mass = np.zeros_like(self.mass)
+        mass[: len(mass) - cells] = self.mass[cells:]
+        mass[0] += self.mass[:cells].sum()
+        return Delays(self.step, mass)
+
     def then(self, other: "Delays") -> "Delays":
         """One after the other."""
         whole = np.convolve(self.mass, other.mass)

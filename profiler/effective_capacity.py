@@ -20,7 +20,10 @@ from math import exp, expm1, inf, isinf, log, log1p
 from typing import Protocol
 
 from scipy.optimize import brentq
+from scipy.special import gammainc
 
+STEADY_MAX = 1.0 - 1e-6
+"""Of what a server does on average: where more arrives the backlog grows, as far as can be reckoned."""
 THETA_MIN, THETA_MAX = 1e-9, 1e4
 """Between these the exponents are looked for, in one over a unit of work."""
 
@@ -63,6 +66,14 @@ class Steady:
     def capacity(self, theta: float) -> float:
         return self.rate
 
+    def times(self, count: int) -> "Steady":
+        """So many that are alike and share what arrives."""
+        return Steady(count * self.rate)
+
+    def short_of(self, work: float) -> float:
+        """P(what is done in a slot < work)."""
+        return float(self.rate < work)
+
 
 @dataclass(frozen=True)
 class GammaService:
@@ -77,6 +88,14 @@ class GammaService:
 
     def capacity(self, theta: float) -> float:
         return self.shape * log1p(theta * self.scale) / theta
+
+    def times(self, count: int) -> "GammaService":
+        """So many that are alike, independent of each other, and share what arrives."""
+        return GammaService(count * self.shape, self.scale)
+
+    def short_of(self, work: float) -> float:
+        """P(what is done in a slot < work)."""
+        return float(gammainc(self.shape, work / self.scale))
 
 
 @dataclass(frozen=True)
@@ -140,7 +159,7 @@ def paper_tail(work: Work, service: Service) -> Tail | None:
 
 
 def _tail(bandwidth: Callable[[float], float], arrives: float, service: Service, waits: float) -> Tail | None:
-    if arrives >= service.mean:
+    if arrives >= STEADY_MAX * service.mean:
         return None
 
     def short(theta: float) -> float:

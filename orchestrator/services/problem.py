@@ -33,6 +33,8 @@ class ServiceKind:
     """At which an instance works, MB/ms; of one whose rate varies, the mean."""
     keep_cost: float = 0.0
     """Of keeping one for a slot."""
+    deploy_cost: float = 0.0
+    """Of making one."""
 
     @property
     def mean_ms(self) -> float:

@@ -125,7 +125,7 @@ def test_who_left_is_lost_at_once_and_is_not_shown_once_nothing_needs_it() -> No
     world = under(quiet(), enrolled(1, n0="trusted", n1="trusted", n2="trusted"))
     holder, *others = (NodeId(name) for name in sorted((N0, N1, N2), key=lambda name: name not in world.plan.nodes))
     assert set(world.plan.nodes) == {holder}
-    rest: dict[str, Tier] = {name: "trusted" for name in others}
+    rest: dict[str, Tier] = dict.fromkeys(others, "trusted")
     under(world, enrolled(2, **rest))
     assert world.snapshot.absent == {holder}
     [asked] = decide(world.snapshot, world.now)
