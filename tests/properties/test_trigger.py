@@ -67,7 +67,8 @@ def played(policy: Policy, costs: Sequence[tuple[float, ...]], toll: float) -> t
 def test_half_an_hour_of_noise_moves_nothing(nodes: int, seed: int) -> None:
     world = World(nodes, seed, noise=0.2)
     world.run(HALF_AN_HOUR_S)
-    assert len(world.decisions) == HALF_AN_HOUR_S / PLANNING_PERIOD_S
+    sooner = len(world.decisions) - HALF_AN_HOUR_S / PLANNING_PERIOD_S
+    assert 0 <= sooner <= 2, "noise hardly ever looks like a node that changed"
     assert [decision.sentence for decision in world.moves] == []
 
 
