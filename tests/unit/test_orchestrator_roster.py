@@ -126,12 +126,13 @@ def test_who_left_is_lost_at_once_and_is_not_shown_once_nothing_needs_it() -> No
     holder, *others = (NodeId(name) for name in sorted((N0, N1, N2), key=lambda name: name not in world.plan.nodes))
     assert set(world.plan.nodes) == {holder}
     rest: dict[str, Tier] = dict.fromkeys(others, "trusted")
-    under(world, enrolled(2, **rest))
+    under(world, enrolled(2, None, **rest))
     assert world.snapshot.absent == {holder}
     [asked] = decide(world.snapshot, world.now)
     assert isinstance(asked, Replan)
     assert asked.need.cause is Cause.NODE_LOST
     shown = {node.capacity.node: node.lost for node in status(world.snapshot, world.now).nodes}
     assert shown == {holder: True, others[0]: False, others[1]: False}, "a plan is still on it"
-    under(world, enrolled(3, **{others[0]: "trusted", holder: "trusted"}))
+    rest = dict.fromkeys((holder, others[0]), "trusted")
+    under(world, enrolled(3, None, **rest))
     assert {node.capacity.node for node in status(world.snapshot, world.now).nodes} == {holder, others[0]}

@@ -191,7 +191,8 @@ def test_what_lies_on_disks_is_a_candidate_beside_what_is_better_and_has_to_be_f
     seen = world.observed()
     [near] = [x for x in seen.options if x.origin is Origin.AT_HAND]
     best = min(seen.options, key=lambda x: x.phi)
-    assert (best.nodes, near.nodes <= wanting.keys()) == ({"n3"}, True)
+    assert best.nodes == {NodeId("n3")}
+    assert near.nodes <= wanting.keys()
     assert seen.moves[seen.current.key, near.key].bytes == 0 < seen.moves[seen.current.key, best.key].bytes
     world.bare = ()
     world.wait(1)
