@@ -11,6 +11,7 @@ from hashlib import sha256
 from ipaddress import ip_address
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.types import CertificatePublicKeyTypes
@@ -22,6 +23,9 @@ from schemas.roster import ClusterId
 NO_HOST = "member.invalid"
 """What the names in members' certificates end with. No host can have such a name (RFC 6761)."""
 SERVER_NAME = "nats-server"
+UNREADABLE = (ValueError, TypeError, UnsupportedAlgorithm, x509.InvalidVersion)
+"""What `cryptography` raises on a certificate or key that it cannot read, some of it only when it is asked for a part.
+"""
 
 
 def make_authority(

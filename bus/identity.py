@@ -12,13 +12,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
-from bus.certificates import common_names, fingerprint
+from bus.certificates import UNREADABLE, common_names, fingerprint
 from bus.credentials import Credentials
 from bus.folders import KNOWN, ROSTER, keep_roster, missing, read_file, read_root
 from bus.remembered import recall, remember
@@ -106,7 +105,7 @@ class Identity:
         try:
             parsed = x509.load_der_x509_certificate(certificate)
             names, shown = common_names(parsed), fingerprint(parsed.public_key())
-        except (ValueError, UnsupportedAlgorithm):
+        except UNREADABLE:
             return None
         member = self.member(NodeId(names[0])) if len(names) == 1 else None
         return NodeId(member.name) if member is not None and member.role == "agent" and member.link == shown else None

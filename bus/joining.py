@@ -13,14 +13,14 @@ from datetime import datetime
 from pathlib import Path
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from pydantic import Field
 
-from bus.certificates import common_names, fingerprint
+from bus.certificates import UNREADABLE, common_names, fingerprint
 from bus.credentials import public_nkey
 from bus.folders import FIRST_ROOT, KNOWN, ROSTER
 from bus.pem import certificate_pem, key_pem
@@ -210,7 +210,7 @@ def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
         key = serialization.load_der_private_key(bundle.keys.link, password=None)
         prints = fingerprint(authority.public_key()), fingerprint(certificate.public_key())
         names = common_names(certificate)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise _broken("its TLS certificates or their key cannot be read") from error
     if prints[0] != roster.authority:
         raise _broken("its certificate authority is not the one in the roster")
@@ -219,7 +219,7 @@ def _checked_tls(bundle: Bundle, member: Member, roster: Roster) -> _Tls:
     try:
         authority.verify_directly_issued_by(authority)
         certificate.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as error:
+    except (*UNREADABLE, InvalidSignature) as error:
         raise _broken("its TLS certificates were not issued by its authority") from error
     if names != [member.name]:
         raise _broken(f"its TLS certificate is not of {member.name!r}")
