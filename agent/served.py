@@ -436,7 +436,8 @@ class Served:
         """Close the plans that drain once nothing that waits needs them, and say when they are empty."""
         if self.leave_at is None and self.withdrawing is None:
             leaving = [run for run in self.runs.values() if run.leaving and not run.draining]
-            needed = {run for job in self.queue for run in self.runs.able(job)} if leaving else set()
+            waiting = (*self.queue, *self.accepting)  # what the journal stores now waits in a moment
+            needed = {run for job in waiting for run in self.runs.able(job)} if leaving else set()
             for run in leaving:
                 run.draining = run not in needed
         unknown = self.asked - {epoch for epoch, _ in self.runs}
