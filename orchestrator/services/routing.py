@@ -67,40 +67,46 @@ class Plan:
 def routed(setting: Setting, placed: Placed, speeds: Speeds) -> Plan:
     """Where each stream goes, the largest first."""
     flows: dict[tuple[NodeId, str], float] = {}
-    routes = {}
     hosts = hosts_of(placed)
-    for stream in by_size(setting.streams):
-        route: dict[str, NodeId] = {}
-        for name in setting.tasks[stream.task].order:
-            found = best_host(setting, placed, hosts.get(name, ()), speeds, flows, stream, route, name)
-            if found is None:
-                break
-            route[name] = found
-            flows[found, name] = flows.get((found, name), 0.0) + stream.per_slot
-        routes[stream] = route
-    return Plan(placed, routes)
+    streams = by_size(setting.streams)
+    return Plan(placed, {one: _onward(setting, placed, hosts, speeds, flows, one, {}) for one in streams})
 
 
 def rerouted(setting: Setting, plan: Plan, placed: Placed, speeds: Speeds, name: str) -> Plan:
-    """The same plan with other instances of one service: the streams that use it choose anew where to have it."""
+    """The same plan with other instances of one service: the streams that use it choose anew where to have it, and
+    those that were stopped for want of it go on from there."""
     flows = {key: flow for key, flow in plan.flows.items() if key[1] != name}
     routes = dict(plan.routes)
     hosts = hosts_of(placed)
     for stream in by_size(using(setting, name)):
-        task = setting.tasks[stream.task]
-        route = {service: node for service, node in routes[stream].items() if service != name}
-        # Whoever was stopped for want of this service goes on from here.
-        for service in task.order:
-            if service in route:
-                continue
-            able = hosts.get(service, ())
-            found = best_host(setting, placed, able, speeds, flows, stream, route, service)
-            if found is None:
-                break
-            route[service] = found
-            flows[found, service] = flows.get((found, service), 0.0) + stream.per_slot
-        routes[stream] = route
+        known = {service: node for service, node in routes[stream].items() if service != name}
+        routes[stream] = _onward(setting, placed, hosts, speeds, flows, stream, known)
     return Plan(placed, routes)
+
+
+def _onward(
+    setting: Setting,
+    placed: Placed,
+    hosts: Mapping[str, Iterable[NodeId]],
+    speeds: Speeds,
+    flows: dict[tuple[NodeId, str], float],
+    stream: Stream,
+    known: Route,
+) -> Route:
+    """The route of a stream as far as it gets, `known` of it given; what it adds to `flows` is in there afterwards."""
+    route = dict[str, NodeId]()
+    for name in setting.tasks[stream.task].order:
+        node = known.get(name)
+        if node is None:
+            node = best_host(setting, placed, hosts.get(name, ()), speeds, flows, stream, route, name)
+            if node is None:
+                break
+            flows[node, name] = flows.get((node, name), 0.0) + stream.per_slot
+        route[name] = node
+    for name, node in known.items():
+        if name not in route:
+            flows[node, name] -= stream.per_slot
+    return route
 
 
 def best_host(
