@@ -222,7 +222,7 @@ def decided(
 def _hard_reason(seen: Observation) -> str | None:
     if seen.hard is not None:
         return seen.hard
-    if breaks(seen.current, seen):
+    if _breaks(seen):
         return f"{seen.current.missing:.0%} of the requests are predicted to miss what is promised"
     if seen.burn is not None and burns(seen.burn):
         short, long = seen.burn
@@ -265,9 +265,9 @@ def burns(burn: tuple[float, float] | None) -> bool:
     return burn is not None and min(burn) > BURN_MAX
 
 
-def breaks(option: Option, seen: Observation) -> bool:
-    """Whether a plan would break the promise so that it would be left for another at once."""
-    return option.missing > BROKEN and any(_keeps_more(x, option) for x in seen.options)
+def _breaks(seen: Observation) -> bool:
+    """Whether the current plan breaks the promise so that it is to be left for another at once."""
+    return seen.current.missing > BROKEN and any(_keeps_more(x, seen.current) for x in seen.options)
 
 
 def _keeps_more(option: Option, here: Option) -> bool:

@@ -25,7 +25,7 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
             trusted=snapshot.trusts(name),
         )
         for name, node in sorted(snapshot.nodes.items())
-        if snapshot.belongs(name) or any(name in rollout.nodes for rollout in snapshot.rollouts.values())
+        if snapshot.belongs(name) or name in snapshot.watched
     )
     names = sorted({*snapshot.deployments, *(name for name, one in snapshot.rollouts.items() if one.plans)})
     return StatusReply(

@@ -78,12 +78,10 @@ def steer(
     `setting.streams` says what arrives. Deterministic; never worse, by its own score, than leaving all as it is.
     """
     pricing = _Pricing(setting, speeds, steering, debts, before)
-    best = pricing.whole({**core, **before})
-    free = _free(setting, best.plan.placed)
-    tried = 0
+    best, tried = pricing.whole({**core, **before}), 0
     while tried < steering.tried:
         better = best
-        for change in _changes(setting, best, free, pricing.weights):
+        for change in _changes(setting, best, pricing.weights):
             if tried == steering.tried:
                 break
             tried += 1
@@ -92,7 +90,7 @@ def steer(
                 better = found
         if better is best:
             break
-        best, free = better, _free(setting, better.plan.placed)
+        best = better
     return Steered(best.plan, best.late, best.cost, best.score, tried)
 
 
@@ -166,10 +164,9 @@ def _touched(stream: Stream, plan: Plan, flows: Flows, known: _Priced) -> bool:
     )
 
 
-def _changes(
-    setting: Setting, best: _Priced, free: Mapping[NodeId, Mapping[str, float]], weights: Mapping[str, float]
-) -> Iterator[Change]:
+def _changes(setting: Setting, best: _Priced, weights: Mapping[str, float]) -> Iterator[Change]:
     """What may help, the likeliest first: more of what late requests use, less of what little needs, one elsewhere."""
+    free = _free(setting, best.plan.placed)
     for name in _wanted(setting, best, weights)[:WANTED]:
         for node in _nearest(setting, best.plan, name, free):
             yield name, ((node, 1),)

@@ -88,12 +88,18 @@ def test_where_no_plan_could_keep_it_much_better_nothing_is_left_for_that() -> N
     assert world.moves == []
 
 
-def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_little_better() -> None:
+def in_need() -> World:
+    """A plan over some of five nodes, of which the first has become so slow that the promise breaks."""
     world = promised(400.0, nodes=5, room=4.5)
     world.sequences = 1
     world.look()
     world.slow[NodeId(world.plan.nodes[0])] = 20.0
     world.wait(8)
+    return world
+
+
+def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_little_better() -> None:
+    world = in_need()
     seen = world.observed()
     able = [x for x in seen.options[1:] if x.missing <= KEPT * seen.current.missing]
     best = min(able, key=lambda x: (x.phi, x.key))
@@ -107,11 +113,7 @@ def test_in_need_a_plan_that_is_ready_soon_is_worth_more_than_one_that_is_a_litt
 
 
 def test_in_need_one_that_helps_at_once_goes_before_one_that_keeps_the_promise_in_half_a_minute() -> None:
-    world = promised(400.0, nodes=5, room=4.5)
-    world.sequences = 1
-    world.look()
-    world.slow[NodeId(world.plan.nodes[0])] = 20.0
-    world.wait(8)
+    world = in_need()
     seen = world.observed()
     able = sorted((x for x in seen.options[1:] if x.missing <= KEPT * seen.current.missing), key=lambda x: x.phi)
     keeps, other = able[:2]
