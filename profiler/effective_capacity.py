@@ -35,6 +35,10 @@ class Work(Protocol):
     def mean(self) -> float:
         """Work a slot."""
 
+    @property
+    def variance(self) -> float:
+        """Of the work of a slot."""
+
     def bandwidth(self, theta: float) -> float:
         """EB(theta), work a slot."""
 
@@ -45,6 +49,10 @@ class Service(Protocol):
     @property
     def mean(self) -> float:
         """Work a slot."""
+
+    @property
+    def variance(self) -> float:
+        """Of the work of a slot."""
 
     def capacity(self, theta: float) -> float:
         """EC(theta), work a slot."""
@@ -59,6 +67,10 @@ class Steady:
     @property
     def mean(self) -> float:
         return self.rate
+
+    @property
+    def variance(self) -> float:
+        return 0.0
 
     def bandwidth(self, theta: float) -> float:
         return self.rate
@@ -86,6 +98,10 @@ class GammaService:
     def mean(self) -> float:
         return self.shape * self.scale
 
+    @property
+    def variance(self) -> float:
+        return self.shape * self.scale**2
+
     def capacity(self, theta: float) -> float:
         return self.shape * log1p(theta * self.scale) / theta
 
@@ -109,6 +125,10 @@ class PoissonJobs:
     def mean(self) -> float:
         return self.rate * self.size
 
+    @property
+    def variance(self) -> float:
+        return self.rate * self.size**2
+
     def bandwidth(self, theta: float) -> float:
         return self.rate * expm1(min(theta * self.size, 700.0)) / theta
 
@@ -122,6 +142,10 @@ class Together:
     @property
     def mean(self) -> float:
         return sum(part.mean for part in self.parts)
+
+    @property
+    def variance(self) -> float:
+        return sum(part.variance for part in self.parts)
 
     def bandwidth(self, theta: float) -> float:
         return sum(part.bandwidth(theta) for part in self.parts)
@@ -150,15 +174,17 @@ class Tail:
 def tail(work: Work, service: Service, waits: float = 1.0) -> Tail | None:
     """The `corrected` form; None where more arrives than is done. `waits`: the share of jobs that are not done in the
     slot in which they come, where that was measured; else it may be all, which is an upper bound."""
-    return _tail(work.bandwidth, work.mean, service, waits)
+    return _tail(work.bandwidth, work.mean, work.variance, service, waits)
 
 
 def paper_tail(work: Work, service: Service) -> Tail | None:
     """The `paper` form, as if the mean arrived in every slot."""
-    return _tail(lambda _: work.mean, work.mean, service, min(1.0, work.mean / service.mean))
+    return _tail(lambda _: work.mean, work.mean, 0.0, service, min(1.0, work.mean / service.mean))
 
 
-def _tail(bandwidth: Callable[[float], float], arrives: float, service: Service, waits: float) -> Tail | None:
+def _tail(
+    bandwidth: Callable[[float], float], arrives: float, variance: float, service: Service, waits: float
+) -> Tail | None:
     if arrives >= STEADY_MAX * service.mean:
         return None
 
@@ -166,10 +192,15 @@ def _tail(bandwidth: Callable[[float], float], arrives: float, service: Service,
         """What arrives less what is done: below 0 near theta 0, and above it from theta* on."""
         return bandwidth(theta) - service.capacity(theta)
 
-    high = THETA_MIN * 1e3
+    if (spread := variance + service.variance) == 0.0:
+        return Tail(inf, arrives, waits)
+    # Of increments that are normal it would be just this.
+    low = high = min(max(2.0 * (service.mean - arrives) / spread, THETA_MIN), THETA_MAX)
     while short(high) < 0.0:
-        high *= 2.0
+        low, high = high, 2.0 * high
         if high > THETA_MAX:
             return Tail(inf, arrives, waits)
-    theta = brentq(short, THETA_MIN, high)
+    while short(low) >= 0.0 and low > THETA_MIN:
+        low /= 2.0
+    theta = brentq(short, low, high, rtol=1e-9)
     return Tail(theta, bandwidth(theta), waits)

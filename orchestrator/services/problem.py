@@ -10,9 +10,17 @@ from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from math import inf
 
+import numpy as np
+import numpy.typing as npt
+
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
+
+NOTHING = 1e-12
+"""MB: what is sent where a service passes nothing on. No way is infinitely long even for that."""
 SOURCE = "-"
 """In a task's graph: what the user sends."""
 
@@ -70,6 +78,12 @@ class TaskKind:
         """Its services, none before one that it waits for."""
         return tuple(name for name in TopologicalSorter(self.after).static_order() if name != SOURCE)
 
+    @cached_property
+    def last(self) -> tuple[str, ...]:
+        """Those that nothing waits for: when all of them are done, a request is."""
+        inner = {before for befores in self.after.values() for before in befores}
+        return tuple(name for name in self.order if name not in inner)
+
 
 @dataclass(frozen=True)
 class Host:
@@ -96,8 +110,47 @@ class Ways:
         """What so many MB take; infinite where no way leads."""
         if source == target:
             return 0.0
+        per_mb = self._ms_per_mb(source, target)
+        return inf if per_mb == inf else data * per_mb + self.delay_ms.get((source, target), 0.0)
+
+    def _ms_per_mb(self, source: NodeId, target: NodeId) -> float:
+        if source == target:
+            return 0.0
         rate = self.mb_per_ms.get((source, target), 0.0)
-        return inf if rate <= 0.0 else data / rate + self.delay_ms.get((source, target), 0.0)
+        return 1.0 / rate if rate > 0.0 else inf
+
+    def table(self, nodes: tuple[NodeId, ...]) -> "Table":
+        """The same as arrays, made once."""
+        if (found := self._tables.get(nodes)) is None:
+            found = Table(
+                {node: number for number, node in enumerate(nodes)},
+                np.array([[self._ms_per_mb(a, b) for b in nodes] for a in nodes]),
+                np.array([[0.0 if a == b else self.delay_ms.get((a, b), 0.0) for b in nodes] for a in nodes]),
+            )
+            self._tables[nodes] = found
+        return found
+
+    @cached_property
+    def _tables(self) -> dict[tuple[NodeId, ...], "Table"]:
+        return {}
+
+
+@dataclass(frozen=True, eq=False)
+class Table:
+    """Ways between nodes that are numbered."""
+
+    number: Mapping[NodeId, int]
+    ms_per_mb: Floats
+    """[source, target], infinite where no way leads."""
+    delay_ms: Floats
+
+    def all_ms(self, data: float, source: int) -> Floats:
+        """What so many MB take from one node to each."""
+        return np.asarray(max(data, NOTHING) * self.ms_per_mb[source] + self.delay_ms[source])
+
+    def ms(self, data: float, sources: Ints, targets: Ints) -> Floats:
+        """What so many MB take from each of `sources` to the same one of `targets`."""
+        return max(data, NOTHING) * self.ms_per_mb[sources, targets] + self.delay_ms[sources, targets]
 
 
 @dataclass(frozen=True)
@@ -108,6 +161,8 @@ class Stream:
     at: NodeId
     per_slot: float
     """Expected requests."""
+    ages_ms: tuple[float, ...] = (0.0,)
+    """How old a request is when it comes in, each of these as likely: what it took from the user."""
 
 
 @dataclass(frozen=True)
@@ -119,3 +174,17 @@ class Setting:
     hosts: Mapping[NodeId, Host]
     ways: Ways
     streams: tuple[Stream, ...]
+
+    @cached_property
+    def nodes(self) -> tuple[NodeId, ...]:
+        return tuple(self.hosts)
+
+    @cached_property
+    def numbers(self) -> Mapping[NodeId, int]:
+        """Of the nodes, in the order of `hosts`."""
+        return self.table.number
+
+    @cached_property
+    def table(self) -> Table:
+        """The ways between the nodes, numbered."""
+        return self.ways.table(self.nodes)

@@ -4,6 +4,7 @@ late."""
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from math import isclose
 
 import numpy as np
 import pytest
@@ -11,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.services.core import Placed
+from orchestrator.services.lateness import outlooks, queues
 from orchestrator.services.light import Steered, Steering, owed, steer
 from orchestrator.services.problem import SOURCE, Host, ServiceKind, Setting, Stream, TaskKind, Ways
-from orchestrator.services.routing import Speeds, late, routed
+from orchestrator.services.routing import Speeds, routed
 from profiler.effective_capacity import GammaService, Steady
 from schemas.base import NodeId
 
@@ -27,7 +29,7 @@ SERVICES = {
 SPEEDS = Speeds(SLOT_MS, {"cut": GammaService(1.0, 4.0), "think": Steady(16.0), "say": GammaService(1.0, 4.0)})
 ASK = TaskKind("ask", {"cut": (SOURCE,), "think": ("cut",), "say": ("think",)}, input=1.0, deadline_ms=4.0)
 CORE: Placed = {(N0, "think"): 2}
-STEERING = Steering({"ask": 0.1}, tried=200)
+STEERING = Steering({"ask": 0.1}, tried=2000)
 
 
 def setting(*per_slot: float, memory: float = 8.0, delay_ms: float = 2.0) -> Setting:
@@ -45,14 +47,14 @@ def steered(found: Setting, before: Placed | None = None, debt: float = 0.0, **c
 
 
 def lights(found: Steered) -> dict[tuple[NodeId, str], int]:
-    return {place: count for place, count in found.plan.placed.items() if place[1] != "think"}
+    return {place: count for place, count in found.placed.items() if place[1] != "think"}
 
 
 def test_of_nothing_all_that_requests_need_is_made_and_then_they_are_in_time() -> None:
     found = steered(setting(1.0), cost_weight=0.01)
     assert {name for _, name in lights(found)} == {"cut", "say"}
     assert max(found.late.values()) < 0.05
-    route = found.plan.routes[Stream("ask", N0, 1.0)]
+    route = found.routes[Stream("ask", N0, 1.0)]
     assert route == {"cut": N0, "think": N0, "say": N0}, "no way is the shortest"
 
 
@@ -71,9 +73,7 @@ def test_more_load_takes_more_instances_and_none_beyond_what_a_node_has() -> Non
     assert counts == sorted(set(counts))
     tight = steered(setting(6.0, memory=5.0), debt=100.0)
     for node in NODES:
-        used = sum(
-            SERVICES[name].needs["memory"] * count for (at, name), count in tight.plan.placed.items() if at == node
-        )
+        used = sum(SERVICES[name].needs["memory"] * count for (at, name), count in tight.placed.items() if at == node)
         assert used <= 5.0
     assert {node for node, _ in lights(tight)} > {N0}, "the others help where the first is full"
 
@@ -155,5 +155,20 @@ def test_what_is_late_of_queues_that_are_run_is_predicted_within_a_factor_of_two
         seen = float((took > deadline_ms).mean())
         if 0.003 < seen < 0.5:
             compared += 1
-            assert 0.5 < late(found, plan, SPEEDS, stream, plan.flows) / seen < 2.0, (deadline_ms, seen)
+            row = (stream, plan.routes[stream], queues(found, plan, SPEEDS, ASK.order))
+            assert 0.5 < outlooks(found, [row])[0].late / seen < 2.0, (deadline_ms, seen)
     assert compared >= 3
+
+
+def test_a_request_that_is_old_when_it_comes_in_has_less_time_left() -> None:
+    placed: Placed = {**CORE, (N0, "cut"): 1, (N0, "say"): 1}
+
+    def share(*ages_ms: float) -> float:
+        stream = Stream("ask", N0, 2.0, ages_ms)
+        found = replace(setting(2.0), streams=(stream,))
+        plan = routed(found, placed, SPEEDS)
+        [one] = outlooks(found, [(stream, plan.routes[stream], queues(found, plan, SPEEDS, ASK.order))])
+        return one.late
+
+    assert share(0.0) < share(1.0) < share(2.0) < share(4.0) == 1.0
+    assert isclose(share(0.0, 1.0, 4.0), (share(0.0) + share(1.0) + share(4.0)) / 3.0)

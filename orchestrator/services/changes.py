@@ -1,0 +1,78 @@
+"""PURE: what may make a plan of light services better, the likeliest first."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from orchestrator.services.core import FAR_MS
+from orchestrator.services.lateness import Outlook
+from orchestrator.services.problem import SOURCE, Floats, Setting, Stream
+from orchestrator.services.routing import Plan, using
+
+WIDTH = 4
+"""Instances that are tried of each service that is in question: on the nodes nearest to who uses it."""
+WANTED = 2
+"""Services of which more is tried."""
+
+Change = tuple[str, tuple[tuple[int, int], ...]]
+"""Of one service, by how much the instances on some nodes change, these by number."""
+
+
+def changes(
+    setting: Setting,
+    plan: Plan,
+    expected: Mapping[Stream, Outlook],
+    weights: Mapping[str, float],
+) -> list[Change]:
+    """What late requests use chosen anew, more of it, less of what little needs, one elsewhere."""
+    found: list[Change] = []
+    for name in _wanted(setting, expected, weights)[:WANTED]:
+        found.append((name, ()))
+        found += [(name, ((node, 1),)) for node in _nearest(setting, plan, name)]
+    idle = sorted(
+        (plan.flows[name][at] / counts[at], name, int(at))
+        for name, counts in plan.counts.items()
+        if not setting.services[name].is_core
+        for at in np.flatnonzero(counts)
+    )[:WIDTH]
+    found += [(name, ((at, -1),)) for _, name, at in idle]
+    for _, name, at in idle:
+        found += [(name, ((at, -1), (other, 1))) for other in _nearest(setting, plan, name)[:1] if other != at]
+    return found
+
+
+def _wanted(setting: Setting, expected: Mapping[Stream, Outlook], weights: Mapping[str, float]) -> list[str]:
+    """Light services by how much is late of what uses them: of what is never done, those alone that keep it."""
+    found: dict[str, float] = {}
+    for stream, one in expected.items():
+        parts = one.lacks or dict.fromkeys(setting.tasks[stream.task].after, one.late)
+        for name, part in parts.items():
+            if part > 0.0 and not setting.services[name].is_core:
+                found[name] = found.get(name, 0.0) + weights[stream.task] * stream.per_slot * part
+    return sorted(found, key=lambda name: (-found[name], name))
+
+
+def _nearest(setting: Setting, plan: Plan, name: str) -> list[int]:
+    """Nodes with room for one more, those first to which what it reads has the shortest way."""
+    far = np.zeros(len(setting.hosts))
+    for stream in using(setting, name):
+        task = setting.tasks[stream.task]
+        for before in task.after[name]:
+            data = task.input if before == SOURCE else setting.services[before].output
+            source = setting.numbers[plan.routes[stream].get(before, stream.at)]
+            far += stream.per_slot * np.minimum(setting.table.all_ms(data, source), FAR_MS)
+    able = np.ones(len(far), dtype=bool)
+    for key, need in setting.services[name].needs.items():
+        if need > 0.0:
+            able &= _free(setting, plan, key) + 1e-9 >= need
+    return [int(node) for node in np.argsort(far, kind="stable") if able[node]][:WIDTH]
+
+
+def _free(setting: Setting, plan: Plan, resource: str) -> Floats:
+    """What is left of a resource of each node."""
+    used = sum(
+        counts * need
+        for name, counts in plan.counts.items()
+        if (need := setting.services[name].needs.get(resource, 0.0)) > 0.0
+    )
+    return np.array([host.has.get(resource, 0.0) for host in setting.hosts.values()]) - used
