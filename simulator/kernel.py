@@ -15,7 +15,7 @@ class Kernel:
 
     def __init__(self) -> None:
         self.now = 0.0
-        """Seconds since the beginning."""
+        """Since the beginning: seconds, and milliseconds in `simulator.tiers`."""
         self.events = 0
         self._due: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
         self._count = itertools.count()

@@ -120,6 +120,43 @@ def curve(title: str, axis: str, lines: Lines) -> bytes:
     return _png(figure)
 
 
+def violins(title: str, values: Mapping[str, Sequence[float]], marked: Sequence[str] = ()) -> bytes:
+    """How a figure is spread over seeds, for every policy; those of `marked` in colours."""
+    figure = _figure(1.1 + 0.45 * max(3, len(values)))
+    axes = figure.subplots()
+    for row, (name, found) in enumerate(values.items()):
+        colour = COLOURS[marked.index(name)] if name in marked else GREY
+        if len(set(found)) > 1:
+            drawn = axes.violinplot([found], [row], orientation="horizontal", widths=0.8, showextrema=False)
+            for body in drawn["bodies"]:  # type: ignore[attr-defined]  # a list, by its documentation
+                body.set_facecolor(colour)
+                body.set_alpha(0.5)
+        axes.plot(found, [row] * len(found), "|", color=colour, markersize=6)
+        if found:
+            axes.plot(sum(found) / len(found), row, "o", color="black", markersize=4)
+    axes.set_yticks(range(len(values)), list(values))
+    axes.set_ylim(len(values) - 0.4, -0.6)
+    axes.set_xlabel(f"{title} (strokes: seeds; points: means)")
+    axes.grid(axis="x", alpha=0.3)
+    return _png(figure)
+
+
+def scatter(across: str, up: str, points: Mapping[str, Sequence[tuple[float, float, str]]]) -> bytes:
+    """One figure against another, a line through the points of each policy, each with a word beside it."""
+    figure = _figure(max(4.4, 0.8 + 0.3 * len(points)))
+    axes = figure.subplots()
+    for (name, found), colour, marker in zip(points.items(), cycle(COLOURS), cycle("osv^DPX*h"), strict=False):
+        axes.plot([x for x, _, _ in found], [y for _, y, _ in found], marker=marker, color=colour, label=name, lw=0.8)
+        for x, y, word in found:
+            axes.annotate(word, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
+    axes.set_xscale("log")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1.0))
+    return _png(figure)
+
+
 def gantt(shown: Timeline) -> bytes:
     """Which node ran which blocks, epoch by epoch. Of more than 40 nodes those that were used longest."""
     used = _spans(shown)

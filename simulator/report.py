@@ -1,18 +1,16 @@
 """A comparison as a folder that people and programs read: one HTML file that needs nothing else, its plots as PNG, its
 runs as CSV, and all of it as JSON."""
 
-import base64
 import csv
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import jinja2
-
 from orchestrator.decision import Action
 from simulator import optimality, plots, table, verdicts
 from simulator.metrics import ClassMetrics, Metrics, actions
+from simulator.page import Picture, page
 from simulator.results import Results, Run, Timeline, save
 from simulator.shortcomings import shortcomings
 from simulator.statistics import Interval
@@ -75,19 +73,6 @@ CLASS_COLUMNS: dict[str, Callable[[ClassMetrics], float | None]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """A plot with its file's name, without a folder."""
-
-    name: str
-    title: str
-    png: bytes
-
-    @property
-    def data(self) -> str:
-        return base64.b64encode(self.png).decode("ascii")
-
-
-@dataclass(frozen=True, slots=True)
 class Part:
     """One point of a sweep, or all there is."""
 
@@ -123,14 +108,8 @@ def _stacked(made: Sequence[Part]) -> Iterator[list[str]]:
 
 def html(found: Results, made: Sequence[Part], drawn: Sequence[Picture]) -> str:
     """The report as one page that asks nothing of a network and runs no script."""
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("simulator", "."),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("report.html.j2").render(
+    return page(
+        "report.html.j2",
         found=found,
         parts=made,
         pictures=drawn,

@@ -1,8 +1,11 @@
-"""PURE: how soon a request can be at a service on a node, by mean times (`mathematics.md`, B1)."""
+"""PURE: how soon a request can be at a service on a node, and how soon it can be done from there, by mean times
+(`mathematics.md`, B1 and B4)."""
 
 from collections.abc import Mapping
 
-from orchestrator.services.problem import SOURCE, Setting, Stream
+import numpy as np
+
+from orchestrator.services.problem import SOURCE, Floats, Setting, Stream, TaskKind
 from schemas.base import NodeId
 
 
@@ -29,3 +32,19 @@ def _from(
     return min(
         found[before, other] + service.mean_ms + setting.ways.ms(service.output, other, node) for other in setting.hosts
     )
+
+
+def left_ms(setting: Setting, task: TaskKind, counts: Mapping[str, Floats]) -> Mapping[str, Floats]:
+    """By service: what there is to come at least once it is done on each node, if the services behind it are where
+    there are instances (`counts`, by service and node) and nothing waits. 0 of what nothing is known to follow."""
+    found: dict[str, Floats] = {}
+    nodes = np.arange(len(setting.hosts))
+    for name in reversed(task.order):
+        left = np.zeros(len(nodes))
+        for behind, befores in task.after.items():
+            hosts = np.flatnonzero(counts[behind]) if name in befores else ()
+            if len(hosts):
+                way = setting.table.ms(setting.services[name].output, nodes[:, None], np.asarray(hosts)[None, :])
+                left = np.maximum(left, (way + found[behind][hosts]).min(axis=1) + setting.services[behind].mean_ms)
+        found[name] = left
+    return found

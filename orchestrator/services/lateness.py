@@ -77,7 +77,7 @@ class Outlook(NamedTuple):
     """The probability that a request misses its deadline."""
     lacks: Mapping[str, float]
     """By service: what keeps requests from ever being done, if anything does. Of the first that is nowhere, how many
-    services they do not get to; of one that falls behind, how many times as much comes as is done, less 1."""
+    services they do not get to; of one that falls behind, the share that is never done."""
 
     @property
     def badness(self) -> float:
@@ -106,7 +106,7 @@ def _lacking(setting: Setting, row: Row) -> Mapping[str, float]:
         if name not in route:
             return {**found, name: float(len(setting.tasks[stream.task].order) - len(route))}
         if not (queue := at[route[name], name]).keeps_up:
-            found[name] = max(0.0, queue.rho - 1.0)
+            found[name] = max(0.0, 1.0 - 1.0 / queue.rho)
     return found
 
 

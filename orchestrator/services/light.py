@@ -20,7 +20,7 @@ from orchestrator.services.changes import Change, changes
 from orchestrator.services.core import Placed
 from orchestrator.services.lateness import Outlook, Queues, Row, outlooks, queues
 from orchestrator.services.problem import Setting, Stream
-from orchestrator.services.routing import Known, Plan, Route, Speeds, counted, rerouted, routed, using
+from orchestrator.services.routing import Ahead, Known, Plan, Route, Speeds, ahead_of, counted, rerouted, routed, using
 
 TRIED = 16
 """Changes that are priced in a slot, at most: its time is bounded, and what is left comes in the next."""
@@ -129,7 +129,8 @@ class _Pricing:
     def changed(self, known: _Priced, tried: Sequence[Change]) -> list[_Priced]:
         """The same with some instances of one service more or less, for each of what is tried: all are priced at
         once."""
-        plans = [(plan := self._with(known.plan, one), self._queues(plan, known)) for one in tried]
+        ahead = ahead_of(self._setting, known.plan.counts)
+        plans = [(plan := self._with(known.plan, one, ahead), self._queues(plan, known)) for one in tried]
         touched = [self._touched(plan, at, known, name) for (plan, at), (name, _) in zip(plans, tried, strict=True)]
         found = outlooks(self._setting, [row for rows in touched for row in rows])
         ends = np.cumsum([len(rows) for rows in touched])
@@ -138,12 +139,12 @@ class _Pricing:
             for (plan, at), rows, end in zip(plans, touched, ends, strict=True)
         ]
 
-    def _with(self, plan: Plan, change: Change) -> Plan:
+    def _with(self, plan: Plan, change: Change, ahead: Ahead) -> Plan:
         name, steps = change
         counts = plan.counts[name].copy()
         for number, step in steps:
             counts[number] += step
-        return rerouted(self._setting, plan, name, counts, self._speeds)
+        return rerouted(self._setting, plan, name, counts, self._speeds, ahead)
 
     def _queues(self, plan: Plan, known: _Priced) -> Queues:
         other = [name for name, flows in plan.flows.items() if flows is not known.plan.flows[name]]

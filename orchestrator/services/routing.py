@@ -1,7 +1,7 @@
 """PURE: which node does each step of each stream of requests (`mathematics.md`, B4).
 
-Each stream takes, service after service, the node where a request is expected to be done first, what waits there
-already included, as long as that node keeps up.
+Each stream takes, service after service, the node over which a request is expected to be done first, what waits there
+already and the way from there included, as long as that node keeps up.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ from math import isinf
 
 import numpy as np
 
+from orchestrator.services.ahead import left_ms
 from orchestrator.services.core import Placed
 from orchestrator.services.problem import SOURCE, Floats, ServiceKind, Setting, Stream
 from profiler.effective_capacity import GammaService, Steady
@@ -28,6 +29,8 @@ Counts = Mapping[str, Floats]
 """By service: instances of each node, in the order of `Setting.hosts`."""
 Flows = Mapping[str, Floats]
 """By service: requests a slot, likewise."""
+Ahead = Mapping[str, Mapping[str, Floats]]
+"""By task and service: what there is to come from each node."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Plan:
         }
 
 
+def ahead_of(setting: Setting, counts: Counts) -> Ahead:
+    """What there is to come, of every task."""
+    return {name: left_ms(setting, task, counts) for name, task in setting.tasks.items()}
+
+
 def counted(setting: Setting, placed: Placed) -> Counts:
     """Instances as arrays."""
     number = setting.numbers
@@ -83,10 +91,11 @@ def routed(setting: Setting, placed: Placed, speeds: Speeds, known: Known | None
     kept = {
         one: _kept(setting, counts, speeds, flows, one, (known or {}).get((one.task, one.at), {})) for one in streams
     }
-    return Plan(counts, {one: _onward(setting, counts, speeds, flows, one, kept[one]) for one in streams}, flows)
+    ahead = ahead_of(setting, counts)
+    return Plan(counts, {one: _onward(setting, counts, speeds, flows, ahead, one, kept[one]) for one in streams}, flows)
 
 
-def rerouted(setting: Setting, plan: Plan, name: str, counts: Floats, speeds: Speeds) -> Plan:
+def rerouted(setting: Setting, plan: Plan, name: str, counts: Floats, speeds: Speeds, ahead: Ahead) -> Plan:
     """The same plan with other instances of one service: the streams that use it choose anew where to have it, and
     those that were stopped for want of it go on from there."""
     every = {**plan.counts, name: counts}
@@ -101,7 +110,7 @@ def rerouted(setting: Setting, plan: Plan, name: str, counts: Floats, speeds: Sp
     routes = dict(plan.routes)
     for stream in streams:
         known = {service: node for service, node in routes[stream].items() if service != name}
-        routes[stream] = _onward(setting, every, speeds, flows, stream, known)
+        routes[stream] = _onward(setting, every, speeds, flows, ahead, stream, known)
     return Plan(every, routes, flows)
 
 
@@ -118,7 +127,9 @@ def _kept(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stream
     return route
 
 
-def _onward(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stream: Stream, known: Route) -> Route:
+def _onward(
+    setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, ahead: Ahead, stream: Stream, known: Route
+) -> Route:
     """The route of a stream as far as it gets, `known` of it given; what it adds to `flows` is in there afterwards."""
     route = dict[str, NodeId]()
     for name in setting.tasks[stream.task].order:
@@ -126,7 +137,8 @@ def _onward(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stre
         if node is None:
             asked = speeds.share(setting.services[name]) * (flows[name] + stream.per_slot)
             rho = np.divide(asked, counts[name], out=np.full_like(asked, np.inf), where=counts[name] > 0.0)
-            best = best_host(ways_ms(setting, stream, route, name), rho, speeds.slot_ms)
+            way_ms = ways_ms(setting, stream, route, name) + ahead[stream.task][name]
+            best = best_host(way_ms, rho, speeds.slot_ms)
             if best is None:
                 break
             node = setting.nodes[best]
@@ -139,8 +151,8 @@ def _onward(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stre
 
 
 def best_host(way_ms: Floats, rho: Floats, slot_ms: float) -> int | None:
-    """The number of the node where a request is done first, by what each node has to wait for and by how busy it is
-    then; where none keeps up, the one that falls behind least; None where none is reached."""
+    """The number of the node over which a request is done first, by how long the way over each is and by how busy it
+    is then; where none keeps up, the one that falls behind least; None where none is reached."""
     busy = np.minimum(rho, FULL)
     done_ms = np.where(rho < FULL, way_ms + slot_ms * busy / (1.0 - busy), np.inf)
     best = int(done_ms.argmin())

@@ -3,14 +3,23 @@
 import os
 import shlex
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from resplit.options import AsJson
 from resplit.output import print_json
 from schemas.errors import ErrorCode, ResplitError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from simulator.scenario import Scenario
+    from simulator.tiers.scenario import TwoTierScenario
 
 SEEDS_MAX = 10_000
 DEFAULT_POLICIES = "static,full"
@@ -21,9 +30,9 @@ def simulate(
         str | None, typer.Argument(help="A file, or the name of a scenario that comes with Resplit; none: list these.")
     ] = None,
     seeds: Annotated[str, typer.Option(help="Worlds to draw: 7, 1,2,5 or 10-39.")] = "10-12",
-    policies: Annotated[str, typer.Option(help="Who decides, separated by commas; `all` for every one.")] = (
-        DEFAULT_POLICIES
-    ),
+    policies: Annotated[
+        str | None, typer.Option(help="Who decides, separated by commas; `all` for every one; default: static,full.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Folder for the report; default: simulated/SCENARIO.")] = None,
     jobs: Annotated[int, typer.Option(min=0, help="Processes; 0: one for each core.")] = 0,
     as_json: AsJson = False,
@@ -33,26 +42,19 @@ def simulate(
     Will this model meet this SLO on these machines, and what if one dies? Copy `my-cluster` and say what you have.
     """
     from rich.console import Console  # noqa: PLC0415
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
-    from simulator.files import read_scenario, shipped  # noqa: PLC0415
+    from simulator.files import read, shipped  # noqa: PLC0415
     from simulator.plots import require  # noqa: PLC0415
-    from simulator.policies import CONTENDERS, named  # noqa: PLC0415
-    from simulator.report import headline, seed_grid, write  # noqa: PLC0415
-    from simulator.runner import check_feasible, count  # noqa: PLC0415
-    from simulator.runner import simulate as run  # noqa: PLC0415
-    from simulator.shortcomings import shortcomings  # noqa: PLC0415
-    from simulator.table import terminal  # noqa: PLC0415
+    from simulator.tiers.scenario import TwoTierScenario  # noqa: PLC0415
 
     say = Console(stderr=as_json)
     known = shipped()
     if scenario is None:
         for name, path in known.items():
-            say.print(f"[bold]{name}[/]  {read_scenario(path).title}")
+            say.print(f"[bold]{name}[/]  {read(path).title}")
         return
     path = known.get(scenario, Path(scenario))
-    found = read_scenario(path)
-    names = list(CONTENDERS) if policies == "all" else [named(name.strip()).name for name in policies.split(",")]
+    found = read(path)
     wanted = seeds_of(seeds)
     folder = report or Path("simulated") / found.name
     require()
@@ -61,32 +63,90 @@ def simulate(
     except OSError as error:
         message = f"--report {folder}: cannot be made: {error.strerror}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "report") from error
+    asked = _Asked(policies, wanted, folder, jobs or os.cpu_count() or 1, as_json, say)
+    if isinstance(found, TwoTierScenario):
+        _tiers(found, asked)
+    else:
+        _split(path, found, asked)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is wanted of a scenario."""
+
+    policies: str | None
+    seeds: list[int]
+    folder: Path
+    jobs: int
+    as_json: bool
+    say: "Console"
+
+
+def _split(path: Path, found: "Scenario", asked: _Asked) -> None:
+    """One model over many nodes."""
+    from simulator.policies import CONTENDERS, named  # noqa: PLC0415
+    from simulator.report import headline, seed_grid, write  # noqa: PLC0415
+    from simulator.runner import check_feasible, count  # noqa: PLC0415
+    from simulator.runner import simulate as run  # noqa: PLC0415
+    from simulator.shortcomings import shortcomings  # noqa: PLC0415
+    from simulator.table import terminal  # noqa: PLC0415
+
+    wanted = list(CONTENDERS) if asked.policies == "all" else (asked.policies or DEFAULT_POLICIES).split(",")
+    names = [named(name.strip()).name for name in wanted]
     try:
-        check_feasible(found, wanted[0])
+        check_feasible(found, asked.seeds[0])
     except ResplitError as error:
         keys = "kinds.*.memory_bytes, sites.*.nodes, model and served say what there is and what it takes"
         raise ResplitError(error.code, f"{path}: {error.message}; {keys}", error.field) from error
-    command = shlex.join(["resplit", *sys.argv[1:]])
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(found.name, total=None)
-
-        def done(job: object, one: object) -> None:
-            progress.advance(task)
-
-        progress.update(task, total=count(found, names, wanted))
-        results = run(found, names, wanted, command, jobs or os.cpu_count() or 1, done)
-    written = write(folder, results)
-    if as_json:
+    with _progress(found.name, count(found, names, asked.seeds)) as done:
+        results = run(found, names, asked.seeds, _command(), asked.jobs, lambda job, one: done())
+    written = write(asked.folder, results)
+    if asked.as_json:
         print_json(results)
         return
     for grid in headline(results, results.runs):
-        say.print(terminal(grid))
+        asked.say.print(terminal(grid))
     if {results.reference, results.system} <= set(results.policies) and results.reference != results.system:
-        say.print(terminal(seed_grid(results, results.runs, reasons=False)))
-    for sentence in shortcomings(results, wanted[0]):
-        say.print(f"[yellow]{sentence}[/]")
-    say.print(f"[bold]{written[0]}[/]")
+        asked.say.print(terminal(seed_grid(results, results.runs, reasons=False)))
+    for sentence in shortcomings(results, asked.seeds[0]):
+        asked.say.print(f"[yellow]{sentence}[/]")
+    asked.say.print(f"[bold]{written[0]}[/]")
+
+
+def _tiers(found: "TwoTierScenario", asked: _Asked) -> None:
+    """Services of two tiers."""
+    from simulator.table import terminal  # noqa: PLC0415
+    from simulator.tiers.report import grid, verdicts, write  # noqa: PLC0415
+    from simulator.tiers.results import KNOWN, compare, jobs_of, named  # noqa: PLC0415
+
+    wanted = list(KNOWN) if asked.policies in (None, "all") else asked.policies.split(",")
+    names = [named(name.strip()) for name in wanted]
+    with _progress(found.name, len(jobs_of(found, names, asked.seeds))) as done:
+        results = compare(found, names, asked.seeds, _command(), asked.jobs, lambda one: done())
+    written = write(asked.folder, results)
+    if asked.as_json:
+        print_json(results)
+        return
+    for load in results.loads:
+        asked.say.print(terminal(grid(results, load)))
+    asked.say.print(terminal(verdicts(results)))
+    asked.say.print(f"[bold]{written[0]}[/]")
+
+
+def _command() -> str:
+    return shlex.join(["resplit", *sys.argv[1:]])
+
+
+@contextmanager
+def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+    """A bar that goes on a step each time it is called."""
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(name, total=total)
+        yield lambda: progress.advance(task)
 
 
 def seeds_of(text: str) -> list[int]:

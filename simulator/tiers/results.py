@@ -1,0 +1,179 @@
+"""Contenders side by side in worlds of two tiers: every one on every seed and at every load, over all cores."""
+
+import platform
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from multiprocessing import get_context
+
+from pydantic import Field
+
+from schemas.base import Value
+from schemas.errors import ErrorCode, ResplitError
+from simulator.tiers.contenders import CloudOnly, Corrected, RoundRobin, StaticAll, at_load
+from simulator.tiers.drawn import Drawn, drawn, requests, trace_hash, with_cloud
+from simulator.tiers.paper import Paper, PropAvg
+from simulator.tiers.references import Clairvoyant, Genetic, SlotProgram
+from simulator.tiers.scenario import TwoTierScenario
+from simulator.tiers.world import Contender, TierWorld
+
+PAPER, SYSTEM, BOUND = "paper", "corrected", "clairvoyant"
+KNOWN: dict[str, tuple[type, str]] = {
+    PAPER: (Paper, "The paper's proposal: its core program, and effective capacity as if work came evenly."),
+    SYSTEM: (
+        Corrected,
+        "Ours: cores that survive a node, drift plus penalty, delays of what comes one by one.",
+    ),
+    "prop-avg": (PropAvg, "The paper's, with mean delays."),
+    "round-robin": (RoundRobin, "LBRR: as many as the load asks for on one node after another, requests in turn."),
+    "genetic": (Genetic, "Breeds light instances every 100 slots, for cost and mean delay."),
+    "slot-program": (SlotProgram, "An integer program in each slot, by mean rates, solved for as long as a second."),
+    "static-all": (StaticAll, "Ours, decided once for what is expected."),
+    "cloud-only": (CloudOnly, "Everything in a cloud that has plenty of all."),
+    BOUND: (Clairvoyant, "Everything everywhere, and requests go where it is known that they will be done first."),
+}
+
+
+class TierRun(Value):
+    """One run."""
+
+    contender: str
+    seed: int
+    load: float
+    trace_hash: str
+    arrived: dict[str, int]
+    """By task."""
+    on_time: dict[str, int]
+    finished: int
+    light_cost: float
+    """A slot."""
+    core_cost: float
+    deployed: int
+    decide_ms: float
+
+    @property
+    def on_time_percent(self) -> float:
+        return 100.0 * sum(self.on_time.values()) / max(1, sum(self.arrived.values()))
+
+    @property
+    def worst_percent(self) -> float:
+        """Of the task that fares worst."""
+        shares = [self.on_time.get(task, 0) / count for task, count in self.arrived.items() if count]
+        return 100.0 * min(shares, default=0.0)
+
+    @property
+    def cost(self) -> float:
+        return self.light_cost + self.core_cost
+
+
+class TierResults(Value):
+    """What a comparison found."""
+
+    scenario: TwoTierScenario
+    command: str
+    at: str
+    machine: str
+    contenders: dict[str, str] = Field(min_length=1)
+    runs: tuple[TierRun, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        return tuple(sorted({run.seed for run in self.runs}))
+
+    @property
+    def loads(self) -> tuple[float, ...]:
+        return tuple(sorted({run.load for run in self.runs}))
+
+    def of(self, contender: str, load: float) -> tuple[TierRun, ...]:
+        """In the order of seeds."""
+        found = (run for run in self.runs if run.contender == contender and run.load == load)
+        return tuple(sorted(found, key=lambda run: run.seed))
+
+
+@dataclass(frozen=True)
+class TierJob:
+    """One run that is to be done."""
+
+    scenario: TwoTierScenario
+    contender: str
+    seed: int
+    load: float
+
+
+def named(name: str) -> str:
+    """Raises `ResplitError(INVALID_REQUEST)` for one that there is not."""
+    if name not in KNOWN:
+        message = f"there is no policy {name!r} in worlds of two tiers; there are {', '.join(KNOWN)}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "policies")
+    return name
+
+
+def jobs_of(scenario: TwoTierScenario, contenders: Sequence[str], seeds: Sequence[int]) -> list[TierJob]:
+    return [TierJob(scenario, name, seed, load) for load in scenario.loads for seed in seeds for name in contenders]
+
+
+def compare(
+    scenario: TwoTierScenario,
+    contenders: Sequence[str],
+    seeds: Sequence[int],
+    command: str,
+    jobs: int,
+    on_done: Callable[[TierRun], None],
+) -> TierResults:
+    """Run them all; `on_done` hears of each run as it ends."""
+    todo = jobs_of(scenario, contenders, seeds)
+    runs: list[TierRun | None] = [None] * len(todo)
+
+    def ended(number: int, run: TierRun) -> None:
+        runs[number] = run
+        on_done(run)
+
+    if jobs == 1:
+        for number, job in enumerate(todo):
+            ended(number, run_one(job))
+    else:
+        # Not forked: threads of numerical libraries do not survive that.
+        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
+            futures = {pool.submit(run_one, job): number for number, job in enumerate(todo)}
+            for future in as_completed(futures):
+                ended(futures[future], future.result())
+    return TierResults(
+        scenario=scenario,
+        command=command,
+        at=datetime.now(UTC).isoformat(timespec="seconds"),
+        machine=platform.processor() or platform.machine(),
+        contenders={name: KNOWN[name][1] for name in contenders},
+        runs=tuple(run for run in runs if run is not None),
+    )
+
+
+def run_one(job: TierJob) -> TierRun:
+    """One run, in whichever process. Raises `ResplitError(INFEASIBLE)` where the core services fit nowhere."""
+    scenario = job.scenario
+    base = drawn(scenario, job.seed)
+    sent = requests(scenario, base, job.load, job.seed)
+    found = at_load(base, job.load)
+    if job.contender == "cloud-only":
+        found = with_cloud(scenario, found)
+    contender = _made(job.contender, scenario, found)
+    drain_slots = int(2.0 * scenario.deadline_ms[1] / scenario.slot_ms) + 1
+    went = TierWorld(found, sent, contender, job.seed).run(scenario.warmup_slots, scenario.slots, drain_slots)
+    return TierRun(
+        contender=job.contender,
+        seed=job.seed,
+        load=job.load,
+        trace_hash=trace_hash(sent),
+        arrived=dict(went.arrived),
+        on_time=dict(went.on_time),
+        finished=went.finished,
+        light_cost=went.light_cost,
+        core_cost=went.core_cost,
+        deployed=went.deployed,
+        decide_ms=went.decide_ms,
+    )
+
+
+def _made(name: str, scenario: TwoTierScenario, found: Drawn) -> Contender:
+    made: Contender = KNOWN[name][0](scenario, found)
+    return made
