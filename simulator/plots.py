@@ -15,6 +15,7 @@ from simulator.statistics import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure
 
@@ -56,7 +57,7 @@ def timeline(shown: Timeline) -> bytes:
         upper.plot(times, [float("nan") if value is None else value for value in values], color=colour, label=name)
     if any(point.p50_ms for point in shown.bins):
         upper.set_yscale("log")
-        _plain(upper)
+        _plain(upper.yaxis)
     upper.set_ylabel("latency (ms)")
     width = (shown.end_s - shown.begin_s) / max(1, len(shown.bins))
     middle.bar(times, [point.arrived for point in shown.bins], width, align="edge", color=GREY, label="arrived")
@@ -142,7 +143,7 @@ def violins(title: str, values: Mapping[str, Sequence[float]], marked: Sequence[
 
 
 def scatter(across: str, up: str, points: Mapping[str, Sequence[tuple[float, float, str]]]) -> bytes:
-    """One figure against another, a line through the points of each policy, each with a word beside it."""
+    """One figure against another, both above 0, a line through the points of each policy, each with a word beside it."""
     figure = _figure(max(4.4, 0.8 + 0.3 * len(points)))
     axes = figure.subplots()
     for (name, found), colour, marker in zip(points.items(), cycle(COLOURS), cycle("osv^DPX*h"), strict=False):
@@ -150,6 +151,9 @@ def scatter(across: str, up: str, points: Mapping[str, Sequence[tuple[float, flo
         for x, y, word in found:
             axes.annotate(word, (x, y), textcoords="offset points", xytext=(4, 4), fontsize=7, color=colour)
     axes.set_xscale("log")
+    axes.set_yscale("log")
+    _plain(axes.xaxis)
+    _plain(axes.yaxis)
     axes.set_xlabel(across)
     axes.set_ylabel(up)
     axes.grid(alpha=0.3)
@@ -255,13 +259,13 @@ def _number(axes: "Axes", epochs: Sequence[Epoch], begin_s: float, end_s: float)
             )
 
 
-def _plain(axes: "Axes") -> None:
+def _plain(axis: "Axis") -> None:
     """Numbers as people write them, at 1, 2 and 5 of every decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter  # noqa: PLC0415
 
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _colours() -> "Colormap":

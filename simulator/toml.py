@@ -20,9 +20,23 @@ FILE_BYTES_MAX = 4 << 20
 """Ten thousand sites and as many faults are about two megabytes."""
 
 
+LIKE = "like"
+"""In a file: another one beside it, whose tables hold where this one does not say otherwise."""
+
+
 def tables(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    """What a file says. Raises `ResplitError(INVALID_REQUEST)` that names the file, and the nearest of what is `known`
-    where there is none."""
+    """What a file says, and the one that it is like. Raises `ResplitError(INVALID_REQUEST)` that names the file, and
+    the nearest of what is `known` where there is none."""
+    plain = _read(path, known)
+    if (like := plain.pop(LIKE, None)) is None:
+        return plain
+    other = path.parent / str(like)
+    if not isinstance(like, str) or not other.is_file():
+        raise refused(f"{path}: {LIKE}: there is no file {other} (got {like!r})", LIKE)
+    return {**_read(other, known), **plain}
+
+
+def _read(path: Path, known: Sequence[str]) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)

@@ -17,6 +17,7 @@ from orchestrator.services.core import Placed, load_of
 from orchestrator.services.problem import SOURCE, Floats, ServiceKind, Setting, TaskKind
 from profiler.effective_capacity import GammaService, Steady
 from schemas.base import NodeId
+from schemas.errors import ErrorCode, ResplitError
 from simulator.tiers.drawn import Drawn
 from simulator.tiers.scenario import TwoTierScenario
 from simulator.tiers.world import Going, Seen, TierWorld
@@ -29,6 +30,8 @@ WORTH = 0.5
 """xi, in times of what makes the best place of a service cost nothing."""
 COPIES = 2
 """kappa, over all core services together, for each of them."""
+SHARES = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1)
+"""Of sum z~, that is asked for."""
 ETA = 0.05
 """Of the cost of a slot, against a millisecond of one request."""
 ZETA = 1.0
@@ -38,7 +41,16 @@ INSTANCES_MAX = 64
 
 
 def backbone(setting: Setting) -> Placed:
-    """The paper's core placement: min sum x (c - xi Q), C1 to C4."""
+    """The paper's core placement; where as many instances as it asks for do not fit, of as much less as has to be.
+    Raises `ResplitError(INFEASIBLE)` where not even a tenth fits."""
+    for share in SHARES:
+        if (found := _placed(setting, share)) is not None:
+            return found
+    raise ResplitError(ErrorCode.INFEASIBLE, "a tenth of the load is more than the nodes hold; add servers", "loads")
+
+
+def _placed(setting: Setting, share: float) -> Placed | None:
+    """min sum x (c - xi Q), C1 to C4."""
     names = [name for name, kind in setting.services.items() if kind.is_core]
     nodes, load = setting.nodes, load_of(setting)
     wants, quality = _wanted(setting, names)
@@ -52,7 +64,7 @@ def backbone(setting: Setting) -> Placed:
         cost[m * len(nodes) : (m + 1) * len(nodes)] = kind.keep_cost - worth
         row = np.zeros(2 * size)
         row[m * len(nodes) : (m + 1) * len(nodes)] = 1.0
-        rows.append((row, max(1.0, float(wants[m].sum())), inf))  # C2
+        rows.append((row, max(1.0, share * float(wants[m].sum())), inf))  # C2
         for v in range(len(nodes)):
             at = m * len(nodes) + v
             most[at] = max(1.0, np.ceil(load[name]))
@@ -79,7 +91,8 @@ def backbone(setting: Setting) -> Placed:
         constraints=constraint,
         options={"time_limit": 10.0},
     )
-    assert found.x is not None, "Table I's servers have room for all"
+    if found.x is None:
+        return None
     return {
         (node, name): round(found.x[m * len(nodes) + v])
         for m, name in enumerate(names)

@@ -8,7 +8,9 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.services.problem import TaskKind
 from schemas.base import Value
+from schemas.errors import ResplitError
 from simulator.scenario import NAME_LENGTH_MAX
 
 Span = tuple[Annotated[float, Field(ge=0, le=1e9)], Annotated[float, Field(ge=0, le=1e9)]]
@@ -126,4 +128,8 @@ class TwoTierScenario(Value):
         for number, task in enumerate(self.tasks):
             if other := sorted(task.after.keys() - known):
                 raise ValueError(f"tasks.{number}.after: there is no service {other[0]!r}")
+            try:
+                TaskKind(task.name, dict(task.after), 0.0, 0.0)
+            except ResplitError as error:
+                raise ValueError(f"tasks.{number}.after: {error.message}") from error
         return self

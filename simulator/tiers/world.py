@@ -104,7 +104,7 @@ class TierWorld:
     def __init__(self, found: Drawn, sent: Sequence[Request], contender: Contender, seed: int) -> None:
         self.setting, self._speeds = found.setting, found.speeds
         self.kernel = Kernel()
-        self._contender, self._draws = contender, Draws(seed)
+        self.contender, self._draws = contender, Draws(seed)
         self._does: dict[tuple[Place, int], np.ndarray] = {}
         self.pools: dict[Place, Pool] = {}
         self._light: dict[Place, SharedPool] = {}
@@ -114,7 +114,7 @@ class TierWorld:
         """What there is to come from each node, as instances are now."""
         self._waiting: list[Waiting] = []
         self._under_way: dict[int, Going] = {}
-        self._all: list[Going] = []
+        self.all: list[Going] = []
         self._arrived: Counter[tuple[str, NodeId]] = Counter()
         self._missed: Counter[str] = Counter()
         self._slots = 0
@@ -132,9 +132,9 @@ class TierWorld:
         for slot in range(warmup_slots + slots + drain_slots):
             self.kernel.run(slot * slot_ms)
             before = {place: pool.count for place, pool in self._light.items()}
-            if slot % self._contender.every_slots == 0:
+            if slot % self.contender.every_slots == 0:
                 began = time.process_time()
-                wanted = self._contender.slot(self._seen(slot))
+                wanted = self.contender.slot(self._seen(slot))
                 spent, decisions = spent + time.process_time() - began, decisions + 1
                 self._resize(wanted)
             if not warmup_slots <= slot < warmup_slots + slots:
@@ -146,7 +146,7 @@ class TierWorld:
                 deployed += fresh
         self.kernel.run((warmup_slots + slots + drain_slots) * slot_ms)
         end_ms = (warmup_slots + slots) * slot_ms
-        counted = [one for one in self._all if warmup_slots * slot_ms <= one.request.sent_ms < end_ms]
+        counted = [one for one in self.all if warmup_slots * slot_ms <= one.request.sent_ms < end_ms]
         return Went(
             arrived=Counter(one.request.task for one in counted),
             on_time=Counter(one.request.task for one in counted if self.is_on_time(one)),
@@ -162,7 +162,7 @@ class TierWorld:
 
     def _core_cost(self, slots: int) -> float:
         """A slot: of keeping them, and of making them once over the whole run."""
-        kinds = ((self.setting.services[name], count) for (_, name), count in self._contender.core.items())
+        kinds = ((self.setting.services[name], count) for (_, name), count in self.contender.core.items())
         return sum(count * (kind.keep_cost + kind.deploy_cost / slots) for kind, count in kinds)
 
     def _core_pool(self, kind: ServiceKind, node: NodeId, count: int) -> SteadyPool:
@@ -215,7 +215,7 @@ class TierWorld:
 
     def _comes(self, request: Request) -> None:
         going = Going(request, self.setting.tasks[request.task])
-        self._all.append(going)
+        self.all.append(going)
         self._under_way[request.number] = going
         self._arrived[going.stream] += 1
         self.kernel.at(request.sent_ms + going.task.deadline_ms, self._due, going)
@@ -238,7 +238,7 @@ class TierWorld:
                 self._waiting.append(Waiting(going, before, at, service))
                 return
             inputs = {each: going.hosts[each] for each in going.task.after[service] if each in going.hosts}
-            host = self._contender.host(self, going, service, {**inputs, before: at})
+            host = self.contender.host(self, going, service, {**inputs, before: at})
             if host is None:
                 self._waiting.append(Waiting(going, before, at, service))
                 return

@@ -43,6 +43,41 @@ def test_what_it_found_can_be_had_as_json(tmp_path: Path) -> None:
     assert json.loads(told.stdout)["runs"][0]["seed"] == 3
 
 
+def short(tmp_path: Path, *more: str) -> Path:
+    """Two tiers, for a tenth of the time."""
+    (tmp_path / "two-tier.toml").write_text(shipped()["two-tier"].read_text())
+    path = tmp_path / "short.toml"
+    path.write_text("\n".join(["like = 'two-tier.toml'", "slots = 50", "warmup_slots = 10", *more]))
+    return path
+
+
+def test_two_tiers_are_run_and_reported_under_every_policy_where_none_is_named(tmp_path: Path) -> None:
+    report = tmp_path / "report"
+    told = run(short(tmp_path, "loads = [1.0, 2.0]"), "--seeds", "1", "--jobs", 1, "--report", report)
+    assert told.exit_code == 0, told.output
+    for word in ("on time", "Load 2", "What is aimed at", "clairvoyant"):
+        assert word in told.stdout
+    page = (report / "report.html").read_text()
+    assert "drift plus penalty" in page
+    assert page.count("data:image/png;base64,") == 3
+    assert {path.name for path in report.iterdir()} == {
+        *("report.html", "results.csv", "tables.csv", "results.json"),
+        *("on-time-1.png", "on-time-2.png", "cost.png"),
+    }
+    assert len((report / "results.csv").read_text().splitlines()) == 1 + 2 * 9
+
+
+def test_two_tiers_that_fit_nowhere_and_policies_that_there_are_not_are_refused(tmp_path: Path) -> None:
+    full = run(
+        short(tmp_path, "server = { cpu = [1.0, 2.0] }"), "--seeds", "1", "--jobs", 1, "--report", tmp_path / "r"
+    )
+    assert full.exit_code == Exit.REFUSED
+    assert "more than the nodes hold" in full.output
+    best = run(short(tmp_path), "--policies", "best")
+    assert best.exit_code == Exit.USAGE
+    assert "cloud-only" in best.output
+
+
 @pytest.mark.parametrize(
     ("text", "seeds"), [("7", [7]), ("1,2,5", [1, 2, 5]), ("10-12", [10, 11, 12]), ("1-3,2,9", [1, 2, 3, 9])]
 )

@@ -15,8 +15,11 @@ from schemas.slo import Slo
 from simulator import scenario as values
 from simulator.files import at_chi, read, read_scenario, shipped, swept, with_value
 from simulator.scenario import Scenario
+from simulator.tiers.scenario import TwoTierScenario
+from simulator.toml import FILE_BYTES_MAX
 
 SMALL = shipped()["small"].read_text()
+TWO_TIERS = {"two-tier", "two-tier-bursts"}
 NAMED = {
     "smart-city",
     "industry",
@@ -43,7 +46,7 @@ def small() -> Scenario:
 
 
 def test_the_scenarios_of_the_benchmark_are_shipped() -> None:
-    assert set(shipped()) == NAMED | {"two-tier"}
+    assert set(shipped()) == NAMED | TWO_TIERS
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))
@@ -179,6 +182,44 @@ def test_a_file_that_is_none_is_named(tmp_path: Path, data: bytes | None, words:
     assert caught.value.code is ErrorCode.INVALID_REQUEST
 
 
+@pytest.mark.parametrize("name", sorted(TWO_TIERS))
+def test_scenarios_of_two_tiers_load_under_their_own_names(name: str) -> None:
+    found = read(shipped()[name])
+    assert isinstance(found, TwoTierScenario)
+    assert (found.name, found.bursts is not None) == (name, name.endswith("bursts"))
+
+
+@pytest.mark.parametrize(
+    ("text", "key", "words"),
+    [
+        ("like = 'none.toml'", "like", ["none.toml"]),
+        ("like = 3", "like", ["got 3"]),
+        ("like = 'two-tier.toml'\nslot = 3", "slot", ["did you mean 'slots'"]),
+        ("like = 'two-tier.toml'\nslots = 3", "slots", ["greater than or equal to 10", "3"]),
+        ("like = 'two-tier.toml'\nbursts = { factor = 4.0, share = 0.5, slots = 3.0 }", "bursts.factor", ["below 1"]),
+        (
+            "like = 'two-tier.toml'\ntasks = [{ name = 'a', after = { hed = ['-'] } }]",
+            "tasks.0.after",
+            ["no service 'hed'"],
+        ),
+        (
+            "like = 'two-tier.toml'\ntasks = [{ name = 'a', after = { filter = ['resize'] } }]",
+            "tasks.0.after",
+            ["'resize'", "does not use"],
+        ),
+    ],
+)
+def test_a_wrong_value_in_two_tiers_is_named_as_well(tmp_path: Path, text: str, key: str, words: list[str]) -> None:
+    (tmp_path / "two-tier.toml").write_text(shipped()["two-tier"].read_text())
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(ResplitError) as caught:
+        read(path)
+    assert (caught.value.code, caught.value.field) == (ErrorCode.INVALID_REQUEST, key)
+    for word in ["mine.toml", *words]:
+        assert word in caught.value.message
+
+
 def test_a_missing_trace_is_named_and_a_present_one_found_from_anywhere(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(shipped()["azure-sample"].read_text())
@@ -233,4 +274,4 @@ def test_chi_is_the_time_between_changes_over_the_time_to_react() -> None:
 
 
 def test_the_files_are_valid_for_others_who_read_toml() -> None:
-    assert {tomllib.loads(path.read_text())["name"] for path in shipped().values()} == NAMED
+    assert {tomllib.loads(path.read_text())["name"] for path in shipped().values()} == set(shipped())
