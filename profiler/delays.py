@@ -56,7 +56,7 @@ class Delays:
         ratios = at / (at - self.rates)
         shares = self.shares * (1.0 - waits + waits * ratios)
         left = 1.0 - (self.shares * ratios).sum(axis=1, keepdims=True)
-        return Delays(np.hstack([self.rates, at]), np.hstack([shares, waits * left]))
+        return Delays(np.concatenate([self.rates, at], axis=1), np.concatenate([shares, waits * left], axis=1))
 
     def _apart(self, wanted: Floats) -> Floats:
         """The nearest that is apart from every exponent that is there."""

@@ -143,7 +143,7 @@ def violins(title: str, values: Mapping[str, Sequence[float]], marked: Sequence[
 
 
 def scatter(across: str, up: str, points: Mapping[str, Sequence[tuple[float, float, str]]]) -> bytes:
-    """One figure against another, both above 0, a line through the points of each policy, each with a word beside it."""
+    """One figure against another, both above 0: a line through the points of each policy, and a word beside each."""
     figure = _figure(max(4.4, 0.8 + 0.3 * len(points)))
     axes = figure.subplots()
     for (name, found), colour, marker in zip(points.items(), cycle(COLOURS), cycle("osv^DPX*h"), strict=False):

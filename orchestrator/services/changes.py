@@ -18,17 +18,13 @@ Change = tuple[str, tuple[tuple[int, int], ...]]
 """Of one service, by how much the instances on some nodes change, these by number."""
 
 
-def changes(
-    setting: Setting,
-    plan: Plan,
-    expected: Mapping[Stream, Outlook],
-    weights: Mapping[str, float],
-) -> list[Change]:
+def changes(plan: Plan, expected: Mapping[Stream, Outlook], weights: Mapping[str, float]) -> list[Change]:
     """What late requests use chosen anew, more of it, less of what little needs, one elsewhere."""
+    setting = plan.setting
     found: list[Change] = []
     for name in _wanted(setting, expected, weights)[:WANTED]:
         found.append((name, ()))
-        found += [(name, ((node, 1),)) for node in _nearest(setting, plan, name)]
+        found += [(name, ((node, 1),)) for node in _nearest(plan, name)]
     idle = sorted(
         (plan.flows[name][at] / counts[at], name, int(at))
         for name, counts in plan.counts.items()
@@ -37,7 +33,7 @@ def changes(
     )[:WIDTH]
     found += [(name, ((at, -1),)) for _, name, at in idle]
     for _, name, at in idle:
-        found += [(name, ((at, -1), (other, 1))) for other in _nearest(setting, plan, name)[:1] if other != at]
+        found += [(name, ((at, -1), (other, 1))) for other in _nearest(plan, name)[:1] if other != at]
     return found
 
 
@@ -52,8 +48,9 @@ def _wanted(setting: Setting, expected: Mapping[Stream, Outlook], weights: Mappi
     return sorted(found, key=lambda name: (-found[name], name))
 
 
-def _nearest(setting: Setting, plan: Plan, name: str) -> list[int]:
+def _nearest(plan: Plan, name: str) -> list[int]:
     """Nodes with room for one more, those first to which what it reads has the shortest way."""
+    setting = plan.setting
     far = np.zeros(len(setting.hosts))
     for stream in using(setting, name):
         task = setting.tasks[stream.task]
@@ -64,12 +61,13 @@ def _nearest(setting: Setting, plan: Plan, name: str) -> list[int]:
     able = np.ones(len(far), dtype=bool)
     for key, need in setting.services[name].needs.items():
         if need > 0.0:
-            able &= _free(setting, plan, key) + 1e-9 >= need
+            able &= _free(plan, key) + 1e-9 >= need
     return [int(node) for node in np.argsort(far, kind="stable") if able[node]][:WIDTH]
 
 
-def _free(setting: Setting, plan: Plan, resource: str) -> Floats:
+def _free(plan: Plan, resource: str) -> Floats:
     """What is left of a resource of each node."""
+    setting = plan.setting
     used = sum(
         counts * need
         for name, counts in plan.counts.items()

@@ -20,9 +20,9 @@ from orchestrator.services.changes import Change, changes
 from orchestrator.services.core import Placed
 from orchestrator.services.lateness import Outlook, Queues, Row, outlooks, queues
 from orchestrator.services.problem import Setting, Stream
-from orchestrator.services.routing import Ahead, Known, Plan, Route, Speeds, ahead_of, counted, rerouted, routed, using
+from orchestrator.services.routing import Known, Plan, Route, Speeds, counted, rerouted, routed, using
 
-TRIED = 16
+TRIED = 8
 """Changes that are priced in a slot, at most: its time is bounded, and what is left comes in the next."""
 
 
@@ -81,23 +81,26 @@ def steer(
     core: Placed,
     before: Placed,
     known: Known | None = None,
+    turn: int = 0,
 ) -> Steered:
     """The light instances of the next frame, with what each stream takes; `before` are those of now, and `known` is
-    where requests go now.
+    where requests go now. `turn` is another in each slot, so that what there was no time for is tried in the next.
 
     `setting.streams` says what arrives. Deterministic; never worse, by its own score, than leaving all as it is.
     """
     pricing = _Pricing(setting, speeds, steering, debts, before)
     best, tried = pricing.whole({**core, **before}, known), 0
     while tried < steering.tried:
-        found = changes(setting, best.plan, best.outlooks, pricing.weights)[: steering.tried - tried]
+        every = changes(best.plan, best.outlooks, pricing.weights)
+        start = turn * steering.tried % len(every) if every else 0
+        found = [*every[start:], *every[:start]][: steering.tried - tried]
         tried += len(found)
         better = min(pricing.changed(best, found), key=lambda one: one.score, default=best)
         if better.score >= best.score:
             break
         best = better
     late = {stream: one.late for stream, one in best.outlooks.items()}
-    return Steered(best.plan.placed(setting), best.plan.routes, late, best.cost, best.score, tried)
+    return Steered(best.plan.placed, best.plan.routes, late, best.cost, best.score, tried)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,8 +132,7 @@ class _Pricing:
     def changed(self, known: _Priced, tried: Sequence[Change]) -> list[_Priced]:
         """The same with some instances of one service more or less, for each of what is tried: all are priced at
         once."""
-        ahead = ahead_of(self._setting, known.plan.counts)
-        plans = [(plan := self._with(known.plan, one, ahead), self._queues(plan, known)) for one in tried]
+        plans = [(plan := self._with(known.plan, one), self._queues(plan, known)) for one in tried]
         touched = [self._touched(plan, at, known, name) for (plan, at), (name, _) in zip(plans, tried, strict=True)]
         found = outlooks(self._setting, [row for rows in touched for row in rows])
         ends = np.cumsum([len(rows) for rows in touched])
@@ -139,12 +141,12 @@ class _Pricing:
             for (plan, at), rows, end in zip(plans, touched, ends, strict=True)
         ]
 
-    def _with(self, plan: Plan, change: Change, ahead: Ahead) -> Plan:
+    def _with(self, plan: Plan, change: Change) -> Plan:
         name, steps = change
         counts = plan.counts[name].copy()
         for number, step in steps:
             counts[number] += step
-        return rerouted(self._setting, plan, name, counts, self._speeds, ahead)
+        return rerouted(plan, name, counts, self._speeds)
 
     def _queues(self, plan: Plan, known: _Priced) -> Queues:
         other = [name for name, flows in plan.flows.items() if flows is not known.plan.flows[name]]

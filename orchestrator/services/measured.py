@@ -13,7 +13,7 @@ SLOW_SLOTS = 400.0
 """And over so many who asks for it: of one stream little comes in a short time."""
 
 SIGMAS = 3.0
-"""What comes is taken for so many standard deviations more than was measured: that it was less than it is costs more."""
+"""What comes is taken for so many standard deviations more than was measured: too little costs more than too much."""
 
 StreamKey = tuple[str, NodeId]
 """A task, and where its requests come in."""

@@ -6,6 +6,7 @@ already and the way from there included, as long as that node keeps up.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import isinf
 
 import numpy as np
@@ -54,18 +55,25 @@ class Speeds:
 class Plan:
     """Instances, and where each stream goes."""
 
+    setting: Setting
     counts: Counts
-    routes: Mapping[Stream, Route]
+    routes: dict[Stream, Route]
     """Of a stream for which a service is nowhere, as far as it gets."""
     flows: Flows
 
-    def placed(self, setting: Setting) -> Placed:
+    @cached_property
+    def placed(self) -> Placed:
         """The instances by name."""
         return {
-            (setting.nodes[number], name): int(counts[number])
+            (self.setting.nodes[number], name): int(counts[number])
             for name, counts in self.counts.items()
             for number in np.flatnonzero(counts)
         }
+
+    @cached_property
+    def ahead(self) -> Ahead:
+        """What there is to come from each node, of every task."""
+        return ahead_of(self.setting, self.counts)
 
 
 def ahead_of(setting: Setting, counts: Counts) -> Ahead:
@@ -91,14 +99,16 @@ def routed(setting: Setting, placed: Placed, speeds: Speeds, known: Known | None
     kept = {
         one: _kept(setting, counts, speeds, flows, one, (known or {}).get((one.task, one.at), {})) for one in streams
     }
-    ahead = ahead_of(setting, counts)
-    return Plan(counts, {one: _onward(setting, counts, speeds, flows, ahead, one, kept[one]) for one in streams}, flows)
+    plan = Plan(setting, counts, {}, flows)
+    onward = {one: _onward(setting, counts, speeds, flows, plan.ahead, one, kept[one]) for one in streams}
+    plan.routes.update(onward)
+    return plan
 
 
-def rerouted(setting: Setting, plan: Plan, name: str, counts: Floats, speeds: Speeds, ahead: Ahead) -> Plan:
+def rerouted(plan: Plan, name: str, counts: Floats, speeds: Speeds) -> Plan:
     """The same plan with other instances of one service: the streams that use it choose anew where to have it, and
     those that were stopped for want of it go on from there."""
-    every = {**plan.counts, name: counts}
+    setting, every = plan.setting, {**plan.counts, name: counts}
     streams = by_size(using(setting, name))
     later = {
         each
@@ -110,8 +120,8 @@ def rerouted(setting: Setting, plan: Plan, name: str, counts: Floats, speeds: Sp
     routes = dict(plan.routes)
     for stream in streams:
         known = {service: node for service, node in routes[stream].items() if service != name}
-        routes[stream] = _onward(setting, every, speeds, flows, ahead, stream, known)
-    return Plan(every, routes, flows)
+        routes[stream] = _onward(setting, every, speeds, flows, plan.ahead, stream, known)
+    return Plan(setting, every, routes, flows)
 
 
 def _kept(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stream: Stream, known: Route) -> Route:

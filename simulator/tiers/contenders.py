@@ -93,7 +93,8 @@ class Corrected:
         self._debts = owed(self._debts, self._steering.allowed, arrived, seen.missed)
         self._rates = self._rates.after(seen.arrived, self.every_slots)
         setting = replace(self._setting, streams=self._rates.of(self._setting.streams))
-        steered = steer(setting, self._speeds, self._steering, self._debts, self.core, seen.light, self._known)
+        turn = seen.slot // self.every_slots
+        steered = steer(setting, self._speeds, self._steering, self._debts, self.core, seen.light, self._known, turn)
         self._known = {**self._known, **steered.known}
         return self._light(steered.placed)
 
