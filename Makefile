@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation worlds
+BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation worlds services
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas clean
@@ -58,6 +58,7 @@ bench: $(BENCHES:%=bench-%)
 ## core; what was run stays in build/runs, so that it goes on where it was ended.
 benchmarks-doc: .venv/dev
 	$(BIN)/python -m benchmarks.scenarios
+	$(BIN)/python -m benchmarks.two_tier
 	$(BIN)/python -m benchmarks.page
 
 ## The small network that stands among the policies, on seeds of its own.

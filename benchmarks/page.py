@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scenarios_page
+from benchmarks import scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
 
 ROOT = Path(__file__).parents[1]
@@ -46,6 +46,10 @@ def main() -> None:
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
     compared = scenarios_page.lines_of(RESULTS / "scenarios")
     page.write_text(_between(page.read_text(), "scenarios", compared))
+    services = json.loads((RESULTS / "services.json").read_text())
+    placed = [*services_page.speed(services["rows"]), "", *services_page.predicted(services["predicted"])]
+    page.write_text(_between(page.read_text(), "services", [_under(services), "", *placed]))
+    page.write_text(_between(page.read_text(), "two-tier", services_page.compared(RESULTS / "two-tier")))
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))

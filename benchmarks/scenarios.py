@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import Field
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from benchmarks import table
-from resplit.commands.simulate import seeds_of
+from resplit.commands.simulate import progress, seeds_of
 from schemas.base import Value
 from simulator import optimality
 from simulator.files import read_scenario, shipped, with_value
@@ -84,11 +83,8 @@ def main() -> None:
 def compare(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
     """Run one comparison and keep what came of it."""
     scenario = comparison.varied()
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task(scenario.name, total=count(scenario, comparison.policies, seeds))
-        shelf = Shelf(SHELF)
-        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: progress.advance(task), shelf)
+    with progress(scenario.name, count(scenario, comparison.policies, seeds)) as done:
+        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: done(), Shelf(SHELF))
     folder = table.RESULTS / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{scenario.name}.csv").open("w", newline="") as file:

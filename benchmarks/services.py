@@ -7,11 +7,13 @@ follow one another, each with other rates and from what the one before decided; 
 """
 
 import argparse
+import os
 import time
 from dataclasses import replace
 
 import numpy as np
 
+from benchmarks.slotted import SERVERS, arrived, delays
 from benchmarks.table import Row, report
 from orchestrator.services.core import Placed, Rules, place_core
 from orchestrator.services.light import Steering, steer
@@ -29,16 +31,6 @@ SHARE = 0.01
 TASKS, STEPS = 8, 8
 """Kinds of tasks, and services of each."""
 USERS_FEW, USERS_MANY = 5, 35
-SERVERS = (
-    (1.5, 4.0, 1.0, 0.5),
-    (1.5, 4.0, 1.0, 0.9),
-    (2.0, 10.0, 2.0, 0.7),
-    (1.0, 20.0, 2.0, 0.85),
-    (1.0, 2.0, 0.5, 0.6),
-    (2.0, 1.0, 2.0, 0.8),
-    (1.0, 1.0, 2.0, 0.5),
-)
-"""Shape and scale of a server, size of a job, utilisation: within Table I, and at its corners."""
 
 
 def setting_of(nodes: int, services: int, core: int, users: int, seed: int) -> tuple[Setting, Speeds]:
@@ -125,12 +117,7 @@ def tails(slot_count: int) -> list[Row]:
         service = GammaService(shape, scale)
         jobs = PoissonJobs(load * service.mean / size, size)
         rng = np.random.default_rng(3)
-        arrivals = rng.poisson(jobs.rate, slot_count) * size
-        does = rng.gamma(shape, scale, slot_count)
-        walked = np.cumsum(arrivals - does)
-        left = walked - np.minimum.accumulate(np.minimum(walked, 0.0))
-        done, came = np.cumsum(does), np.flatnonzero(arrivals[: slot_count - 2000])
-        seen = np.searchsorted(done, done[came] + left[came]) - came
+        seen = delays(arrived(rng, jobs, slot_count), rng.gamma(shape, scale, slot_count))
         limit = float(np.quantile(seen, 1.0 - SHARE))
         share = float((seen > limit).mean())
         ours, paper = tail(jobs, service), paper_tail(jobs, service)
@@ -154,7 +141,7 @@ def main() -> None:
     quick = arguments.quick
     speed = [*slots(1 if quick else 5, 20), *programs(1 if quick else 5)]
     predicted = tails(40_000 if quick else 400_000)
-    report("services", "services of two tiers: placing them", speed, predicted=predicted)
+    report("services", "services of two tiers", speed, predicted=predicted, load_average=os.getloadavg())
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """PURE: what may make a plan of light services better, the likeliest first."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from itertools import chain, islice
 
 import numpy as np
 
@@ -18,23 +19,35 @@ Change = tuple[str, tuple[tuple[int, int], ...]]
 """Of one service, by how much the instances on some nodes change, these by number."""
 
 
-def changes(plan: Plan, expected: Mapping[Stream, Outlook], weights: Mapping[str, float]) -> list[Change]:
-    """What late requests use chosen anew, more of it, less of what little needs, one elsewhere."""
+def changes(
+    plan: Plan, expected: Mapping[Stream, Outlook], weights: Mapping[str, float], turn: int, most: int
+) -> list[Change]:
+    """What late requests use chosen anew and more of it, less of what little needs, one of that elsewhere: `most` of
+    these, each `turn` from another one on."""
     setting = plan.setting
-    found: list[Change] = []
-    for name in _wanted(setting, expected, weights)[:WANTED]:
-        found.append((name, ()))
-        found += [(name, ((node, 1),)) for node in _nearest(plan, name)]
     idle = sorted(
         (plan.flows[name][at] / counts[at], name, int(at))
         for name, counts in plan.counts.items()
         if not setting.services[name].is_core
         for at in np.flatnonzero(counts)
     )[:WIDTH]
-    found += [(name, ((at, -1),)) for _, name, at in idle]
-    for _, name, at in idle:
-        found += [(name, ((at, -1), (other, 1))) for other in _nearest(plan, name)[:1] if other != at]
-    return found
+    kinds = [_more(plan, name) for name in _wanted(setting, expected, weights)[:WANTED]]
+    kinds.append((name, ((at, -1),)) for _, name, at in idle)
+    kinds += [_elsewhere(plan, name, at) for _, name, at in idle]
+    start = turn % len(kinds)
+    return list(islice(chain(*kinds[start:], *kinds[:start]), most))
+
+
+def _more(plan: Plan, name: str) -> Iterator[Change]:
+    yield name, ()
+    for node in _nearest(plan, name):
+        yield name, ((node, 1),)
+
+
+def _elsewhere(plan: Plan, name: str, at: int) -> Iterator[Change]:
+    for other in _nearest(plan, name)[:1]:
+        if other != at:
+            yield name, ((at, -1), (other, 1))
 
 
 def _wanted(setting: Setting, expected: Mapping[Stream, Outlook], weights: Mapping[str, float]) -> list[str]:

@@ -91,9 +91,7 @@ def steer(
     pricing = _Pricing(setting, speeds, steering, debts, before)
     best, tried = pricing.whole({**core, **before}, known), 0
     while tried < steering.tried:
-        every = changes(best.plan, best.outlooks, pricing.weights)
-        start = turn * steering.tried % len(every) if every else 0
-        found = [*every[start:], *every[:start]][: steering.tried - tried]
+        found = changes(best.plan, best.outlooks, pricing.weights, turn, steering.tried - tried)
         tried += len(found)
         better = min(pricing.changed(best, found), key=lambda one: one.score, default=best)
         if better.score >= best.score:

@@ -98,7 +98,7 @@ def _split(path: Path, found: "Scenario", asked: _Asked) -> None:
     except ResplitError as error:
         keys = "kinds.*.memory_bytes, sites.*.nodes, model and served say what there is and what it takes"
         raise ResplitError(error.code, f"{path}: {error.message}; {keys}", error.field) from error
-    with _progress(found.name, count(found, names, asked.seeds)) as done:
+    with progress(found.name, count(found, names, asked.seeds)) as done:
         results = run(found, names, asked.seeds, _command(), asked.jobs, lambda job, one: done())
     written = write(asked.folder, results)
     if asked.as_json:
@@ -121,7 +121,7 @@ def _tiers(found: "TwoTierScenario", asked: _Asked) -> None:
 
     wanted = list(KNOWN) if asked.policies in (None, "all") else asked.policies.split(",")
     names = [named(name.strip()) for name in wanted]
-    with _progress(found.name, len(jobs_of(found, names, asked.seeds))) as done:
+    with progress(found.name, len(jobs_of(found, names, asked.seeds))) as done:
         results = compare(found, names, asked.seeds, _command(), asked.jobs, lambda one: done())
     written = write(asked.folder, results)
     if asked.as_json:
@@ -138,15 +138,15 @@ def _command() -> str:
 
 
 @contextmanager
-def _progress(name: str, total: int) -> Iterator[Callable[[], None]]:
+def progress(name: str, total: int) -> Iterator[Callable[[], None]]:
     """A bar that goes on a step each time it is called."""
     from rich.console import Console  # noqa: PLC0415
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(name, total=total)
-        yield lambda: progress.advance(task)
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(name, total=total)
+        yield lambda: bar.advance(task)
 
 
 def seeds_of(text: str) -> list[int]:

@@ -16,7 +16,7 @@ from simulator.tiers.drawn import Drawn, drawn, requests, trace_hash, with_cloud
 from simulator.tiers.paper import Paper, PropAvg
 from simulator.tiers.references import Clairvoyant, Genetic, SlotProgram
 from simulator.tiers.scenario import TwoTierScenario
-from simulator.tiers.world import Contender, TierWorld
+from simulator.tiers.world import Contender, TierWorld, Went
 
 PAPER, SYSTEM, BOUND = "paper", "corrected", "clairvoyant"
 KNOWN: dict[str, tuple[type, str]] = {
@@ -35,22 +35,13 @@ KNOWN: dict[str, tuple[type, str]] = {
 }
 
 
-class TierRun(Value):
+class TierRun(Went):
     """One run."""
 
     contender: str
     seed: int
     load: float
     trace_hash: str
-    arrived: dict[str, int]
-    """By task."""
-    on_time: dict[str, int]
-    finished: int
-    light_cost: float
-    """A slot."""
-    core_cost: float
-    deployed: int
-    decide_ms: float
 
     @property
     def on_time_percent(self) -> float:
@@ -159,19 +150,8 @@ def run_one(job: TierJob) -> TierRun:
     contender = _made(job.contender, scenario, found)
     drain_slots = int(2.0 * scenario.deadline_ms[1] / scenario.slot_ms) + 1
     went = TierWorld(found, sent, contender, job.seed).run(scenario.warmup_slots, scenario.slots, drain_slots)
-    return TierRun(
-        contender=job.contender,
-        seed=job.seed,
-        load=job.load,
-        trace_hash=trace_hash(sent),
-        arrived=dict(went.arrived),
-        on_time=dict(went.on_time),
-        finished=went.finished,
-        light_cost=went.light_cost,
-        core_cost=went.core_cost,
-        deployed=went.deployed,
-        decide_ms=went.decide_ms,
-    )
+    whose = {"contender": job.contender, "seed": job.seed, "load": job.load, "trace_hash": trace_hash(sent)}
+    return TierRun(**whose, **went.model_dump())
 
 
 def _made(name: str, scenario: TwoTierScenario, found: Drawn) -> Contender:

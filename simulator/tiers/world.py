@@ -16,7 +16,7 @@ from orchestrator.services.core import Placed
 from orchestrator.services.problem import SOURCE, ServiceKind, TaskKind
 from orchestrator.services.routing import Ahead, Place, ahead_of, counted
 from profiler.effective_capacity import GammaService
-from schemas.base import NodeId
+from schemas.base import NodeId, Value
 from simulator.draws import Draws
 from simulator.kernel import Kernel
 from simulator.tiers.drawn import Drawn, Request
@@ -81,13 +81,12 @@ class Contender(Protocol):
         """Where a step is to be done whose inputs are at these nodes, as far as is known; None while it can wait."""
 
 
-@dataclass(frozen=True)
-class Went:
-    """What came of it."""
+class Went(Value):
+    """What came of a run."""
 
-    arrived: Mapping[str, int]
+    arrived: dict[str, int]
     """By task, of requests that count."""
-    on_time: Mapping[str, int]
+    on_time: dict[str, int]
     finished: int
     light_cost: float
     """A slot, of those that count."""
@@ -148,8 +147,8 @@ class TierWorld:
         end_ms = (warmup_slots + slots) * slot_ms
         counted = [one for one in self.all if warmup_slots * slot_ms <= one.request.sent_ms < end_ms]
         return Went(
-            arrived=Counter(one.request.task for one in counted),
-            on_time=Counter(one.request.task for one in counted if self.is_on_time(one)),
+            arrived=dict(Counter(one.request.task for one in counted)),
+            on_time=dict(Counter(one.request.task for one in counted if self.is_on_time(one))),
             finished=sum(one.done_ms is not None for one in counted),
             light_cost=light_cost / slots,
             core_cost=self._core_cost(slots),

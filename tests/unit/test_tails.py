@@ -3,44 +3,15 @@
 from math import inf, isclose
 
 import numpy as np
-import numpy.typing as npt
 import pytest
 
+from benchmarks.slotted import SERVERS, Floats, arrived, backlog, delays
 from profiler.delays import Delays, joined, none, waiting
 from profiler.effective_capacity import GammaService, PoissonJobs, Steady, Together, Work, paper_tail, tail
 from profiler.observed_tail import observed
 
 SLOTS = 400_000
 SHARE = 0.01
-Floats = npt.NDArray[np.float64]
-
-
-def arrived(rng: np.random.Generator, jobs: PoissonJobs) -> Floats:
-    return np.asarray(rng.poisson(jobs.rate, SLOTS) * jobs.size, np.float64)
-
-
-def backlog(increments: Floats) -> Floats:
-    """What is left over at the end of each slot."""
-    walked = np.cumsum(increments)
-    return np.asarray(walked - np.minimum.accumulate(np.minimum(walked, 0.0)))
-
-
-def delays(arrivals: Floats, services: Floats) -> Floats:
-    """In slots, of the last work of each slot in which some came."""
-    left, done = backlog(arrivals - services), np.cumsum(services)
-    slots = np.flatnonzero(arrivals[: SLOTS - 2000])
-    return np.asarray(np.searchsorted(done, done[slots] + left[slots]) - slots, dtype=float)
-
-
-SERVERS = [  # shape and scale of the server, size of a job, utilisation: as in the paper's Table I
-    (1.5, 4.0, 1.0, 0.5),
-    (1.5, 4.0, 1.0, 0.9),
-    (2.0, 10.0, 2.0, 0.7),
-    (1.0, 20.0, 2.0, 0.85),
-    (1.0, 2.0, 0.5, 0.6),
-    (2.0, 1.0, 2.0, 0.8),
-    (1.0, 1.0, 2.0, 0.5),
-]
 
 
 @pytest.mark.parametrize(("shape", "scale", "size", "load"), SERVERS)
@@ -50,7 +21,7 @@ def test_the_tail_of_a_queue_is_predicted_within_a_factor_of_two_and_the_paper_s
     service = GammaService(shape, scale)
     jobs = PoissonJobs(load * service.mean / size, size)
     rng = np.random.default_rng(3)
-    arrivals, services = arrived(rng, jobs), rng.gamma(shape, scale, SLOTS)
+    arrivals, services = arrived(rng, jobs, SLOTS), rng.gamma(shape, scale, SLOTS)
     seen = delays(arrivals, services)
     limit = float(np.quantile(seen, 1.0 - SHARE))
     share = float((seen > limit).mean())
@@ -67,7 +38,7 @@ def test_the_tail_of_a_queue_is_predicted_within_a_factor_of_two_and_the_paper_s
 def test_on_large_jobs_the_paper_s_form_is_out_by_orders_of_magnitude() -> None:
     service, jobs = GammaService(2.0, 1.0), PoissonJobs(0.8, 2.0)
     rng = np.random.default_rng(4)
-    seen = delays(arrived(rng, jobs), rng.gamma(2.0, 1.0, SLOTS))
+    seen = delays(arrived(rng, jobs, SLOTS), rng.gamma(2.0, 1.0, SLOTS))
     limit = float(np.quantile(seen, 1.0 - SHARE))
     paper = paper_tail(jobs, service)
     assert paper is not None

@@ -1,0 +1,49 @@
+"""Tables of services of two tiers, as lines of docs/benchmarks.md."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from simulator.table import Grid, markdown
+
+Row = dict[str, Any]
+
+
+def speed(rows: list[Row]) -> list[str]:
+    """How long it takes to place services."""
+    lines = ["| what | median | p95 | worst | over | target |", "|---|---:|---:|---:|---|---|"]
+    for row in rows:
+        verdict = "met" if row["worst"] <= row["target"] else "**missed**"
+        if verdict != "met" and row["p95"] <= row["target"]:
+            verdict = "met by 95 %, **missed** in the worst"
+        unit = row["unit"]
+        times = " | ".join(f"{row[key]:g} {unit}" for key in ("median", "p95", "worst"))
+        lines.append(f"| {row['name']} | {times} | {row['runs']} | <= {row['target']:g} {unit}: {verdict} |")
+    return lines
+
+
+def predicted(rows: list[Row]) -> list[str]:
+    """How many of the jobs that waited longer were predicted to."""
+    lines = [
+        "| server | delay, slots | longer | predicted, corrected | the paper's | within 2x |",
+        "|---|---:|---:|---:|---:|---|",
+    ]
+    for row in rows:
+        met = "met" if 0.5 <= row["corrected"] <= 2.0 else "**missed**"
+        lines.append(
+            f"| {row['name']} | {row['delay_slots']:g} | {row['longer']:.2%} | {row['corrected']:.2f} times | "
+            f"{row['paper']:.2g} times | {met} |"
+        )
+    return lines
+
+
+def compared(folder: Path) -> list[str]:
+    """Every scenario that was run, with its tables."""
+    lines: list[str] = []
+    for path in sorted(folder.glob("*.json")):
+        found = json.loads(path.read_text())
+        lines += ["", f"### {found['title']}", "", f"`{found['command']}`, {found['at'][:10]}; seeds {found['seeds']}."]
+        for each in found["grids"]:
+            shown = Grid(each["title"], tuple(each["header"]), tuple(tuple(row) for row in each["rows"]))
+            lines += ["", f"**{shown.title}**", "", *markdown(shown)]
+    return lines[1:]
