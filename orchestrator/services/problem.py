@@ -180,6 +180,11 @@ class Setting:
         return tuple(self.hosts)
 
     @cached_property
+    def resources(self) -> tuple[str, ...]:
+        """All that any service needs, in one order."""
+        return tuple(dict.fromkeys(key for kind in self.services.values() for key in kind.needs))
+
+    @cached_property
     def numbers(self) -> Mapping[NodeId, int]:
         """Of the nodes, in the order of `hosts`."""
         return self.table.number

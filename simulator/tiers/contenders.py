@@ -1,6 +1,6 @@
 """Who decides in a world of two tiers: the controller of the product, and what it is held against."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from math import ceil
@@ -67,15 +67,32 @@ def way_ms(world: TierWorld, going: Going, inputs: Mapping[str, NodeId], node: N
     )
 
 
-class Corrected:
-    """The controller of the product, told nothing but what came and what was late."""
+class Measuring:
+    """Has the product's core services, and knows what comes as far as it was measured; requests go where they are done
+    first."""
 
     def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
         self._setting, self._speeds, self.every_slots = found.setting, found.speeds, scenario.steer_slots
-        allowed = dict.fromkeys(found.setting.tasks, scenario.allowed_late)
-        self._steering = Steering(allowed, scenario.cost_weight)
         self.core = backbone(found.setting, found.speeds)
         self._rates = expected(found.setting.streams)
+
+    def now(self, seen: Seen) -> Setting:
+        """With what comes, as measured until now."""
+        if seen.slot:
+            self._rates = self._rates.after(seen.arrived, self.every_slots)
+        return replace(self._setting, streams=self._rates.of(self._setting.streams))
+
+    def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
+        return soonest(world, service, inputs, going)
+
+
+class Corrected(Measuring):
+    """The controller of the product, told nothing but what came and what was late."""
+
+    def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
+        super().__init__(scenario, found)
+        allowed = dict.fromkeys(found.setting.tasks, scenario.allowed_late)
+        self._steering = Steering(allowed, scenario.cost_weight)
         self._debts: Mapping[str, float] = {}
         first = replace(self._steering, tried=FIRST)
         setting = replace(found.setting, streams=self._rates.of(found.setting.streams))
@@ -91,15 +108,11 @@ class Corrected:
         for (task, _), count in seen.arrived.items():
             arrived[task] = arrived.get(task, 0) + count
         self._debts = owed(self._debts, self._steering.allowed, arrived, seen.missed)
-        self._rates = self._rates.after(seen.arrived, self.every_slots)
-        setting = replace(self._setting, streams=self._rates.of(self._setting.streams))
         turn = seen.slot // self.every_slots
+        setting = self.now(seen)
         steered = steer(setting, self._speeds, self._steering, self._debts, self.core, seen.light, self._known, turn)
         self._known = {**self._known, **steered.known}
         return self._light(steered.placed)
-
-    def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
-        return soonest(world, service, inputs, going)
 
     def _light(self, placed: Placed) -> Placed:
         return {place: count for place, count in placed.items() if not self._setting.services[place[1]].is_core}
@@ -112,19 +125,16 @@ class StaticAll(Corrected):
         return seen.light if self._first is None else super().slot(seen)
 
 
-class RoundRobin:
+class RoundRobin(Measuring):
     """LBRR: as many instances as what comes asks for, one node after another, and requests in turn."""
 
     def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
-        self._setting, self._speeds, self.every_slots = found.setting, found.speeds, scenario.steer_slots
-        self.core = backbone(found.setting, found.speeds)
-        self._rates = expected(found.setting.streams)
+        super().__init__(scenario, found)
         self._turns: dict[str, int] = {}
 
     def slot(self, seen: Seen) -> Placed:
-        self._rates = self._rates.after(seen.arrived, self.every_slots) if seen.slot else self._rates
-        setting = replace(self._setting, streams=self._rates.of(self._setting.streams))
-        return spread(setting, self._speeds, self.core, lambda name, turn: list(setting.hosts))
+        setting = self.now(seen)
+        return spread(setting, self._speeds, self.core, setting.nodes)
 
     def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
         hosts = world.hosts.get(service, ())
@@ -132,30 +142,24 @@ class RoundRobin:
         return hosts[turn % len(hosts)] if hosts else None
 
 
-class CloudOnly:
+class CloudOnly(Measuring):
     """Everything in the cloud, which has plenty of all and is far away."""
 
     def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
-        self._setting, self._speeds, self.every_slots = found.setting, found.speeds, scenario.steer_slots
-        self._rates = expected(found.setting.streams)
+        super().__init__(scenario, found)
         load = load_of(found.setting)
-        self.core: Placed = {
+        self.core = {
             (CLOUD, name): ceil(load[name] * found.speeds.share(kind) / BUSY) or 1
             for name, kind in found.setting.services.items()
             if kind.is_core
         }
 
     def slot(self, seen: Seen) -> Placed:
-        self._rates = self._rates.after(seen.arrived, self.every_slots) if seen.slot else self._rates
-        setting = replace(self._setting, streams=self._rates.of(self._setting.streams))
-        return spread(setting, self._speeds, self.core, lambda name, turn: [CLOUD])
-
-    def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
-        return CLOUD if CLOUD in world.hosts.get(service, ()) else None
+        return spread(self.now(seen), self._speeds, self.core, [CLOUD])
 
 
-def spread(setting: Setting, speeds: Speeds, core: Placed, able: Callable[[str, int], list[NodeId]]) -> Placed:
-    """As many light instances as what comes asks for, each on the next node of `able` that has room."""
+def spread(setting: Setting, speeds: Speeds, core: Placed, nodes: Sequence[NodeId]) -> Placed:
+    """As many light instances as what comes asks for, each on the next of `nodes` that has room."""
     free = {node: dict(host.has) for node, host in setting.hosts.items()}
 
     def takes(node: NodeId, name: str, count: int) -> bool:
@@ -174,7 +178,6 @@ def spread(setting: Setting, speeds: Speeds, core: Placed, able: Callable[[str, 
         if kind.is_core:
             continue
         for _ in range(max(1, ceil(load[name] * speeds.share(kind) / BUSY))):
-            nodes = able(name, turn)
             for step in range(len(nodes)):
                 node = nodes[(turn + step) % len(nodes)]
                 if takes(node, name, 1):

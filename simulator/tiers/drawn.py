@@ -154,8 +154,7 @@ def with_cloud(scenario: TwoTierScenario, found: Drawn) -> Drawn:
         **setting.ways.delay_ms,
         **{pair: scenario.cloud_delay_ms for node in nodes for pair in ((node, CLOUD), (CLOUD, node))},
     }
-    keys = {key for kind in setting.services.values() for key in kind.needs}
-    cloud = Host(CLOUD, str(CLOUD), dict.fromkeys(keys, PLENTY))
+    cloud = Host(CLOUD, str(CLOUD), dict.fromkeys(setting.resources, PLENTY))
     hosts = {**setting.hosts, CLOUD: cloud}
     return Drawn(
         Setting(setting.services, setting.tasks, hosts, Ways(rates, delays), setting.streams), found.speeds, found.users

@@ -264,8 +264,7 @@ def steps(setting: Setting, going: Going) -> list[tuple[str, NodeId, float]]:
 
 def _room(setting: Setting, core: Placed) -> dict[str, Floats]:
     """By resource: what core services leave of each node."""
-    keys = {key for kind in setting.services.values() for key in kind.needs}
-    room = {key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()]) for key in keys}
+    room = {key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()]) for key in setting.resources}
     for (node, name), count in core.items():
         for key, need in setting.services[name].needs.items():
             room[key][setting.numbers[node]] -= count * need

@@ -2,7 +2,6 @@
 breeds."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from math import inf
 
 import numpy as np
@@ -10,12 +9,11 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from orchestrator.services.core import FAR_MS, Placed, load_of
-from orchestrator.services.measured import expected
 from orchestrator.services.problem import SOURCE, Floats, Setting
 from orchestrator.services.routing import Speeds, counted, routed
 from schemas.base import NodeId
 from simulator.draws import Draws
-from simulator.tiers.contenders import BUSY, backbone, soonest, way_ms
+from simulator.tiers.contenders import BUSY, Measuring, backbone, way_ms
 from simulator.tiers.drawn import Drawn
 from simulator.tiers.scenario import TwoTierScenario
 from simulator.tiers.world import Going, Seen, TierWorld
@@ -71,28 +69,11 @@ def filled(setting: Setting, core: Placed) -> Placed:
     return placed
 
 
-class _Measuring:
-    """Knows the core services, and what comes as far as it was measured; requests go where they are done first."""
-
-    def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
-        self._setting, self._speeds, self.every_slots = found.setting, found.speeds, scenario.steer_slots
-        self.core = backbone(found.setting, found.speeds)
-        self._rates = expected(found.setting.streams)
-
-    def _now(self, seen: Seen) -> Setting:
-        if seen.slot:
-            self._rates = self._rates.after(seen.arrived, self.every_slots)
-        return replace(self._setting, streams=self._rates.of(self._setting.streams))
-
-    def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
-        return soonest(world, service, inputs, going)
-
-
-class SlotProgram(_Measuring):
+class SlotProgram(Measuring):
     """An integer program in each slot: the least cost of instances and ways that does what comes, by mean rates."""
 
     def slot(self, seen: Seen) -> Placed:
-        setting = self._now(seen)
+        setting = self.now(seen)
         found = light_program(setting, self._speeds, self.core, seen.light)
         return seen.light if found is None else found
 
@@ -104,10 +85,7 @@ def light_program(setting: Setting, speeds: Speeds, core: Placed, before: Placed
     names = [name for name, kind in setting.services.items() if not kind.is_core]
     nodes, size = setting.nodes, len(names) * len(setting.nodes)
     ways, load = _ways(setting, core, names), load_of(setting)
-    free = {
-        key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()])
-        for key in {key for kind in setting.services.values() for key in kind.needs}
-    }
+    free = {key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()]) for key in setting.resources}
     for (node, name), count in core.items():
         for key, need in setting.services[name].needs.items():
             free[key][setting.numbers[node]] -= count * need
@@ -180,7 +158,7 @@ def _ways(setting: Setting, core: Placed, names: list[str]) -> Floats:
     return found / np.maximum(weights, 1e-12)[:, None]
 
 
-class Genetic(_Measuring):
+class Genetic(Measuring):
     """Breeds instances of light services now and then: for cost, and how long requests take in the mean."""
 
     def __init__(self, scenario: TwoTierScenario, found: Drawn) -> None:
@@ -191,7 +169,7 @@ class Genetic(_Measuring):
         self._best: Floats | None = None
 
     def slot(self, seen: Seen) -> Placed:
-        setting = self._now(seen)
+        setting = self.now(seen)
         shape = (len(self._light), len(setting.nodes))
         people = [self._mended(setting, self._rng.integers(0, 2, shape).astype(float)) for _ in range(POPULATION)]
         if self._best is not None:

@@ -116,7 +116,6 @@ class TierWorld:
         self.all: list[Going] = []
         self._arrived: Counter[tuple[str, NodeId]] = Counter()
         self._missed: Counter[str] = Counter()
-        self._slots = 0
         for (node, name), count in contender.core.items():
             kind = self.setting.services[name]
             assert kind.is_core, f"{name} is light"
@@ -184,7 +183,7 @@ class TierWorld:
         return found
 
     def _resize(self, wanted: Placed) -> None:
-        for place in wanted.keys() - self._light.keys():
+        for place in sorted(wanted.keys() - self._light.keys()):
             self._light[place] = self.pools[place] = self._light_pool(*place)
         for place, pool in self._light.items():
             pool.resize(wanted.get(place, 0))

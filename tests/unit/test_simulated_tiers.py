@@ -1,6 +1,9 @@
 """Worlds of two tiers: what is drawn is the same whoever decides, queues do what they are told, costs add up, and each
 contender keeps to its rule."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isclose, log
@@ -219,6 +222,24 @@ def test_the_same_world_is_met_by_all_and_who_knows_everything_is_hardly_beaten(
     assert run_one(TierJob(SHORT, SYSTEM, 1, 2.0)).model_dump(exclude={"decide_ms"}) == runs[SYSTEM].model_dump(
         exclude={"decide_ms"}
     )
+
+
+@pytest.mark.parametrize("name", [SYSTEM, "paper", "round-robin", "genetic"])
+def test_a_run_is_the_same_in_every_process(name: str) -> None:
+    """Names hash differently in each."""
+    code = (
+        "from simulator.files import read, shipped\n"
+        "from simulator.tiers.results import TierJob, run_one\n"
+        "short = read(shipped()['two-tier-bursts']).model_copy(update={'slots': 60, 'warmup_slots': 20})\n"
+        f"print(run_one(TierJob(short, {name!r}, 3, 2.0)).model_dump(exclude={{'decide_ms'}}))"
+    )
+    told = {
+        subprocess.run(
+            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2")
+    }
+    assert len(told) == 1
 
 
 # The paper's
