@@ -10,6 +10,7 @@ from resplit.commands.privacy import privacy
 from resplit.exits import Commands
 from resplit.options import DEFAULT_STORE, AsJson, StoreFolder
 from resplit.output import Progress, print_json, print_table, progress_bar, size
+from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from models.store import Store
@@ -166,11 +167,24 @@ def verify(
 @app.command()
 def remove(
     name: Annotated[str, typer.Argument(help="The model's name.")],
+    with_keys: Annotated[
+        bool, typer.Option("--with-keys", help="Also of a sealed model, which nobody can open without its keys.")
+    ] = False,
     store: StoreFolder = DEFAULT_STORE,
     as_json: AsJson = False,
 ) -> None:
     """Forget a model and delete the files that no other model uses."""
-    freed = _open(store).remove(name)
+    from models.keyring import has_keys  # noqa: PLC0415
+
+    opened = _open(store)
+    model = opened.resolve(name)
+    if has_keys(opened, model) and list(opened.names().values()).count(model) == 1 and not with_keys:
+        message = (
+            f"{name} is sealed, and its keys would be deleted with it: copies of it on nodes and in other stores could "
+            f"not be opened again; keep {opened.keys_folder / model}, or say --with-keys if nobody is to open them"
+        )
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "with_keys")
+    freed = opened.remove(name)
     if as_json:
         print_json({"removed": name, "freed_bytes": freed})
     else:

@@ -173,7 +173,11 @@ def test_a_model_is_sealed_where_it_lies_and_the_plaintext_is_gone(plain: Store,
     again = json.loads(run("models", "seal", ADDER, "--json", *at).stdout)["digest"]
     assert again == digest
     assert run("models", "seal", "nobody", *at).exit_code == Exit.NOT_FOUND
-    assert run("models", "remove", ADDER, *at).exit_code == Exit.OK
+    kept = run("models", "remove", ADDER, *at)
+    assert kept.exit_code != Exit.OK
+    assert "--with-keys" in kept.output
+    assert run("models", "verify", ADDER, *at).exit_code == Exit.OK
+    assert run("models", "remove", ADDER, "--with-keys", *at).exit_code == Exit.OK
     assert list(store.blobs_folder.iterdir()) == list(store.keys_folder.iterdir()) == []
 
 
