@@ -97,8 +97,10 @@ def unpack(data: bytes) -> Bundle:
         return decode_as(Bundle, data, MSGPACK, "bundle")
     except ResplitError as error:
         # The first error's message shows the value at fault, which may be a key.
-        where = f"its field {error.field!r} is not what it must be" if error.field else "its bytes are none"
-        raise _broken(where) from None
+        if error.field is None:
+            message = "this is no bundle, or not all of one; give the file that `resplit enroll` or `resplit rotate` wrote"
+            raise ResplitError(ErrorCode.CORRUPT_FILE, message, "bundle") from None
+        raise _broken(f"its field {error.field!r} is not what it must be") from None
 
 
 def with_roster(data: bytes, roster: bytes) -> bytes:

@@ -1,5 +1,7 @@
 """Options that commands share, each with one name, one environment variable and one default."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -8,7 +10,30 @@ import typer
 DEFAULT_STORE = Path("~/.resplit/store")
 DEFAULT_FOLDER = Path("~/.resplit/cluster")
 
-Url = Annotated[str, typer.Option("--url", envvar="RESPLIT_URL", help="The NATS server.")]
+
+def _missing(variable: str, member: str, other: str | None = None) -> Callable[[], Path]:
+    """In the place of a default: keys that nobody named, but perhaps by another variable."""
+
+    def refuse() -> Path:
+        if other is not None and (named := os.environ.get(other)):
+            return Path(named)
+        made = DEFAULT_FOLDER / "keys" / member
+        raise typer.BadParameter(
+            f"say --keys FOLDER or set {variable}: a member's folder, made with `resplit join`; `resplit up` keeps "
+            f"those of its own cluster, as {made}"
+        )
+
+    return refuse
+
+
+def _server(url: str) -> str:
+    scheme, separator, _ = url.partition("://")
+    if separator and scheme not in ("nats", "tls"):
+        raise typer.BadParameter(f"{url} is no NATS server: it is said as nats://HOST:4222")
+    return url
+
+
+Url = Annotated[str, typer.Option("--url", envvar="RESPLIT_URL", help="The NATS server.", callback=_server)]
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="RESPLIT_STORE", help="Folder with the models of this machine.")
 ]
@@ -18,6 +43,8 @@ Keys = Annotated[
         "--keys",
         envvar="RESPLIT_KEYS",
         help="The folder of the member as whom to log in, made with `resplit join`.",
+        default_factory=_missing("RESPLIT_KEYS", "operator"),
+        show_default=False,
         callback=lambda path: path.expanduser(),
     ),
 ]
@@ -25,8 +52,10 @@ ClientKeys = Annotated[
     Path,
     typer.Option(
         "--keys",
-        envvar=["RESPLIT_CLIENT_KEYS", "RESPLIT_KEYS"],
-        help="The folder of a member that was enrolled as a client, made with `resplit join`.",
+        envvar="RESPLIT_CLIENT_KEYS",
+        help="The folder of a member that was enrolled as a client, made with `resplit join`; else RESPLIT_KEYS.",
+        default_factory=_missing("RESPLIT_CLIENT_KEYS", "client", "RESPLIT_KEYS"),
+        show_default=False,
         callback=lambda path: path.expanduser(),
     ),
 ]

@@ -91,6 +91,31 @@ def onnx_file(tmp_path: Path) -> Path:
     return tmp_path / "two.onnx"
 
 
+@pytest.mark.parametrize(("command", "member"), [(("status",), OPERATOR), (("infer", "chat", "hi"), CLIENT)])
+def test_keys_that_nobody_named_are_asked_for_with_where_they_may_be(
+    command: tuple[str, ...], member: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    for variable in ("RESPLIT_KEYS", "RESPLIT_CLIENT_KEYS"):
+        monkeypatch.delenv(variable, raising=False)
+    told = run(*command)
+    assert told.exit_code == Exit.USAGE
+    assert f"keys/{member}" in told.output.replace("\n", "")
+    monkeypatch.setenv("RESPLIT_KEYS", str(tmp_path / "mine"))
+    told = run(*command)
+    assert f"{tmp_path / 'mine'} holds no login" in told.output, "a client's may be those of any member"
+
+
+def test_a_server_that_is_none_and_a_bundle_that_is_none_are_told_in_a_line(tmp_path: Path) -> None:
+    told = run("status", "--keys", tmp_path, "--url", "http://127.0.0.1:4222")
+    assert told.exit_code == Exit.USAGE
+    assert "nats://HOST:4222" in told.output
+    (tmp_path / "file").write_text("junk")
+    told = run("join", tmp_path / "file", "--keys", tmp_path / "keys")
+    assert told.exit_code != Exit.OK
+    assert "this is no bundle" in told.output
+    assert not (tmp_path / "keys").exists()
+
+
 def test_every_command_has_help_that_lists_its_options() -> None:
     listed = re.findall(r"│ ([a-z]+)  ", run("--help").output)
     assert {
