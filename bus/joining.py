@@ -98,7 +98,9 @@ def unpack(data: bytes) -> Bundle:
     except ResplitError as error:
         # The first error's message shows the value at fault, which may be a key.
         if error.field is None:
-            message = "this is no bundle, or not all of one; give the file that `resplit enroll` or `resplit rotate` wrote"
+            message = (
+                "this is no bundle, or not all of one; give the file that `resplit enroll` or `resplit rotate` wrote"
+            )
             raise ResplitError(ErrorCode.CORRUPT_FILE, message, "bundle") from None
         raise _broken(f"its field {error.field!r} is not what it must be") from None
 

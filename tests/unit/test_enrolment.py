@@ -336,7 +336,7 @@ def test_what_is_no_bundle_is_refused_and_no_secret_shown(cluster: Path, tmp_pat
     bundle = unpack(enrolled(cluster))
     long = pack(_with_keys(bundle, signing=bundle.keys.signing * 2))
     for data in (b"", b"{}", pack(bundle)[:-1], pack(bundle) + b"\0", b"\0" * (BUNDLE_BYTES_MAX + 1), long):
-        with pytest.raises(ResplitError, match="the bundle cannot be used|this is no bundle") as caught:
+        with pytest.raises(ResplitError, match=r"the bundle cannot be used|this is no bundle") as caught:
             join(data, tmp_path / "n0", NOW)
         assert caught.value.code is ErrorCode.CORRUPT_FILE
         assert repr(bundle.keys.signing)[2:12] not in caught.value.message
