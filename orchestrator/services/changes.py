@@ -7,7 +7,7 @@ import numpy as np
 
 from orchestrator.services.core import FAR_MS
 from orchestrator.services.lateness import Outlook
-from orchestrator.services.problem import SOURCE, Floats, Setting, Stream
+from orchestrator.services.problem import Floats, Setting, Stream
 from orchestrator.services.routing import Plan, using
 
 WIDTH = 4
@@ -68,7 +68,7 @@ def _nearest(plan: Plan, name: str) -> list[int]:
     for stream in using(setting, name):
         task = setting.tasks[stream.task]
         for before in task.after[name]:
-            data = task.input if before == SOURCE else setting.services[before].output
+            data = setting.passed_on(task, before)
             source = setting.numbers[plan.routes[stream].get(before, stream.at)]
             far += stream.per_slot * np.minimum(setting.table.all_ms(data, source), FAR_MS)
     able = np.ones(len(far), dtype=bool)

@@ -120,7 +120,7 @@ def _late(setting: Setting, task: TaskKind, rows: Sequence[Row]) -> Floats:
         here = np.array([at[route[name], name] for _, route, at in rows])
         inputs = []
         for before in task.after[name]:
-            data = task.input if before == SOURCE else setting.services[before].output
+            data = setting.passed_on(task, before)
             least_ms, more = done[before]
             inputs.append((least_ms + table.ms(data, nodes[before], nodes[name]), more))
         least_ms, more = _joined(inputs)

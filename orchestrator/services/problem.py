@@ -175,6 +175,18 @@ class Setting:
     ways: Ways
     streams: tuple[Stream, ...]
 
+    def passed_on(self, task: TaskKind, before: str) -> float:
+        """MB that a service passes on, or for `SOURCE` the user."""
+        return task.input if before == SOURCE else self.services[before].output
+
+    def room(self, placed: Mapping[tuple[NodeId, str], int]) -> dict[NodeId, dict[str, float]]:
+        """What instances leave of each node's resources."""
+        left = {node: dict(host.has) for node, host in self.hosts.items()}
+        for (node, name), count in placed.items():
+            for key, need in self.services[name].needs.items():
+                left[node][key] = left[node].get(key, 0.0) - count * need
+        return left
+
     @cached_property
     def nodes(self) -> tuple[NodeId, ...]:
         return tuple(self.hosts)

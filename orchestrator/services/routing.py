@@ -13,7 +13,7 @@ import numpy as np
 
 from orchestrator.services.ahead import left_ms
 from orchestrator.services.core import Placed
-from orchestrator.services.problem import SOURCE, Floats, ServiceKind, Setting, Stream
+from orchestrator.services.problem import Floats, ServiceKind, Setting, Stream
 from profiler.effective_capacity import GammaService, Steady
 from schemas.base import NodeId
 
@@ -178,7 +178,7 @@ def ways_ms(setting: Setting, stream: Stream, route: Route, name: str) -> Floats
     task = setting.tasks[stream.task]
     found = [
         setting.table.all_ms(
-            task.input if before == SOURCE else setting.services[before].output,
+            setting.passed_on(task, before),
             setting.numbers[route.get(before, stream.at)],
         )
         for before in task.after[name]

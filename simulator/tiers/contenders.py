@@ -8,7 +8,7 @@ from math import ceil
 from orchestrator.services.core import Placed, Rules, load_of, place_core
 from orchestrator.services.light import Steering, owed, steer
 from orchestrator.services.measured import expected
-from orchestrator.services.problem import SOURCE, Setting
+from orchestrator.services.problem import Setting
 from orchestrator.services.routing import Speeds
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
@@ -60,11 +60,8 @@ def soonest(world: TierWorld, service: str, inputs: Mapping[str, NodeId], going:
 
 def way_ms(world: TierWorld, going: Going, inputs: Mapping[str, NodeId], node: NodeId) -> float:
     """Until all that is there to be sent is at a node."""
-    services = world.setting.services
-    return max(
-        world.setting.ways.ms(going.task.input if before == SOURCE else services[before].output, at, node)
-        for before, at in inputs.items()
-    )
+    setting = world.setting
+    return max(setting.ways.ms(setting.passed_on(going.task, before), at, node) for before, at in inputs.items())
 
 
 class Measuring:
@@ -160,18 +157,16 @@ class CloudOnly(Measuring):
 
 def spread(setting: Setting, speeds: Speeds, core: Placed, nodes: Sequence[NodeId]) -> Placed:
     """As many light instances as what comes asks for, each on the next of `nodes` that has room."""
-    free = {node: dict(host.has) for node, host in setting.hosts.items()}
+    free = setting.room(core)
 
-    def takes(node: NodeId, name: str, count: int) -> bool:
+    def takes(node: NodeId, name: str) -> bool:
         needs = setting.services[name].needs
-        if any(free[node].get(key, 0.0) < count * need for key, need in needs.items()):
+        if any(free[node].get(key, 0.0) < need for key, need in needs.items()):
             return False
         for key, need in needs.items():
-            free[node][key] -= count * need
+            free[node][key] -= need
         return True
 
-    for (node, name), count in core.items():
-        takes(node, name, count)
     placed: dict[tuple[NodeId, str], int] = {}
     load, turn = load_of(setting), 0
     for name, kind in setting.services.items():
@@ -180,7 +175,7 @@ def spread(setting: Setting, speeds: Speeds, core: Placed, nodes: Sequence[NodeI
         for _ in range(max(1, ceil(load[name] * speeds.share(kind) / BUSY))):
             for step in range(len(nodes)):
                 node = nodes[(turn + step) % len(nodes)]
-                if takes(node, name, 1):
+                if takes(node, name):
                     placed[node, name] = placed.get((node, name), 0) + 1
                     turn += step + 1
                     break

@@ -18,6 +18,7 @@ from orchestrator.services.problem import SOURCE, Floats, ServiceKind, Setting, 
 from profiler.effective_capacity import GammaService, Steady
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
+from simulator.tiers.contenders import way_ms
 from simulator.tiers.drawn import Drawn
 from simulator.tiers.scenario import TwoTierScenario
 from simulator.tiers.world import Going, Seen, TierWorld
@@ -150,23 +151,21 @@ class Paper:
         for going in seen.under_way:
             owed = self._owed[going.request.number]
             for name, at, data in steps(self._setting, going):
-                way_ms = self._setting.table.all_ms(data, self._setting.numbers[at])
-                ways.setdefault(name, []).append((owed, way_ms, going.task.deadline_ms))
+                each_ms = self._setting.table.all_ms(data, self._setting.numbers[at])
+                ways.setdefault(name, []).append((owed, each_ms, going.task.deadline_ms))
         return self._greedy(ways, seen.light)
 
     def host(self, world: TierWorld, going: Going, service: str, inputs: Mapping[str, NodeId]) -> NodeId | None:
         hosts = world.hosts.get(service, ())
         if not hosts:
             return None
-        kind, services = self._setting.services[service], self._setting.services
+        kind = self._setting.services[service]
 
         def done_ms(node: NodeId) -> float:
-            way = max(
-                self._setting.ways.ms(going.task.input if one == SOURCE else services[one].output, at, node)
-                for one, at in inputs.items()
-            )
             busy = world.pools[node, service].busy + 1.0
-            return way + (busy * kind.mean_ms if kind.is_core else self._delay_ms(kind, busy))
+            return way_ms(world, going, inputs, node) + (
+                busy * kind.mean_ms if kind.is_core else self._delay_ms(kind, busy)
+            )
 
         return min(hosts, key=lambda node: (done_ms(node), node))
 
@@ -233,9 +232,9 @@ class Paper:
             return sum(owed * deadline for owed, _, deadline in jobs)
         taken = np.zeros(len(hosts))
         total = 0.0
-        for owed, way_ms, deadline in jobs:
+        for owed, each_way_ms, deadline in jobs:
             each = [self._delay_ms(kind, (taken[i] + 1.0) / counts[host]) for i, host in enumerate(hosts)]
-            delays = way_ms[hosts] + each
+            delays = each_way_ms[hosts] + each
             best = int(delays.argmin())
             taken[best] += 1.0
             total += owed * min(float(delays[best]), deadline)
@@ -257,18 +256,15 @@ def steps(setting: Setting, going: Going) -> list[tuple[str, NodeId, float]]:
         for before in befores:
             at = going.request.at if before == SOURCE else going.hosts.get(before)
             if at is not None:
-                found.append((name, at, going.task.input if before == SOURCE else setting.services[before].output))
+                found.append((name, at, setting.passed_on(going.task, before)))
                 break
     return found
 
 
 def _room(setting: Setting, core: Placed) -> dict[str, Floats]:
     """By resource: what core services leave of each node."""
-    room = {key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()]) for key in setting.resources}
-    for (node, name), count in core.items():
-        for key, need in setting.services[name].needs.items():
-            room[key][setting.numbers[node]] -= count * need
-    return room
+    left = setting.room(core).values()
+    return {key: np.array([each.get(key, 0.0) for each in left]) for key in setting.resources}
 
 
 @lru_cache(maxsize=1 << 16)

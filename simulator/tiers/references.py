@@ -54,10 +54,7 @@ class Clairvoyant:
 def filled(setting: Setting, core: Placed) -> Placed:
     """Every service on every node, once and then once more, as long as there is room; `core` first."""
     placed = dict(core)
-    free = {node: dict(host.has) for node, host in setting.hosts.items()}
-    for (node, name), count in core.items():
-        for key, need in setting.services[name].needs.items():
-            free[node][key] -= count * need
+    free = setting.room(core)
     small_first = sorted(setting.services.values(), key=lambda kind: (kind.is_core, kind.name))
     for _ in range(COUNT_MAX):
         for kind in small_first:
@@ -85,10 +82,6 @@ def light_program(setting: Setting, speeds: Speeds, core: Placed, before: Placed
     names = [name for name, kind in setting.services.items() if not kind.is_core]
     nodes, size = setting.nodes, len(names) * len(setting.nodes)
     ways, load = _ways(setting, core, names), load_of(setting)
-    free = {key: np.array([host.has.get(key, 0.0) for host in setting.hosts.values()]) for key in setting.resources}
-    for (node, name), count in core.items():
-        for key, need in setting.services[name].needs.items():
-            free[key][setting.numbers[node]] -= count * need
     had = counted(setting, before)
     cost, rows, columns, values = np.zeros(3 * size), list[int](), list[int](), list[float]()
     low, high = list[float](), list[float]()
@@ -111,10 +104,10 @@ def light_program(setting: Setting, speeds: Speeds, core: Placed, before: Placed
             add([(2 * size + at, load[name] * speeds.share(kind) / BUSY), (at, -1.0)], -inf, 0.0)
         add([(2 * size + at, 1.0) for at in each], 1.0, 1.0)
         add([(at, 1.0) for at in each], 1.0, inf)
-    for v in range(len(nodes)):
-        for key, room in free.items():
+    for v, left in enumerate(setting.room(core).values()):
+        for key in setting.resources:
             terms = [(m * len(nodes) + v, setting.services[n].needs.get(key, 0.0)) for m, n in enumerate(names)]
-            add(terms, -inf, float(room[v]))
+            add(terms, -inf, left.get(key, 0.0))
     matrix = coo_array((values, (rows, columns)), shape=(len(low), 3 * size)).tocsr()
     whole = np.concatenate([np.ones(size), np.zeros(2 * size)])
     answer = milp(
@@ -199,10 +192,7 @@ class Genetic(Measuring):
 
     def _mended(self, setting: Setting, one: Floats) -> Floats:
         """Without what does not fit."""
-        free = {node: dict(host.has) for node, host in setting.hosts.items()}
-        for (node, name), count in self.core.items():
-            for key, need in setting.services[name].needs.items():
-                free[node][key] -= count * need
+        free = setting.room(self.core)
         one = one.copy()
         for v, node in enumerate(setting.nodes):
             for m in self._rng.permutation(len(self._light)):
@@ -235,7 +225,7 @@ class Genetic(Measuring):
                 done[name] = waits + max(
                     done[each]
                     + setting.ways.ms(
-                        task.input if each == SOURCE else setting.services[each].output,
+                        setting.passed_on(task, each),
                         stream.at if each == SOURCE else route[each],
                         node,
                     )

@@ -241,7 +241,7 @@ class TierWorld:
                 self._waiting.append(Waiting(going, before, at, service))
                 return
             going.hosts[service] = host
-        data = going.task.input if before == SOURCE else self.setting.services[before].output
+        data = self.setting.passed_on(going.task, before)
         self.kernel.after(self.setting.ways.ms(data, at, host), self._gets, going, before, service, host)
 
     def _gets(self, going: Going, before: str, service: str, host: NodeId) -> None:
