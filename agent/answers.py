@@ -5,6 +5,7 @@ On the event loop, for one deployment at one ingress.
 
 import logging
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
@@ -12,6 +13,7 @@ from pydantic import BaseModel
 from agent.driver import Answered
 from agent.generation import FinishReason, Generation
 from agent.intake import Job
+from agent.pipelinejob import PipelineJob, Values
 from agent.run import RouteRun
 from agent.tensorjob import TensorJob
 from schemas.audit import AuditKind
@@ -69,6 +71,30 @@ class Answers:
         if final is not None:
             self._finished(job, final)
         return final is not None
+
+    def conducted(self, job: PipelineJob, sequence: SequenceId, found: Values | ResplitError) -> None:
+        """What the services of a pipeline made of a request."""
+        if sequence not in self._served.jobs:
+            return
+        try:
+            self._conducted(job, sequence, found)
+        except Exception as error:  # what one answer breaks must not keep the others waiting
+            self.broke(job, error)
+        self._served.admit()
+
+    def _conducted(self, job: PipelineJob, sequence: SequenceId, found: Values | ResplitError) -> None:
+        try:
+            if isinstance(found, ResplitError):
+                raise found
+            answer = job.answer(found, self._served.desk.now())
+        except ResplitError as error:
+            self._served.end(job, error)
+            return
+        _, run = self._served.jobs.pop(sequence)
+        run.end([sequence])
+        self._served.attainment.took(answer.usage)
+        confirmed = partial(self._ended_in_output, job, answer, answer.usage, total_ms=answer.usage.total_ms)
+        self._served.journal.confirm(confirmed)
 
     def error(self, job: Job, error: ResplitError) -> None:
         """Say the one final error of a request that has ended."""
@@ -163,7 +189,7 @@ class Answers:
         if not self._served.desk.holds(job):
             return  # it ended in an error while the journal took its time
         self._served.desk.say(job.reply, reply, None)
-        self._served.attainment.ended(self._served.promised, job, usage)
+        self._served.attainment.ended(self._served.promised_to(job.request), job, usage)
         if job.handle is not None:
             self._served.journal.end([job.handle], "output")
         for sequence in [

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 
 from agent.generation import Generation
 from agent.intake import Job
-from schemas.base import DeploymentName
-from schemas.capacity import Service
+from agent.pipelinejob import PipelineJob
+from schemas.base import DeploymentName, NodeId
+from schemas.capacity import Service, StepCount, TaskCount
 from schemas.errors import ErrorCode
 from schemas.request import Usage
 from schemas.slo import Slo
@@ -25,14 +26,18 @@ class Attainment:
 
     counts: Counter[str] = field(default_factory=Counter)
     """By their names in `schemas.capacity.Service`."""
+    tasks: dict[str, Counter[str]] = field(default_factory=dict)
+    """Of a pipeline: likewise, by task."""
+    steps: dict[tuple[str, str], StepCount] = field(default_factory=dict)
+    """Of a pipeline: what its services took, by service and node."""
 
-    def turned_away(self) -> None:
+    def turned_away(self, task: str | None = None) -> None:
         """A request came that nobody read, for want of capacity."""
-        self.counts["arrived"] += 1
+        self._count("arrived", task)
 
     def came(self, job: Job) -> None:
         """A request came that could be run, were there the capacity."""
-        self.counts["arrived"] += 1
+        self._count("arrived", _task(job))
         if isinstance(job, Generation):
             self.counts.update(sized=1, sized_prompt_tokens=len(job.prompt), sized_max_tokens=job.max_tokens)
 
@@ -45,7 +50,7 @@ class Attainment:
         first_ms = waited_ms if job.meter.first_token is None else 0.0
         if _misses(promised, job.slo, first_ms, 0.0, waited_ms):
             job.meter.late = True
-            self.counts["missed"] += 1
+            self._count("missed", _task(job))
 
     def ended(self, promised: Slo | None, job: Job, usage: Usage) -> None:
         """A request ended in output."""
@@ -61,25 +66,47 @@ class Attainment:
             return
         first_ms = usage.total_ms if usage.ttft_ms is None else usage.ttft_ms
         missed = _misses(promised, job.slo, first_ms, usage.tpot_ms or 0.0, usage.total_ms)
-        self.counts["missed" if missed else "met"] += 1
+        self._count("missed" if missed else "met", _task(job))
 
-    def refused(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
+    def took(self, usage: Usage) -> None:
+        """A request to a pipeline was answered by all of its services."""
+        for step in usage.steps or ():
+            for node in step.nodes:
+                known = self.steps.get((step.service, node))
+                self.steps[step.service, node] = StepCount(
+                    service=step.service,
+                    node=NodeId(node),
+                    answers=1 + (known.answers if known else 0),
+                    compute_ms=step.compute_ms + (known.compute_ms if known else 0.0),
+                    compute_ms_squared=step.compute_ms**2 + (known.compute_ms_squared if known else 0.0),
+                )
+
+    def refused(self, promised: Slo | None, own: Slo, code: ErrorCode, task: str | None = None) -> None:
         """A request of class `own` was refused: it counts where there was no capacity for it."""
         if code in (ErrorCode.OVERLOADED, ErrorCode.DEADLINE_UNATTAINABLE):
-            self._failed(promised, own, code)
+            self._failed(promised, own, code, task)
 
     def failed(self, promised: Slo | None, job: Job, code: ErrorCode) -> None:
         """A request that was accepted ended in an error."""
         if not job.meter.late:
-            self._failed(promised, job.slo, code)
+            self._failed(promised, job.slo, code, _task(job))
 
-    def _failed(self, promised: Slo | None, own: Slo, code: ErrorCode) -> None:
+    def _failed(self, promised: Slo | None, own: Slo, code: ErrorCode, task: str | None) -> None:
         if promised is None or not promised.promises or code is ErrorCode.CANCELLED:
             return
         deadline_ms = promised.deadline_ms
         if code in TIMELY and (deadline_ms is None or (own.deadline_ms or 0.0) < deadline_ms):
             return  # the deadline was the client's
-        self.counts["missed"] += 1
+        self._count("missed", task)
+
+    def _count(self, what: str, task: str | None) -> None:
+        self.counts[what] += 1
+        if task is not None:
+            self.tasks.setdefault(task, Counter())[what] += 1
+
+
+def _task(job: Job) -> str | None:
+    return job.task_name if isinstance(job, PipelineJob) else None
 
 
 def _misses(promised: Slo, own: Slo, first_ms: float, tpot_ms: float, total_ms: float) -> bool:
@@ -93,4 +120,10 @@ def _misses(promised: Slo, own: Slo, first_ms: float, tpot_ms: float, total_ms: 
 
 def services(attainments: Mapping[DeploymentName, Attainment]) -> tuple[Service, ...]:
     """What a heartbeat says of every deployment of which any request was counted."""
-    return tuple(Service(deployment=name, **one.counts) for name, one in sorted(attainments.items()) if one.counts)
+    return tuple(_service(name, one) for name, one in sorted(attainments.items()) if one.counts)
+
+
+def _service(name: DeploymentName, one: Attainment) -> Service:
+    tasks = tuple(TaskCount(task=task, **counts) for task, counts in sorted(one.tasks.items()))
+    steps = tuple(one.steps[key] for key in sorted(one.steps))
+    return Service(deployment=name, **one.counts, tasks=tasks or None, steps=steps or None)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from agent.conductor import Conductor
 from agent.finished import Finished
 from agent.intake import Job
 from agent.replies import ReplyTo
@@ -34,6 +35,8 @@ class Desk:
     """`(deployment, epoch)`: a draining epoch's last sequence has ended."""
     speeds: Speeds = field(default_factory=Speeds)
     """What nodes say of themselves."""
+    conductor: Conductor | None = None
+    """Asks the services of pipelines; None where none are served."""
     finished: Finished = field(default_factory=Finished)
     """What those that ended in text met."""
 

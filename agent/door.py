@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.generation import Generation
-from agent.intake import Job, open_request, opened, read
+from agent.intake import Job, Request, open_request, opened, read
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
@@ -105,6 +105,7 @@ class Door:
     async def _take_request(self, msg: Msg) -> None:
         reply = self.replier.to(msg)
         named = request_id = _named(msg) if reply.media_type == SEALED else None
+        request: Request | None = None
         own: Slo | None = None
         served = self._served.get(DeploymentName(msg.subject.rsplit(".", 1)[-1]))
         if served is not None and not served.runs.current and served.current_nodes:
@@ -123,13 +124,13 @@ class Door:
             request_id, request = read(asked, named)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
-            own = request.slo(plan.slo)
-            self._check_new(served, request_id, request.deadline_ms)
+            own = request.slo(served.promised_to(request))
+            self._check_new(served, request_id, request)
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
             served.appraise(job)
         except ResplitError as error:
-            if served is not None and own is not None:
-                served.attainment.refused(served.promised, own, error.code)
+            if served is not None and request is not None and own is not None:
+                served.turned_down(request, own, error.code)
             self.refuse(served, reply, request_id, error)
             return
         except Exception:  # a defect of ours, and still every request gets an answer
@@ -169,7 +170,7 @@ class Door:
         except ResplitError as error:
             if served.desk.holds(job):
                 served.desk.drop(job)
-                served.attainment.refused(served.promised, job.slo, error.code)
+                served.turned_down(job.request, job.slo, error.code)
             elif not isinstance(error, SupersededError):
                 return  # it has ended, and that is said once the journal answers; one that gave up never does
             self.refuse(served, reply, job.request_id, error)
@@ -183,19 +184,19 @@ class Door:
             served.desk.drop(job)  # whoever took over from that life answers for it
             return
         served.queue.add(job)
-        if isinstance(job, Generation) and job.request.stream:
+        if job.request.acknowledge or (isinstance(job, Generation) and job.request.stream):
             epoch = max((epoch for epoch, _ in served.runs), default=1)
             accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
             self._outbox.put(reply, accepted, job.request_id)
         served.admit()
 
-    def _check_new(self, served: Served, request_id: RequestId, deadline_ms: int | None) -> None:
+    def _check_new(self, served: Served, request_id: RequestId, request: Request) -> None:
         if request_id in self._in_flight:
             message = f"a request {request_id!r} is in flight already; choose another id"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
-        if deadline_ms is not None and deadline_ms <= 0:
+        if request.deadline_ms is not None and request.deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        served.refuse_if_full()
+        served.refuse_if_full(request)
 
     def _client_gone(self, request: RequestId) -> None:
         if self._outbox.is_open:

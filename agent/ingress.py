@@ -12,7 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from agent.asking import Asker
 from agent.attainment import Attainment, services
+from agent.conductor import Conductor
 from agent.desk import Desk
 from agent.door import Door
 from agent.generation import Generation
@@ -82,14 +84,19 @@ class Ingress:
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._outbox = Outbox(client)
         later = asyncio.get_running_loop().call_later
-        self._desk = Desk(node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty)
+        self._asker = Asker(client, identity)
+        conductor = Conductor(self._asker, now)
+        self._desk = Desk(
+            node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty, conductor=conductor
+        )
         self._numbers = sequence_numbers()
         self._checked_at = now()
         self._door = Door(client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave)
 
     async def start(self) -> None:
-        """Listen for cancellations and bounced replies."""
+        """Listen for cancellations, bounced replies, and answers to what this ingress asks itself."""
         await self._door.replier.start()
+        await self._asker.start()
         await self._client.subscribe(subjects.ALL_CANCEL, cb=self._door.cancelled)
 
     async def serve(self, plan: Plan, manifest: Manifest, text: Text | None) -> None:

@@ -3,6 +3,7 @@
 import secrets
 
 from agent.generation import Generation, prompt_ids
+from agent.pipelinejob import PipelineJob, open_pipeline_job, task_of
 from agent.replies import ReplyTo
 from agent.tensorjob import TensorJob, open_job
 from agent.urgency import urgency
@@ -17,8 +18,9 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
 from schemas.request import EmbeddingRequest, TensorRequest, TextRequest, read_request
+from schemas.slo import Slo
 
-Job = Generation | TensorJob
+Job = Generation | TensorJob | PipelineJob
 Request = TextRequest | EmbeddingRequest | TensorRequest
 
 
@@ -45,6 +47,19 @@ def read(asked: Asked, named: RequestId | None) -> tuple[RequestId, Request]:
     return request.request_id or RequestId(secrets.token_hex(8)), request
 
 
+def promised(manifest: Manifest, plan: Plan, request: Request) -> Slo | None:
+    """The class of requests that do not say otherwise: the deployment's, or that of its pipeline's task."""
+    if manifest.pipeline is None:
+        return plan.slo
+    task = task_of(manifest.pipeline, request)
+    return None if task is None else manifest.pipeline.tasks[task].slo
+
+
+def asked_for(manifest: Manifest, request: Request) -> str | None:
+    """Of a pipeline, the task."""
+    return None if manifest.pipeline is None else task_of(manifest.pipeline, request)
+
+
 def open_request(
     request: Request,
     request_id: RequestId,
@@ -59,8 +74,13 @@ def open_request(
 
     `seed` is one that an earlier ingress drew. Raises `ResplitError` naming the field at fault.
     """
-    slo = request.slo(plan.slo)
+    slo = request.slo(promised(manifest, plan, request))
     deadline = None if slo.deadline_ms is None else arrived + slo.deadline_ms / 1e3
+    if manifest.pipeline is not None:
+        meter = Meter(arrived)
+        conducted = open_pipeline_job(request, request_id, reply, plan.model, manifest, deadline, meter)
+        conducted.slo, conducted.urgency = slo, urgency(slo, arrived)
+        return conducted
     if not isinstance(request, TextRequest):
         call = open_job(request, request_id, reply, plan.model, manifest, text, deadline, Meter(arrived))
         call.slo, call.urgency = slo, urgency(slo, arrived)

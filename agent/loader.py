@@ -82,6 +82,8 @@ class Loader:
     async def load(self, plan: SeenPlan) -> LoadedPlan:
         """Everything `plan` gives this node. Raises `ResplitError`, and then nothing of it stays loaded."""
         manifest, fetched = await self._fetch(plan)
+        if manifest.pipeline is not None:
+            return LoadedPlan(manifest, {}, fetched)  # nothing of it is computed: its services are asked
         wanted = {
             (plan.epoch, *place): (plan.model, stage.first, stage.last)
             for place, stage in plan.placed.items()

@@ -73,6 +73,8 @@ class RouteRun:
         )
         self._prefixes = Prefixes(settings.chunk_tokens)
         self._calls: dict[SequenceId, _Call] = {}
+        self._held: set[SequenceId] = set()
+        """Of a pipeline: requests that are conducted here."""
         self._ended: deque[SequenceId] = deque(maxlen=ENDED_MAX)
         """Sequences that have ended or did not come, the last ones."""
         self._typical_s = 0.0
@@ -96,7 +98,7 @@ class RouteRun:
     @property
     def active(self) -> int:
         """Sequences and calls in flight."""
-        return len(self._slots) - len(self._prefixes) + len(self._calls)
+        return len(self._slots) - len(self._prefixes) + len(self._calls) + len(self._held)
 
     @property
     def slots_free(self) -> int:
@@ -112,7 +114,7 @@ class RouteRun:
         if now < self.closed_until:
             return False
         if tokens_max is None:
-            return len(self._calls) < self.route.max_sequences
+            return len(self._calls) + len(self._held) < self.route.max_sequences
         return len(self._prefixes) > 0 or self._slots.fitting(tokens_max) is not None
 
     def rows_for(self, tokens_max: int) -> int:
@@ -203,6 +205,14 @@ class RouteRun:
         self._send_first(frame)
         return sequence
 
+    def hold(self) -> SequenceId | None:
+        """Room for one request of a pipeline, which no frame is sent for; None if all is taken."""
+        if len(self._held) >= self.route.max_sequences or not self.is_open:
+            return None
+        sequence = next(self._sequences)
+        self._held.add(sequence)
+        return sequence
+
     def pump(self, now: float) -> None:
         """Send every frame that may leave now."""
         for frame in self.driver.frames(now):
@@ -236,6 +246,7 @@ class RouteRun:
         sequences = tuple(sequences)
         for sequence in sequences:
             self._calls.pop(sequence, None)
+            self._held.discard(sequence)
             self._slots.release(sequence)
         ended = self.driver.end(sequences)
         self._ended.extend(ended)

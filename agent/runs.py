@@ -6,6 +6,7 @@ from agent.forecast import Forecast, Line, Work, forecast, forecast_calls
 from agent.generation import Generation
 from agent.intake import Job
 from agent.pace import Likened, Pace
+from agent.pipelinejob import PipelineJob
 from agent.run import RouteRun
 from agent.speeds import Speeds
 from agent.tensorjob import TensorJob
@@ -48,7 +49,7 @@ class Runs(dict[tuple[int, int], RouteRun]):
             for run in self.values()
             if run.is_open
             and run.plan.model == job.model
-            and (isinstance(job, TensorJob) or run.holds(job.slots_needed))
+            and (run.holds(job.slots_needed) if isinstance(job, Generation) else _may_conduct(run, job))
         ]
         return [run for run in could if not run.leaving] or could
 
@@ -92,6 +93,8 @@ class Runs(dict[tuple[int, int], RouteRun]):
         others: Sequence[RouteRun] = (),
     ) -> Forecast | None:
         """How long the request would take on one route, if it is known how fast that is."""
+        if isinstance(job, PipelineJob):
+            return None  # what its services take, they say themselves
         if isinstance(job, TensorJob):
             called = run.driver.pace
             if not called.call.is_known(now):
@@ -150,6 +153,11 @@ class Runs(dict[tuple[int, int], RouteRun]):
             mine.token_s - theirs.token_s,
             mine.busiest_token_s - theirs.busiest_token_s,
         )
+
+
+def _may_conduct(run: RouteRun, job: Job) -> bool:
+    """A pipeline is conducted where its requests come in: at another ingress there is nothing that would take them."""
+    return run.is_own or not isinstance(job, PipelineJob)
 
 
 def succeeds(run: RouteRun, old: RouteRun) -> bool:

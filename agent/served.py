@@ -8,6 +8,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 from nats.aio.subscription import Subscription
 
@@ -16,7 +17,8 @@ from agent.attainment import Attainment
 from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
-from agent.intake import Job
+from agent.intake import Job, Request, asked_for, promised
+from agent.pipelinejob import PipelineJob
 from agent.run import RouteRun
 from agent.runs import Running, Runs, succeeds
 from agent.tensorjob import TensorJob
@@ -88,10 +90,10 @@ class Served:
         """Slots that a request which came now could have."""
         return sum(run.slots_free for run in self.runs.open)
 
-    @property
-    def promised(self) -> Slo | None:
-        """The deployment's class."""
-        return None if self.runs.newest is None else self.runs.newest.plan.slo
+    def promised_to(self, request: Request) -> Slo | None:
+        """The class that counts for a request: the deployment's, or that of its pipeline's task."""
+        newest = self.runs.newest
+        return None if newest is None else promised(self.manifest, newest.plan, request)
 
     @property
     def in_flight(self) -> list[Job]:
@@ -115,11 +117,15 @@ class Served:
         """How many sequences of an epoch run that this ingress drives."""
         return sum(run.plan.epoch == epoch for _, run in self.jobs.values())
 
-    def refuse_if_full(self) -> None:
+    def turned_down(self, request: Request, own: Slo, code: ErrorCode) -> None:
+        """A request of class `own` was refused."""
+        self.attainment.refused(self.promised_to(request), own, code, asked_for(self.manifest, request))
+
+    def refuse_if_full(self, request: Request) -> None:
         """Raises OVERLOADED where as many requests wait as may."""
         waiting = len(self.queue) + len(self.accepting)
         if waiting >= self.runs.current[0].plan.settings.max_queued + self.slots_free:
-            self.attainment.turned_away()
+            self.attainment.turned_away(asked_for(self.manifest, request))
             message = f"all slots are taken and {waiting} requests wait; try again later"
             raise ResplitError(ErrorCode.OVERLOADED, message)
 
@@ -161,7 +167,7 @@ class Served:
             job = self.queue.first
             if not any(self._start(job, run, now) for run in self.runs.ranked(job, self._running(), now)):
                 break
-            if isinstance(job, Generation) or not job.waiting:
+            if not isinstance(job, TensorJob) or not job.waiting:
                 self.queue.remove(job)
 
     def take(self, run: RouteRun, frame: Result | Failure) -> None:
@@ -257,6 +263,7 @@ class Served:
             job, run = self.jobs.pop(sequence)
             if isinstance(job, TensorJob):
                 job.restart(sequence)
+            self._conduct_no_more(job)
             if job.has_begun:
                 job.interrupted_at = job.interrupted_at or now
             self.crossings.forget(sequence)
@@ -282,7 +289,7 @@ class Served:
         if lost_in_crossing := self.crossings.check(now):
             self.recover([s for s in lost_in_crossing if s in self.jobs], "it could not be handed over")
         for job in self.in_flight:
-            self.attainment.waits(self.promised, job, now)
+            self.attainment.waits(self.promised_to(job.request), job, now)
         self._end_stranded(now)
         self.admit()
 
@@ -308,7 +315,7 @@ class Served:
 
     def end(self, job: Job, error: ResplitError) -> None:
         """End one request, wherever it stands, in its one final error."""
-        self.attainment.failed(self.promised, job, error.code)
+        self.attainment.failed(self.promised_to(job.request), job, error.code)
         self.forget(job, broken=error.code not in (ErrorCode.CANCELLED, ErrorCode.DEADLINE_EXCEEDED))
         # It is said only once the journal shows that these requests are still this node's to answer.
         self.journal.confirm(lambda: self.answers.error(job, error))
@@ -410,6 +417,8 @@ class Served:
                 sequence = run.call(job.waiting[0][1], now)
                 if sequence is not None:
                     job.started(sequence)
+            case PipelineJob():
+                sequence = run.hold()
         if sequence is None:
             return False
         if job.interrupted_at is not None:
@@ -417,11 +426,24 @@ class Served:
         job.meter.started = job.meter.started or now
         job.meter.runs_on(run.plan.epoch, run.route)
         self.jobs[sequence] = (job, run)
+        if isinstance(job, PipelineJob):
+            self._conduct(job, sequence, run)
         return True
+
+    def _conduct(self, job: PipelineJob, sequence: SequenceId, run: RouteRun) -> None:
+        assert self.desk.conductor is not None, "an ingress that is given pipelines conducts them"
+        job.interrupted_at = None
+        done = partial(self.answers.conducted, job, sequence)
+        self.desk.conductor.begin(job, self.name, done, sealed=run.plan.sealed)
+
+    def _conduct_no_more(self, job: Job) -> None:
+        if isinstance(job, PipelineJob) and self.desk.conductor is not None:
+            self.desk.conductor.stop(job)
 
     def forget(self, job: Job, *, broken: bool = False) -> None:
         """Free whatever the request holds."""
         self.queue.remove(job)
+        self._conduct_no_more(job)
         by_run: dict[RouteRun, list[SequenceId]] = {}
         for sequence, (held, run) in list(self.jobs.items()):
             if held is job:

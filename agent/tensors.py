@@ -30,7 +30,7 @@ def read_inputs(request: TensorRequest, manifest: Manifest) -> dict[str, Array]:
             expected = NUMPY_TO_OIP.get(spec.dtype, spec.dtype)
             raise _invalid(f"{tensor.name!r} is {expected}, not {tensor.datatype!r}", f"{where}.datatype")
         _check_shape(spec, tensor.shape, sizes, f"{where}.shape")
-        found[tensor.name] = _read(tensor, dtype, where)
+        found[tensor.name] = read_tensor(tensor, dtype, where)
     missing = sorted(set(wanted) - set(found))
     if missing:
         raise _invalid(f"{manifest.name} also needs {missing}", "inputs")
@@ -98,7 +98,8 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, int]
             raise _invalid(f"{spec.name!r} is {list(spec.shape)}, not {list(shape)}", field)
 
 
-def _read(tensor: OipTensor, dtype: str, where: str) -> Array:
+def read_tensor(tensor: OipTensor, dtype: str, where: str) -> Array:
+    """The values of a tensor, of its shape; raises INVALID_REQUEST below the field `where`."""
     if tensor.raw is not None:
         return view(tensor.raw, dtype, tensor.shape, f"{where}.raw")
     assert tensor.data is not None

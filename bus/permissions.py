@@ -90,7 +90,11 @@ def _agent(name: NodeId) -> Permissions:
             Grant(subjects.audit(name, "*"), "its own audit events"),
             # What it says to others, whoever they are: plans change, logins do not change with them.
             Grant(subjects.activation(EVERY_NODE), "frames and pings where no direct link exists, signed by it"),
-            Grant(subjects.infer(EVERY_DEPLOYMENT), "hands a request on that reached it after its plan was retired"),
+            Grant(
+                subjects.infer(EVERY_DEPLOYMENT),
+                "asks the services of pipelines; hands a request on that reached it after its plan was retired",
+            ),
+            Grant(subjects.cancel(EVERY_REQUEST), "cancels what it asked of a service"),
             Grant(subjects.blob(EVERY_FILE), "asks for files"),
             Grant(subjects.blob_of_all(EVERY_FILE), "asks every holder of a file"),
             Grant(inbox_of_all("client"), "replies to requests, also to those it inherited"),

@@ -1,10 +1,11 @@
-"""Import a model: from a Hugging Face folder or hub name, a builder's output folder, or any ONNX file.
+"""Import a model: from a Hugging Face folder or hub name, a builder's output folder, any ONNX file, or a pipeline.
 
 source                                         becomes
 folder/ with config.json, *.safetensors        a decoder or an embedder, exported here
 hf:owner/name                                  the same, downloaded first
 folder/ with model.onnx (genai_config.json)    what the graph and the files beside it say
 file.onnx                                      the same
+file.toml                                      a pipeline of models that the store has (`models.pipelines`)
 """
 
 import re
@@ -14,6 +15,7 @@ from pathlib import Path
 from models import hugging_face
 from models.assemble import Origin, Progress, assemble
 from models.hugging_face import Precision
+from models.pipelines import SUFFIX, import_pipeline
 from models.store import Store
 from models.text_files import has_tokenizer, read_json
 from schemas.base import Digest
@@ -37,6 +39,10 @@ def import_model(
     (stage, done, total) with the stages download, export, read, weights, cut and done. Until the name is
     given, nothing of an import that failed is visible.
     """
+    if (described := Path(source).expanduser()).suffix == SUFFIX:
+        imported = import_pipeline(described, store, name or _name(described.stem))
+        progress("done", 1, 1)
+        return imported
     with store.importing(), tempfile.TemporaryDirectory(prefix="resplit-import-") as scratch:
         path, origin = _locate(source, name, precision, provider, Path(scratch), progress)
         manifest = assemble(path, origin, store, progress)

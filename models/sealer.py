@@ -13,9 +13,11 @@ from models.assemble import Progress
 from models.hugging_face import Precision
 from models.importer import import_model
 from models.keyring import write_keys
+from models.pipelines import SUFFIX
 from models.sealing import KEY_BYTES, FileContext, seal_file
 from models.store import Store
 from schemas.base import Digest
+from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import BlobRef, Block, Manifest
 from schemas.sealed import ModelKeys
 
@@ -29,9 +31,11 @@ def seal_model(
     so what was interrupted before the plaintext was gone is completed by asking again.
 
     Raises CORRUPT_FILE for a file of `source` that is damaged, MISSING_BLOB for one that is not there, and OVERLOADED
-    while another process changes `target`.
+    while another process changes `target`, INVALID_REQUEST for a pipeline, of which the services are sealed.
     """
     manifest, digest = source.manifest(model), source.resolve(model)
+    if manifest.pipeline is not None:
+        raise _has_no_weights(manifest.name)
     if not manifest.is_sealed:
         with target.importing():
             sealed, keys = _sealed(source, manifest, target, progress)
@@ -52,6 +56,8 @@ def import_sealed(
     provider: str = "cpu",
 ) -> tuple[str, Digest]:
     """`import_model`, and `store` never sees a byte in the open: that is in a temporary folder of this machine."""
+    if source.endswith(SUFFIX):
+        raise _has_no_weights(source)
     with tempfile.TemporaryDirectory(prefix="resplit-seal-") as scratch:
         open_store = Store(Path(scratch))
         _, digest = import_model(source, open_store, name, precision, progress, provider)
@@ -77,3 +83,8 @@ def _sealed_file(source: Store, ref: BlobRef, target: Store, key: bytes, model: 
     context = FileContext(model, block.index, ref.digest)
     with source.open(ref.digest) as plain:
         return target.put_written(lambda file: seal_file(plain, file, key, context))
+
+
+def _has_no_weights(pipeline: str) -> ResplitError:
+    message = f"{pipeline} is a pipeline, which has no weights; seal its services' models and import it after them"
+    return ResplitError(ErrorCode.INVALID_REQUEST, message, "source")

@@ -245,7 +245,9 @@ class Store:
             manifest = self.manifest(manifest_digest)
         except ResplitError:
             return {manifest_digest}
-        return {manifest_digest, *(Digest(digest) for digest in manifest.blobs)}
+        services = () if manifest.pipeline is None else manifest.pipeline.services.values()
+        of_services = set[Digest]().union(*(self._files(service.model) for service in services))
+        return {manifest_digest, *(Digest(digest) for digest in manifest.blobs), *of_services}
 
     @contextmanager
     def _new_file(self) -> Iterator[tuple[BinaryIO, Path]]:

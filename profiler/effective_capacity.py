@@ -78,7 +78,7 @@ class Steady:
     def capacity(self, theta: float) -> float:
         return self.rate
 
-    def times(self, count: int) -> "Steady":
+    def times(self, count: float) -> "Steady":
         """So many that are alike and share what arrives."""
         return Steady(count * self.rate)
 
@@ -105,7 +105,7 @@ class GammaService:
     def capacity(self, theta: float) -> float:
         return self.shape * log1p(theta * self.scale) / theta
 
-    def times(self, count: int) -> "GammaService":
+    def times(self, count: float) -> "GammaService":
         """So many that are alike, independent of each other, and share what arrives."""
         return GammaService(count * self.shape, self.scale)
 

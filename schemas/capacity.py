@@ -101,6 +101,27 @@ class RouteName(Value):
     route: int = Field(ge=0)
 
 
+class TaskCount(Value):
+    """What became of requests of one task of a pipeline, among those of its deployment."""
+
+    task: str = Field(max_length=63)
+    arrived: int = Field(default=0, ge=0, le=COUNT_MAX)
+    met: int = Field(default=0, ge=0, le=COUNT_MAX)
+    missed: int = Field(default=0, ge=0, le=COUNT_MAX)
+
+
+class StepCount(Value):
+    """What a service of a pipeline took on a node, by the answers that came to this conductor."""
+
+    service: str = Field(max_length=63)
+    node: NodeName
+    answers: int = Field(ge=0, le=COUNT_MAX)
+    compute_ms: float = Field(ge=0, le=1e15)
+    """Of all of them, in ONNX Runtime,"""
+    compute_ms_squared: float = Field(ge=0, le=1e24)
+    """and the sum of their squares."""
+
+
 class Service(Value):
     """What became of requests of one deployment at this ingress since its process began."""
 
@@ -127,6 +148,10 @@ class Service(Value):
     """Ended in output, and met every target of the deployment's class."""
     missed: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Missed a target, ended in an error that is not the client's, or could not meet the deployment's deadline."""
+    tasks: tuple[TaskCount, ...] | None = Field(default=None, max_length=64)
+    """Of a pipeline: the same by task,"""
+    steps: tuple[StepCount, ...] | None = Field(default=None, max_length=1024)
+    """and what its services took."""
 
 
 class FinishedRequest(Value):

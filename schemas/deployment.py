@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, StringConstraints, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from schemas.base import DeploymentId, NodeId, NodeName, Sha256, Value
+from schemas.base import NAME_PATTERN, DeploymentId, NodeId, NodeName, Sha256, Value
 from schemas.slo import Slo
 
 DEFAULT_CHUNK_TOKENS = 128
@@ -66,6 +66,13 @@ class Settings(Value):
     own for a single row, a lone sequence then runs in company (`docs/decisions/0005-rows-in-company.md`)."""
 
 
+class ServiceOf(Value):
+    """A service of a pipeline."""
+
+    pipeline: DeploymentId
+    service: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+
+
 class Deployment(Value):
     """Desired state, as an operator writes it."""
 
@@ -87,6 +94,8 @@ class Deployment(Value):
     sealed: bool = False
     """Whether only sealed requests are taken. Trusted agents alone read them, so the first block, whose node is the
     ingress, is sensitive then."""
+    service_of: ServiceOf | None = None
+    """Of which pipeline it is a service. Such a deployment is made and ended with its pipeline, never by itself."""
     ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)
     """What the root's policy adds to them. It is never written down: the policy of the day holds."""
     models: SkipJsonSchema[tuple[Sha256, ...] | None] = Field(default=None, exclude=True)

@@ -14,6 +14,7 @@ from pydantic import Field, model_validator
 
 from schemas.base import Digest, Sha256, Value
 from schemas.codec import encode
+from schemas.pipeline import Pipeline
 
 Dimension = int | str
 """A fixed size, or the name of a symbolic one such as `batch`."""
@@ -36,6 +37,8 @@ class ModelKind(StrEnum):
     """Has a tokenizer and no cache: text in, one vector out; also usable as a tensor model."""
     TENSOR = "tensor"
     """Any other graph: tensors in, tensors out."""
+    PIPELINE = "pipeline"
+    """A graph of services, each a model, conducted by the node that has its one block."""
 
 
 class SharedRole(StrEnum):
@@ -201,6 +204,15 @@ class Manifest(Value):
     """The original graph, uncut and without weights: what every split is measured against. With a sealed model it is
     not kept."""
     text: TextSpec | None = None
+    pipeline: Pipeline | None = None
+
+    @model_validator(mode="after")
+    def _is_a_pipeline_or_none(self) -> Self:
+        if (self.pipeline is not None) != (self.kind is ModelKind.PIPELINE):
+            raise ValueError("a pipeline, and nothing else, has a graph of services")
+        if self.pipeline is not None and (len(self.blocks) != 1 or self.is_sealed):
+            raise ValueError("a pipeline is one block, in the open")
+        return self
 
     @model_validator(mode="after")
     def _blocks_form_a_chain(self) -> Self:

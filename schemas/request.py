@@ -38,6 +38,8 @@ class RequestBase(Value):
     """An objective: mean milliseconds per token after the first."""
     priority: int | None = Field(default=None, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
     """Higher goes first."""
+    acknowledge: bool = False
+    """Whether the first reply is to say that it was accepted, as it does of a streamed request anyway."""
     model: str | None = None
     """Accepted and ignored, as OpenAI clients send it: the subject names the deployment."""
     user: str | None = None
@@ -171,6 +173,20 @@ class StageTiming(Value):
     calls: int
 
 
+class StepTiming(Value):
+    """What one service of a pipeline spent on one request."""
+
+    service: str
+    nodes: tuple[str, ...]
+    """That computed it."""
+    waited_ms: float
+    """From the request's arrival until all that it waits for was there."""
+    total_ms: float
+    """From then until its answer was there."""
+    compute_ms: float
+    """Of that, in ONNX Runtime."""
+
+
 class Usage(Value):
     """What a request cost."""
 
@@ -194,10 +210,12 @@ class Usage(Value):
     epoch: int
     route: int
     stages: tuple[StageTiming, ...]
+    steps: tuple[StepTiming, ...] | None = None
+    """Of a pipeline: its services, in the order in which they were done."""
 
 
 class AcceptedReply(Value):
-    """First reply to a streamed request: from here on it ends in output or one typed error."""
+    """First reply to a request that is streamed, or asks for it: it will end in output or one typed error."""
 
     request_id: RequestName
     status: Literal["accepted"] = "accepted"

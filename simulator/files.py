@@ -1,14 +1,15 @@
 """Scenarios as TOML files: read, varied for a sweep, and refused in the words of the file."""
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from itertools import product
 from math import inf, prod
 from pathlib import Path
 from typing import Any
 
+from schemas.toml import document, keys_at, no_key, refused, shown, validated
 from simulator.scenario import Scenario
 from simulator.tiers.scenario import TwoTierScenario
-from simulator.toml import keys_at, no_key, refused, shown, tables, validated
 
 VARIANTS_MAX = 1000
 """Of one sweep: each of them is run under every policy and every seed."""
@@ -17,6 +18,8 @@ T_MIG_S = 2.0
 DETECTION_S = 5.0
 """Of the sweep over chi: one planning period, which is also how long a node must be silent to be lost."""
 CHI = "chi"
+LIKE = "like"
+"""In a file: another one beside it, whose tables hold where this one does not say otherwise."""
 
 
 def shipped() -> dict[str, Path]:
@@ -26,7 +29,7 @@ def shipped() -> dict[str, Path]:
 
 def read(path: Path) -> Scenario | TwoTierScenario:
     """Whichever kind of scenario a file holds: one with `services` is of two tiers. Raises as `read_scenario` does."""
-    plain = tables(path, list(shipped()))
+    plain = _tables(path)
     return validated(TwoTierScenario, plain, str(path)) if "services" in plain else _scenario(plain, path)
 
 
@@ -36,7 +39,25 @@ def read_scenario(path: Path) -> Scenario:
     Raises `ResplitError(INVALID_REQUEST)` naming the file, the key with dots, its value, and for a key that there is
     not the nearest one that there is.
     """
-    return _scenario(tables(path, list(shipped())), path)
+    return _scenario(_tables(path), path)
+
+
+def _tables(path: Path) -> dict[str, Any]:
+    """What a file says, and the one that it is like."""
+    plain = _document(path)
+    if (like := plain.pop(LIKE, None)) is None:
+        return plain
+    other = path.parent / str(like)
+    if not isinstance(like, str) or not other.is_file():
+        raise refused(f"{path}: {LIKE}: there is no file {other} (got {like!r})", LIKE)
+    return {**_document(other), **plain}
+
+
+def _document(path: Path) -> dict[str, Any]:
+    known = list(shipped())
+    near = get_close_matches(path.name, known, 1)
+    others = f"{near[0]!r} is one" if near else ", ".join(known)
+    return document(path, "scenario", f"; of the scenarios that come with Resplit: {others}")
 
 
 def _scenario(plain: Mapping[str, Any], path: Path) -> Scenario:

@@ -189,12 +189,12 @@ class SimIngress:
             own = request.slo(plan.slo)
             if request_id in self.in_flight:
                 raise ResplitError(ErrorCode.INVALID_REQUEST, "it is in flight already", "request_id")
-            served.refuse_if_full()
+            served.refuse_if_full(request)
             job = self._job(request, request_id, client, self._now(), plan)
             served.appraise(job)
         except ResplitError as error:
             if served is not None and own is not None:
-                served.attainment.refused(served.promised, own, error.code)
+                served.turned_down(request, own, error.code)
             self._say(client, error)
             return
         self.in_flight[request_id] = (served, job)

@@ -30,7 +30,8 @@ def _from(
         return setting.ways.ms(setting.tasks[stream.task].input, stream.at, node)
     service = setting.services[before]
     return min(
-        found[before, other] + service.mean_ms + setting.ways.ms(service.output, other, node) for other in setting.hosts
+        found[before, other] + service.mean_ms / host.speed + setting.ways.ms(service.output, other, node)
+        for other, host in setting.hosts.items()
     )
 
 
@@ -45,6 +46,7 @@ def left_ms(setting: Setting, task: TaskKind, counts: Mapping[str, Floats]) -> M
             hosts = np.flatnonzero(counts[behind]) if name in befores else ()
             if len(hosts):
                 way = setting.table.ms(setting.services[name].output, nodes[:, None], np.asarray(hosts)[None, :])
-                left = np.maximum(left, (way + found[behind][hosts]).min(axis=1) + setting.services[behind].mean_ms)
+                works = setting.services[behind].mean_ms / setting.speeds[hosts]
+                left = np.maximum(left, (way + found[behind][hosts] + works).min(axis=1))
         found[name] = left
     return found

@@ -31,7 +31,7 @@ class Rules:
     """What a placement must keep."""
 
     capacity: Mapping[str, float]
-    """By service: requests a slot that one instance does within its part of the deadline."""
+    """By service: requests a slot that one instance does within its part of the deadline, on a node of speed 1."""
     replicas: Mapping[str, int]
     """By service: nodes that have it, at least."""
     survives_node: bool = True
@@ -135,15 +135,17 @@ def _solved(setting: Setting, rules: Rules, time_limit_s: float) -> CorePlacemen
         free = {name: amount * (1.0 - rules.reserve) for name, amount in host.has.items()}
         for m, name in enumerate(index.services):
             kind = setting.services[name]
+            capacity = host.speed * rules.capacity[name]
             room = min((free.get(key, 0.0) / need for key, need in kind.needs.items() if need > 0.0), default=inf)
-            count = float(int(min(room, max(1.0, _needed(load[name], rules.capacity[name])) + 1e-9)))
+            count = float(int(min(room, max(1.0, _needed(load[name], capacity)) + 1e-9)))
             most[index.instances(v, m)], most[index.hosts(v, m)], most[index.share(v, m)] = count, 1.0, 1.0
             cost[index.instances(v, m)] = kind.keep_cost
-            cost[index.share(v, m)] = rules.latency_cost * load[name] * way[name, node]
+            longer_ms = kind.mean_ms / host.speed - kind.mean_ms
+            cost[index.share(v, m)] = rules.latency_cost * load[name] * (way[name, node] + longer_ms)
             # A host has an instance, and instances are at hosts; a share is worked on by instances.
             rows.add([(index.instances(v, m), 1.0), (index.hosts(v, m), -1.0)], low=0.0)
             rows.add([(index.instances(v, m), 1.0), (index.hosts(v, m), -count)], high=0.0)
-            rows.add([(index.share(v, m), load[name]), (index.instances(v, m), -rules.capacity[name])], high=0.0)
+            rows.add([(index.share(v, m), load[name]), (index.instances(v, m), -capacity)], high=0.0)
             rows.add([(index.share(v, m), 1.0), (index.hosts(v, m), -1.0)], high=0.0)
         for key, amount in free.items():
             terms = [
@@ -154,10 +156,12 @@ def _solved(setting: Setting, rules: Rules, time_limit_s: float) -> CorePlacemen
         every = range(len(index.nodes))
         rows.add([(index.share(v, m), 1.0) for v in every], low=1.0, high=1.0)
         rows.add([(index.hosts(v, m), 1.0) for v in every], low=float(rules.replicas.get(name, 1)))
+        # On nodes that are alike in whole instances rather than in requests: the same placements, a tighter relaxation.
+        alike = bool((setting.speeds == 1.0).all())
+        does = load[name] / rules.capacity[name]
         for lost in _failures(setting, rules):
-            # In whole instances rather than in requests: the same placements, and a tighter relaxation.
-            left = [(index.instances(v, m), 1.0) for v in every if index.nodes[v] not in lost]
-            rows.add(left, low=_needed(load[name], rules.capacity[name]))
+            left = [(index.instances(v, m), setting.speeds[v]) for v in every if index.nodes[v] not in lost]
+            rows.add(left, low=_needed(load[name], rules.capacity[name]) if alike else does)
         if rules.away_share is not None:
             sure = [-log(max(setting.hosts[node].fails, 1e-12)) for node in index.nodes]
             rows.add([(index.hosts(v, m), sure[v]) for v in every], low=-log(rules.away_share))

@@ -48,7 +48,7 @@ def queues(setting: Setting, plan: Plan, speeds: Speeds, names: Sequence[str]) -
     for name in names:
         flows, counts = plan.flows[name], plan.counts[name]
         for at in np.flatnonzero(flows > 0.0):
-            service = speeds.of(name, int(counts[at]))
+            service = speeds.of(name, float(counts[at] * setting.speeds[at]))
             found[setting.nodes[at], name] = queue_at(
                 service, setting.services[name].work, _coarse(flows[at]), speeds.slot_ms
             )
@@ -124,7 +124,7 @@ def _late(setting: Setting, task: TaskKind, rows: Sequence[Row]) -> Floats:
             least_ms, more = done[before]
             inputs.append((least_ms + table.ms(data, nodes[before], nodes[name]), more))
         least_ms, more = _joined(inputs)
-        done[name] = least_ms + kind.mean_ms, more.then(here[:, 1], here[:, 2])
+        done[name] = least_ms + kind.mean_ms / setting.speeds[nodes[name]], more.then(here[:, 1], here[:, 2])
     least_ms, more = _joined([done[name] for name in task.last])
     counts = [len(stream.ages_ms) for stream, _, _ in rows]
     each = np.repeat(np.arange(len(rows)), counts)

@@ -95,6 +95,8 @@ class Host:
     """Resources, by name."""
     fails: float = 0.0
     """The probability that it is away when it is needed."""
+    speed: float = 1.0
+    """How many times as fast services work here as they are said to."""
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,11 @@ class Setting:
     @cached_property
     def nodes(self) -> tuple[NodeId, ...]:
         return tuple(self.hosts)
+
+    @cached_property
+    def speeds(self) -> Floats:
+        """Of the nodes, in the order of `hosts`."""
+        return np.array([host.speed for host in self.hosts.values()])
 
     @cached_property
     def resources(self) -> tuple[str, ...]:

@@ -42,8 +42,8 @@ class Speeds:
     one: Mapping[str, Steady | GammaService]
     """By service: what one instance does, MB a slot."""
 
-    def of(self, service: str, instances: int) -> Steady | GammaService:
-        """So many instances on one node, which share what comes there."""
+    def of(self, service: str, instances: float) -> Steady | GammaService:
+        """So many instances on one node, which share what comes there; one on a node that is twice as fast is two."""
         return self.one[service].times(instances)
 
     def share(self, kind: ServiceKind) -> float:
@@ -132,7 +132,7 @@ def _kept(setting: Setting, counts: Counts, speeds: Speeds, flows: Flows, stream
         if at is None or not (count := counts[name][at]):
             continue
         flow = flows[name][at] + stream.per_slot
-        if flow * speeds.share(setting.services[name]) < FULL * count:
+        if flow * speeds.share(setting.services[name]) < FULL * count * setting.speeds[at]:
             route[name], flows[name][at] = node, flow
     return route
 
@@ -146,7 +146,8 @@ def _onward(
         node = known.get(name)
         if node is None:
             asked = speeds.share(setting.services[name]) * (flows[name] + stream.per_slot)
-            rho = np.divide(asked, counts[name], out=np.full_like(asked, np.inf), where=counts[name] > 0.0)
+            does = counts[name] * setting.speeds
+            rho = np.divide(asked, does, out=np.full_like(asked, np.inf), where=does > 0.0)
             way_ms = ways_ms(setting, stream, route, name) + ahead[stream.task][name]
             best = best_host(way_ms, rho, speeds.slot_ms)
             if best is None:

@@ -16,7 +16,7 @@ from simulator import scenario as values
 from simulator.files import at_chi, read, read_scenario, shipped, swept, with_value
 from simulator.scenario import Scenario
 from simulator.tiers.scenario import TwoTierScenario
-from simulator.toml import FILE_BYTES_MAX
+from schemas.toml import FILE_BYTES_MAX
 
 SMALL = shipped()["small"].read_text()
 TWO_TIERS = {"two-tier", "two-tier-bursts"}

@@ -20,33 +20,16 @@ FILE_BYTES_MAX = 4 << 20
 """Ten thousand sites and as many faults are about two megabytes."""
 
 
-LIKE = "like"
-"""In a file: another one beside it, whose tables hold where this one does not say otherwise."""
-
-
-def tables(path: Path, known: Sequence[str]) -> dict[str, Any]:
-    """What a file says, and the one that it is like. Raises `ResplitError(INVALID_REQUEST)` that names the file, and
-    the nearest of what is `known` where there is none."""
-    plain = _read(path, known)
-    if (like := plain.pop(LIKE, None)) is None:
-        return plain
-    other = path.parent / str(like)
-    if not isinstance(like, str) or not other.is_file():
-        raise refused(f"{path}: {LIKE}: there is no file {other} (got {like!r})", LIKE)
-    return {**_read(other, known), **plain}
-
-
-def _read(path: Path, known: Sequence[str]) -> dict[str, Any]:
+def document(path: Path, what: str, hint: str = "") -> dict[str, Any]:
+    """The tables of a file that is to hold a `what`. Raises `ResplitError(INVALID_REQUEST)` that names the file; `hint`
+    is said of one that cannot be read."""
     try:
         with path.open("rb") as file:
             data = file.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        near = get_close_matches(path.name, known, 1)
-        others = f"{near[0]!r} is one" if near else ", ".join(known)
-        hint = f"; of the scenarios that come with Resplit: {others}"
         raise refused(f"cannot read {path}: {error.strerror}{hint}", "file") from error
     if len(data) > FILE_BYTES_MAX:
-        raise refused(f"{path} has more than {FILE_BYTES_MAX} bytes and is no scenario", "file")
+        raise refused(f"{path} has more than {FILE_BYTES_MAX} bytes and is no {what}", "file")
     try:
         return tomllib.loads(data.decode())
     except (ValueError, RecursionError) as error:

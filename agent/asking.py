@@ -1,0 +1,180 @@
+"""Asks deployments as clients do: a request out over the bus, its one final reply in.
+
+An agent does so for the pipelines that it conducts. Requests ask to be acknowledged: until an ingress has one it is
+sent again, under its id, and from then on the journal answers for it, whoever dies.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.errors import Error as NatsError
+from pydantic import BaseModel, ValidationError
+
+from bus.identity import Identity
+from bus.sealed_requests import Seal, seal_request
+from schemas import subjects
+from schemas.base import DeploymentName, RequestId
+from schemas.codec import CONTENT_TYPE, MSGPACK, REQUEST_ID, SEALED, decode_plain, encode_as
+from schemas.errors import ErrorCode, ResplitError
+from schemas.request import (
+    CompletionReply,
+    EmbeddingReply,
+    EmbeddingRequest,
+    ErrorReply,
+    TensorReply,
+    TensorRequest,
+    TextRequest,
+)
+from schemas.roster import readers_at
+
+ASK_AGAIN_S = (0.5, 1.0, 2.0)
+"""Until some ingress has a request it is sent again after the first of these, then after the next, the last one over
+and over: the ingress that got it may be gone or hang, and the next one to get it need not."""
+NO_RESPONDERS = "503"
+
+Request = TextRequest | EmbeddingRequest | TensorRequest
+Reply = CompletionReply | EmbeddingReply | TensorReply
+R = TypeVar("R", bound=BaseModel)
+
+
+class Asker:
+    """Asks any number of requests at once, over one inbox."""
+
+    def __init__(self, client: Client, identity: Identity) -> None:
+        self._client = client
+        self._identity = identity
+        self._inbox = client.new_inbox()
+        self._open: dict[str, asyncio.Queue[Msg]] = {}
+
+    async def start(self) -> None:
+        """Listen for replies."""
+        await self._client.subscribe(f"{self._inbox}.*", cb=self._arrived)
+
+    async def ask(self, deployment: DeploymentName, request: Request, *, sealed: bool) -> Reply:
+        """The reply to a request, which has an id and asks to be acknowledged. Raises the `ResplitError` that it ends
+        in, UNKNOWN_DEPLOYMENT where nobody serves it, and UNREACHABLE while the bus is away.
+
+        It waits for as long as it takes: whoever asks cancels it in time, and the request with it.
+        """
+        assert request.request_id is not None, "a request that may be asked twice has an id"
+        assert request.acknowledge, "else it would be asked twice without need"
+        inbox = self._open[request.request_id] = asyncio.Queue()
+        over = False
+        try:
+            asked = _Asked(self, deployment, request, request.request_id, sealed=sealed)
+            reply = await asked.answer(inbox)
+            over = True
+        except ResplitError:
+            over = True
+            raise
+        finally:
+            del self._open[request.request_id]
+            if not over:
+                with contextlib.suppress(NatsError, OSError):
+                    await self._client.publish(subjects.cancel(request.request_id), b"")
+        return reply
+
+    async def send(self, deployment: DeploymentName, request: RequestId, data: bytes, headers: dict[str, str]) -> None:
+        """Raises UNREACHABLE while the bus is away."""
+        try:
+            await self._client.publish(subjects.infer(deployment), data, f"{self._inbox}.{request}", headers)
+        except (NatsError, OSError) as error:
+            raise ResplitError(ErrorCode.UNREACHABLE, f"{deployment} could not be asked: {error!r}") from error
+
+    def seal(self, data: bytes, deployment: DeploymentName, request: RequestId) -> tuple[bytes, Seal]:
+        """A request for the trusted agents of the roster."""
+        readers = readers_at(self._identity.roster, datetime.now(UTC))
+        return seal_request(data, MSGPACK, deployment, request, readers)
+
+    async def _arrived(self, msg: Msg) -> None:
+        if (inbox := self._open.get(msg.subject.rsplit(".", 1)[-1])) is not None:
+            inbox.put_nowait(msg)
+
+
+class _Asked:
+    """One request on its way."""
+
+    def __init__(
+        self, asker: Asker, deployment: DeploymentName, request: Request, request_id: RequestId, *, sealed: bool
+    ) -> None:
+        self._asker = asker
+        self._deployment = deployment
+        self._id = request_id
+        self._data = encode_as(request, MSGPACK)
+        self._headers = {CONTENT_TYPE: MSGPACK}
+        self._seal: Seal | None = None
+        if sealed:
+            self._data, self._seal = asker.seal(self._data, deployment, request_id)
+            self._headers = {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}
+        self._times = 0
+        self._taken = False
+
+    async def answer(self, inbox: asyncio.Queue[Msg]) -> Reply:
+        await self._ask()
+        while True:
+            try:
+                async with asyncio.timeout(
+                    None if self._taken else ASK_AGAIN_S[min(self._times, len(ASK_AGAIN_S)) - 1]
+                ):
+                    message = await inbox.get()
+            except TimeoutError:
+                await self._ask()
+                continue
+            reply = self._read(message)
+            if reply is not None:
+                return reply
+
+    async def _ask(self) -> None:
+        self._times += 1
+        await self._asker.send(self._deployment, self._id, self._data, self._headers)
+
+    def _read(self, message: Msg) -> Reply | None:
+        """The reply in a message; None where it is none, or not the last word. Raises what it ends in."""
+        headers = message.headers or {}
+        if not message.data and headers.get("Status") == NO_RESPONDERS:
+            if self._taken or self._times > 1:
+                return None  # it was sent once more while the only ingress that serves it works on it, or moved
+            message_ = f"nobody serves {self._deployment} now"
+            raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message_)
+        data, sealed = message.data, headers.get(CONTENT_TYPE) == SEALED
+        if self._seal is not None and sealed:
+            try:
+                data = self._seal.open_reply(data)
+            except ResplitError:
+                return None  # by nobody who could read the request
+        plain = decode_plain(data, MSGPACK if sealed else headers.get(CONTENT_TYPE, MSGPACK), "reply")
+        if not isinstance(plain, dict) or (self._seal is not None and not sealed and "error" not in plain):
+            return None
+        if plain.get("status") == "accepted":
+            self._taken = True
+            return None
+        return self._final(plain)
+
+    def _final(self, plain: dict[str, Any]) -> Reply | None:
+        if "error" in plain:
+            said = _as(ErrorReply, plain)
+            is_second = said.error.code is ErrorCode.INVALID_REQUEST and said.error.field == "request_id"
+            if self._times > 1 and (is_second or (self._taken and said.refused)):
+                return None  # it was asked again while another works on it
+            raise ResplitError(said.error.code, said.error.message, said.error.field, said.error.estimate_ms)
+        readers: dict[str, Callable[[dict[str, Any]], Reply]] = {
+            "outputs": lambda one: _as(TensorReply, one),
+            "data": lambda one: _as(EmbeddingReply, one),
+            "token_ids": lambda one: _as(CompletionReply, one),
+        }
+        for field, reader in readers.items():
+            if field in plain:
+                return reader(plain)
+        return None
+
+
+def _as(kind: type[R], plain: dict[str, Any]) -> R:
+    try:
+        return kind.model_validate(plain)
+    except ValidationError as error:
+        raise ResplitError.from_validation(error, "reply") from error
