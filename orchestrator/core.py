@@ -11,8 +11,7 @@ from typing import assert_never
 from bus.audit import AuditTrail
 from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.log import PlanLog
-from orchestrator.mind import Append, Mind, Solve, Steps
-from orchestrator.planner import Proposal
+from orchestrator.mind import Append, Mind, Solve, Solved, Steps
 from orchestrator.scales import Scales
 from orchestrator.trigger import DEFAULT_POLICY, Policy
 from schemas.errors import ResplitError
@@ -89,7 +88,7 @@ class Core:
             await self._perform(self._mind.settle(self._scales))
 
     async def _perform(self, steps: Steps) -> None:
-        answer: Proposal | None = None
+        answer: Solved | None = None
         error: ResplitError | None = None
         while True:
             try:

@@ -89,6 +89,8 @@ def decide(snapshot: Snapshot, now: datetime) -> tuple[Decision, ...]:
 def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Decision | None:
     deployment, rollout = snapshot.deployments.get(name), snapshot.rollout(name)
     if deployment is None:
+        if _may_be_a_service(snapshot, name):
+            return None
         live = rollout.current is not None or rollout.candidate is not None
         return End(name, "the deployment was removed") if live else None
     if rollout.candidate is not None:
@@ -107,6 +109,14 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
     if rollout.retry_at is not None and now < rollout.retry_at:
         return None
     return Replan(name, need)
+
+
+def _may_be_a_service(snapshot: Snapshot, name: DeploymentName) -> bool:
+    """Whether it could be of a pipeline that is not known yet: the store does not have its manifest, say."""
+    return any(
+        deployment.model not in snapshot.manifests and name.startswith(f"{of}-")
+        for of, deployment in snapshot.deployments.items()
+    )
 
 
 def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout) -> Need | None:

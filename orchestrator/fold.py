@@ -17,6 +17,7 @@ from orchestrator.habits import Habit, learned
 from orchestrator.outcomes import VIEWS, View, Views, is_due, judged
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import NodeRestarted, Rollout, note
+from orchestrator.services.standing import Standing
 from profiler.compute import Times, times_of
 from profiler.error import PredictionError
 from schemas.base import DeploymentName, Digest, NodeId
@@ -90,6 +91,8 @@ class Snapshot:
     """and how often they came."""
     views: Views = ()
     """What nodes had shown, lately: requests that end now are held against what was known when they began."""
+    pipelines: Mapping[DeploymentName, Standing] = field(default_factory=dict)
+    """How the services of each pipeline stand."""
     errors: Mapping[DeploymentName, PredictionError] = field(default_factory=dict)
     """How far predictions were from what requests then met."""
     deaf_since: datetime | None = None
@@ -215,6 +218,16 @@ class Weighed:
 
 
 @dataclass(frozen=True)
+class ServicesStand:
+    """The services of a pipeline were placed or steered, or cannot be placed."""
+
+    pipeline: DeploymentName
+    standing: Standing
+    deployments: tuple[Deployment, ...]
+    """As they are wanted now."""
+
+
+@dataclass(frozen=True)
 class RosterTaken:
     """Others are members now, or another policy is in force."""
 
@@ -245,6 +258,7 @@ Report = (
     | ManifestKnown
     | RolloutAdvanced
     | Weighed
+    | ServicesStand
     | RosterTaken
     | BusLost
     | BusBack
@@ -277,6 +291,7 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
                 burns=_without(name, snapshot.burns),
                 habits=_without(name, snapshot.habits),
                 arrivals=_without(name, snapshot.arrivals),
+                pipelines=_without(name, snapshot.pipelines),
                 errors=_without(name, snapshot.errors),
             )
         case NodeWished(wish):
@@ -289,6 +304,12 @@ def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
             if outlook.deployment not in snapshot.deployments:
                 return snapshot
             return replace(snapshot, outlooks={**snapshot.outlooks, outlook.deployment: outlook})
+        case ServicesStand(name, standing, wanted):
+            stands = replace(snapshot, pipelines={**snapshot.pipelines, name: standing})
+            for one in wanted:
+                if stands.deployments.get(one.name) != stands.ruled(one):
+                    stands = fold(stands, DeploymentWritten(one), now)
+            return stands
         case RosterTaken(roster):
             known = replace(snapshot, roster=roster)
             ruled_anew = {name: known.ruled(one) for name, one in snapshot.deployments.items()}

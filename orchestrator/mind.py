@@ -28,11 +28,33 @@ from orchestrator.decide import (
 )
 from orchestrator.decision import Action
 from orchestrator.explaining import audited
-from orchestrator.fold import CapacityReceived, Report, RolloutAdvanced, Snapshot, Weighed, fold
+from orchestrator.fold import (
+    CapacityReceived,
+    DeploymentRemoved,
+    Report,
+    RolloutAdvanced,
+    ServicesStand,
+    Snapshot,
+    Weighed,
+    fold,
+)
 from orchestrator.outlook import Outlook
+from orchestrator.pipelines import (
+    adopted,
+    is_to_be_placed,
+    is_to_be_steered,
+    orphans,
+    pipelines,
+    placed_anew,
+    steered,
+    told_placement,
+    unplaced,
+    wanted,
+)
 from orchestrator.planner import Proposal, check_routes, make_plan
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.rooms import believed_rooms
+from orchestrator.services.standing import Standing
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
 from profiler.forecast import forecast
@@ -41,6 +63,7 @@ from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
+from schemas.pipeline import Pipeline
 from schemas.plan import PlanEvent, PlanPhase
 
 TOLD_EVERY = 32
@@ -62,15 +85,18 @@ class Append:
     event: PlanEvent
 
 
+Solved = Proposal | Standing
+
+
 @dataclass(frozen=True)
 class Solve:
     """Call this, which takes anything up to seconds and concerns nobody else; send its answer, or throw its error."""
 
-    make: Callable[[], Proposal]
+    make: Callable[[], Solved]
 
 
 Effect = Append | Solve
-Steps = Generator[Effect, Proposal | None, None]
+Steps = Generator[Effect, Solved | None, None]
 
 
 class Weighs(Protocol):
@@ -96,6 +122,7 @@ class Mind:
 
     def settle(self, scales: Weighs) -> Steps:
         """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
+        yield from self._look_after_services()
         for decision in decide(self.snapshot, self.now()):
             yield from self._perform(decision)
         outlook = scales.take()
@@ -105,6 +132,58 @@ class Mind:
         for name in sorted(self.snapshot.rollouts):
             while (yield from self._take(name, Proceed())):
                 pass
+
+    def _look_after_services(self) -> Steps:
+        """Place and steer the services of pipelines: what deployments there are is asked after that."""
+        for name in orphans(self.snapshot):
+            self.fold(DeploymentRemoved(name), self.now())
+        for name, pipeline in pipelines(self.snapshot).items():
+            if name not in self.snapshot.pipelines:
+                found = adopted(self.snapshot, name, pipeline, self.now())
+                if found is not None:
+                    self._let_stand(name, pipeline, found)
+            if is_to_be_placed(self.snapshot, name, self.now()):
+                yield from self._place_services(name, pipeline)
+            elif is_to_be_steered(self.snapshot, name, self.now()):
+                self._let_stand(name, pipeline, steered(self.snapshot, name, pipeline, self.now()))
+
+    def _place_services(self, name: DeploymentName, pipeline: Pipeline) -> Steps:
+        snapshot, now = self.snapshot, self.now()
+        try:
+            solved = yield Solve(lambda: placed_anew(snapshot, name, pipeline, now))
+        except ResplitError as error:
+            before = self.snapshot.pipelines.get(name)
+            if before is None or before.error != error.body:  # said once, however often it is tried
+                self.audit.record(
+                    AuditKind.DEPLOYMENT_INFEASIBLE,
+                    "the services of a pipeline cannot be placed",
+                    deployment=name,
+                    code=error.code.value,
+                    why=error.message,
+                )
+            found = unplaced(self.snapshot, name, pipeline, error, self.now())
+        else:
+            assert isinstance(solved, Standing), "whoever performs a `Solve` sends its answer, or throws its error"
+            found = solved
+        if name in pipelines(self.snapshot):  # it may have been removed meanwhile
+            self._let_stand(name, pipeline, found)
+
+    def _let_stand(self, name: DeploymentName, pipeline: Pipeline, found: Standing) -> None:
+        before = self.snapshot.pipelines.get(name)
+        deployments = wanted(self.snapshot, name, pipeline, found)
+        self.fold(ServicesStand(name, found, deployments), self.now())
+        if before is not None and before.placed == found.placed and before.why == found.why:
+            return
+        steered_only = before is not None and before.basis == found.basis
+        kind = AuditKind.SERVICES_STEERED if steered_only else AuditKind.SERVICES_PLACED
+        self.audit.record(
+            kind,
+            "light services were steered" if steered_only else "the services of a pipeline were placed",
+            deployment=name,
+            reason=found.why,
+            placement=told_placement(found.placed),
+            terms=json.dumps(dict(found.terms)) if found.terms else None,
+        )
 
     def _perform(self, decision: Decision) -> Steps:
         match decision:
@@ -125,8 +204,9 @@ class Mind:
             proposal = ready_plan(self.snapshot, deployment, need, self.now())
             if proposal is None:
                 snapshot, now = self.snapshot, self.now()
-                proposal = yield Solve(lambda: propose(snapshot, deployment, need, now))
-                assert proposal is not None, "whoever performs a `Solve` sends its answer, or throws its error"
+                solved = yield Solve(lambda: propose(snapshot, deployment, need, now))
+                assert isinstance(solved, Proposal), "whoever performs a `Solve` sends its answer, or throws its error"
+                proposal = solved
         except ResplitError as error:
             self._give_up(deployment.name, need, error)
             return
@@ -188,7 +268,7 @@ class Mind:
 
     def _take(
         self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
-    ) -> Generator[Effect, Proposal | None, bool]:
+    ) -> Generator[Effect, Solved | None, bool]:
         """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
         before = self.snapshot.rollout(name)
         roster = self.snapshot.roster

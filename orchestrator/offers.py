@@ -57,9 +57,16 @@ class Offers:
 
 
 def models_in_use(snapshot: Snapshot) -> set[Digest]:
-    """Models that are wanted, or that a live plan runs."""
+    """Models that are wanted, those of the services of pipelines among them, or that a live plan runs."""
     running = {plan.model for rollout in snapshot.rollouts.values() for plan in rollout.plans}
-    return running | {deployment.model for deployment in snapshot.deployments.values()}
+    wanted = running | {deployment.model for deployment in snapshot.deployments.values()}
+    of_services = {
+        service.model
+        for digest in wanted
+        if (manifest := snapshot.manifests.get(digest)) is not None and manifest.pipeline is not None
+        for service in manifest.pipeline.services.values()
+    }
+    return wanted | of_services
 
 
 def _files(digest: Digest, manifest: Manifest | None) -> tuple[Digest, ...]:

@@ -36,7 +36,7 @@ from orchestrator.standby import Standby, Standbys, bystander
 from orchestrator.wishes import Desired
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import NodeId
+from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 
@@ -171,9 +171,12 @@ async def _listening(client: Client) -> None:
 
 
 def _with_manifests(snapshot: Snapshot, store: Store, rejections: Rejections, now: datetime) -> Snapshot:
-    for digest in sorted(models_in_use(snapshot)):
-        try:
-            snapshot = fold(snapshot, ManifestKnown(digest, store.manifest(digest)), now)
-        except ResplitError as error:
-            rejections.record(digest, error)
+    tried = set[Digest]()
+    while missing := sorted(models_in_use(snapshot) - tried):  # a pipeline names others
+        tried.update(missing)
+        for digest in missing:
+            try:
+                snapshot = fold(snapshot, ManifestKnown(digest, store.manifest(digest)), now)
+            except ResplitError as error:
+                rejections.record(digest, error)
     return snapshot

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TypeVar
@@ -20,9 +20,19 @@ from orchestrator.explaining import dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, ManifestKnown, NodeWished, Snapshot
 from orchestrator.keys import KeyHolder
 from orchestrator.offers import Offers
-from orchestrator.planner import Proposal, check_shape
+from orchestrator.planner import Proposal, check_shape, fitted
 from orchestrator.standby import Standbys
-from orchestrator.trial import check_distrust, check_drain, check_known, check_trustable, exposed_on, trial, users
+from orchestrator.trial import (
+    check_distrust,
+    check_drain,
+    check_is_no_service,
+    check_known,
+    check_services,
+    check_trustable,
+    exposed_on,
+    trial,
+    users,
+)
 from orchestrator.view import status
 from orchestrator.wishes import Desired
 from schemas import subjects
@@ -48,7 +58,7 @@ from schemas.control import (
     UndrainReply,
     UndrainRequest,
 )
-from schemas.deployment import Chain, Deployment, NodeWish, Placement, Settings, chains_of
+from schemas.deployment import Chain, Deployment, NodeWish, Placement, chains_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.manifest import Manifest
@@ -133,28 +143,44 @@ class Operators:
         digest = await asyncio.to_thread(self._store.resolve, request.model)
         manifest = await asyncio.to_thread(self._store.manifest, digest)
         await asyncio.to_thread(self._keys.check, digest, manifest)
-        return await self._want(desired(request, digest, manifest), manifest, "an operator deployed")
+        services = await asyncio.to_thread(self._models_of_services, manifest)
+        return await self._want(desired(request, digest, manifest), manifest, "an operator deployed", services)
+
+    def _models_of_services(self, manifest: Manifest) -> dict[Digest, Manifest]:
+        """Of a pipeline: the models of its services. Raises as `_deploy` does."""
+        found = {}
+        for service in () if manifest.pipeline is None else manifest.pipeline.services.values():
+            found[service.model] = of_service = self._store.manifest(service.model)
+            self._keys.check(service.model, of_service)
+        return found
 
     async def _place(self, data: bytes) -> DeployReply:
         request = decode(PlaceRequest, data, "request")
         deployment = placed(self._desired(request.name), request.placement)
         manifest = await asyncio.to_thread(self._store.manifest, deployment.model)
+        services = await asyncio.to_thread(self._models_of_services, manifest)
         what = "an operator locked the placement" if request.placement else "an operator left the placement to planning"
-        return await self._want(deployment, manifest, what)
+        return await self._want(deployment, manifest, what, services)
 
-    async def _want(self, deployment: Deployment, manifest: Manifest, what: str) -> DeployReply:
-        """Store the deployment if it can run, and only then change anything."""
+    async def _want(
+        self, deployment: Deployment, manifest: Manifest, what: str, services: Mapping[Digest, Manifest]
+    ) -> DeployReply:
+        """Store the deployment if it can run, and only then change anything. `services` are the models that a pipeline
+        uses."""
         deployment = self._core.snapshot.ruled(deployment)
+        check_is_no_service(self._core.snapshot, deployment.name)
         check_shape(deployment, manifest)
-        proposal = await self._feasible(deployment, manifest)
+        models = {deployment.model: manifest, **services}
+        proposal = await self._once_all_are_heard(lambda snapshot: self._tried(snapshot, deployment, models))
         await self._office.may_act()
         try:
             await self._deployments.put(deployment.name, encode(deployment))
         except (NatsError, TimeoutError, OSError) as error:
             message = f"the deployment could not be stored, so nothing has changed: {error!r}"
             raise ResplitError(ErrorCode.UNREACHABLE, message) from error
-        await self._offers.add(deployment.model, manifest)
-        self._core.report(ManifestKnown(deployment.model, manifest))
+        for model, known in models.items():
+            await self._offers.add(model, known)
+            self._core.report(ManifestKnown(model, known))
         self._core.audit.record(AuditKind.DEPLOYMENT_CHANGED, what, deployment=deployment.name, model=deployment.model)
         await self._core.folded(DeploymentWritten(deployment), FOLDED_S)
         return DeployReply(
@@ -164,8 +190,12 @@ class Operators:
             estimate=proposal.estimate.terms,
         )
 
-    async def _feasible(self, deployment: Deployment, manifest: Manifest) -> Proposal:
-        return await self._once_all_are_heard(lambda snapshot: trial(snapshot, deployment, manifest))
+    def _tried(self, snapshot: Snapshot, deployment: Deployment, models: Mapping[Digest, Manifest]) -> Proposal:
+        manifest = models[deployment.model]
+        proposal = trial(snapshot, deployment, manifest)
+        if manifest.pipeline is not None:
+            check_services(snapshot, deployment, manifest.pipeline, models, self._core.now())
+        return proposal
 
     async def _once_all_are_heard(self, attempt: Callable[[Snapshot], T]) -> T:
         """What `attempt` makes of the snapshot; raises its error once every node had the time to report."""
@@ -202,6 +232,7 @@ class Operators:
         if name not in known:
             message = f"there is no deployment {name!r}; the deployments are: {', '.join(sorted(known)) or 'none'}"
             raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message, "name")
+        check_is_no_service(self._core.snapshot, name)
         return known[name]
 
     async def _drain(self, data: bytes) -> DrainReply:
@@ -267,14 +298,10 @@ class Operators:
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:
     """The deployment that a request means, for the model it turned out to name."""
-    settings = request.settings
-    longest = manifest.text.context_length if manifest.text is not None else settings.context_tokens
-    if settings.context_tokens == Settings().context_tokens and longest < settings.context_tokens:
-        settings = settings.model_copy(update={"context_tokens": longest})
     return Deployment(
         name=request.name,
         model=digest,
-        settings=settings,
+        settings=fitted(request.settings, manifest),
         stages=request.stages,
         placement=request.placement,
         slo=request.slo,

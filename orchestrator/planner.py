@@ -8,7 +8,7 @@ from orchestrator.rooms import Room
 from orchestrator.trust import exposed
 from profiler.forecast import Forecast, forecast, shared_out
 from schemas.base import NodeId
-from schemas.deployment import Chain, Deployment, Placement
+from schemas.deployment import Chain, Deployment, Placement, Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
@@ -141,6 +141,14 @@ def check_shape(deployment: Deployment, manifest: Manifest) -> None:
         if chain in chains[:number]:
             message = f"route {number} is the same as route {chains.index(chain)}; it would add nothing"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, place(deployment, number))
+
+
+def fitted(settings: Settings, manifest: Manifest) -> Settings:
+    """The same settings, `context_tokens` left at its default made the model's own context where that is shorter."""
+    longest = manifest.text.context_length if manifest.text is not None else settings.context_tokens
+    if settings.context_tokens == Settings().context_tokens and longest < settings.context_tokens:
+        return settings.model_copy(update={"context_tokens": longest})
+    return settings
 
 
 def barred(deployment: Deployment) -> str:

@@ -1,20 +1,23 @@
 """PURE: what would come of an operator's wish, tried on the snapshot before anything is stored."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
 from orchestrator.decide import standing, what_is_needed
 from orchestrator.fold import NodeWished, RolloutAdvanced, Snapshot, fold
-from orchestrator.planner import Proposal, check_routes, make_plan, place
+from orchestrator.pipelines import check_names, pipelines, placed_anew, wanted
+from orchestrator.planner import Proposal, check_routes, check_shape, make_plan, place
 from orchestrator.rollout import Candidate
 from orchestrator.rooms import believed_rooms
 from orchestrator.trust import exposed
 from profiler.forecast import forecast
 from profiler.host import hosts_of
-from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.deployment import Deployment, ServiceOf
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
+from schemas.pipeline import Pipeline
 
 
 def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Proposal:
@@ -38,6 +41,33 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
     proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept, routes=routes)
     check_routes(deployment, proposal.plan)
     return proposal
+
+
+def check_is_no_service(snapshot: Snapshot, name: DeploymentName) -> None:
+    """Raises INVALID_REQUEST for a deployment that follows from a pipeline: nobody changes it by itself."""
+    known = snapshot.deployments.get(name)
+    if known is not None and known.service_of is not None:
+        of = known.service_of
+        message = f"{name!r} is service {of.service!r} of pipeline {of.pipeline!r}; change or remove that"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
+
+
+def check_services(
+    snapshot: Snapshot, deployment: Deployment, pipeline: Pipeline, models: Mapping[Digest, Manifest], now: datetime
+) -> None:
+    """Whether the services of a pipeline can be placed as it asks, and those that are cut be planned; raises INFEASIBLE
+    and what `trial` raises."""
+    check_names(snapshot, deployment.name, pipeline)
+    world = replace(
+        snapshot,
+        manifests={**snapshot.manifests, **models},
+        deployments={**snapshot.deployments, deployment.name: deployment},
+    )
+    standing = placed_anew(world, deployment.name, pipeline, now, strictly=True)
+    for one in wanted(world, deployment.name, pipeline, standing):
+        check_shape(one, models[one.model])
+        if one.chains is None:
+            trial(world, one, models[one.model])
 
 
 def check_drain(snapshot: Snapshot, node: NodeId, now: datetime) -> None:
@@ -78,10 +108,17 @@ def check_trustable(snapshot: Snapshot, node: NodeId) -> None:
 
 
 def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str, now: datetime) -> None:
+    known = pipelines(without)
+    for name in sorted({of.pipeline for one in names if (of := _placed_with(without, one)) is not None} & known.keys()):
+        try:
+            placed_anew(without, name, known[name], now)
+        except ResplitError as error:
+            message = f"the services of {name!r} cannot {hurdle}: {error.message}"
+            raise ResplitError(error.code, message, "node") from error
     for name in names:
         deployment = without.deployments.get(name)
-        if deployment is None:
-            continue  # it was removed: it ends by itself
+        if deployment is None or _placed_with(without, name) is not None:
+            continue  # it was removed: it ends by itself; or it moves with its pipeline
         try:
             proposal = _moved(without, deployment)
         except ResplitError as error:
@@ -89,6 +126,12 @@ def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str,
         # The next deployment must find room beside this one.
         rollout = replace(without.rollout(name), candidate=Candidate(proposal.plan, now))
         without = fold(without, RolloutAdvanced(rollout), now)
+
+
+def _placed_with(snapshot: Snapshot, name: DeploymentName) -> ServiceOf | None:
+    """Of which pipeline it is a service that is placed with the others."""
+    deployment = snapshot.deployments.get(name)
+    return None if deployment is None or deployment.chains is None else deployment.service_of
 
 
 def exposed_on(snapshot: Snapshot, node: NodeId) -> tuple[DeploymentName, ...]:

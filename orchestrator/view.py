@@ -52,6 +52,7 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
     need = None if deployment is None else what_is_needed(snapshot, deployment, rollout)
     model = deployment.model if deployment is not None else next((plan.model for plan in rollout.plans), None)
     manifest = snapshot.manifests.get(model) if model is not None else None
+    unplaced = snapshot.pipelines[name].error if name in snapshot.pipelines else None
     return DeploymentStatus(
         name=name,
         state=_state(rollout, need, removed=deployment is None),
@@ -66,8 +67,8 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
         attainment=_attainment(snapshot, rollout, now),
         prediction=errors.sentence if errors is not None else None,
         prediction_error=errors.terms if errors is not None else None,
-        reason=need.reason if need is not None else None,
-        error=rollout.last_error if need is not None else None,
+        reason=need.reason if need is not None else None if unplaced is None else unplaced.message,
+        error=rollout.last_error if need is not None else unplaced,
         revision=rollout.revision,
     )
 

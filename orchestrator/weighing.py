@@ -41,7 +41,11 @@ def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
     if need is None and rollout.retry_at is not None and now < rollout.retry_at:
         return False
     known = all(NodeId(node) in snapshot.nodes for node in current.nodes)
-    return known and current.model in snapshot.manifests and serves(need)
+    manifest = snapshot.manifests.get(current.model)
+    if manifest is None or manifest.pipeline is not None:
+        return False  # to conduct costs next to nothing, wherever
+    is_placed = deployment.service_of is not None and deployment.chains is not None  # by `orchestrator.pipelines`
+    return known and not is_placed and serves(need)
 
 
 def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetime, afresh: bool = False) -> Outlook:

@@ -96,18 +96,31 @@ async def follow(desired: Desired, core: Core, store: Store, rejections: Rejecti
         await asyncio.sleep(LOOK_S)
 
 
+def models_of(wish: Deployment, store: Store, rejections: Rejections) -> list[ManifestKnown]:
+    """The model of a deployment, and those of a pipeline's services."""
+    found, models = list[ManifestKnown](), [wish.model]
+    for model in models:  # a pipeline adds to it
+        try:
+            manifest = store.manifest(model)
+        except ResplitError as error:
+            rejections.record(model, error)
+            continue
+        found.append(ManifestKnown(model, manifest))
+        services = () if manifest.pipeline is None else manifest.pipeline.services.values()
+        models += [service.model for service in services]
+    return found
+
+
 def _compare(wishes: Wishes, core: Core, store: Store, rejections: Rejections) -> None:
     known = core.snapshot.deployments
     for name in sorted({*wishes.deployments, *known}):
         wish = wishes.deployments.get(name)
         if wish is None:
-            core.report(DeploymentRemoved(name))
+            if known[name].service_of is None:  # those are never stored: they follow from their pipelines
+                core.report(DeploymentRemoved(name))
         elif wish != known.get(name):
-            if wish.model not in core.snapshot.manifests:
-                try:
-                    core.report(ManifestKnown(wish.model, store.manifest(wish.model)))
-                except ResplitError as error:
-                    rejections.record(wish.model, error)
+            for model in models_of(wish, store, rejections):
+                core.report(model)
             core.report(DeploymentWritten(wish))
     for node in wishes.nodes:  # such a wish is changed, never deleted
         if node != core.snapshot.wish(node.node):

@@ -35,6 +35,8 @@ class AuditKind(StrEnum):
     DEPLOYMENT_CHANGED = "deployment_changed"
     DEPLOYMENT_INFEASIBLE = "deployment_infeasible"
     DECISION = "decision"
+    SERVICES_PLACED = "services_placed"
+    SERVICES_STEERED = "services_steered"
     PREDICTION_JUDGED = "prediction_judged"
     PLAN_PREPARED = "plan_prepared"
     PLAN_COMMITTED = "plan_committed"

@@ -150,6 +150,8 @@ class Pipeline(Value):
 
     services: dict[ServiceName, Service] = Field(min_length=1, max_length=SERVICES_MAX)
     tasks: dict[TaskName, Task] = Field(min_length=1, max_length=TASKS_MAX)
+    survives: Literal["none", "node", "site"] = "node"
+    """What the core services are placed to do without: any one node, or all nodes of one machine."""
 
     @model_validator(mode="after")
     def _services_are_used(self) -> Self:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import datetime
 
 from orchestrator.fold import Report, Snapshot, Tick
-from orchestrator.mind import Append, Mind, Solve, Steps
+from orchestrator.mind import Append, Mind, Solve, Solved, Steps
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal
 from orchestrator.rollout import Rollout, recovered
@@ -118,7 +118,7 @@ class Leader:
         self._busy = True
         self._go_on(steps, None, None)
 
-    def _go_on(self, steps: Steps, answer: Proposal | None, error: ResplitError | None) -> None:
+    def _go_on(self, steps: Steps, answer: Solved | None, error: ResplitError | None) -> None:
         if not self.alive:
             steps.close()
             return
@@ -141,7 +141,7 @@ class Leader:
                 self._kernel.after(APPEND_S, stored)
             case Solve(make):
                 began = time.process_time()
-                found: Proposal | None = None
+                found: Solved | None = None
                 refused: ResplitError | None = None
                 try:
                     found = make()

@@ -32,7 +32,8 @@ def changes(
         for at in np.flatnonzero(counts)
     )[:WIDTH]
     kinds = [_more(plan, name) for name in _wanted(setting, expected, weights)[:WANTED]]
-    kinds.append((name, ((at, -1),)) for _, name, at in idle)
+    spare = {name for name, counts in plan.counts.items() if counts.sum() > setting.services[name].least}
+    kinds.append((name, ((at, -1),)) for _, name, at in idle if name in spare)
     kinds += [_elsewhere(plan, name, at) for _, name, at in idle]
     start = turn % len(kinds)
     return list(islice(chain(*kinds[start:], *kinds[:start]), most))
@@ -71,8 +72,11 @@ def _nearest(plan: Plan, name: str) -> list[int]:
             data = setting.passed_on(task, before)
             source = setting.numbers[plan.routes[stream].get(before, stream.at)]
             far += stream.per_slot * np.minimum(setting.table.all_ms(data, source), FAR_MS)
-    able = np.ones(len(far), dtype=bool)
-    for key, need in setting.services[name].needs.items():
+    kind = setting.services[name]
+    able = plan.counts[name] < kind.most
+    if kind.nodes is not None:
+        able &= np.array([kind.may_be_at(node) for node in setting.nodes])
+    for key, need in kind.needs.items():
         if need > 0.0:
             able &= _free(plan, key) + 1e-9 >= need
     return [int(node) for node in np.argsort(far, kind="stable") if able[node]][:WIDTH]

@@ -22,6 +22,8 @@ from schemas.errors import ErrorCode, ResplitError
 FAR_MS = 1e6
 """What a way costs that there is not, so that a program without better is still solved."""
 
+NOTHING_LOST = frozenset[NodeId]()
+
 Placed = Mapping[tuple[NodeId, str], int]
 """Instances, by node and service; none where it says nothing."""
 
@@ -36,6 +38,10 @@ class Rules:
     """By service: nodes that have it, at least."""
     survives_node: bool = True
     survives_site: bool = False
+    survivors: frozenset[str] | None = None
+    """The services that have to survive that; None: all."""
+    before: Placed | None = None
+    """What there is: an instance that is made anew costs what that costs. None: nothing costs that."""
     away_share: float | None = None
     """The probability that no node of a service is there must not exceed this."""
     reserve: float = 0.2
@@ -60,7 +66,8 @@ class CorePlacement:
 
 @dataclass(frozen=True)
 class _Index:
-    """Columns of the program: instances, hosts (0 or 1), and shares of the load, each [node, service]."""
+    """Columns of the program: instances, hosts (0 or 1), shares of the load, and where it is known what there was the
+    instances that are new; each [node, service]."""
 
     nodes: tuple[NodeId, ...]
     services: tuple[str, ...]
@@ -77,6 +84,9 @@ class _Index:
 
     def share(self, node: int, service: int) -> int:
         return 2 * self.size + self.instances(node, service)
+
+    def fresh(self, node: int, service: int) -> int:
+        return 3 * self.size + self.instances(node, service)
 
 
 class _Rows:
@@ -128,8 +138,9 @@ def _solved(setting: Setting, rules: Rules, time_limit_s: float) -> CorePlacemen
     load = load_of(setting)
     way = _way_ms(setting)
     rows = _Rows()
-    cost = np.zeros(3 * index.size)
-    most = np.zeros(3 * index.size)
+    columns = (3 if rules.before is None else 4) * index.size
+    cost = np.zeros(columns)
+    most = np.zeros(columns)
     for v, node in enumerate(index.nodes):
         host = setting.hosts[node]
         free = {name: amount * (1.0 - rules.reserve) for name, amount in host.has.items()}
@@ -137,11 +148,16 @@ def _solved(setting: Setting, rules: Rules, time_limit_s: float) -> CorePlacemen
             kind = setting.services[name]
             capacity = host.speed * rules.capacity[name]
             room = min((free.get(key, 0.0) / need for key, need in kind.needs.items() if need > 0.0), default=inf)
+            room = min(room, kind.most) if kind.may_be_at(node) else 0.0
             count = float(int(min(room, max(1.0, _needed(load[name], capacity)) + 1e-9)))
             most[index.instances(v, m)], most[index.hosts(v, m)], most[index.share(v, m)] = count, 1.0, 1.0
             cost[index.instances(v, m)] = kind.keep_cost
             longer_ms = kind.mean_ms / host.speed - kind.mean_ms
             cost[index.share(v, m)] = rules.latency_cost * load[name] * (way[name, node] + longer_ms)
+            if rules.before is not None:
+                cost[index.fresh(v, m)], most[index.fresh(v, m)] = kind.deploy_cost, count
+                there = float(rules.before.get((node, name), 0))
+                rows.add([(index.instances(v, m), 1.0), (index.fresh(v, m), -1.0)], high=there)
             # A host has an instance, and instances are at hosts; a share is worked on by instances.
             rows.add([(index.instances(v, m), 1.0), (index.hosts(v, m), -1.0)], low=0.0)
             rows.add([(index.instances(v, m), 1.0), (index.hosts(v, m), -count)], high=0.0)
@@ -159,18 +175,19 @@ def _solved(setting: Setting, rules: Rules, time_limit_s: float) -> CorePlacemen
         # On nodes that are alike in whole instances rather than in requests: the same placements, a tighter relaxation.
         alike = bool((setting.speeds == 1.0).all())
         does = load[name] / rules.capacity[name]
-        for lost in _failures(setting, rules):
+        fails = rules.survivors is None or name in rules.survivors
+        for lost in _failures(setting, rules) if fails else (NOTHING_LOST,):
             left = [(index.instances(v, m), setting.speeds[v]) for v in every if index.nodes[v] not in lost]
             rows.add(left, low=_needed(load[name], rules.capacity[name]) if alike else does)
         if rules.away_share is not None:
             sure = [-log(max(setting.hosts[node].fails, 1e-12)) for node in index.nodes]
             rows.add([(index.hosts(v, m), sure[v]) for v in every], low=-log(rules.away_share))
-    whole = np.concatenate([np.ones(2 * index.size), np.zeros(index.size)])
+    whole = np.concatenate([np.ones(2 * index.size), np.zeros(columns - 2 * index.size)])
     answer = milp(
         cost,
         integrality=whole,
         bounds=Bounds(np.zeros_like(most), most),
-        constraints=rows.constraint(3 * index.size),
+        constraints=rows.constraint(columns),
         options={"time_limit": time_limit_s, "mip_rel_gap": 0.0},
     )
     if answer.status == 2:
@@ -194,7 +211,7 @@ def _needed(load: float, capacity: float) -> float:
 
 def _failures(setting: Setting, rules: Rules) -> Iterable[frozenset[NodeId]]:
     """Whatever may be away at once; nothing, at first."""
-    yield frozenset()
+    yield NOTHING_LOST
     if rules.survives_node:
         yield from (frozenset({node}) for node in setting.hosts)
     if rules.survives_site:

@@ -37,6 +37,13 @@ class Rates:
             {key: slow * rate + (1.0 - slow) * arrived.get(key, 0) / slots for key, rate in self.streams.items()},
         )
 
+    def knowing(self, streams: Sequence[Stream]) -> "Rates":
+        """With streams of which nothing came yet."""
+        return Rates(
+            {**dict.fromkeys((one.task for one in streams), 0.0), **self.tasks},
+            {**{(one.task, one.at): 0.0 for one in streams}, **self.streams},
+        )
+
     def of(self, streams: Sequence[Stream]) -> tuple[Stream, ...]:
         """The streams with what comes of each now; those of which nothing comes are left out."""
         sums: dict[str, float] = {}

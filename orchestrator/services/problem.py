@@ -43,6 +43,16 @@ class ServiceKind:
     """Of keeping one for a slot."""
     deploy_cost: float = 0.0
     """Of making one."""
+    least: int = 0
+    """Instances that there are to be at least, over all nodes,"""
+    most: float = inf
+    """and at most on one node."""
+    nodes: frozenset[NodeId] | None = None
+    """Nodes that may have it; None: any."""
+
+    def may_be_at(self, node: NodeId) -> bool:
+        """Whether the node may have it."""
+        return self.nodes is None or node in self.nodes
 
     @property
     def mean_ms(self) -> float:
