@@ -9,6 +9,7 @@ placement: rollouts, signed plans and failover are those of all deployments.
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime, timedelta
+from math import sqrt
 
 from orchestrator.fold import Snapshot
 from orchestrator.planner import fitted
@@ -28,8 +29,12 @@ STEER_EVERY = timedelta(seconds=1)
 """As often as nodes say what arrived."""
 AGAIN_AFTER = timedelta(seconds=10)
 """Before services that could not be placed are tried again on the same nodes."""
-FRAME_SLOTS = 100
+FRAME_SLOTS = 200
 """For so long a change of light services is made."""
+STRAINED, EASED, STRAIN_MAX = 1.15, 0.98, 8.0
+"""By what the strain grows in a slot in which more was late than was predicted, and falls in another."""
+SIGMAS = 2.0
+"""More than what chance explains."""
 SOLVE_S = 10.0
 NAME_MAX = 63
 
@@ -198,11 +203,12 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
         arrived[task] = arrived.get(task, 0) + count
     allowed = {task: one.late_share for task, one in pipeline.tasks.items()}
     debts = owed(standing.debts, allowed, arrived, slot.missed)
-    counted = replace(standing, at=now, seen=seen, rates=rates, debts=debts)
+    strain = _strain(standing, arrived, slot.missed)
+    counted = replace(standing, at=now, seen=seen, rates=rates, debts=debts, strain=strain)
     if standing.basis is None or _is_changing(snapshot, name, pipeline) or not _has_light(pipeline):
         return counted
     services = services_of(snapshot, name, pipeline)
-    ground = ground_of(snapshot, pipeline, services, rates.of(declared), standing.placed, seen)
+    ground = ground_of(snapshot, pipeline, services, rates.of(declared), standing.placed, seen, strain)
     if any(node not in ground.setting.hosts for node, _ in standing.placed):
         return counted  # a node was lost or drained since: they are placed anew first
     core, light = _cores(snapshot, name, pipeline, standing.placed), _lights(pipeline, standing.placed)
@@ -222,7 +228,7 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
         counted,
         placed={**{place: one for place, one in standing.placed.items() if place not in light}, **now_light},
         why=_told(light, now_light),
-        terms=_terms(late, debts, rates, found.cost, found.score),
+        terms=_terms(late, debts, rates, {"cost": found.cost, "score": found.score, "strain": strain}),
         changed_at=now,
     )
 
@@ -234,6 +240,15 @@ def told_placement(placed: Placed) -> str:
         if count:
             by_service.setdefault(service, []).append(node)
     return "; ".join(f"{service}: {', '.join(nodes)}" for service, nodes in by_service.items())
+
+
+def _strain(standing: Standing, arrived: Mapping[str, int], missed: Mapping[str, int]) -> float:
+    """What is predicted too well is taken for slower, step by step, until it is predicted as it is."""
+    expected_late = sum(standing.late.get(task, 0.0) * count for task, count in arrived.items())
+    late = sum(missed.values())
+    if late > expected_late + SIGMAS * sqrt(expected_late) + 1.0:
+        return min(STRAIN_MAX, STRAINED * standing.strain)
+    return max(1.0, EASED * standing.strain)
 
 
 def _declared(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline) -> tuple[Stream, ...]:
@@ -354,9 +369,9 @@ def _told(before: Placed, after: Placed) -> str:
 
 
 def _terms(
-    late: Mapping[str, float], debts: Mapping[str, float], rates: Rates, cost: float, score: float
+    late: Mapping[str, float], debts: Mapping[str, float], rates: Rates, also: Mapping[str, float]
 ) -> dict[str, float]:
-    found = {"cost": cost, "score": score}
+    found = dict(also)
     for task, rate in rates.tasks.items():
         found[f"{task}.per_s"] = rate * 1e3 / SLOT_MS
         found[f"{task}.late"] = late.get(task, 0.0)

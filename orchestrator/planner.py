@@ -13,6 +13,9 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
 
+CONDUCTORS = 2
+"""Nodes that conduct a pipeline where nobody says how many: to do so costs next to nothing, and either may be lost."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -48,7 +51,8 @@ def make_plan(
     if chains is not None:
         _check_placed(deployment, chains, manifest, rooms)
     else:
-        wanted = min(deployment.routes or max(routes, len(kept)), settings.max_sequences)
+        usual = max(routes, len(kept), CONDUCTORS if manifest.pipeline is not None else 1)
+        wanted = min(deployment.routes or usual, settings.max_sequences)
         chains, how = _routes(deployment, manifest, rooms, avoid, kept, wanted)
     estimate = forecast(chains, {name: room.host for name, room in rooms.items()}, manifest)
     parts = shared_out(settings.max_sequences, estimate.speeds)

@@ -5,11 +5,13 @@ from typing import Literal
 
 from orchestrator.decide import Need, what_is_needed
 from orchestrator.fold import Snapshot
+from orchestrator.pipelines import pipelines
 from orchestrator.rollout import Rollout
 from profiler.forecast import forecast
 from profiler.host import hosts_of
 from schemas.base import DeploymentName, NodeId
 from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusReply
+from schemas.pipeline import service_deployment
 from schemas.plan import Plan
 
 State = Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
@@ -53,9 +55,10 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
     model = deployment.model if deployment is not None else next((plan.model for plan in rollout.plans), None)
     manifest = snapshot.manifests.get(model) if model is not None else None
     unplaced = snapshot.pipelines[name].error if name in snapshot.pipelines else None
+    waits_for = _waits_for(snapshot, name) if deployment is not None else None
     return DeploymentStatus(
         name=name,
-        state=_state(rollout, need, removed=deployment is None),
+        state=_state(rollout, need, removed=deployment is None) if waits_for is None else "preparing",
         deployment=deployment,
         model_name=manifest.name if manifest is not None else None,
         current=rollout.current,
@@ -67,10 +70,19 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
         attainment=_attainment(snapshot, rollout, now),
         prediction=errors.sentence if errors is not None else None,
         prediction_error=errors.terms if errors is not None else None,
-        reason=need.reason if need is not None else None if unplaced is None else unplaced.message,
+        reason=need.reason if need is not None else waits_for,
         error=rollout.last_error if need is not None else unplaced,
         revision=rollout.revision,
     )
+
+
+def _waits_for(snapshot: Snapshot, name: DeploymentName) -> str | None:
+    """What a pipeline waits for before requests can pass all of its services."""
+    pipeline = pipelines(snapshot).get(name)
+    for service in () if pipeline is None else pipeline.services:
+        if snapshot.rollout(service_deployment(name, service)).current is None:
+            return f"no plan of service {service} is in force yet"
+    return None
 
 
 def _attainment(snapshot: Snapshot, rollout: Rollout, now: datetime) -> Attainment | None:

@@ -8,7 +8,6 @@ from datetime import datetime
 from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.mind import Append, Mind, Solve, Solved, Steps
 from orchestrator.outlook import Outlook
-from orchestrator.planner import Proposal
 from orchestrator.rollout import Rollout, recovered
 from orchestrator.scales import Turns
 from orchestrator.staging import Advice, History, Plans, advice_for, due, permitted, remembered, to_stage

@@ -18,28 +18,33 @@ PIPELINE = Path(__file__).parents[1] / "docs" / "examples" / "assistant.toml"
 FEATURES, MEANING, FUSED = 32, 384, 64
 TOKENS, CODES = 6, 200
 """Tokens that an image and a text become, out of so many."""
+WIDTH, DEPTH = 512, 200
+"""Of the classifier."""
 CHUNK_TOKENS, CONTEXT_TOKENS = 128, 256
 ONNX_OPSET, ONNX_IR = 17, 8
+
+Shapes = dict[str, list[int | str]]
+"""By tensor."""
 
 
 def import_assistant(folder: Path, store: Store) -> None:
     """The models of the services into a store that has `minilm` and `llama`, and the pipeline as `assistant`."""
     folder.mkdir(parents=True, exist_ok=True)
-    for name, model in services(classes_width=64).items():
+    for name, model in services().items():
         path = folder / f"{name}.onnx"
         onnx.save(model, path)
         import_model(str(path), store, name)
     import_model(str(PIPELINE), store)
 
 
-def services(classes_width: int) -> dict[str, onnx.ModelProto]:
-    """What stands around the two encoders and the decoder; `classes_width` is how much the classifier computes."""
+def services() -> dict[str, onnx.ModelProto]:
+    """What stands around the two encoders and the decoder."""
     return {
         "vision": _vision(),
         "projection": _projection(),
         "fusion": _dense("fusion", {"features": FEATURES, "meaning": MEANING}, (128, FUSED), "fused"),
         "answer": _dense("answer", {"fused": FUSED}, (32, 8), "scores"),
-        "classes": _dense("classes", {"features": FEATURES}, (classes_width, 10), "scores"),
+        "classes": _deep(),
         "controls": _dense("controls", {"fused": FUSED}, (16, 2), "scores"),
     }
 
@@ -48,7 +53,7 @@ class Composed:
     """The services one after another in this process, each model unsplit."""
 
     def __init__(self, store: Store) -> None:
-        self._models = {name: Reference(store, name) for name in ("vision", "minilm", "llama", *services(64))}
+        self._models = {name: Reference(store, name) for name in ("vision", "minilm", "llama", *services())}
         spec = self._models["minilm"].manifest.text
         assert spec is not None
         self._text = Text(spec, store.path(spec.tokenizer.digest))
@@ -112,7 +117,7 @@ def _projection() -> onnx.ModelProto:
         helper.make_node("Reshape", ["near", "shape"], ["each"]),
         helper.make_node("ArgMax", ["each"], ["tokens"], axis=2, keepdims=0),
     ]
-    given = {"features": ["batch", FEATURES], "meaning": ["batch", MEANING]}
+    given: Shapes = {"features": ["batch", FEATURES], "meaning": ["batch", MEANING]}
     return _model("projection", nodes, given, {"tokens": ["batch", TOKENS]}, weights, TensorProto.INT64)
 
 
@@ -129,15 +134,31 @@ def _dense(name: str, given: dict[str, int], widths: tuple[int, int], output: st
         helper.make_node("Relu", ["inner"], ["kept"]),
         helper.make_node("MatMul", ["kept", "second"], [output]),
     ]
-    shapes: dict[str, list[int | str]] = {one: ["batch", size] for one, size in given.items()}
+    shapes: Shapes = {one: ["batch", size] for one, size in given.items()}
     return _model(name, nodes, shapes, {output: ["batch", widths[1]]}, weights)
+
+
+def _deep() -> onnx.ModelProto:
+    """A classifier that takes its time, over and over through the same layer: some milliseconds of a core."""
+    rng = np.random.default_rng(3)
+    weights = {
+        "first": rng.normal(size=(FEATURES, WIDTH), scale=FEATURES**-0.5),
+        "again": rng.normal(size=(WIDTH, WIDTH), scale=WIDTH**-0.5),
+        "last": rng.normal(size=(WIDTH, 10), scale=WIDTH**-0.5),
+    }
+    nodes = [helper.make_node("MatMul", ["features", "first"], ["layer0"])]
+    for i in range(DEPTH):
+        nodes.append(helper.make_node("MatMul", [f"layer{i}", "again"], [f"sum{i}"]))
+        nodes.append(helper.make_node("Tanh", [f"sum{i}"], [f"layer{i + 1}"]))
+    nodes.append(helper.make_node("MatMul", [f"layer{DEPTH}", "last"], ["scores"]))
+    return _model("classes", nodes, {"features": ["batch", FEATURES]}, {"scores": ["batch", 10]}, weights)
 
 
 def _model(
     name: str,
     nodes: list[onnx.NodeProto],
-    inputs: dict[str, list[int | str]],
-    outputs: dict[str, list[int | str]],
+    inputs: Shapes,
+    outputs: Shapes,
     weights: dict[str, Array],
     gives: int = TensorProto.FLOAT,
 ) -> onnx.ModelProto:

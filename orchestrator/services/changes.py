@@ -30,11 +30,11 @@ def changes(
         for name, counts in plan.counts.items()
         if not setting.services[name].is_core
         for at in np.flatnonzero(counts)
-    )[:WIDTH]
+    )
+    spare = [one for one in idle if plan.counts[one[1]].sum() > setting.services[one[1]].least]
     kinds = [_more(plan, name) for name in _wanted(setting, expected, weights)[:WANTED]]
-    spare = {name for name, counts in plan.counts.items() if counts.sum() > setting.services[name].least}
-    kinds.append((name, ((at, -1),)) for _, name, at in idle if name in spare)
-    kinds += [_elsewhere(plan, name, at) for _, name, at in idle]
+    kinds.append((name, ((at, -1),)) for _, name, at in spare[:WIDTH])
+    kinds += [_elsewhere(plan, name, at) for _, name, at in idle[:WIDTH]]
     start = turn % len(kinds)
     return list(islice(chain(*kinds[start:], *kinds[:start]), most))
 

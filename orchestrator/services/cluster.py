@@ -27,7 +27,7 @@ from schemas.manifest import Manifest, ModelKind
 from schemas.pipeline import REQUEST, TEXT, Input, Pipeline, Task
 from schemas.pipeline import Service as Spec
 
-SLOT_MS = 100.0
+SLOT_MS = 50.0
 """In which arrivals and work are counted."""
 OVERHEAD_MS = 5.0
 """Of asking one service: the bus there and back, and the journal."""
@@ -69,8 +69,10 @@ def ground_of(
     streams: tuple[Stream, ...],
     standing: Placed,
     seen: Seen,
+    strain: float = 1.0,
 ) -> Ground:
-    """The nodes that new plans may use, and the services, as their deployments want them. Every model must be known."""
+    """The nodes that new plans may use, and the services, as their deployments want them. Every model must be known.
+    All is taken for `strain` times slower than it says."""
     manifests = {name: snapshot.manifests[deployment.model] for name, deployment in services.items()}
     found = {name: rooms(snapshot, services[name], manifests[name]) for name in pipeline.services}
     nodes = tuple(snapshot.offered)
@@ -79,7 +81,9 @@ def ground_of(
         for name, spec in pipeline.services.items()
     }
     usual = {name: median(times[name].values()) if times[name] else 1.0 for name in times}
-    speed = {node: exp(sum(log(usual[name] / times[name][node]) for name in times) / len(times)) for node in nodes}
+    speed = {
+        node: exp(sum(log(usual[name] / times[name][node]) for name in times) / len(times)) / strain for node in nodes
+    }
     whole = frozenset(name for name, spec in pipeline.services.items() if is_whole(spec))
     memory = {
         name: float(sum(memory_bytes(block, services[name].settings) for block in manifests[name].blocks))

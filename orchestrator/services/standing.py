@@ -41,6 +41,8 @@ class Standing:
     """Where requests are expected to go."""
     late: Mapping[str, float] = field(default_factory=dict)
     """By task: the share of requests that is expected to be late."""
+    strain: float = 1.0
+    """How many times slower services are taken to be than they say: what shares their nodes, and what was forgotten."""
     turn: int = 0
     why: str = ""
     """A sentence about the last change."""

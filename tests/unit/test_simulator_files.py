@@ -12,11 +12,11 @@ from schemas.base import Value
 from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.slo import Slo
+from schemas.toml import FILE_BYTES_MAX
 from simulator import scenario as values
 from simulator.files import at_chi, read, read_scenario, shipped, swept, with_value
 from simulator.scenario import Scenario
 from simulator.tiers.scenario import TwoTierScenario
-from schemas.toml import FILE_BYTES_MAX
 
 SMALL = shipped()["small"].read_text()
 TWO_TIERS = {"two-tier", "two-tier-bursts"}
