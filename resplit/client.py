@@ -190,8 +190,11 @@ class Client:
     async def _ask_once(
         self, deployment: str, body: Reply, content_type: str, reader: Callable[[Reply], Result]
     ) -> Result:
+        body["acknowledge"] = True  # else nobody could tell slow from lost
         async with self._ask(deployment, body, content_type) as replies:
             async for reply in replies:
+                if reply.get("status") == "accepted":
+                    continue
                 result = read(reader, reply, body["request_id"])
                 replies.finished()
                 return result
@@ -227,9 +230,7 @@ class Client:
             await ask()
             return sealed
 
-        # Only a stream says that it was accepted: whoever waits for one reply cannot tell slow from lost.
-        again = ask if body.get("stream") else None
-        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, again, sealed, seal_anew)
+        replies = Replies(connection, request_id, content_type, self._idle_timeout_s, ask, sealed, seal_anew)
         # An inbox of its own for each request: once it is gone the server itself tells the ingress.
         subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
         try:

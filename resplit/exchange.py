@@ -22,7 +22,7 @@ CONTENT_TYPE = "Content-Type"
 NO_RESPONDERS = "503"
 
 ASK_AGAIN_S = (0.75, 1.5, 3.0)
-"""A streamed request that nobody has accepted by then is asked once more, under its id, and then again after the next
+"""A request that nobody has accepted by then is asked once more, under its id, and then again after the next
 of these, the last one over and over: the ingress that got it may be gone or hang, and the next one to get it need not.
 To accept takes milliseconds, as a rule: the request is stored, whoever waits for whatever."""
 ASK_AGAIN_MAX = 16
@@ -114,11 +114,11 @@ class Replies:
         request_id: str,
         content_type: str,
         idle_timeout_s: float,
-        ask: Callable[[], Awaitable[None]] | None = None,
+        ask: Callable[[], Awaitable[None]],
         sealed: Sealed | None = None,
         seal_anew: Callable[[], Awaitable[Sealed | None]] | None = None,
     ) -> None:
-        """`ask` sends the request once more; without it, it is sent once. `seal_anew` sends it sealed by a newer roster
+        """`ask` sends the request once more. `seal_anew` sends it sealed by a newer roster
         than the one that `sealed` was sealed by, if there is one."""
         self._sealed = sealed
         self._ask = ask
@@ -199,7 +199,7 @@ class Replies:
         return stranger if "error" in stranger else None
 
     async def _message(self) -> Msg:
-        while self._ask is not None and not self._heard and self._asked <= ASK_AGAIN_MAX:
+        while not self._heard and self._asked <= ASK_AGAIN_MAX:
             try:
                 async with asyncio.timeout(ASK_AGAIN_S[min(self._asked, len(ASK_AGAIN_S)) - 1]):
                     return await self._first()

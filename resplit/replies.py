@@ -46,6 +46,17 @@ class StageTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class StepTiming:
+    """What one service of a pipeline spent on one request."""
+
+    service: str
+    nodes: tuple[str, ...]
+    waited_ms: float
+    total_ms: float
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a request cost, as the agents measured it."""
 
@@ -64,6 +75,8 @@ class Usage:
     tpot_ms: float | None = None
     recovered: str | None = None
     """None unless it was computed anew on the way: `identical`, as if nothing had happened, or `equivalent`."""
+    steps: tuple[StepTiming, ...] = ()
+    """Of a pipeline: its services, in the order in which they were done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +187,10 @@ def read_usage(usage: Plain) -> Usage:
         ttft_ms=usage.get("ttft_ms"),
         tpot_ms=usage.get("tpot_ms"),
         recovered=usage.get("recovered"),
+        steps=tuple(
+            StepTiming(s["service"], tuple(s["nodes"]), s["waited_ms"], s["total_ms"], s["compute_ms"])
+            for s in usage.get("steps") or ()
+        ),
     )
 
 

@@ -318,11 +318,13 @@ async def command(*arguments: str) -> tuple[int, str, str]:
 
 
 @asynccontextmanager
-async def serving(folder: Path, store: Store, oracle: Oracle, **options: Any) -> AsyncIterator[Serving]:
-    """A fresh cluster of three agents with one thread each, nothing deployed; afterwards, nothing that any of its
+async def serving(
+    folder: Path, store: Store, oracle: Oracle, agents: int = 3, **options: Any
+) -> AsyncIterator[Serving]:
+    """A fresh cluster of so many agents with one thread each, nothing deployed; afterwards, nothing that any of its
     processes did was refused by the server, or by another of them."""
     async with AsyncExitStack() as stack:
-        cluster = await stack.enter_async_context(OwnedCluster(folder, store.root, 3, threads=1, **options))
+        cluster = await stack.enter_async_context(OwnedCluster(folder, store.root, agents, threads=1, **options))
         client = await stack.enter_async_context(Client(cluster.url, keys=cluster.client_keys))
         opened = [
             await open_connection(cluster.url, "bus", CONNECT_S, load_credentials(cluster.client_keys).nats_options),
