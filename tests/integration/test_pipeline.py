@@ -1,8 +1,10 @@
 """A multimodal pipeline on four agents: eight services, four tasks, a replica killed, a burst of load."""
 
 import asyncio
+import json
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -169,9 +171,9 @@ async def test_a_request_survives_the_replica_that_worked_on_it(assistant: Servi
     for number, answer in enumerate(await asyncio.gather(*asked)):
         assert array(answer.outputs["tokens"])[0].tolist() == wanted[number % 3]
     await assistant.ear.wait(AuditKind.NODE_LOST, node=victim)
-    found = await states(assistant)
     for service in ("vision", "text", "fusion"):
-        assert victim not in nodes_of(found[service_deployment(ASSISTANT, service)])
+        called = service_deployment(ASSISTANT, service)
+        await assistant.until(lambda found: found.current is not None and victim not in nodes_of(found), called)
     await assistant.cluster.start(victim)
 
 
@@ -200,6 +202,21 @@ async def test_light_services_follow_the_load(assistant: Serving) -> None:
     steered = await assistant.ear.wait(AuditKind.SERVICES_STEERED, deployment=ASSISTANT)
     assert "added classes on" in str(steered.fields["reason"])
     await assistant.until(lambda found: found.current is not None and len(found.current.chains) == 1, called, STEERED_S)
+
+
+async def test_the_command_asks_a_pipeline(assistant: Serving, composed: Composed, tmp_path: Path) -> None:
+    np.save(tmp_path / "camera.npy", image(4))
+    login = ("--keys", str(assistant.cluster.client_keys), "--url", assistant.cluster.url)
+    given = ("--task", "driving", "--input", f"image=@{tmp_path / 'camera.npy'}", "--input", f"command={COMMAND}")
+    code, out, error = await command("infer", ASSISTANT, *given, *login, "--json")
+    assert code == 0, error
+    found = json.loads(out)["outputs"]["controls"]["data"]
+    np.testing.assert_allclose([found], composed.controls(image(4), COMMAND), rtol=1e-4, atol=1e-5)
+    code, out, error = await command("infer", ASSISTANT, *given, *login)
+    assert out.startswith("controls FP32[1, 2]: "), error
+    code, _, error = await command("infer", ASSISTANT, *login)
+    assert code == 2
+    assert "--input NAME=VALUE" in error
 
 
 async def test_what_is_sealed_stays_so_between_services(assistant: Serving, composed: Composed) -> None:
