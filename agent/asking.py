@@ -6,14 +6,12 @@ sent again, under its id, and from then on the journal answers for it, whoever d
 
 import asyncio
 import contextlib
-from collections.abc import Callable
 from datetime import UTC, datetime
-from typing import Any, TypeVar
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from bus.identity import Identity
 from bus.sealed_requests import Seal, seal_request
@@ -22,6 +20,7 @@ from schemas.base import DeploymentName, RequestId
 from schemas.codec import CONTENT_TYPE, MSGPACK, REQUEST_ID, SEALED, decode_plain, encode_as
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import (
+    AcceptedReply,
     CompletionReply,
     EmbeddingReply,
     EmbeddingRequest,
@@ -39,7 +38,6 @@ NO_RESPONDERS = "503"
 
 Request = TextRequest | EmbeddingRequest | TensorRequest
 Reply = CompletionReply | EmbeddingReply | TensorReply
-R = TypeVar("R", bound=BaseModel)
 
 
 class Asker:
@@ -147,34 +145,40 @@ class _Asked:
                 data = self._seal.open_reply(data)
             except ResplitError:
                 return None  # by nobody who could read the request
-        plain = decode_plain(data, MSGPACK if sealed else headers.get(CONTENT_TYPE, MSGPACK), "reply")
-        if not isinstance(plain, dict) or (self._seal is not None and not sealed and "error" not in plain):
+        said = reply_in(data, MSGPACK if sealed else headers.get(CONTENT_TYPE, MSGPACK))
+        if self._seal is not None and not sealed and not isinstance(said, ErrorReply):
             return None
-        if plain.get("status") == "accepted":
+        if isinstance(said, AcceptedReply):
             self._taken = True
             return None
-        return self._final(plain)
+        return self._final(said)
 
-    def _final(self, plain: dict[str, Any]) -> Reply | None:
-        if "error" in plain:
-            said = _as(ErrorReply, plain)
-            is_second = said.error.code is ErrorCode.INVALID_REQUEST and said.error.field == "request_id"
-            if self._times > 1 and (is_second or (self._taken and said.refused)):
-                return None  # it was asked again while another works on it
-            raise ResplitError(said.error.code, said.error.message, said.error.field, said.error.estimate_ms)
-        readers: dict[str, Callable[[dict[str, Any]], Reply]] = {
-            "outputs": lambda one: _as(TensorReply, one),
-            "data": lambda one: _as(EmbeddingReply, one),
-            "token_ids": lambda one: _as(CompletionReply, one),
-        }
-        for field, reader in readers.items():
-            if field in plain:
-                return reader(plain)
-        return None
+    def _final(self, said: Reply | ErrorReply) -> Reply | None:
+        if not isinstance(said, ErrorReply):
+            return said
+        is_second = said.error.code is ErrorCode.INVALID_REQUEST and said.error.field == "request_id"
+        if self._times > 1 and (is_second or (self._taken and said.refused)):
+            return None  # it was asked again while another works on it
+        raise ResplitError(said.error.code, said.error.message, said.error.field, said.error.estimate_ms)
 
 
-def _as(kind: type[R], plain: dict[str, Any]) -> R:
-    try:
-        return kind.model_validate(plain)
-    except ValidationError as error:
-        raise ResplitError.from_validation(error, "reply") from error
+KINDS: tuple[tuple[str, type[Reply | ErrorReply | AcceptedReply]], ...] = (
+    ("error", ErrorReply),
+    ("status", AcceptedReply),
+    ("outputs", TensorReply),
+    ("data", EmbeddingReply),
+    ("token_ids", CompletionReply),
+)
+"""Each kind of reply, by a field that it alone has."""
+
+
+def reply_in(data: bytes, content_type: str) -> Reply | ErrorReply | AcceptedReply:
+    """One reply of an ingress; raises `ResplitError(INVALID_REQUEST)` for what is none."""
+    plain = decode_plain(data, content_type, "reply")
+    for field, kind in KINDS:
+        if isinstance(plain, dict) and field in plain:
+            try:
+                return kind.model_validate(plain)
+            except ValidationError as error:
+                raise ResplitError.from_validation(error, "reply") from error
+    raise ResplitError(ErrorCode.INVALID_REQUEST, "a reply that says nothing")

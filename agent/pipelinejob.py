@@ -17,7 +17,7 @@ from schemas.manifest import Manifest
 from schemas.pipeline import REQUEST, TEXT, Input, Pipeline, Task
 from schemas.request import EmbeddingRequest, OipTensor, StepTiming, TensorReply, TensorRequest, TextRequest
 from schemas.slo import BEST_EFFORT, Slo
-from schemas.tensor import OIP_TO_NUMPY
+from schemas.tensor import OIP_TO_NUMPY, view
 
 TASK = "task"
 """The parameter of a request that names it; a pipeline of one task needs none."""
@@ -148,11 +148,7 @@ def tensor(values: Sequence[float] | Sequence[int], datatype: str) -> OipTensor:
 
 def token_ids(tensors: Sequence[OipTensor]) -> tuple[int, ...]:
     """The numbers of INT64 tensors, one behind the other."""
-    found: list[int] = []
-    for one in tensors:
-        assert one.raw is not None
-        found += np.frombuffer(one.raw, OIP_TO_NUMPY[one.datatype]).tolist()
-    return tuple(found)
+    return tuple(number for one in tensors for number in _numbers(one))
 
 
 def _read_inputs(request: TensorRequest, task: Task, name: str) -> dict[str, OipTensor]:
@@ -191,8 +187,16 @@ def _told(found: OipTensor, binary: bool) -> OipTensor:
     """As the client asked."""
     if found.raw is None or binary:
         return found
-    values = np.frombuffer(found.raw, OIP_TO_NUMPY[found.datatype]).tolist()
-    return found.model_copy(update={"raw": None, "data": values})
+    return found.model_copy(update={"raw": None, "data": _numbers(found)})
+
+
+def _numbers(given: OipTensor) -> list[int]:
+    """The values of a tensor in its binary form, flat; raises INVALID_REQUEST where a service made it up."""
+    assert given.raw is not None
+    found: list[int] = (
+        view(given.raw, OIP_TO_NUMPY.get(given.datatype, ""), given.shape, given.name).reshape(-1).tolist()
+    )
+    return found
 
 
 def _invalid(message: str, field_name: str) -> ResplitError:

@@ -119,17 +119,15 @@ def read_input(text: str) -> tuple[str, Tensor]:
 
 def listed(result: TensorResult) -> TensorResult:
     """The same with its tensors as lists."""
-    import numpy as np  # noqa: PLC0415
+    from schemas.tensor import OIP_TO_NUMPY, view  # noqa: PLC0415
 
-    from schemas.tensor import OIP_TO_NUMPY  # noqa: PLC0415
+    def plain(name: str, tensor: Tensor) -> Tensor:
+        if not isinstance(tensor.data, bytes):
+            return tensor
+        array = view(tensor.data, OIP_TO_NUMPY.get(tensor.datatype, ""), tensor.shape, f"outputs.{name}")
+        return replace(tensor, data=array.reshape(-1).tolist())
 
-    outputs = {
-        name: replace(tensor, data=np.frombuffer(tensor.data, OIP_TO_NUMPY[tensor.datatype]).tolist())
-        if isinstance(tensor.data, bytes)
-        else tensor
-        for name, tensor in result.outputs.items()
-    }
-    return replace(result, outputs=outputs)
+    return replace(result, outputs={name: plain(name, tensor) for name, tensor in result.outputs.items()})
 
 
 def print_outputs(result: TensorResult) -> None:

@@ -18,6 +18,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from nats.aio.client import Client as Nats
 from pydantic import BaseModel
 
+from agent.asking import reply_in
 from agent.busroad import PIECE_TYPE, BusRoad
 from bus.blobs import piece_wanted
 from bus.enrolment import enrol
@@ -73,6 +74,15 @@ REQUESTS = (
     b'{"input":["text","text"]}',
     b'{"id":"a","inputs":[{"name":"x","shape":[1,3],"datatype":"INT64","data":[1,2,3]}],"outputs":[{"name":"y"}]}',
 )
+_USAGE = {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1, "queued_ms": 0.1, "total_ms": 2.5,
+          "network_ms": 0.1, "epoch": 1, "route": 0, "stages": []}  # fmt: skip
+ANSWERS = (
+    {"request_id": "r1", "status": "accepted", "deployment": "chat", "epoch": 1},
+    {"request_id": "r1", "error": {"code": "overloaded", "message": "try again later"}, "refused": True},
+    {"request_id": "r1", "data": [{"index": 0, "embedding": [0.5, -0.5]}], "usage": _USAGE},
+    {"request_id": "r1", "id": "a", "model_name": "m", "usage": _USAGE,
+     "outputs": [{"name": "y", "shape": [1, 2], "datatype": "FP32", "raw": bytes(8)}]},
+)  # fmt: skip
 _SAMPLED = Sampling(0.5, 3, 0.9, 0.1, 7, 2)
 FRAMES = tuple(
     b"".join(pack(frame))
@@ -127,6 +137,7 @@ WHERE: dict[str, str] = {
     "bus/sealed_requests.py:open_request": "sealed request",
     "bus/sealed_requests.py:_unpacked": "sealed run",
     "bus/subject_log.py:read_answer": "answer of the stream",
+    "agent/asking.py:reply_in": "reply to an agent",
     "agent/busroad.py:BusRoad._opened": "piece of a frame",
     "resplit/cloudevents.py:envelopes": "line of an export",
     "resplit/exchange.py:_decode": "reply",
@@ -150,6 +161,8 @@ NOT_FROM_THE_NETWORK = {
     "resplit/chain.py:Verifier._accept": "a digest that was decoded as one",
     "resplit/server.py:NatsServer._listens": "a file that our nats-server wrote",
     "resplit/topology.py:read_topology": "the operator's own file",
+    "schemas/toml.py:document": "the operator's own file",
+    "schemas/toml.py:validated": "the operator's own file",
     "models/hugging_face.py:check_weights": "the operator's own file",
     "models/text_files.py:read_json": "the operator's own file",
     "models/text_files.py:_pooling": "the operator's own file",
@@ -263,6 +276,9 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
             lambda data: list(envelopes([data.decode(errors="replace")])),
             tuple(as_line(data).encode() for data in some[AUDIT_TYPE]),
             fold=SIGNED_FOLD,
+        ),
+        "reply to an agent": Decoder(
+            lambda data: reply_in(data, MSGPACK), tuple(map(msgpack.packb, ANSWERS)), fold=SIGNED_FOLD
         ),
         "reply": Decoder(lambda data: _reply(data, JSON), (text,), (RequestError,)),
         "reply msgpack": Decoder(
