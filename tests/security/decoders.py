@@ -277,9 +277,7 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
             tuple(as_line(data).encode() for data in some[AUDIT_TYPE]),
             fold=SIGNED_FOLD,
         ),
-        "reply to an agent": Decoder(
-            lambda data: reply_in(data, MSGPACK), tuple(map(msgpack.packb, ANSWERS)), fold=SIGNED_FOLD
-        ),
+        "reply to an agent": Decoder(lambda data: reply_in(data, MSGPACK), tuple(map(msgpack.packb, ANSWERS))),
         "reply": Decoder(lambda data: _reply(data, JSON), (text,), (RequestError,)),
         "reply msgpack": Decoder(
             lambda data: _reply(data, MSGPACK), (msgpack.packb(decode_plain(text, JSON, "")),), (RequestError,)
