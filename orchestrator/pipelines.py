@@ -33,6 +33,8 @@ FRAME_SLOTS = 200
 """For so long a change of light services is made."""
 STRAINED, EASED, STRAIN_MAX = 1.15, 0.98, 8.0
 """By what the strain grows in a slot in which more was late than was predicted, and falls in another."""
+PARTS = 8
+"""Into which what comes in at a conductor is thought to be divided: replicas share it, as far as these go."""
 SIGMAS = 2.0
 """More than what chance explains."""
 SOLVE_S = 10.0
@@ -208,7 +210,8 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
     if standing.basis is None or _is_changing(snapshot, name, pipeline) or not _has_light(pipeline):
         return counted
     services = services_of(snapshot, name, pipeline)
-    ground = ground_of(snapshot, pipeline, services, rates.of(declared), standing.placed, seen, strain)
+    streams = tuple(part for one in rates.of(declared) for part in one.in_parts(PARTS))
+    ground = ground_of(snapshot, pipeline, services, streams, standing.placed, seen, strain)
     if any(node not in ground.setting.hosts for node, _ in standing.placed):
         return counted  # a node was lost or drained since: they are placed anew first
     core, light = _cores(snapshot, name, pipeline, standing.placed), _lights(pipeline, standing.placed)

@@ -127,6 +127,8 @@ def place_core(setting: Setting, rules: Rules, time_limit_s: float = 60.0) -> Co
         if kind.is_core and rules.capacity.get(name, 0.0) <= 0.0:
             message = f"an instance of {name!r} does {rules.capacity.get(name, 0.0):g} requests a slot; say more than 0"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "capacity")
+    if not any(kind.is_core for kind in setting.services.values()):
+        return CorePlacement({}, 0.0, 0.0)
     found = _solved(setting, rules, time_limit_s)
     if found is None:
         raise ResplitError(ErrorCode.INFEASIBLE, _why(setting, rules, time_limit_s), "services")

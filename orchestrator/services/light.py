@@ -60,7 +60,7 @@ class Steered:
     @property
     def known(self) -> Known:
         """Where requests go, for the next slot."""
-        return {(stream.task, stream.at): route for stream, route in self.routes.items()}
+        return {(stream.task, stream.at, stream.part): route for stream, route in self.routes.items()}
 
 
 def owed(

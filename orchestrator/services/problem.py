@@ -5,7 +5,7 @@ Times are milliseconds, work and data megabytes, rates megabytes a millisecond, 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from graphlib import CycleError, TopologicalSorter
 from math import inf
@@ -175,6 +175,12 @@ class Stream:
     """Expected requests."""
     ages_ms: tuple[float, ...] = (0.0,)
     """How old a request is when it comes in, each of these as likely: what it took from the user."""
+    part: int = 0
+    """Which of several parts it is of what comes in there, each of which goes its own way."""
+
+    def in_parts(self, count: int) -> tuple["Stream", ...]:
+        """So many equal parts."""
+        return tuple(replace(self, per_slot=self.per_slot / count, part=part) for part in range(count))
 
 
 @dataclass(frozen=True)

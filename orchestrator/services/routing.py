@@ -24,8 +24,8 @@ Place = tuple[NodeId, str]
 """A service on a node."""
 Route = Mapping[str, NodeId]
 """By service of a task: where it is done."""
-Known = Mapping[tuple[str, NodeId], Route]
-"""By task and where it comes in: where it went before."""
+Known = Mapping[tuple[str, NodeId, int], Route]
+"""By task, where it comes in and which part: where it went before."""
 Counts = Mapping[str, Floats]
 """By service: instances of each node, in the order of `Setting.hosts`."""
 Flows = Mapping[str, Floats]
@@ -97,7 +97,8 @@ def routed(setting: Setting, placed: Placed, speeds: Speeds, known: Known | None
     flows = {name: np.zeros(len(setting.hosts)) for name in setting.services}
     streams = by_size(setting.streams)
     kept = {
-        one: _kept(setting, counts, speeds, flows, one, (known or {}).get((one.task, one.at), {})) for one in streams
+        one: _kept(setting, counts, speeds, flows, one, (known or {}).get((one.task, one.at, one.part), {}))
+        for one in streams
     }
     plan = Plan(setting, counts, {}, flows)
     onward = {one: _onward(setting, counts, speeds, flows, plan.ahead, one, kept[one]) for one in streams}
@@ -194,4 +195,4 @@ def using(setting: Setting, name: str) -> tuple[Stream, ...]:
 
 def by_size(streams: Iterable[Stream]) -> list[Stream]:
     """The largest first, always in the same order."""
-    return sorted(streams, key=lambda stream: (-stream.per_slot, stream.task, stream.at))
+    return sorted(streams, key=lambda stream: (-stream.per_slot, stream.task, stream.at, stream.part))
