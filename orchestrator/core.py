@@ -11,8 +11,9 @@ from typing import assert_never
 from bus.audit import AuditTrail
 from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.log import PlanLog
-from orchestrator.mind import Append, Mind, Solve, Solved, Steps
+from orchestrator.mind import Mind
 from orchestrator.scales import Scales
+from orchestrator.steps import Append, Solve, Solved, Steps
 from orchestrator.trigger import DEFAULT_POLICY, Policy
 from schemas.errors import ResplitError
 

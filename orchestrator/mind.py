@@ -7,11 +7,11 @@ own time.
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, assert_never
 
 from bus.audit import Trail
+from orchestrator.caretaker import Caretaker
 from orchestrator.decide import (
     Cause,
     Decision,
@@ -30,31 +30,17 @@ from orchestrator.decision import Action
 from orchestrator.explaining import audited
 from orchestrator.fold import (
     CapacityReceived,
-    DeploymentRemoved,
     Report,
     RolloutAdvanced,
-    ServicesStand,
     Snapshot,
     Weighed,
     fold,
 )
 from orchestrator.outlook import Outlook
-from orchestrator.pipelines import (
-    adopted,
-    is_to_be_placed,
-    is_to_be_steered,
-    orphans,
-    pipelines,
-    placed_anew,
-    steered,
-    told_placement,
-    unplaced,
-    wanted,
-)
 from orchestrator.planner import Proposal, check_routes, make_plan
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.rooms import believed_rooms
-from orchestrator.services.standing import Standing
+from orchestrator.steps import Append, Effect, Solve, Solved, Steps
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
 from profiler.forecast import forecast
@@ -63,7 +49,6 @@ from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
 from schemas.errors import ErrorCode, ResplitError
-from schemas.pipeline import Pipeline
 from schemas.plan import PlanEvent, PlanPhase
 
 TOLD_EVERY = 32
@@ -76,27 +61,6 @@ AUDIT_KINDS = {
     PlanPhase.RETIRE: (AuditKind.PLAN_RETIRED, "a plan ends"),
     PlanPhase.RESEAL: (AuditKind.PLAN_RESEALED, "plans were sealed anew"),
 }
-
-
-@dataclass(frozen=True)
-class Append:
-    """Store this event; the step that it tells of holds once it is stored."""
-
-    event: PlanEvent
-
-
-Solved = Proposal | Standing
-
-
-@dataclass(frozen=True)
-class Solve:
-    """Call this, which takes anything up to seconds and concerns nobody else; send its answer, or throw its error."""
-
-    make: Callable[[], Solved]
-
-
-Effect = Append | Solve
-Steps = Generator[Effect, Solved | None, None]
 
 
 class Weighs(Protocol):
@@ -113,6 +77,7 @@ class Mind:
         self.snapshot = snapshot
         self.audit = audit
         self.now = now
+        self._services = Caretaker(self)
 
     def begin(self) -> Steps:
         """Give up what the leader before had begun to prepare: nobody knows who was ready (mathematics.md A5)."""
@@ -122,7 +87,7 @@ class Mind:
 
     def settle(self, scales: Weighs) -> Steps:
         """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
-        yield from self._look_after_services()
+        yield from self._services.look_after()
         for decision in decide(self.snapshot, self.now()):
             yield from self._perform(decision)
         outlook = scales.take()
@@ -132,58 +97,6 @@ class Mind:
         for name in sorted(self.snapshot.rollouts):
             while (yield from self._take(name, Proceed())):
                 pass
-
-    def _look_after_services(self) -> Steps:
-        """Place and steer the services of pipelines: what deployments there are is asked after that."""
-        for name in orphans(self.snapshot):
-            self.fold(DeploymentRemoved(name), self.now())
-        for name, pipeline in pipelines(self.snapshot).items():
-            if name not in self.snapshot.pipelines:
-                found = adopted(self.snapshot, name, pipeline, self.now())
-                if found is not None:
-                    self._let_stand(name, pipeline, found)
-            if is_to_be_placed(self.snapshot, name, self.now()):
-                yield from self._place_services(name, pipeline)
-            elif is_to_be_steered(self.snapshot, name, self.now()):
-                self._let_stand(name, pipeline, steered(self.snapshot, name, pipeline, self.now()))
-
-    def _place_services(self, name: DeploymentName, pipeline: Pipeline) -> Steps:
-        snapshot, now = self.snapshot, self.now()
-        try:
-            solved = yield Solve(lambda: placed_anew(snapshot, name, pipeline, now))
-        except ResplitError as error:
-            before = self.snapshot.pipelines.get(name)
-            if before is None or before.error != error.body:  # said once, however often it is tried
-                self.audit.record(
-                    AuditKind.DEPLOYMENT_INFEASIBLE,
-                    "the services of a pipeline cannot be placed",
-                    deployment=name,
-                    code=error.code.value,
-                    why=error.message,
-                )
-            found = unplaced(self.snapshot, name, pipeline, error, self.now())
-        else:
-            assert isinstance(solved, Standing), "whoever performs a `Solve` sends its answer, or throws its error"
-            found = solved
-        if name in pipelines(self.snapshot):  # it may have been removed meanwhile
-            self._let_stand(name, pipeline, found)
-
-    def _let_stand(self, name: DeploymentName, pipeline: Pipeline, found: Standing) -> None:
-        before = self.snapshot.pipelines.get(name)
-        deployments = wanted(self.snapshot, name, pipeline, found)
-        self.fold(ServicesStand(name, found, deployments), self.now())
-        if before is not None and before.placed == found.placed and before.why == found.why:
-            return
-        steered_only = before is not None and before.basis == found.basis
-        kind = AuditKind.SERVICES_STEERED if steered_only else AuditKind.SERVICES_PLACED
-        self.audit.record(
-            kind,
-            "light services were steered" if steered_only else "the services of a pipeline were placed",
-            deployment=name,
-            reason=found.why,
-            placement=told_placement(found.placed),
-            terms=json.dumps(dict(found.terms)) if found.terms else None,
-        )
 
     def _perform(self, decision: Decision) -> Steps:
         match decision:

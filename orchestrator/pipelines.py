@@ -236,13 +236,12 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
     )
 
 
-def told_placement(placed: Placed) -> str:
-    """Services and their nodes, as people read them."""
-    by_service: dict[str, list[str]] = {}
-    for (node, service), count in sorted(placed.items(), key=lambda entry: (entry[0][1], entry[0][0])):
-        if count:
-            by_service.setdefault(service, []).append(node)
-    return "; ".join(f"{service}: {', '.join(nodes)}" for service, nodes in by_service.items())
+def by_service(placed: Placed) -> dict[str, list[NodeId]]:
+    """The nodes of each service, all by name."""
+    found: dict[str, list[NodeId]] = {}
+    for node, service in sorted(placed, key=lambda place: (place[1], place[0])):
+        found.setdefault(service, []).append(node)
+    return found
 
 
 def _strain(standing: Standing, arrived: Mapping[str, int], missed: Mapping[str, int]) -> float:

@@ -47,7 +47,7 @@ def make_plan(
     """
     check_shape(deployment, manifest)
     settings, chains = deployment.settings, deployment.chains
-    how = "as the operator placed it"
+    how = "as the operator placed it" if deployment.service_of is None else "as it is placed with its pipeline"
     if chains is not None:
         _check_placed(deployment, chains, manifest, rooms)
     else:

@@ -106,7 +106,9 @@ def remarks(found: "DeploymentStatus") -> str:
     said = [] if found.reason is None else [found.reason]
     if found.error is not None:
         said.append(f"{found.error.message} ({found.error.code})")
-    if found.deployment is not None and found.deployment.placement is not None:
+    if found.deployment is not None and found.deployment.service_of is not None:
+        said.append(f"service of {found.deployment.service_of.pipeline}")
+    elif found.deployment is not None and found.deployment.placement is not None:
         said.append("locked")
     return "; ".join(said)
 

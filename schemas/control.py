@@ -217,6 +217,36 @@ class DecisionReport(Value):
     """How far predictions of this deployment were from what requests then met; None before any ended."""
 
 
+class TaskReport(Value):
+    """What is known of one task of a pipeline."""
+
+    per_s: float
+    """Requests that come in."""
+    late: float | None = None
+    """The share of them that is expected to be late; None before it was reckoned."""
+    owed: float
+    """Late requests beyond those that may be: the more, the more instances they are worth (Z of mathematics.md B4)."""
+
+
+class PipelineReport(Value):
+    """Why the services of a pipeline are where they are."""
+
+    pipeline: DeploymentId
+    sentence: str
+    """The last change, as a person would give it."""
+    at: AwareDatetime | None = None
+    """When that was; None where this orchestrator has changed nothing."""
+    services: dict[str, tuple[NodeName, ...]]
+    """The nodes of each: those of its instances, or of the stages of one that is cut."""
+    tasks: dict[str, TaskReport]
+    strain: float
+    """How many times slower services are taken to be than they say."""
+    terms: dict[str, float]
+    """What the last placement by program cost, and what none costs less than; or the last change of light services."""
+    error: ErrorBody | None = None
+    """Why they cannot be placed."""
+
+
 class ExplainRequest(Value):
     """Why do deployments run as they do? The last decision about one of them, or about each."""
 
@@ -227,6 +257,8 @@ class ExplainReply(Value):
     """By name, ascending."""
 
     decisions: tuple[DecisionReport, ...]
+    pipelines: tuple[PipelineReport, ...] = ()
+    """Of pipelines instead: their services are placed together, and neither they nor who conducts are weighed."""
 
 
 class PlanRequest(Value):

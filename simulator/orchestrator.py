@@ -6,11 +6,12 @@ from collections.abc import Callable
 from datetime import datetime
 
 from orchestrator.fold import Report, Snapshot, Tick
-from orchestrator.mind import Append, Mind, Solve, Solved, Steps
+from orchestrator.mind import Mind
 from orchestrator.outlook import Outlook
 from orchestrator.rollout import Rollout, recovered
 from orchestrator.scales import Turns
 from orchestrator.staging import Advice, History, Plans, advice_for, due, permitted, remembered, to_stage
+from orchestrator.steps import Append, Solve, Solved, Steps
 from orchestrator.trigger import Policy
 from orchestrator.weighing import weigh
 from schemas.base import DeploymentName, NodeId

@@ -15,7 +15,7 @@ from schemas.errors import ErrorCode, ResplitError
 if TYPE_CHECKING:
     from resplit.access import Access
     from resplit.standing import Seen
-    from schemas.control import CandidateReport, DecisionReport
+    from schemas.control import CandidateReport, DecisionReport, PipelineReport
 
 COLUMNS = ["plan", "found as", "Phi", "TPOT ms", "TTFT ms", "move costs", "move s", "why not"]
 ACTS = ("redistribute", "resplit", "routes", "hard")
@@ -44,13 +44,17 @@ def explain(
     if as_json:
         print_json(reply)
         return
-    if not reply.decisions:
+    if not reply.decisions and not reply.pipelines:
         print("no deployment has a plan yet; see `resplit status`")
     for position, decision in enumerate(reply.decisions):
         if position:
             print()
         print(f"{decision.deployment}, epoch {decision.epoch}: {decision.plan_reason}")
         _print_decision(decision)
+    for position, report in enumerate(reply.pipelines):
+        if position or reply.decisions:
+            print()
+        _print_pipeline(report)
 
 
 def plan(
@@ -82,6 +86,25 @@ def _print_decision(decision: "DecisionReport") -> None:
     print(f"weighed at {decision.at.astimezone():%H:%M:%S}; no plan has less than Phi {decision.bound:.2f}{certified}")
     if decision.prediction is not None:
         print(f"predictions until now: {decision.prediction}")
+
+
+def _print_pipeline(report: "PipelineReport") -> None:
+    since = "" if report.at is None else f", {report.at.astimezone():%H:%M:%S}"
+    print(f"{report.pipeline}: {report.sentence}{since}")
+    if report.error is not None:
+        print(f"as of now the services cannot be placed: {report.error.message} ({report.error.code})")
+    print()
+    print_table("", ["service", "nodes"], [[name, ", ".join(nodes) or "-"] for name, nodes in report.services.items()])
+    print()
+    rows = [
+        [name, f"{task.per_s:.2f}", "-" if task.late is None else f"{task.late:.1%}", f"{task.owed:.1f}"]
+        for name, task in report.tasks.items()
+    ]
+    print_table("", ["task", "requests/s", "expected late", "late beyond what may be"], rows)
+    if report.strain > 1.0:
+        print(
+            f"more was late than the answers of services explain: they are taken for {report.strain:.2f} times slower"
+        )
 
 
 def _row(decision: "DecisionReport", candidate: "CandidateReport") -> list[str]:

@@ -1,5 +1,6 @@
 """`resplit models`: what is in this machine's store."""
 
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,6 +15,7 @@ from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
     from models.store import Store
+    from schemas.pipeline import Pipeline, Task
 
 app = typer.Typer(cls=Commands, no_args_is_help=True, help="Import, seal, look at, verify, probe and remove models.")
 
@@ -23,7 +25,9 @@ Model = Annotated[str, typer.Argument(help="A model's name or the digest of its 
 
 @app.command("import")
 def import_(
-    source: Annotated[str, typer.Argument(help="A Hugging Face folder, `hf:owner/name`, or an ONNX file.")],
+    source: Annotated[
+        str, typer.Argument(help="A Hugging Face folder, `hf:owner/name`, an ONNX file, or a pipeline's .toml.")
+    ],
     name: Annotated[str | None, typer.Option(help="What to call it here; default: after its source.")] = None,
     precision: Annotated[
         PrecisionName, typer.Option(help="Of the weights of a decoder that is exported here.")
@@ -131,6 +135,9 @@ def show(model: Model, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = Fal
         print(f"  sealed; its keys are {where}")
     if manifest.text is not None:
         print(f"  vocabulary {manifest.text.vocab_size}, context {manifest.text.context_length} tokens")
+    if manifest.pipeline is not None:
+        _show_pipeline(manifest.pipeline, {digest: name for name, digest in opened.names().items()})
+        return
     rows = [
         [
             str(block.index),
@@ -143,6 +150,25 @@ def show(model: Model, store: StoreFolder = DEFAULT_STORE, as_json: AsJson = Fal
         for block in manifest.blocks
     ]
     print_table("", ["block", "role", "weights", "KV bytes/token", "Mflop/token", "passes on"], rows)
+
+
+def _show_pipeline(pipeline: "Pipeline", names: Mapping[str, str]) -> None:
+    services = [
+        [name, names.get(one.model, one.model[:12]), one.kind, str(one.stages or 1), str(one.replicas)]
+        for name, one in pipeline.services.items()
+    ]
+    print_table("", ["service", "model", "kind", "stages", "replicas"], services)
+    print()
+    tasks = [
+        [name, f"{task.slo.deadline_ms:g}", f"{task.rate_per_s:g}", _told_way(task), ", ".join(task.outputs)]
+        for name, task in pipeline.tasks.items()
+    ]
+    print_table("", ["task", "deadline ms", "requests/s", "services, each after those it waits for", "gives"], tasks)
+
+
+def _told_way(task: "Task") -> str:
+    parts = [f"{name} ({', '.join(sorted(task.after[name]))})" if task.after[name] else name for name in task.order]
+    return ", ".join(parts)
 
 
 @app.command()

@@ -214,6 +214,13 @@ async def test_the_command_asks_a_pipeline(assistant: Serving, composed: Compose
     np.testing.assert_allclose([found], composed.controls(image(4), COMMAND), rtol=1e-4, atol=1e-5)
     code, out, error = await command("infer", ASSISTANT, *given, *login)
     assert out.startswith("controls FP32[1, 2]: "), error
+    operator = ("--keys", str(assistant.cluster.operator_keys), "--url", assistant.cluster.url)
+    code, out, error = await command("explain", ASSISTANT, *operator)
+    assert code == 0, error
+    assert "vision" in out
+    assert "driving" in out
+    code, _, error = await command("plan", ASSISTANT, "--dry-run", *operator)
+    assert (code, "see `resplit explain assistant`" in error) == (2, True)
     code, _, error = await command("infer", ASSISTANT, *login)
     assert code == 2
     assert "--input NAME=VALUE" in error
