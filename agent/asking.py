@@ -115,10 +115,9 @@ class _Asked:
     async def answer(self, inbox: asyncio.Queue[Msg]) -> Reply:
         await self._ask()
         while True:
+            patience_s = None if self._taken else ASK_AGAIN_S[min(self._times, len(ASK_AGAIN_S)) - 1]
             try:
-                async with asyncio.timeout(
-                    None if self._taken else ASK_AGAIN_S[min(self._times, len(ASK_AGAIN_S)) - 1]
-                ):
+                async with asyncio.timeout(patience_s):
                     message = await inbox.get()
             except TimeoutError:
                 await self._ask()
@@ -135,10 +134,9 @@ class _Asked:
         """The reply in a message; None where it is none, or not the last word. Raises what it ends in."""
         headers = message.headers or {}
         if not message.data and headers.get("Status") == NO_RESPONDERS:
-            if self._taken or self._times > 1:
-                return None  # it was sent once more while the only ingress that serves it works on it, or moved
-            message_ = f"nobody serves {self._deployment} now"
-            raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, message_)
+            if self._taken:
+                return None  # it was sent once more just before an ingress said that it has it
+            raise ResplitError(ErrorCode.UNKNOWN_DEPLOYMENT, f"nobody serves {self._deployment} now")
         data, sealed = message.data, headers.get(CONTENT_TYPE) == SEALED
         if self._seal is not None and sealed:
             try:

@@ -86,9 +86,8 @@ class Caretaker:
         self._let_stand_if_known(name, pipeline, found)
 
     def _let_stand_if_known(self, name: DeploymentName, pipeline: Pipeline, found: Standing) -> None:
-        if (
-            pipelines(self._mind.snapshot).get(name) == pipeline
-        ):  # else it was removed, or another was deployed meanwhile
+        # It may have been removed meanwhile, or another deployed under its name.
+        if pipelines(self._mind.snapshot).get(name) == pipeline:
             self._let_stand(name, pipeline, found)
 
     def _let_stand(self, name: DeploymentName, pipeline: Pipeline, found: Standing) -> None:

@@ -37,7 +37,8 @@ PARTS = 8
 """Into which what comes in at a conductor is thought to be divided: replicas share it, as far as these go."""
 SIGMAS = 2.0
 """More than what chance explains."""
-SOLVE_S = 10.0
+SOLVE_S = 2.0
+"""For a program, which then has the best placement that it found: whatever else is to be decided waits meanwhile."""
 NAME_MAX = 63
 
 
@@ -168,10 +169,12 @@ def placed_anew(
             continue
         terms = {"cost": round(found.cost, 6), "bound": round(found.bound, 6), "proven": float(found.is_optimal)}
         why = "the core services were placed" + (f", {given_up}" if given_up else "")
-        changed_at = now if standing is None or standing.placed != found.placed else standing.changed_at
-        return Standing(
-            basis_of(snapshot, name), dict(found.placed), rates, now, seen, why=why, terms=terms, changed_at=changed_at
-        )
+        basis, placed = basis_of(snapshot, name), dict(found.placed)
+        if standing is None:
+            return Standing(basis, placed, rates, now, why=why, terms=terms, changed_at=now)
+        changed_at = now if standing.placed != placed else standing.changed_at
+        same = replace(standing, basis=basis, rates=rates, error=None)
+        return replace(same, placed=placed, why=why, terms=terms, changed_at=changed_at)
     assert last is not None
     raise last
 

@@ -48,6 +48,8 @@ class Seen:
     steps: Mapping[Counter, StepCount] = field(default_factory=dict)
     times: Mapping[tuple[str, NodeId], Moments] = field(default_factory=dict)
     """By service and node."""
+    begun: bool = False
+    """Whether there was a look before: what processes had counted until the first one says nothing of when."""
 
     def time(self, service: str, node: NodeId) -> Moments | None:
         """What a service takes on a node; None while too little was seen of it."""
@@ -65,7 +67,7 @@ class Slot:
 
 
 def looked(seen: Seen, capacities: Iterable[Capacity], pipeline: DeploymentName) -> tuple[Seen, Slot]:
-    """What is new in the last heartbeats of nodes. A process that is new began to count at 0."""
+    """What is new in the last heartbeats of nodes. A process that is new since the first look began to count at 0."""
     tasks, steps, times = dict(seen.tasks), dict(seen.steps), dict(seen.times)
     arrived: dict[StreamKey, int] = {}
     missed: dict[str, int] = {}
@@ -77,6 +79,8 @@ def looked(seen: Seen, capacities: Iterable[Capacity], pipeline: DeploymentName)
                 key = (NodeId(capacity.node), capacity.boot, count.task)
                 before = tasks.get(key, TaskCount(task=count.task))
                 tasks[key] = count
+                if not seen.begun:
+                    continue
                 stream = (count.task, NodeId(capacity.node))
                 arrived[stream] = arrived.get(stream, 0) + max(0, count.arrived - before.arrived)
                 missed[count.task] = missed.get(count.task, 0) + max(0, count.missed - before.missed)
@@ -92,4 +96,4 @@ def looked(seen: Seen, capacities: Iterable[Capacity], pipeline: DeploymentName)
                         step.compute_ms - (known.compute_ms if known else 0.0),
                         step.compute_ms_squared - (known.compute_ms_squared if known else 0.0),
                     )
-    return Seen(tasks, steps, times), Slot(arrived, missed)
+    return Seen(tasks, steps, times, begun=True), Slot(arrived, missed)

@@ -1,6 +1,7 @@
 """Pipelines as an orchestrator sees them: services placed, kept, moved and steered, from a snapshot and from nothing
 else."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 import pytest
@@ -336,9 +337,29 @@ def test_what_is_late_more_often_than_was_predicted_is_taken_for_slower() -> Non
         snapshot = let_stand(snapshot, steered(snapshot, LOOK, pipelines(snapshot)[LOOK], now), now)
     standing = snapshot.pipelines[LOOK]
     assert standing.strain > 2.0
-    assert standing.debts["say"] == pytest.approx(100 - 0.05 * 200)
+    assert standing.debts["say"] == pytest.approx(90 - 0.05 * 180)  # what came before the first look counts for nothing
     calm = asked(serves(snapshot), 120, per_s=5)
     assert calm.pipelines[LOOK].strain == 1.0
+
+
+def test_what_was_counted_before_the_first_look_did_not_come_just_now() -> None:
+    snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B), heartbeat(C))))
+    now = START + timedelta(seconds=1)
+    long = Service(deployment=LOOK, arrived=10**6, tasks=(TaskCount(task="say", arrived=10**6, missed=10**5),))
+    beat = snapshot.nodes[A].capacity.model_copy(update={"sequence": 1, "service": (long,)})
+    after = steered(fold(snapshot, CapacityReceived(beat), now), LOOK, pipelines(snapshot)[LOOK], now)
+    assert after.rates.tasks["say"] < 1.0
+    assert after.debts["say"] == 0.0
+
+
+def test_what_is_owed_and_known_outlasts_a_change_of_nodes() -> None:
+    snapshot = asked(serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B)))), 5, per_s=20)
+    owing = replace(snapshot.pipelines[LOOK], debts={"say": 7.0}, strain=2.0)
+    joined = fold(let_stand(snapshot, owing), CapacityReceived(heartbeat(C)), START)
+    after = stands(joined).pipelines[LOOK]
+    assert (after.debts, after.strain, after.seen) == (owing.debts, owing.strain, owing.seen)
+    assert after.basis is not None
+    assert after.basis.nodes == {A, B, C}
 
 
 def test_only_trusted_nodes_have_services_of_what_is_sealed() -> None:
