@@ -13,7 +13,7 @@ from math import sqrt
 
 from orchestrator.fold import Snapshot
 from orchestrator.planner import fitted
-from orchestrator.services.cluster import COMPUTE, OVERHEAD_MS, SLOT_MS, Ground, depth, ground_of, is_whole
+from orchestrator.services.cluster import COMPUTE, MEMORY, OVERHEAD_MS, SLOT_MS, Ground, depth, ground_of, is_whole
 from orchestrator.services.core import Placed, Rules, place_core
 from orchestrator.services.light import Steering, owed, steer
 from orchestrator.services.measured import Rates, expected
@@ -149,8 +149,9 @@ def placed_anew(
 ) -> Standing:
     """Core services by program, and light ones where there are too few; what there is stays as far as that costs less.
 
-    Raises INFEASIBLE. Unless it is to be `strictly` as asked, what cannot be kept is given up first: to survive another
-    failure, then replicas, then that nodes have time for all of it.
+    Raises INFEASIBLE, and MODEL_TOO_LARGE for a service that no node has room for. Unless it is to be `strictly` as
+    asked, what cannot be kept is given up first: to survive another failure, then replicas, then that nodes have time
+    for all of it.
     """
     standing = snapshot.pipelines.get(name)
     before = {} if standing is None else _alive(snapshot, standing.placed)
@@ -160,6 +161,7 @@ def placed_anew(
     ground = ground_of(
         snapshot, pipeline, services_of(snapshot, name, pipeline), _heavier(declared, rates), before, seen
     )
+    _check_each_fits(ground)
     last: ResplitError | None = None
     for setting, rules, given_up in _ladder(pipeline, ground, before, strictly=strictly):
         try:
@@ -279,6 +281,22 @@ def _heavier(declared: tuple[Stream, ...], rates: Rates) -> tuple[Stream, ...]:
 
 def _alive(snapshot: Snapshot, placed: Placed) -> dict[tuple[NodeId, str], int]:
     return {(node, service): count for (node, service), count in placed.items() if node in snapshot.offered}
+
+
+def _check_each_fits(ground: Ground) -> None:
+    """Whether each service would fit somewhere if it were alone."""
+    for name in sorted(ground.whole):
+        kind = ground.setting.services[name]
+        room = [host.has[MEMORY] for node, host in ground.setting.hosts.items() if kind.may_be_at(node)]
+        if not room:
+            message = f"no node that is here may have service {name!r}: what is sensitive goes to trusted nodes alone"
+            raise ResplitError(ErrorCode.INFEASIBLE, message, f"services.{name}")
+        if max(room) < kind.needs[MEMORY]:
+            message = (
+                f"service {name!r} needs {kind.needs[MEMORY]:.0f} bytes on one node and none has more than "
+                f"{max(room):.0f} free for it; cut it over nodes with `stages`, or add memory"
+            )
+            raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message, f"services.{name}")
 
 
 def _all_core(ground: Ground) -> Setting:

@@ -215,6 +215,18 @@ def test_one_node_cannot_survive_its_loss_and_a_deploy_says_so() -> None:
     check_services(deployed(calm, heartbeat(A)), snapshot.deployments[LOOK], calm, models, START)
 
 
+def test_a_service_that_fits_nowhere_is_named_and_what_to_do() -> None:
+    with pytest.raises(ResplitError, match=r"service 'eyes' needs .* cut it over nodes with `stages`") as refused:
+        stands(deployed(pipeline(), heartbeat(A, blocks=0.1), heartbeat(B, blocks=0.1)))
+    assert refused.value.code is ErrorCode.MODEL_TOO_LARGE
+    snapshot = deployed(pipeline(), heartbeat(A), heartbeat(B))
+    sealed = fold(snapshot, DeploymentWritten(Deployment(name=LOOK, model=GRAPH, sealed=True)), START)
+    for node in (A, B):
+        sealed = fold(sealed, NodeWished(NodeWish(node=node, trusted=False)), START)
+    with pytest.raises(ResplitError, match="no node that is here may have service 'eyes'"):
+        stands(sealed)
+
+
 def test_what_runs_is_not_given_up_with_the_rule_that_cannot_be_kept_any_more() -> None:
     snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B))))
     alone = later(snapshot, 6, B)
