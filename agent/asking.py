@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
+from nats.errors import MaxPayloadError
 from pydantic import ValidationError
 
 from bus.identity import Identity
@@ -34,6 +35,8 @@ from schemas.roster import readers_at
 ASK_AGAIN_S = (0.5, 1.0, 2.0)
 """Until some ingress has a request it is sent again after the first of these, then after the next, the last one over
 and over: the ingress that got it may be gone or hang, and the next one to get it need not."""
+LOOK_S = 2.0
+"""Whether the bus was away, after which an answer may be missing."""
 NO_RESPONDERS = "503"
 
 Request = TextRequest | EmbeddingRequest | TensorRequest
@@ -62,7 +65,7 @@ class Asker:
         assert request.request_id is not None, "a request that may be asked twice has an id"
         assert request.acknowledge, "else it would be asked twice without need"
         inbox = self._open[request.request_id] = asyncio.Queue()
-        over = False
+        asked, over = None, False
         try:
             asked = _Asked(self, deployment, request, request.request_id, sealed=sealed)
             reply = await asked.answer(inbox)
@@ -72,15 +75,28 @@ class Asker:
             raise
         finally:
             del self._open[request.request_id]
-            if not over:
+            if asked is not None and (not over or asked.times > 1):  # asked twice, it may run where it was asked first
                 with contextlib.suppress(NatsError, OSError):
                     await self._client.publish(subjects.cancel(request.request_id), b"")
         return reply
+
+    @property
+    def reconnects(self) -> int:
+        """How often the bus was away: what was said to this process meanwhile is lost."""
+        return int(self._client.stats["reconnects"])
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the bus is there."""
+        return self._client.is_connected
 
     async def send(self, deployment: DeploymentName, request: RequestId, data: bytes, headers: dict[str, str]) -> None:
         """Raises UNREACHABLE while the bus is away."""
         try:
             await self._client.publish(subjects.infer(deployment), data, f"{self._inbox}.{request}", headers)
+        except MaxPayloadError as error:
+            message = f"what {deployment} is to be asked has {len(data)} bytes, more than the server carries"
+            raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message) from error
         except (NatsError, OSError) as error:
             raise ResplitError(ErrorCode.UNREACHABLE, f"{deployment} could not be asked: {error!r}") from error
 
@@ -109,25 +125,30 @@ class _Asked:
         if sealed:
             self._data, self._seal = asker.seal(self._data, deployment, request_id)
             self._headers = {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}
-        self._times = 0
+        self.times = 0
+        """It was sent."""
         self._taken = False
+        self._reconnects = 0
 
     async def answer(self, inbox: asyncio.Queue[Msg]) -> Reply:
         await self._ask()
         while True:
-            patience_s = None if self._taken else ASK_AGAIN_S[min(self._times, len(ASK_AGAIN_S)) - 1]
+            patience_s = LOOK_S if self._taken else ASK_AGAIN_S[min(self.times, len(ASK_AGAIN_S)) - 1]
             try:
                 async with asyncio.timeout(patience_s):
                     message = await inbox.get()
             except TimeoutError:
-                await self._ask()
+                # Once it is taken, only what was said while the bus was away can be missing.
+                if self._asker.is_connected and (not self._taken or self._asker.reconnects != self._reconnects):
+                    await self._ask()
                 continue
             reply = self._read(message)
             if reply is not None:
                 return reply
 
     async def _ask(self) -> None:
-        self._times += 1
+        self.times += 1
+        self._reconnects = self._asker.reconnects
         await self._asker.send(self._deployment, self._id, self._data, self._headers)
 
     def _read(self, message: Msg) -> Reply | None:
@@ -155,7 +176,7 @@ class _Asked:
         if not isinstance(said, ErrorReply):
             return said
         is_second = said.error.code is ErrorCode.INVALID_REQUEST and said.error.field == "request_id"
-        if self._times > 1 and (is_second or (self._taken and said.refused)):
+        if self.times > 1 and (is_second or (self._taken and said.refused)):
             return None  # it was asked again while another works on it
         raise ResplitError(said.error.code, said.error.message, said.error.field, said.error.estimate_ms)
 

@@ -17,6 +17,8 @@ from schemas.errors import ErrorCode
 from schemas.request import Usage
 from schemas.slo import Slo
 
+STEPS_MAX, TASKS_MAX = 1024, 64
+"""A heartbeat holds no more; of services on nodes those that were met first are forgotten."""
 TIMELY = frozenset({ErrorCode.DEADLINE_EXCEEDED, ErrorCode.DEADLINE_UNATTAINABLE})
 
 
@@ -72,6 +74,8 @@ class Attainment:
         """A request to a pipeline was answered by all of its services."""
         for step in usage.steps or ():
             for node in step.nodes:
+                if len(self.steps) >= STEPS_MAX and (step.service, node) not in self.steps:
+                    del self.steps[next(iter(self.steps))]
                 known = self.steps.get((step.service, node))
                 self.steps[step.service, node] = StepCount(
                     service=step.service,
@@ -124,6 +128,6 @@ def services(attainments: Mapping[DeploymentName, Attainment]) -> tuple[Service,
 
 
 def _service(name: DeploymentName, one: Attainment) -> Service:
-    tasks = tuple(TaskCount(task=task, **counts) for task, counts in sorted(one.tasks.items()))
+    tasks = tuple(TaskCount(task=task, **counts) for task, counts in sorted(one.tasks.items()))[:TASKS_MAX]
     steps = tuple(one.steps[key] for key in sorted(one.steps))
     return Service(deployment=name, **one.counts, tasks=tasks or None, steps=steps or None)

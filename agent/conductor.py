@@ -9,6 +9,8 @@ import logging
 import secrets
 from collections.abc import Callable, Mapping
 
+from pydantic import ValidationError
+
 from agent.asking import Asker, Reply, Request
 from agent.pipelinejob import PipelineJob, Values, looked_up, tensor, text_of, texts, token_ids
 from schemas.base import DeploymentName, RequestId
@@ -78,7 +80,8 @@ class Conductor:
             log.exception("a request could not be conducted", exc_info=group)
             message = "the request could not be conducted; the agent's log has the cause"
             found = ResplitError(ErrorCode.INTERNAL, message)
-        if self._tasks.pop(job, None) is not None:
+        if self._tasks.get(job) is asyncio.current_task():  # else it was stopped, and may have been begun anew
+            del self._tasks[job]
             done(found)
 
     async def _all_steps(self, job: PipelineJob, pipeline: DeploymentName, sealed: bool) -> Values:
@@ -108,7 +111,7 @@ class Conductor:
         began, pause = self._now(), AGAIN_S
         while True:
             try:
-                request = self._request(job, step, values)
+                request = self._asked(job, step, values)
                 reply = await self._asker.ask(service_deployment(pipeline, name), request, sealed=sealed)
             except ResplitError as error:
                 patience_s = FULL_PATIENCE_S if error.code is ErrorCode.OVERLOADED else PATIENCE_S
@@ -119,6 +122,15 @@ class Conductor:
             else:
                 job.steps.append(self._timing(job, name, began, reply))
                 return _given(reply)
+
+    def _asked(self, job: PipelineJob, step: Step, values: Mapping[str, Mapping[str, OipTensor]]) -> Request:
+        try:
+            return self._request(job, step, values)
+        except ValidationError as error:
+            # Of what was given nothing is told: it is said in the audit trail too.
+            first = error.errors(include_url=False, include_input=False)[0]
+            message = f"what it is given makes no request ({'.'.join(map(str, first['loc']))}: {first['type']})"
+            raise ResplitError(ErrorCode.STAGE_FAILED, message) from None
 
     def _request(self, job: PipelineJob, step: Step, values: Mapping[str, Mapping[str, OipTensor]]) -> Request:
         left_ms = None if job.deadline is None else max(1, int(1e3 * (job.deadline - self._now())))

@@ -434,7 +434,8 @@ class Served:
         assert self.desk.conductor is not None, "an ingress that is given pipelines conducts them"
         job.interrupted_at = None
         done = partial(self.answers.conducted, job, sequence)
-        self.desk.conductor.begin(job, self.name, done, sealed=run.plan.sealed)
+        sealed = run.plan.sealed or job.reply.seal is not None  # what came sealed stays so
+        self.desk.conductor.begin(job, self.name, done, sealed=sealed)
 
     def _conduct_no_more(self, job: Job) -> None:
         if isinstance(job, PipelineJob) and self.desk.conductor is not None:

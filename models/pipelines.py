@@ -155,7 +155,9 @@ def _check_step(step: Step, manifest: Manifest, known: Mapping[str, Mapping[str,
             _check_fits(_look_up(known, reference, where, f"inputs.{name}"), wanted[name], where, f"inputs.{name}")
     text = step.text if step.text is not None else step.prompt
     if text is not None:
-        _check_fits(_look_up(known, text, where, form), Values(TEXT, (1,)), where, form)
+        given = _look_up(known, text, where, form)
+        if given != Values(TEXT, (1,)):  # of several only one could be used
+            raise _wrong(where, form, f"{given} is given, {Values(TEXT, (1,))} is needed")
     for number, reference in enumerate(step.token_ids or ()):
         key = f"token_ids.{number}"
         given = _look_up(known, reference, where, key)

@@ -36,6 +36,7 @@ def seal_model(
     manifest, digest = source.manifest(model), source.resolve(model)
     if manifest.pipeline is not None:
         raise _has_no_weights(manifest.name)
+    _check_no_pipeline_uses(target, manifest.unsealed.digest, manifest.name)
     if not manifest.is_sealed:
         with target.importing():
             sealed, keys = _sealed(source, manifest, target, progress)
@@ -83,6 +84,15 @@ def _sealed_file(source: Store, ref: BlobRef, target: Store, key: bytes, model: 
     context = FileContext(model, block.index, ref.digest)
     with source.open(ref.digest) as plain:
         return target.put_written(lambda file: seal_file(plain, file, key, context))
+
+
+def _check_no_pipeline_uses(store: Store, model: Digest, name: str) -> None:
+    """A pipeline names its services' models, and what it names stays in the open."""
+    for other, digest in store.names().items():
+        pipeline = store.manifest(digest).pipeline
+        if pipeline is not None and any(service.model == model for service in pipeline.services.values()):
+            message = f"pipeline {other!r} uses {name!r} in the open; remove it, seal {name!r}, and import it again"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
 
 
 def _has_no_weights(pipeline: str) -> ResplitError:

@@ -112,11 +112,17 @@ def _decide_one(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Deci
 
 
 def _may_be_a_service(snapshot: Snapshot, name: DeploymentName) -> bool:
-    """Whether it could be of a pipeline that is not known yet: the store does not have its manifest, say."""
+    """Whether it could be of a pipeline that is not known in full: the store does not have a manifest, say."""
     return any(
-        deployment.model not in snapshot.manifests and name.startswith(f"{of}-")
+        name.startswith(f"{of}-") and not _is_known(snapshot, deployment)
         for of, deployment in snapshot.deployments.items()
     )
+
+
+def _is_known(snapshot: Snapshot, deployment: Deployment) -> bool:
+    manifest = snapshot.manifests.get(deployment.model)
+    services = () if manifest is None or manifest.pipeline is None else manifest.pipeline.services.values()
+    return manifest is not None and all(service.model in snapshot.manifests for service in services)
 
 
 def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout) -> Need | None:

@@ -26,6 +26,7 @@ from orchestrator.trial import (
     check_distrust,
     check_drain,
     check_is_no_service,
+    check_is_same_graph,
     check_known,
     check_services,
     check_trustable,
@@ -171,6 +172,7 @@ class Operators:
         check_is_no_service(self._core.snapshot, deployment.name)
         check_shape(deployment, manifest)
         models = {deployment.model: manifest, **services}
+        check_is_same_graph(self._core.snapshot, deployment, models)
         proposal = await self._once_all_are_heard(lambda snapshot: self._tried(snapshot, deployment, models))
         await self._office.may_act()
         try:

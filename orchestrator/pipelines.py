@@ -107,13 +107,16 @@ def wanted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, standin
     for service, deployment in services_of(snapshot, name, pipeline).items():
         last = len(snapshot.manifests[deployment.model].blocks) - 1
         nodes = sorted(node for node, one in standing.placed if one == service)
+        if not nodes and is_whole(pipeline.services[service]):
+            continue  # it cannot be placed yet, and is not to be planned otherwise meanwhile
         chains = tuple((Stage(node=node, first=0, last=last),) for node in nodes)
         found.append(deployment.model_copy(update={"placement": chains or None}))
     return tuple(found)
 
 
 def is_to_be_placed(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
-    """Whether the nodes are others than those that services were placed on, all that run any having been heard."""
+    """Whether the nodes, or what services are held to, are others than when they were placed, or a node refused what it
+    was given; all that run any having been heard."""
     standing = snapshot.pipelines.get(name)
     if standing is None:
         return True
@@ -121,25 +124,27 @@ def is_to_be_placed(snapshot: Snapshot, name: DeploymentName, now: datetime) -> 
         return False
     if standing.error is not None and now - standing.at >= AGAIN_AFTER:
         return True
-    return standing.basis != basis_of(snapshot, name)
+    return standing.basis != basis_of(snapshot, name) or any(
+        node in snapshot.rollout(service_deployment(name, service)).shunned(now) for node, service in standing.placed
+    )
 
 
 def basis_of(snapshot: Snapshot, name: DeploymentName) -> Basis:
     """What services can be placed on."""
     nodes = frozenset(snapshot.offered)
     trusted = frozenset(node for node in nodes if snapshot.trusts(node))
-    return Basis(snapshot.deployments[name].model, nodes, trusted)
+    return Basis(tuple(services_of(snapshot, name, pipelines(snapshot)[name]).values()), nodes, trusted)
 
 
 def adopted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: datetime) -> Standing | None:
-    """What the leader before decided, by the plans in force; None where there is a service without."""
+    """What the leader before decided, by the plans in force; None where there are none."""
     placed: dict[tuple[NodeId, str], int] = {}
-    for service, spec in pipeline.services.items():
-        current = snapshot.rollout(service_deployment(name, service)).current
-        if current is None or current.model != spec.model:
-            return None
-        if is_whole(spec):
+    plans = {service: snapshot.rollout(service_deployment(name, service)).current for service in pipeline.services}
+    for service, current in plans.items():
+        if current is not None and is_whole(pipeline.services[service]):
             placed.update({(NodeId(stage.node), service): 1 for chain in current.chains for stage in chain})
+    if not any(plans.values()):
+        return None
     rates = expected(_declared(snapshot, name, pipeline))
     return Standing(None, placed, rates, now, why="as the plans in force have it")
 
@@ -159,7 +164,7 @@ def placed_anew(
     rates = (standing.rates if standing is not None else expected(declared)).knowing(declared)
     seen = standing.seen if standing is not None else Seen()
     ground = ground_of(
-        snapshot, pipeline, services_of(snapshot, name, pipeline), _heavier(declared, rates), before, seen
+        snapshot, pipeline, services_of(snapshot, name, pipeline), _heavier(declared, rates), before, seen, now=now
     )
     _check_each_fits(ground)
     last: ResplitError | None = None
@@ -201,7 +206,9 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
     """What came since the last slot, and what light services there are to be from now on. While a change of any service
     is under way only what came is counted."""
     standing = snapshot.pipelines[name]
-    seen, slot = looked(standing.seen, snapshot.present.values(), name)
+    conduct = snapshot.rollout(name).nodes
+    heard = {node: capacity for node, capacity in snapshot.present.items() if node in conduct}
+    seen, slot = looked(standing.seen, heard, name, pipeline, frozenset(snapshot.present))
     declared = _declared(snapshot, name, pipeline)
     slots = (now - standing.at) / timedelta(milliseconds=SLOT_MS)
     rates = standing.rates.knowing(declared).after(slot.arrived, slots)
@@ -216,7 +223,7 @@ def steered(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
         return counted
     services = services_of(snapshot, name, pipeline)
     streams = tuple(part for one in rates.of(declared) for part in one.in_parts(PARTS))
-    ground = ground_of(snapshot, pipeline, services, streams, standing.placed, seen, strain)
+    ground = ground_of(snapshot, pipeline, services, streams, standing.placed, seen, strain, now=now)
     if any(node not in ground.setting.hosts for node, _ in standing.placed):
         return counted  # a node was lost or drained since: they are placed anew first
     core, light = _cores(snapshot, name, pipeline, standing.placed), _lights(pipeline, standing.placed)

@@ -52,6 +52,18 @@ def check_is_no_service(snapshot: Snapshot, name: DeploymentName) -> None:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
 
 
+def check_is_same_graph(snapshot: Snapshot, deployment: Deployment, models: Mapping[Digest, Manifest]) -> None:
+    """Raises INVALID_REQUEST where a pipeline is to become another, or another model: requests that are under way, and
+    new ones until every service has moved, would meet services of the wrong graph."""
+    known = snapshot.deployments.get(deployment.name)
+    if known is None or known.model == deployment.model:
+        return
+    before = snapshot.manifests.get(known.model)
+    if (before is not None and before.pipeline is not None) or models[deployment.model].pipeline is not None:
+        message = f"{deployment.name!r} runs another graph or model; deploy this one under another name, or remove that"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
+
+
 def check_services(
     snapshot: Snapshot, deployment: Deployment, pipeline: Pipeline, models: Mapping[Digest, Manifest], now: datetime
 ) -> None:

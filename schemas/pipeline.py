@@ -31,12 +31,21 @@ Reference = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9_-]{0,62}
 output of this name, of an embedder `embedding`, of a decoder `text` or `token_ids`."""
 
 
+Size = Annotated[int, Field(ge=-1, le=1 << 31)]
+
+
 class Input(Value):
     """What a client sends: a tensor, or texts (`BYTES`)."""
 
     datatype: str
-    shape: tuple[int, ...] = Field(min_length=1, max_length=8)
+    shape: tuple[Size, ...] = Field(min_length=1, max_length=8)
     """-1 where any size will do."""
+
+    @model_validator(mode="after")
+    def _has_sizes(self) -> Self:
+        if 0 in self.shape:
+            raise ValueError("shape: a size is 1 or more, or -1 for any")
+        return self
 
 
 class Service(Value):

@@ -5,8 +5,9 @@ services showed, and before there were any by what a plan of one stage is predic
 each, the mean over the services.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from math import exp, log, prod
 from statistics import median
 
@@ -70,9 +71,12 @@ def ground_of(
     standing: Placed,
     seen: Seen,
     strain: float = 1.0,
+    *,
+    now: datetime,
 ) -> Ground:
     """The nodes that new plans may use, and the services, as their deployments want them. Every model must be known.
-    All is taken for `strain` times slower than it says."""
+    All is taken for `strain` times slower than it says, and a node that refused a service may not have it for a while.
+    """
     manifests = {name: snapshot.manifests[deployment.model] for name, deployment in services.items()}
     found = {name: rooms(snapshot, services[name], manifests[name]) for name in pipeline.services}
     nodes = tuple(snapshot.offered)
@@ -107,15 +111,17 @@ def ground_of(
             deploy_cost=spec.deploy_cost,
             least=spec.replicas,
             most=1.0,
-            nodes=_allowed(services[name], manifests[name], found[name]),
+            nodes=_allowed(services[name], manifests[name], found[name])
+            - snapshot.rollout(services[name].name).shunned(now),
         )
         for name, spec in pipeline.services.items()
     }
+    loaded = [(node, name) for node, name in standing if node in snapshot.rollout(services[name].name).nodes]
     hosts = {
         node: Host(
             node,
             snapshot.present[node].machine or node,
-            {MEMORY: _memory(snapshot, node, found, memory, standing), COMPUTE: speed[node]},
+            {MEMORY: _memory(node, found, memory, loaded), COMPUTE: speed[node]},
             speed=speed[node],
         )
         for node in nodes
@@ -158,15 +164,14 @@ def _needs(spec: Spec, load: float, usual_ms: float, memory: float) -> dict[str,
 
 
 def _memory(
-    snapshot: Snapshot,
     node: NodeId,
     found: Mapping[str, Mapping[NodeId, Room]],
     memory: Mapping[str, float],
-    standing: Placed,
+    loaded: Collection[tuple[NodeId, str]],
 ) -> float:
-    """What services may take there: what is free, and what those take that are there."""
+    """What services may take there: what is free, and what those take that a plan has put there."""
     free = min((one[node].free_bytes for one in found.values()), default=0)
-    return free + sum(count * memory.get(name, 0.0) for (at, name), count in standing.items() if at == node)
+    return free + sum(memory.get(name, 0.0) for at, name in loaded if at == node)
 
 
 def _allowed(deployment: Deployment, manifest: Manifest, found: Mapping[NodeId, Room]) -> frozenset[NodeId]:

@@ -1,11 +1,12 @@
 """PURE: what ingresses count of pipelines between heartbeats: what arrives, what is late, what services take."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.services.measured import StreamKey
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity, StepCount, TaskCount
+from schemas.pipeline import Pipeline
 
 ANSWERS_MIN = 20
 """Fewer say little of what a service takes."""
@@ -66,34 +67,46 @@ class Slot:
     """By task."""
 
 
-def looked(seen: Seen, capacities: Iterable[Capacity], pipeline: DeploymentName) -> tuple[Seen, Slot]:
-    """What is new in the last heartbeats of nodes. A process that is new since the first look began to count at 0."""
-    tasks, steps, times = dict(seen.tasks), dict(seen.steps), dict(seen.times)
+def looked(
+    seen: Seen,
+    conductors: Mapping[NodeId, Capacity],
+    name: DeploymentName,
+    pipeline: Pipeline,
+    present: frozenset[NodeId],
+) -> tuple[Seen, Slot]:
+    """What is new in the last heartbeats of those who conduct a pipeline; what anybody else says of it, or they of
+    what it has not, counts for nothing. A process that is new since the first look began to count at 0."""
+    tasks, steps, times = dict[Counter, TaskCount](), dict[Counter, StepCount](), dict(seen.times)
     arrived: dict[StreamKey, int] = {}
     missed: dict[str, int] = {}
-    for capacity in capacities:
+    for node, capacity in conductors.items():
         for service in capacity.service:
-            if service.deployment != pipeline:
+            if service.deployment != name:
                 continue
             for count in service.tasks or ():
-                key = (NodeId(capacity.node), capacity.boot, count.task)
-                before = tasks.get(key, TaskCount(task=count.task))
-                tasks[key] = count
-                if not seen.begun:
+                if count.task not in pipeline.tasks:
                     continue
-                stream = (count.task, NodeId(capacity.node))
-                arrived[stream] = arrived.get(stream, 0) + max(0, count.arrived - before.arrived)
-                missed[count.task] = missed.get(count.task, 0) + max(0, count.missed - before.missed)
+                key = (node, capacity.boot, count.task)
+                before = seen.tasks.get(key, TaskCount(task=count.task))
+                tasks[key] = count
+                if seen.begun:
+                    came = max(0, count.arrived - before.arrived)
+                    arrived[count.task, node] = arrived.get((count.task, node), 0) + came
+                    missed[count.task] = missed.get(count.task, 0) + max(0, count.missed - before.missed)
             for step in service.steps or ():
-                key = (NodeId(capacity.node), capacity.boot, f"{step.service} {step.node}")
-                known = steps.get(key)
+                at = (step.service, NodeId(step.node))
+                if step.service not in pipeline.services or step.node not in present:
+                    continue
+                key = (node, capacity.boot, f"{step.service} {step.node}")
+                known = seen.steps.get(
+                    key, StepCount(service=step.service, node=at[1], answers=0, compute_ms=0.0, compute_ms_squared=0.0)
+                )
                 steps[key] = step
-                answers = step.answers - (known.answers if known else 0)
-                if answers > 0:
-                    at = (step.service, NodeId(step.node))
-                    times[at] = times.get(at, NOTHING).and_then(
-                        answers,
-                        step.compute_ms - (known.compute_ms if known else 0.0),
-                        step.compute_ms_squared - (known.compute_ms_squared if known else 0.0),
+                if (answers := step.answers - known.answers) > 0:
+                    took, squared = (
+                        step.compute_ms - known.compute_ms,
+                        step.compute_ms_squared - known.compute_ms_squared,
                     )
+                    times[at] = times.get(at, NOTHING).and_then(answers, max(0.0, took), max(0.0, squared))
+    times = {at: one for at, one in times.items() if at[1] in present}
     return Seen(tasks, steps, times, begun=True), Slot(arrived, missed)

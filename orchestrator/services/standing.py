@@ -8,7 +8,8 @@ from orchestrator.services.core import Placed
 from orchestrator.services.measured import Rates
 from orchestrator.services.observed import Seen
 from orchestrator.services.routing import Known
-from schemas.base import Digest, NodeId
+from schemas.base import NodeId
+from schemas.deployment import Deployment
 from schemas.errors import ErrorBody
 
 
@@ -16,9 +17,10 @@ from schemas.errors import ErrorBody
 class Basis:
     """What the core services were placed for: if it is another, they are placed anew."""
 
-    model: Digest
+    services: tuple[Deployment, ...]
+    """As they are to be run, wherever,"""
     nodes: frozenset[NodeId]
-    """That could be used,"""
+    """what could be used,"""
     trusted: frozenset[NodeId]
     """and of those the ones that may hold what is sensitive."""
 

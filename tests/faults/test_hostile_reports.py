@@ -37,6 +37,8 @@ from schemas.capacity import (
     LinkEstimate,
     Provider,
     Service,
+    StepCount,
+    TaskCount,
 )
 from schemas.codec import decode, encode
 from schemas.envelope import AUDIT_TYPE, HEARTBEAT_TYPE, open_envelope, seal
@@ -87,6 +89,8 @@ FULL = Capacity(
             output_tokens=60,
             met=3,
             missed=1,
+            tasks=(TaskCount(task="look", arrived=4, met=3, missed=1),),
+            steps=(StepCount(service="eyes", node=B, answers=3, compute_ms=15.0, compute_ms_squared=75.0),),
         ),
     ),
     finished=(
@@ -136,7 +140,9 @@ NESTED = (
 )  # fmt: skip
 IMPOSSIBLE = [(path, number) for path in (*MEASURED, *NESTED) for number in NONSENSE]
 COUNTED = (
-    *(f"service.0.{name}" for name in Service.model_fields if name != "deployment"),
+    *(f"service.0.{name}" for name in Service.model_fields if name not in ("deployment", "tasks", "steps")),
+    *(f"service.0.tasks.0.{name}" for name in TaskCount.model_fields if name != "task"),
+    *(f"service.0.steps.0.{name}" for name in StepCount.model_fields if name not in ("service", "node")),
     *(f"finished.0.{name}" for name in ("prompt_tokens", "cached_tokens", "output_tokens", "ahead_tokens")),
     *(f"finished.0.{name}" for name in ("batch", "started_ms", "ttft_ms", "tpot_ms")),
     "memory_free_bytes", "block_times.0.decode_ms", "links.0.rtt_ms",
@@ -167,7 +173,7 @@ def test_every_real_number_in_a_report_has_a_lower_bound() -> None:
                 walk(inner)
 
     walk(Capacity.model_json_schema())
-    assert len(found) == 28
+    assert len(found) == 30
     assert [schema for schema in found if not schema.keys() & {"minimum", "exclusiveMinimum"}] == []
 
 

@@ -116,6 +116,8 @@ def _changed(value: dict[str, Any], path: str, to: Any) -> dict[str, Any]:
         ("task/rate_per_s", 0, "tasks.say.rate_per_s"),
         ("task/inputs/x/datatype", "FP8", "tasks.say.inputs.x.datatype: there is no such datatype"),
         ("task/inputs/x/shape", [1, 9], "tasks.say.steps.eyes.inputs.x: FP32[1, 9] is given, FP32[-1, 8] is needed"),
+        ("task/inputs/x/shape", [1, 0], "tasks.say.inputs.x.shape: a size is 1 or more"),
+        ("task/inputs/said/shape", [-1], "tasks.say.steps.meaning.text: BYTES[-1] is given, BYTES[1] is needed"),
         ("task/inputs/said/shape", [2], "tasks.say.steps.meaning.text: BYTES[2] is given, BYTES[1] is needed"),
         ("task/steps/eyes/inputs/x", "request.z", "step eyes uses 'request.z', and the inputs are ['said', 'x']"),
         ("task/steps/eyes/inputs/x", "nose.y", "step eyes uses 'nose.y', and the steps are"),
@@ -168,6 +170,13 @@ def test_what_has_no_weights_is_not_sealed(models: Store, tmp_path: Path) -> Non
         seal_model(models, "look", models)
     with pytest.raises(ResplitError, match="is a pipeline, which has no weights"):
         import_sealed(str(path), models)
+
+
+def test_what_a_pipeline_uses_in_the_open_is_not_sealed_beside_it(models: Store, tmp_path: Path) -> None:
+    import_model(str(written(tmp_path, SERVICES, TASK)), models, "user")
+    with pytest.raises(ResplitError, match="uses 'double' in the open; remove it, seal 'double'"):
+        seal_model(models, "double", models)
+    assert not models.manifest("double").is_sealed
 
 
 def test_a_file_that_is_not_there_or_no_toml_is_told_in_a_line(models: Store, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ from orchestrator.pipelines import (
 )
 from orchestrator.rollout import Rollout
 from orchestrator.services.standing import Standing
-from orchestrator.trial import check_drain, check_is_no_service, check_services
+from orchestrator.trial import check_drain, check_is_no_service, check_is_same_graph, check_services
 from orchestrator.view import status
 from orchestrator.weighing import weighable
 from schemas.base import DeploymentName, Digest, NodeId
@@ -290,6 +290,41 @@ def test_services_whose_pipeline_is_not_known_yet_are_left_alone() -> None:
     assert [one for one in decide(blind, START) if isinstance(one, End)] == []
 
 
+def test_a_leader_that_lacks_the_model_of_one_service_ends_none() -> None:
+    snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B))))
+    short = world(heartbeat(A), heartbeat(B))
+    short = fold(short, ManifestKnown(GRAPH, graph(pipeline())), START)
+    short = fold(short, ManifestKnown(EYES, tensor_model("eyes", GFLOP)), START)
+    short = fold(short, DeploymentWritten(Deployment(name=LOOK, model=GRAPH)), START)
+    for rollout in snapshot.rollouts.values():
+        short = fold(short, RolloutAdvanced(rollout), START)
+    assert [one for one in decide(short, START) if isinstance(one, End)] == []
+
+
+def test_what_services_are_held_to_moves_them_and_nothing_else_is_deployed_under_the_name() -> None:
+    snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B), heartbeat(C))))
+    snapshot = fold(snapshot, NodeWished(NodeWish(node=A, trusted=False)), START)
+    snapshot = stands(snapshot)
+    assert not is_to_be_placed(snapshot, LOOK, START)
+    sealed = Deployment(name=LOOK, model=GRAPH, sealed=True)
+    check_is_same_graph(snapshot, sealed, snapshot.manifests)
+    closed = fold(snapshot, DeploymentWritten(sealed), START)
+    assert is_to_be_placed(closed, LOOK, START)
+    assert "a" not in nodes_of(stands(closed), "eyes") + nodes_of(stands(closed), "words")
+    with pytest.raises(ResplitError, match="deploy this one under another name"):
+        check_is_same_graph(snapshot, Deployment(name=LOOK, model=DECODER), snapshot.manifests)
+
+
+def test_a_node_that_refuses_a_service_is_left_for_another() -> None:
+    snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B), heartbeat(C))))
+    [node] = nodes_of(snapshot, "words")
+    called = service_deployment(LOOK, "words")
+    refused = replace(snapshot.rollout(called), refused={NodeId(node): START}, failures=1)
+    snapshot = fold(snapshot, RolloutAdvanced(refused), START)
+    assert is_to_be_placed(snapshot, LOOK, START)
+    assert nodes_of(stands(snapshot), "words") != [node]
+
+
 def test_services_end_with_their_pipeline_once_it_has_answered_its_last() -> None:
     snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B))))
     removed = fold(snapshot, DeploymentRemoved(LOOK), START)
@@ -329,7 +364,8 @@ def test_light_services_follow_what_arrives_and_are_given_back() -> None:
 
 def test_while_a_plan_is_under_way_nothing_else_is_changed() -> None:
     four = (heartbeat(A), heartbeat(B), heartbeat(C), heartbeat(D))
-    placed = stands(deployed(pipeline(), *four))  # and no plan of any service is in force
+    placed = serves(stands(deployed(pipeline(), *four)))
+    placed = fold(placed, RolloutAdvanced(Rollout(service_deployment(LOOK, "words"), 1)), START)  # no plan in force
     busy = asked(placed, 20, per_s=150)
     assert busy.pipelines[LOOK].placed == placed.pipelines[LOOK].placed
     assert busy.pipelines[LOOK].rates.tasks["say"] > placed.pipelines[LOOK].rates.tasks["say"]
@@ -362,6 +398,23 @@ def test_what_was_counted_before_the_first_look_did_not_come_just_now() -> None:
     after = steered(fold(snapshot, CapacityReceived(beat), now), LOOK, pipelines(snapshot)[LOOK], now)
     assert after.rates.tasks["say"] < 1.0
     assert after.debts["say"] == 0.0
+
+
+def test_what_others_say_of_a_pipeline_counts_for_nothing() -> None:
+    snapshot = asked(serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B), heartbeat(C)))), 3, per_s=5)
+    now = snapshot.pipelines[LOOK].at + timedelta(seconds=1)
+    slow = StepCount(service="words", node=A, answers=1000, compute_ms=1e9, compute_ms_squared=1e15)
+    odd = StepCount(service="nose", node=A, answers=1000, compute_ms=1e9, compute_ms_squared=1e15)
+    flood = (TaskCount(task="say", arrived=10**6, missed=10**6), TaskCount(task="sing", arrived=10**6))
+    for node, steps in ((C, (slow,)), (A, (odd,))):
+        told = Service(deployment=LOOK, tasks=flood if node == C else flood[1:], steps=steps)
+        capacity = snapshot.nodes[node].capacity
+        update = {"sequence": capacity.sequence + 1, "service": (told,)}
+        snapshot = fold(snapshot, CapacityReceived(capacity.model_copy(update=update)), now)
+    before, after = snapshot.pipelines[LOOK], steered(snapshot, LOOK, pipelines(snapshot)[LOOK], now)
+    assert after.rates.tasks["say"] <= before.rates.tasks["say"]
+    assert (after.debts, after.strain) == (before.debts, before.strain)
+    assert after.seen.times == before.seen.times
 
 
 def test_what_is_owed_and_known_outlasts_a_change_of_nodes() -> None:
