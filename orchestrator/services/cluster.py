@@ -97,13 +97,14 @@ def ground_of(
     for stream in streams:
         for name in pipeline.tasks[stream.task].steps:
             load[name] += stream.per_slot
+    have = {name: sum(count for (_, one), count in standing.items() if one == name) for name in whole}
     capacity = {name: BUSY * SLOT_MS / usual[name] for name in usual}
     kinds = {
         name: ServiceKind(
             name=name,
             # What is cut is there and stays: to what is steered here it is like a core service.
             is_core=spec.kind == "core",
-            needs=_needs(spec, load[name], usual[name], memory[name]) if name in whole else {},
+            needs=_needs(spec, load[name] * usual[name], have[name], memory[name]) if name in whole else {},
             work=1.0,
             output=boundary_bytes(manifests[name], len(manifests[name].blocks) - 1) / MB,
             rate=1.0 / usual[name],
@@ -121,7 +122,7 @@ def ground_of(
         node: Host(
             node,
             snapshot.present[node].machine or node,
-            {MEMORY: _memory(node, found, memory, loaded), COMPUTE: speed[node]},
+            {MEMORY: _memory(node, found, memory, loaded), COMPUTE: speed[node] * strain},
             speed=speed[node],
         )
         for node in nodes
@@ -158,9 +159,11 @@ def _server(name: str, usual_ms: float, seen: Seen) -> Steady | GammaService:
     return Steady(mean) if variation < STEADY_BELOW else GammaService(mean / variation, variation)
 
 
-def _needs(spec: Spec, load: float, usual_ms: float, memory: float) -> dict[str, float]:
-    """Of one instance: its memory, and its part of the time that the load takes."""
-    return {MEMORY: memory, COMPUTE: min(0.9, load * usual_ms / SLOT_MS / spec.replicas)}
+def _needs(spec: Spec, busy_ms: float, have: int, memory: float) -> dict[str, float]:
+    """Of one instance: its memory, and its part of a node's time, `busy_ms` being what comes in a slot takes. Core ones
+    are as many as is asked for; of light ones, of which there may be one more soon, two always fit on a node."""
+    share = busy_ms / SLOT_MS / (spec.replicas if spec.kind == "core" else have + 1)
+    return {MEMORY: memory, COMPUTE: min(share, 0.9 if spec.kind == "core" else 0.4)}
 
 
 def _memory(

@@ -76,8 +76,16 @@ def alike(found: Tensor, wanted: Array) -> None:
 
 
 async def states(running: Serving) -> dict[str, DeploymentStatus]:
-    seen = await control.status(running.cluster.operator)
-    return {found.name: found for found in seen.deployments}
+    """By name, as whoever leads sees them; while nobody does, one waits."""
+    async with asyncio.timeout(STEERED_S):
+        while True:
+            try:
+                seen = await control.status(running.cluster.operator)
+            except ResplitError as error:
+                assert error.code is ErrorCode.UNREACHABLE
+                await asyncio.sleep(0.2)
+            else:
+                return {found.name: found for found in seen.deployments}
 
 
 def nodes_of(found: DeploymentStatus) -> list[str]:
@@ -189,6 +197,7 @@ async def test_another_leader_finds_services_where_they_are(assistant: Serving) 
     await assistant.cluster.kill(ORCHESTRATOR)
     await ask(assistant.client, "driving", command=COMMAND)
     await assistant.cluster.start(ORCHESTRATOR)
+    await states(assistant)
     await assistant.until(lambda found: found.state == "serving", ASSISTANT)
     await asyncio.sleep(3.0)  # in which they would be placed, and steered twice
     moved = {name for name, epoch in (await epochs()).items() if before.get(name) != epoch}
