@@ -12,6 +12,7 @@ from orchestrator.explaining import audited_services
 from orchestrator.fold import DeploymentRemoved, Report, ServicesStand, Snapshot
 from orchestrator.pipelines import (
     adopted,
+    confirmed,
     is_to_be_placed,
     is_to_be_steered,
     orphans,
@@ -54,6 +55,8 @@ class Caretaker:
                 found = adopted(self._mind.snapshot, name, pipeline, self._mind.now())
                 if found is not None:
                     self._let_stand(name, pipeline, found)
+            if (found := confirmed(self._mind.snapshot, name, pipeline)) is not None:
+                self._let_stand(name, pipeline, found)
             if is_to_be_placed(self._mind.snapshot, name, self._mind.now()):
                 yield from self._place_services(name, pipeline)
             elif is_to_be_steered(self._mind.snapshot, name, self._mind.now()):

@@ -35,6 +35,7 @@ STRAINED, EASED, STRAIN_MAX = 1.15, 0.98, 8.0
 """By what the strain grows in a slot in which more was late than was predicted, and falls in another."""
 PARTS = 8
 """Into which what comes in at a conductor is thought to be divided: replicas share it, as far as these go."""
+ADOPTED = "as the plans in force have it"
 SIGMAS = 2.0
 """More than what chance explains."""
 SOLVE_S = 2.0
@@ -146,7 +147,18 @@ def adopted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
     if not any(plans.values()):
         return None
     rates = expected(_declared(snapshot, name, pipeline))
-    return Standing(None, placed, rates, now, why="as the plans in force have it")
+    return Standing(None, placed, rates, now, why=ADOPTED)
+
+
+def confirmed(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline) -> Standing | None:
+    """What was adopted, if all of it is there: then there is no reason to place anything anew."""
+    standing = snapshot.pipelines.get(name)
+    if standing is None or standing.basis is not None:
+        return None
+    found = by_service(standing.placed)
+    whole = {service for service, spec in pipeline.services.items() if is_whole(spec)}
+    here = all(node in snapshot.offered for node, _ in standing.placed)
+    return replace(standing, basis=basis_of(snapshot, name)) if here and found.keys() == whole else None
 
 
 def placed_anew(

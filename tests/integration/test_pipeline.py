@@ -186,25 +186,6 @@ async def test_a_request_survives_the_replica_that_worked_on_it(assistant: Servi
     await assistant.cluster.start(victim)
 
 
-async def test_another_leader_finds_services_where_they_are(assistant: Serving) -> None:
-    async def epochs() -> dict[str, int]:
-        return {name: one.current.epoch for name, one in (await states(assistant)).items() if one.current is not None}
-
-    async with asyncio.timeout(STEERED_S):
-        while any(one.state != "serving" for one in (await states(assistant)).values()):  # noqa: ASYNC110 (as asked)
-            await asyncio.sleep(0.2)
-    before = await epochs()
-    await assistant.cluster.kill(ORCHESTRATOR)
-    await ask(assistant.client, "driving", command=COMMAND)
-    await assistant.cluster.start(ORCHESTRATOR)
-    await states(assistant)
-    await assistant.until(lambda found: found.state == "serving", ASSISTANT)
-    await asyncio.sleep(3.0)  # in which they would be placed, and steered twice
-    moved = {name for name, epoch in (await epochs()).items() if before.get(name) != epoch}
-    assert not moved - {service_deployment(ASSISTANT, "backbone")}, moved  # that one is weighed like any deployment
-    await ask(assistant.client, "driving", command=COMMAND)
-
-
 async def test_light_services_follow_the_load(assistant: Serving) -> None:
     called = service_deployment(ASSISTANT, "classes")
     before = len(nodes_of((await states(assistant))[called]))
@@ -272,6 +253,26 @@ async def test_what_is_sealed_stays_so_between_services(assistant: Serving, comp
         "remove", "confidential", "--keys", str(assistant.cluster.operator_keys), "--url", assistant.cluster.url
     )
     assert code == 0, error
+
+
+@pytest.mark.slow
+async def test_another_leader_finds_services_where_they_are(assistant: Serving) -> None:
+    async def epochs() -> dict[str, int]:
+        return {name: one.current.epoch for name, one in (await states(assistant)).items() if one.current is not None}
+
+    async with asyncio.timeout(STEERED_S):
+        while any(one.state != "serving" for one in (await states(assistant)).values()):  # noqa: ASYNC110 (as asked)
+            await asyncio.sleep(0.2)
+    before = await epochs()
+    await assistant.cluster.kill(ORCHESTRATOR)
+    await ask(assistant.client, "driving", command=COMMAND)
+    await assistant.cluster.start(ORCHESTRATOR)
+    await states(assistant)
+    await assistant.until(lambda found: found.state == "serving", ASSISTANT)
+    await asyncio.sleep(3.0)  # in which they would be placed, and steered twice
+    moved = {name for name, epoch in (await epochs()).items() if before.get(name) != epoch}
+    assert not moved - {service_deployment(ASSISTANT, "backbone")}, moved  # that one is weighed like any deployment
+    await ask(assistant.client, "driving", command=COMMAND)
 
 
 async def test_with_a_pipeline_its_services_end(assistant: Serving) -> None:

@@ -22,6 +22,7 @@ from orchestrator.pipelines import (
     adopted,
     by_service,
     check_names,
+    confirmed,
     is_to_be_placed,
     orphans,
     pipelines,
@@ -275,8 +276,13 @@ def test_a_new_leader_goes_on_with_what_the_plans_in_force_say() -> None:
     found = adopted(heir, LOOK, pipelines(heir)[LOOK], START)
     assert found is not None
     assert found.placed == snapshot.pipelines[LOOK].placed
-    after = stands(let_stand(heir, found))
-    assert after.pipelines[LOOK].placed == found.placed
+    heir = let_stand(heir, found)
+    sure = confirmed(heir, LOOK, pipelines(heir)[LOOK])
+    assert sure is not None
+    after = let_stand(heir, sure)
+    assert not is_to_be_placed(after, LOOK, START)
+    gone = later(heir, 6, B, C)
+    assert confirmed(gone, LOOK, pipelines(gone)[LOOK]) is None or "a" not in nodes_of(gone, "eyes")
     assert decide(after, START) == ()
 
 
