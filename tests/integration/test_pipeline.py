@@ -186,6 +186,7 @@ async def test_a_request_survives_the_replica_that_worked_on_it(assistant: Servi
     await assistant.cluster.start(victim)
 
 
+@pytest.mark.slow
 async def test_light_services_follow_the_load(assistant: Serving) -> None:
     called = service_deployment(ASSISTANT, "classes")
     before = len(nodes_of((await states(assistant))[called]))
