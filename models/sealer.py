@@ -89,7 +89,10 @@ def _sealed_file(source: Store, ref: BlobRef, target: Store, key: bytes, model: 
 def _check_no_pipeline_uses(store: Store, model: Digest, name: str) -> None:
     """A pipeline names its services' models, and what it names stays in the open."""
     for other, digest in store.names().items():
-        pipeline = store.manifest(digest).pipeline
+        try:
+            pipeline = store.manifest(digest).pipeline
+        except ResplitError:
+            continue  # of a manifest that is gone or damaged nothing runs
         if pipeline is not None and any(service.model == model for service in pipeline.services.values()):
             message = f"pipeline {other!r} uses {name!r} in the open; remove it, seal {name!r}, and import it again"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
