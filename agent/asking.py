@@ -24,11 +24,9 @@ from schemas.request import (
     AcceptedReply,
     CompletionReply,
     EmbeddingReply,
-    EmbeddingRequest,
     ErrorReply,
+    Request,
     TensorReply,
-    TensorRequest,
-    TextRequest,
 )
 from schemas.roster import readers_at
 
@@ -39,7 +37,6 @@ LOOK_S = 2.0
 """Whether the bus was away, after which an answer may be missing."""
 NO_RESPONDERS = "503"
 
-Request = TextRequest | EmbeddingRequest | TensorRequest
 Reply = CompletionReply | EmbeddingReply | TensorReply
 
 

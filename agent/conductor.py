@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 from pydantic import ValidationError
 
-from agent.asking import Asker, Reply, Request
+from agent.asking import Asker, Reply
 from agent.pipelinejob import PipelineJob, Values, looked_up, tensor, text_of, texts, token_ids
 from schemas.base import DeploymentName, RequestId
 from schemas.errors import ErrorCode, ResplitError
@@ -21,6 +21,7 @@ from schemas.request import (
     EmbeddingReply,
     EmbeddingRequest,
     OipTensor,
+    Request,
     StepTiming,
     TensorReply,
     TensorRequest,

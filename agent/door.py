@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.generation import Generation
-from agent.intake import Job, Request, open_request, opened, read
+from agent.intake import Job, open_request, opened, read
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
@@ -27,7 +27,7 @@ from schemas.codec import REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import AcceptedRequest
 from schemas.plan import Plan
-from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply
+from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply, Request
 from schemas.slo import Slo
 
 OVERTAKING_S = 1.0

@@ -17,11 +17,10 @@ from schemas.codec import REQUEST_ID, SEALED, decode_plain, media_type_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
-from schemas.request import EmbeddingRequest, TensorRequest, TextRequest, read_request
+from schemas.request import Request, TextRequest, read_request
 from schemas.slo import Slo
 
 Job = Generation | TensorJob | PipelineJob
-Request = TextRequest | EmbeddingRequest | TensorRequest
 
 
 def opened(

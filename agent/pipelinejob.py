@@ -15,7 +15,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import Handle
 from schemas.manifest import Manifest
 from schemas.pipeline import REQUEST, TEXT, Input, Pipeline, Task
-from schemas.request import EmbeddingRequest, OipTensor, StepTiming, TensorReply, TensorRequest, TextRequest
+from schemas.request import EmbeddingRequest, OipTensor, Request, StepTiming, TensorReply, TensorRequest
 from schemas.slo import BEST_EFFORT, Slo
 from schemas.tensor import OIP_TO_NUMPY, view
 
@@ -82,7 +82,7 @@ class PipelineJob:
 
 
 def open_pipeline_job(
-    request: TensorRequest | EmbeddingRequest | TextRequest,
+    request: Request,
     request_id: RequestId,
     reply: ReplyTo,
     model: Digest,

@@ -17,7 +17,7 @@ from agent.attainment import Attainment
 from agent.crossing import Crossings
 from agent.desk import Desk
 from agent.generation import Generation
-from agent.intake import Job, Request, asked_for, promised
+from agent.intake import Job, asked_for, promised
 from agent.pipelinejob import PipelineJob
 from agent.run import RouteRun
 from agent.runs import Running, Runs, succeeds
@@ -34,6 +34,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Adopted, Failure, Result, SequenceId, Token
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
+from schemas.request import Request
 from schemas.section import SeenPlan
 from schemas.slo import Slo
 

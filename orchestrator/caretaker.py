@@ -57,7 +57,7 @@ class Caretaker:
                     self._let_stand(name, pipeline, found)
             if (found := confirmed(self._mind.snapshot, name, pipeline)) is not None:
                 self._let_stand(name, pipeline, found)
-            if is_to_be_placed(self._mind.snapshot, name, self._mind.now()):
+            if is_to_be_placed(self._mind.snapshot, name, pipeline, self._mind.now()):
                 yield from self._place_services(name, pipeline)
             elif is_to_be_steered(self._mind.snapshot, name, self._mind.now()):
                 yield from self._steer_services(name, pipeline)

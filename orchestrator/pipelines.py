@@ -35,7 +35,6 @@ STRAINED, EASED, STRAIN_MAX = 1.15, 0.98, 8.0
 """By what the strain grows in a slot in which more was late than was predicted, and falls in another."""
 PARTS = 8
 """Into which what comes in at a conductor is thought to be divided: replicas share it, as far as these go."""
-ADOPTED = "as the plans in force have it"
 SIGMAS = 2.0
 """More than what chance explains."""
 SOLVE_S = 2.0
@@ -115,7 +114,7 @@ def wanted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, standin
     return tuple(found)
 
 
-def is_to_be_placed(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
+def is_to_be_placed(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: datetime) -> bool:
     """Whether the nodes, or what services are held to, are others than when they were placed, or a node refused what it
     was given; all that run any having been heard."""
     standing = snapshot.pipelines.get(name)
@@ -125,16 +124,16 @@ def is_to_be_placed(snapshot: Snapshot, name: DeploymentName, now: datetime) -> 
         return False
     if standing.error is not None and now - standing.at >= AGAIN_AFTER:
         return True
-    return standing.basis != basis_of(snapshot, name) or any(
+    return standing.basis != basis_of(snapshot, name, pipeline) or any(
         node in snapshot.rollout(service_deployment(name, service)).shunned(now) for node, service in standing.placed
     )
 
 
-def basis_of(snapshot: Snapshot, name: DeploymentName) -> Basis:
+def basis_of(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline) -> Basis:
     """What services can be placed on."""
     nodes = frozenset(snapshot.offered)
     trusted = frozenset(node for node in nodes if snapshot.trusts(node))
-    return Basis(tuple(services_of(snapshot, name, pipelines(snapshot)[name]).values()), nodes, trusted)
+    return Basis(tuple(services_of(snapshot, name, pipeline).values()), nodes, trusted)
 
 
 def adopted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: datetime) -> Standing | None:
@@ -147,7 +146,7 @@ def adopted(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, now: d
     if not any(plans.values()):
         return None
     rates = expected(_declared(snapshot, name, pipeline))
-    return Standing(None, placed, rates, now, why=ADOPTED)
+    return Standing(None, placed, rates, now, why="as the plans in force have it")
 
 
 def confirmed(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline) -> Standing | None:
@@ -158,7 +157,7 @@ def confirmed(snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline) -> S
     found = by_service(standing.placed)
     whole = {service for service, spec in pipeline.services.items() if is_whole(spec)}
     here = all(node in snapshot.offered for node, _ in standing.placed)
-    return replace(standing, basis=basis_of(snapshot, name)) if here and found.keys() == whole else None
+    return replace(standing, basis=basis_of(snapshot, name, pipeline)) if here and found.keys() == whole else None
 
 
 def placed_anew(
@@ -188,7 +187,7 @@ def placed_anew(
             continue
         terms = {"cost": round(found.cost, 6), "bound": round(found.bound, 6), "proven": float(found.is_optimal)}
         why = "the core services were placed" + (f", {given_up}" if given_up else "")
-        basis, placed = basis_of(snapshot, name), dict(found.placed)
+        basis, placed = basis_of(snapshot, name, pipeline), dict(found.placed)
         if standing is None:
             return Standing(basis, placed, rates, now, why=why, terms=terms, changed_at=now)
         changed_at = now if standing.placed != placed else standing.changed_at
@@ -202,7 +201,7 @@ def unplaced(
     snapshot: Snapshot, name: DeploymentName, pipeline: Pipeline, error: ResplitError, now: datetime
 ) -> Standing:
     """What stands where services cannot be placed: what there was."""
-    basis, standing = basis_of(snapshot, name), snapshot.pipelines.get(name)
+    basis, standing = basis_of(snapshot, name, pipeline), snapshot.pipelines.get(name)
     if standing is None:
         return Standing(basis, {}, expected(_declared(snapshot, name, pipeline)), now, error=error.body)
     return replace(standing, basis=basis, at=now, error=error.body)

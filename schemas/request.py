@@ -145,11 +145,14 @@ class TensorRequest(RequestBase):
     outputs: tuple[RequestedOutput, ...] | None = None
 
 
-def read_request(plain: Any) -> TextRequest | EmbeddingRequest | TensorRequest:
+Request = TextRequest | EmbeddingRequest | TensorRequest
+
+
+def read_request(plain: Any) -> Request:
     """The request in decoded JSON or msgpack, by the input it carries; raises `ResplitError`."""
     if not isinstance(plain, dict):
         raise ResplitError(ErrorCode.INVALID_REQUEST, "a request is an object with named fields")
-    kind: type[TextRequest | EmbeddingRequest | TensorRequest] = TextRequest
+    kind: type[Request] = TextRequest
     if "inputs" in plain:
         kind = TensorRequest
     elif "input" in plain:

@@ -232,7 +232,7 @@ def test_what_runs_is_not_given_up_with_the_rule_that_cannot_be_kept_any_more() 
     snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B))))
     alone = later(snapshot, 6, B)
     assert alone.absent == {A}
-    assert is_to_be_placed(alone, LOOK, alone.ticked_at or START)
+    assert is_to_be_placed(alone, LOOK, pipelines(alone)[LOOK], alone.ticked_at or START)
     after = stands(alone, alone.ticked_at or START)
     assert nodes_of(after, "eyes") == ["b"]
     assert nodes_of(after, "words") == ["b"]
@@ -255,7 +255,7 @@ def test_a_node_that_joins_moves_nothing_that_serves() -> None:
     snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B))))
     before = snapshot.pipelines[LOOK].placed
     joined = fold(snapshot, CapacityReceived(heartbeat(C)), START)
-    assert is_to_be_placed(joined, LOOK, START)
+    assert is_to_be_placed(joined, LOOK, pipelines(joined)[LOOK], START)
     assert stands(joined).pipelines[LOOK].placed == before
 
 
@@ -280,7 +280,7 @@ def test_a_new_leader_goes_on_with_what_the_plans_in_force_say() -> None:
     sure = confirmed(heir, LOOK, pipelines(heir)[LOOK])
     assert sure is not None
     after = let_stand(heir, sure)
-    assert not is_to_be_placed(after, LOOK, START)
+    assert not is_to_be_placed(after, LOOK, pipelines(after)[LOOK], START)
     gone = later(heir, 6, B, C)
     assert confirmed(gone, LOOK, pipelines(gone)[LOOK]) is None or "a" not in nodes_of(gone, "eyes")
     assert decide(after, START) == ()
@@ -311,11 +311,11 @@ def test_what_services_are_held_to_moves_them_and_nothing_else_is_deployed_under
     snapshot = serves(stands(deployed(pipeline(), heartbeat(A), heartbeat(B), heartbeat(C))))
     snapshot = fold(snapshot, NodeWished(NodeWish(node=A, trusted=False)), START)
     snapshot = stands(snapshot)
-    assert not is_to_be_placed(snapshot, LOOK, START)
+    assert not is_to_be_placed(snapshot, LOOK, pipelines(snapshot)[LOOK], START)
     sealed = Deployment(name=LOOK, model=GRAPH, sealed=True)
     check_is_same_graph(snapshot, sealed, snapshot.manifests)
     closed = fold(snapshot, DeploymentWritten(sealed), START)
-    assert is_to_be_placed(closed, LOOK, START)
+    assert is_to_be_placed(closed, LOOK, pipelines(closed)[LOOK], START)
     assert "a" not in nodes_of(stands(closed), "eyes") + nodes_of(stands(closed), "words")
     with pytest.raises(ResplitError, match="deploy this one under another name"):
         check_is_same_graph(snapshot, Deployment(name=LOOK, model=DECODER), snapshot.manifests)
@@ -327,7 +327,7 @@ def test_a_node_that_refuses_a_service_is_left_for_another() -> None:
     called = service_deployment(LOOK, "words")
     refused = replace(snapshot.rollout(called), refused={NodeId(node): START}, failures=1)
     snapshot = fold(snapshot, RolloutAdvanced(refused), START)
-    assert is_to_be_placed(snapshot, LOOK, START)
+    assert is_to_be_placed(snapshot, LOOK, pipelines(snapshot)[LOOK], START)
     assert nodes_of(stands(snapshot), "words") != [node]
 
 
