@@ -23,6 +23,7 @@ from schemas.frame import Activation, Adopted, Cache, Failure, Frame, Result
 from schemas.heartbeat import Hosting, Presence
 from schemas.plan import Plan, PlanEvent, Receipt
 from schemas.section import SeenPlan, nothing_of, section_of
+from simulator.beacons import Guide
 from simulator.compute import SimCompute
 from simulator.engine import Clockwork, SimEngine, SimPool
 from simulator.ingress import SimIngress
@@ -85,6 +86,13 @@ class SimAgent:
             around.bus.listens,
             lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
+        )
+        self.guide = Guide(
+            machine,
+            lambda: self._kernel.now,
+            lambda: {name: one.event for name, one in self._state.deployments.items()},
+            lambda: around.bus.reaches(machine.name),
+            lambda: around.read_plans(machine.name),
         )
         self.staging = Stager(machine, around, lambda: core.is_loading(self._state))
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}

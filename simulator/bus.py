@@ -3,7 +3,7 @@
 What is on its way to a node that is cut off is lost, but for what is stored and for what its own connection keeps.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -11,10 +11,12 @@ import numpy as np
 
 from orchestrator.fold import CapacityReceived, ReceiptReceived, Report
 from schemas.base import DeploymentName, NodeId, NodeName
+from schemas.beacon import Beacon
 from schemas.capacity import Capacity
 from schemas.heartbeat import Hosting, Presence, presence_of
 from schemas.plan import PlanEvent, Receipt
 from schemas.request import TokenReply
+from simulator.beacons import Guide
 from simulator.client import SimClient
 from simulator.ingress import SimIngress
 from simulator.kernel import Kernel
@@ -41,6 +43,7 @@ class Process(Protocol):
 
     machine: Machine
     ingress: SimIngress
+    guide: Guide
 
     def hear(self, event: PlanEvent, /) -> None: ...
     def knows(self, deployment: DeploymentName, /) -> bool: ...
@@ -107,11 +110,21 @@ class Bus:
             if node in concerned or agent.knows(event.deployment):
                 self._deliver(node, lambda agent=agent: agent.hear(event))  # type: ignore[misc]
 
-    def catch_up(self, events: Iterable[PlanEvent]) -> None:
+    def beacon(self, beacon: Beacon, events: Collection[PlanEvent]) -> None:
+        """The leader says that these are the newest: who has them learns nothing from it."""
+        concerned = {NodeId(node) for event in events for plan in event.plans for node in plan.nodes}
+        for node, agent in self._agents.items():
+            mine = [event for event in events if node in concerned or agent.knows(event.deployment)]
+            if mine and agent.guide.misses(mine):
+                self._deliver(node, lambda agent=agent: agent.guide.heard(beacon))  # type: ignore[misc]
+
+    def catch_up(self, events: Iterable[PlanEvent], nodes: Iterable[NodeId]) -> None:
         """Agents read again what is stored."""
-        for agent in list(self._agents.values()):
+        for node in nodes:
+            if (agent := self._agents.get(node)) is None:
+                continue
             for event in events:
-                if self.reaches(agent.machine.name):
+                if self.reaches(node):
                     agent.machine.reach(lambda agent=agent, event=event: agent.hear(event))  # type: ignore[misc]
 
     def receipt(self, receipt: Receipt) -> None:

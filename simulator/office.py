@@ -63,6 +63,11 @@ class Office:
         self._lead(self.operators.stored)
         self.placer.open()
 
+    @property
+    def term(self) -> int | None:
+        """That of the leader, if there is one."""
+        return None if self._leader is None else self._leader.mind.snapshot.term
+
     def report(self, report: Report) -> None:
         """Something that a leader hears, if there is one."""
         if isinstance(report, ReceiptReceived):

@@ -13,14 +13,18 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any
 
+from agent.plans import CATCH_UP_EVERY_S
+from bus.streams import RETRY_S
 from orchestrator.staging import Advice
 from schemas.base import NodeId
+from schemas.beacon import BEACON_EVERY_S
 from schemas.capacity import LinkEstimate
 from schemas.deployment import Chain
 from schemas.frame import Frame
 from schemas.plan import Plan
 from schemas.section import SeenPlan
 from simulator.agent import SimAgent
+from simulator.beacons import Beacons
 from simulator.books import Books
 from simulator.bus import Bus
 from simulator.client import SimClient
@@ -42,7 +46,6 @@ from simulator.trail import Trail
 from simulator.truth import Change, timeline
 from simulator.workload import arrivals
 
-CATCH_UP_S = 30.0
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
@@ -89,6 +92,7 @@ class World:
         self.trail = Trail(lambda: self.kernel.now, hear=self.books.told)
         self.network = Network(scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network"))
         self.agents: dict[NodeId, SimAgent] = {}
+        self._beacons = Beacons()
         self.bus = Bus(
             scenario,
             self.machines,
@@ -188,7 +192,8 @@ class World:
             self.clients.append(client)
             kernel.at(arrival.at_s, client.ask)
         kernel.every(1.0, self._sample, 1.0)
-        kernel.every(CATCH_UP_S, lambda: self.bus.catch_up(self._office.log.last.values()))
+        kernel.every(CATCH_UP_EVERY_S, lambda: self.bus.catch_up(self._office.log.last.values(), tuple(self.agents)))
+        kernel.every(BEACON_EVERY_S, self._say_newest)
         kernel.run(scenario.duration_s + scenario.drain_s)
 
     # Processes.
@@ -281,6 +286,13 @@ class World:
     def _mend(self, node: NodeId) -> None:
         self.network.mended(node)
         self.bus.mended()
+        # Who is connected again looks in the log (`bus.streams`).
+        self.kernel.after(RETRY_S, self.read_plans, node)
+
+    def _say_newest(self) -> None:
+        if (term := self._office.term) is not None:
+            events = tuple(self._office.log.last.values())
+            self.bus.beacon(self._beacons.next(term, events, self.kernel.date), events)
 
     def _meant(self, what: str) -> list[NodeId]:
         if what in self.machines:
@@ -339,6 +351,10 @@ class World:
         spread = self.scenario.bus.clock_skew_s
         rng = self.draws.stream("clocks")
         return {node: float(rng.normal(0, spread)) if spread else 0.0 for node in self.machines}
+
+    def read_plans(self, node: NodeId) -> None:
+        """A node reads again what is stored."""
+        self.bus.catch_up(self._office.log.last.values(), (node,))
 
     def loads(self, machine: Machine, plan: SeenPlan) -> None:
         self._office.operators.check_load(machine, plan)
