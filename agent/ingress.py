@@ -20,8 +20,8 @@ from agent.door import Door
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
 from agent.intake import Job, open_request, opened, read
+from agent.numbers import sequence_numbers
 from agent.outbox import Outbox
-from agent.run import sequence_numbers
 from agent.served import Served
 from bus.audit import AuditTrail
 from bus.connection import PENDING_BYTES_MAX
@@ -89,7 +89,7 @@ class Ingress:
         self._desk = Desk(
             node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty, conductor=conductor
         )
-        self._numbers = sequence_numbers()
+        self._numbers = sequence_numbers(node, boot)
         self._checked_at = now()
         self._door = Door(client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave)
 

@@ -11,8 +11,10 @@ from collections.abc import Awaitable, Callable, Iterable
 
 from nats.errors import Error as NatsError
 
+from agent.numbers import boot_number, boot_number_of
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_SPARE_S, LostPeer
+from schemas.frame import SequenceId
 from schemas.heartbeat import Presence
 
 PROBE_PAUSES_S = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)
@@ -85,6 +87,22 @@ class Neighbours:
             if lost.boot == self._present_boot(lost.node) != self._lost.get(lost.node):
                 self.look_for(lost.node)
         return True
+
+    @property
+    def numbers(self) -> dict[NodeId, int]:
+        """The number of each node's present process (`agent.numbers`), as far as it was heard."""
+        heard = {node: boot_number(node, next(reversed(boots))) for node, boots in self._boots.items() if boots}
+        return heard | {self._node: boot_number(self._node, self._boot)}
+
+    def is_gone(self, node: NodeId, sequence: SequenceId) -> bool:
+        """Whether the process of `node` that drove a sequence is known to be gone: what it had sent may come even
+        then, and would hold what nobody gives back."""
+        number = boot_number_of(sequence)
+        if node == self._node:
+            return number != boot_number(node, self._boot)
+        gone = (boot for boot in self._boots.get(node, {}) if boot != self._present_boot(node))
+        lost = self._lost.get(node)
+        return any(number == boot_number(node, boot) for boot in (*gone, *([] if lost is None else [lost])))
 
     def declared(self, nodes: Iterable[NodeId]) -> None:
         """The orchestrator holds these for lost."""

@@ -6,8 +6,6 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
-import numpy as np
-
 from agent.driver import Answered, Prompt, RouteDriver
 from agent.prefixes import Prefixes
 from agent.slots import SlotTable
@@ -316,10 +314,3 @@ class RouteRun:
 
     def _send_first(self, frame: Activation) -> None:
         self._send(self.route.stages[0].node, frame)
-
-
-def sequence_numbers(boot: int | None = None) -> "itertools.count[int]":
-    """Sequence ids no other process, and no earlier life of this one, hands out: a random number in front, below 2^31,
-    which is drawn if it is not given."""
-    boot = int(np.random.default_rng().integers(1 << 31)) if boot is None else boot
-    return itertools.count(boot << 32)

@@ -37,7 +37,7 @@ from agent.plans import PlanInbox
 from agent.policy import check_allowed, check_block_count
 from agent.publisher import CapacityPublisher
 from agent.stage import StageHost
-from agent.stages import Stages, ToIngress
+from agent.stages import EXPIRE_EVERY_S, Stages, ToIngress
 from agent.staging import Stager
 from agent.survey import Survey
 from bus.audit import AuditTrail
@@ -65,7 +65,6 @@ from schemas.manifest import Manifest
 from schemas.plan import Plan, Receipt, ReceiptStatus, spans
 from schemas.section import EventSection, SeenPlan
 
-EXPIRE_EVERY_S = 15.0
 SWITCH_INTERVAL_S = 0.0002
 """The compute thread comes back from ONNX Runtime and wants the interpreter: by default the event loop may keep it
 for 5 ms, which is half a token."""
@@ -120,7 +119,15 @@ class Agent:
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
         guard = RosterGuard(identity, self._ingresses_of, lambda: self._audit)
-        self._stages = Stages(config.node, self._compute, self._peers, self._to_ingress, self._open_host, guard)
+        self._stages = Stages(
+            config.node,
+            self._compute,
+            self._peers,
+            self._to_ingress,
+            self._open_host,
+            guard,
+            lambda node, sequence: self._neighbours.is_gone(node, sequence),  # noqa: PLW0108 - there are none yet
+        )
         gate = Gate(lambda of, epoch: core.plan_of(self._state, of, epoch), self._ingresses_of, self._stages.route)
         self._links = LinkServer(identity, gate.arrived, self._suspect)
         self._bus = self._peers.bus = BusRoad(client, identity, gate.arrived, self._unreachable)
@@ -469,4 +476,4 @@ class Agent:
     async def _expire_forever(self) -> None:
         while True:
             await asyncio.sleep(EXPIRE_EVERY_S)
-            self._stages.expire()
+            self._stages.expire(self._neighbours.numbers)

@@ -16,6 +16,7 @@ from agent.batching import contiguous_runs
 from agent.engine import Engine
 from agent.handover import Handover
 from agent.kv import KvPool
+from agent.numbers import boot_number_of
 from agent.sampling import choose
 from agent.sequences import Progress, Record, Records
 from profiler.blocks import Call
@@ -146,10 +147,20 @@ class StageHost:
         fresh = Record(frame.ingress, self._now_us(), frame.epoch, frame.route, frame.sampling, progress)
         self._records[frame.new] = fresh
 
-    def idle(self, limit_us: int) -> tuple[SequenceId, ...]:
-        """Sequences that nobody drove for `limit_us`: their ingress is gone."""
-        before = self._now_us() - limit_us
-        return tuple(sequence for sequence, record in self._records.items() if record.seen_us < before)
+    def idle(self, limit_us: int, stray_us: int, present: Mapping[NodeId, int]) -> tuple[SequenceId, ...]:
+        """Sequences that nobody drove for `limit_us`, or for `stray_us` if the process of their ingress that is
+        `present` has another number (`agent.numbers`): who drove them is gone."""
+        now_us = self._now_us()
+
+        def is_stray(sequence: SequenceId, ingress: str) -> bool:
+            number = boot_number_of(sequence)
+            return present.get(NodeId(ingress), number) != number
+
+        return tuple(
+            sequence
+            for sequence, record in self._records.items()
+            if now_us - record.seen_us > (stray_us if is_stray(sequence, record.ingress) else limit_us)
+        )
 
     def of_ingress(self, node: NodeId) -> tuple[SequenceId, ...]:
         """Sequences that `node` drives."""

@@ -7,7 +7,7 @@ own. It also holds the plans, to tell who comes next. On the event loop.
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Protocol, assert_never
 
@@ -34,8 +34,13 @@ from schemas.frame import (
 from schemas.plan import Route
 from schemas.section import RouteSection, SeenPlan
 
+EXPIRE_EVERY_S = 5.0
+"""Between two looks for sequences that nobody drives any more."""
 IDLE_LIMIT_US = 120_000_000
 """A sequence nobody drove for two minutes has lost its ingress: a live one drives again after seconds."""
+STRAY_LIMIT_US = 5_000_000
+"""One that another process drove than the one there is now: frames may come after the word that who sent them is gone,
+and were that process the newer one, it would have been heard by then."""
 
 ToIngress = Result | Failure | Adopted
 
@@ -60,15 +65,18 @@ class Stages:
         to_ingress: Callable[[ToIngress], None],
         open_host: Callable[[SeenPlan], StageHost],
         guard: Guard,
+        is_gone: Callable[[NodeId, SequenceId], bool],
         now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
-        """`open_host` makes the host of a family of plans, given one of them."""
+        """`open_host` makes the host of a family of plans, given one of them; `is_gone` says whether the process that
+        drove a sequence of an ingress is (`agent.neighbours`)."""
         self._node = node
         self._compute = compute
         self._peers = peers
         self._to_ingress = to_ingress
         self._open_host = open_host
         self._guard = guard
+        self._is_gone = is_gone
         self._queue = StageQueue(compute, self._deliver, now_us)
         self._hosts: dict[Digest, StageHost] = {}
         """By family."""
@@ -125,11 +133,16 @@ class Stages:
                 self._reuse(frame)
             case Activation():
                 host = self._host(frame.deployment, frame.epoch)
-                if host is not None:
+                if self._is_gone(NodeId(frame.ingress), frame.items[0].sequence):
+                    log.info("dropped a frame of a process that is gone, of %s", frame.ingress)
+                elif host is not None:
                     self._queue.put(host, frame)
                 else:
                     self._not_here(frame.deployment, frame.epoch)
             case Adopt():
+                if self._is_gone(NodeId(frame.ingress), frame.sequence):
+                    log.info("dropped what a process that is gone wanted handed over, of %s", frame.ingress)
+                    return
                 self._hand_over(self._host(frame.deployment, frame.epoch), lambda h: h.adopt(frame), frame)
             case Fetch():
                 self._provide(frame)
@@ -152,10 +165,11 @@ class Stages:
         for host in self._hosts.values():
             self._free(host, lambda host: host.of_ingress(node))
 
-    def expire(self) -> None:
-        """Free the slots of sequences that nobody drives any more."""
+    def expire(self, present: Mapping[NodeId, int]) -> None:
+        """Free the slots of sequences that nobody drives any more; `present` are the numbers of the processes that are
+        there, by node, as far as they were heard."""
         for host in self._hosts.values():
-            self._free(host, lambda host: host.idle(IDLE_LIMIT_US))
+            self._free(host, lambda host: host.idle(IDLE_LIMIT_US, STRAY_LIMIT_US, present))
 
     def _host(self, deployment: str, epoch: int) -> StageHost | None:
         return self._host_of.get((deployment, epoch))

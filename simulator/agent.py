@@ -10,9 +10,9 @@ from agent import step as core
 from agent.blocktimes import BlockTimes
 from agent.kv import KvPool
 from agent.loader import LoadedPlan
-from agent.run import sequence_numbers
+from agent.numbers import sequence_numbers
 from agent.stage import StageHost
-from agent.stages import Stages
+from agent.stages import EXPIRE_EVERY_S, Stages
 from profiler.kv import length_classes
 from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from profiler.network import TOKEN_BYTES, boundary_bytes
@@ -61,15 +61,23 @@ class SimAgent:
         self._around = around
         self._kernel = around.kernel
         rng = around.draws.stream(f"agent {machine.name} {boot}")
+        rng.integers(1 << 31)  # nobody needs it any more, and without it a seed were another world
         self._reports = Reports(self, around, rng)
         self._state = core.State(machine.name)
         self._clock = Clockwork(self._kernel, lambda: machine.factor)
         self._compute = SimCompute(machine, self._clock, around.physics.frame_s, self._reports.computed)
         self.times = BlockTimes(machine.name, lambda: self._kernel.now)
         self._stages = Stages(
-            machine.name, self._compute, self, self._to_ingress, self._open_host, Trusting(), self._clock.now_us
+            machine.name,
+            self._compute,
+            self,
+            self._to_ingress,
+            self._open_host,
+            Trusting(),
+            lambda node, sequence: self.neighbours.is_gone(node, sequence),  # noqa: PLW0108 - there are none yet
+            self._clock.now_us,
         )
-        self.neighbours = SimNeighbours(
+        self.neighbours: SimNeighbours = SimNeighbours(
             machine.name, boot, lambda: self._kernel.now, self._look_for, self._stages.ingress_lost
         )
         self.ingress = SimIngress(
@@ -82,7 +90,7 @@ class SimAgent:
             lambda: self._kernel.now,
             self.neighbours.is_over,
             lambda client, what: around.bus.say(machine, client, what),
-            sequence_numbers(int(rng.integers(1 << 31))),
+            sequence_numbers(machine.name, boot),
             around.bus.listens,
             lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
@@ -103,6 +111,7 @@ class SimAgent:
         self._used: dict[tuple[tuple[str, int], ...], int] = {}
         """Bytes, by the plans that are loaded."""
         machine.later(float(rng.uniform(0, 0.05)), self._reports.say)
+        self._expires = False
 
     # Plans.
 
@@ -182,6 +191,7 @@ class SimAgent:
             }
             loaded = LoadedPlan(manifest, cast(dict[tuple[int, int, int], Any], engines), 0)
             _run(self._stages.install(plan, loaded))
+            self._begin_expiring()
             self._step(core.Loaded(plan))
 
         self.machine.later(fetch_s + load_s + 0.001, done)
@@ -256,6 +266,18 @@ class SimAgent:
         )
 
     # Frames.
+
+    def _begin_expiring(self) -> None:
+        """There may be sequences that nobody drives any more, for as long as there are plans."""
+        if not self._expires:
+            self._expires = True
+            self.machine.later(EXPIRE_EVERY_S, self._expire)
+
+    def _expire(self) -> None:
+        self._expires = False
+        if self._loaded:
+            self._stages.expire(self.neighbours.numbers)
+            self._begin_expiring()
 
     def send(self, node: NodeId, frame: Frame) -> None:
         """Hand a frame to another node."""

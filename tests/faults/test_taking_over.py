@@ -16,8 +16,9 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from agent.ingress import Ingress
+from agent.numbers import sequence_numbers
 from agent.pace import CALLS_MIN
-from agent.run import RouteRun, sequence_numbers
+from agent.run import RouteRun
 from agent.served import INTERRUPTED_MAX_S, Served
 from bus.audit import AuditTrail
 from bus.connection import connect
@@ -320,7 +321,7 @@ async def test_waiting_for_a_slot_ends_nothing_and_waiting_for_a_node_ends_in_ti
 async def test_a_route_that_was_not_measured_is_thought_as_fast_as_the_fastest_and_no_faster(one: OneIngress) -> None:
     await one.adopt(owed("r1"), owed("r2"), owed("r3"))
     job, measured = one.served.queue.first, one.served.runs[1, 0]
-    unmeasured = RouteRun(one.plan, measured.route, N0, sequence_numbers(), one.send)
+    unmeasured = RouteRun(one.plan, measured.route, N0, sequence_numbers(N0, "one"), one.send)
     for _ in range(CALLS_MIN):
         measured.driver.pace.call.add(1, 0.5, one.at)
     found = one.served.runs.predicted(unmeasured, job, (), (), one.at, [measured, unmeasured])

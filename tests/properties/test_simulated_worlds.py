@@ -34,6 +34,8 @@ ONCE_FAILED = {
     "two ingresses that had each taken over from the other left their requests to nobody": 1000141,
     "an ingress whose heir was taken over from in turn was alive, so that nobody looked after its requests": 1040055,
     "an ingress that was held for lost, and heard of it, held itself for lost for good": 1040058,
+    "two words of plans were lost, and each was read half a minute later": 1001247,
+    "what a dead ingress had sent came after the word of its end, and held every slot for two minutes": 1001306,
 }
 LISTEN_S = 0.05
 MOVED_S = 19.8

@@ -3,6 +3,7 @@
 import pytest
 
 from agent.neighbours import IN_FLIGHT_S, SILENT_S, Neighbours
+from agent.numbers import boot_number_of, sequence_numbers
 from schemas.base import NodeId
 from schemas.heartbeat import presence_of
 from tests.unit.test_profiler_cost import capacity
@@ -93,3 +94,30 @@ def test_silence_says_it_too_in_the_end(node: Neighbours, clock: Clock) -> None:
     beat(node, "b", 1)
     clock.now += SILENT_S + 1
     assert node.is_over(PEER, "b")
+
+
+def test_what_a_process_that_was_replaced_drove_is_gone(node: Neighbours) -> None:
+    old, new = (next(sequence_numbers(PEER, boot)) for boot in ("old", "new"))
+    assert not node.is_gone(PEER, old), "nobody was heard yet"
+    beat(node, "old", 0)
+    assert not node.is_gone(PEER, old)
+    assert not node.is_gone(PEER, new), "frames may overtake the first heartbeat"
+    beat(node, "new", 0)
+    assert node.is_gone(PEER, old)
+    assert not node.is_gone(PEER, new)
+    assert node.numbers[PEER] == boot_number_of(new)
+
+
+def test_what_a_process_that_was_found_gone_drove_is_gone_until_it_is_heard(node: Neighbours, clock: Clock) -> None:
+    sequence = next(sequence_numbers(PEER, "b"))
+    beat(node, "b", 0)
+    assert node.lose(PEER)
+    assert node.is_gone(PEER, sequence)
+    clock.now += IN_FLIGHT_S
+    beat(node, "b", 1)
+    assert not node.is_gone(PEER, sequence)
+
+
+def test_what_an_earlier_process_of_its_own_drove_is_gone(node: Neighbours) -> None:
+    assert not node.is_gone(NodeId("n0"), next(sequence_numbers(NodeId("n0"), "own")))
+    assert node.is_gone(NodeId("n0"), next(sequence_numbers(NodeId("n0"), "before")))

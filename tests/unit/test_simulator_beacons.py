@@ -10,7 +10,6 @@ from simulator.beacons import Beacons, Guide
 from simulator.kernel import EPOCH, Kernel
 from simulator.machine import Machine
 from simulator.scenario import NodeSpec
-from simulator.swarm import found
 from simulator.wishes import DEPLOYMENT
 
 SPEC = NodeSpec(flops_per_s=1e12, bytes_per_s=1e10, memory_bytes=1 << 30)
@@ -79,9 +78,3 @@ def test_a_later_event_is_looked_for_too() -> None:
     process.guide.heard(beacons.next(1, process.log, EPOCH))
     process.kernel.run(6.0)
     assert len(process.looked) == 2
-
-
-def test_a_world_in_which_two_words_of_plans_are_lost_serves_again() -> None:
-    # Read again after half a minute each they took longer than a world has.
-    finding = found(1001247)
-    assert finding.holds, (finding.safety, finding.liveness)

@@ -1,0 +1,22 @@
+"""PURE: what sequences are told by: a number of the process that drives them, and a counter behind it."""
+
+import itertools
+from hashlib import sha256
+
+from schemas.base import NodeId
+from schemas.frame import SequenceId
+
+
+def boot_number(node: NodeId, boot: str) -> int:
+    """Of a process, below 2^31. Two have the same with a chance of one in two billion."""
+    return int.from_bytes(sha256(f"{node} {boot}".encode()).digest()[:4]) >> 1
+
+
+def sequence_numbers(node: NodeId, boot: str) -> "itertools.count[SequenceId]":
+    """Sequence ids no other process, and no earlier one of this node, hands out."""
+    return itertools.count(boot_number(node, boot) << 32)
+
+
+def boot_number_of(sequence: SequenceId) -> int:
+    """That of the process which drives a sequence."""
+    return sequence >> 32
