@@ -30,7 +30,8 @@ GUESS_PRUDENCE = 1.25
 """A guess has to promise a quarter more than a measurement before it is preferred."""
 
 GUESSED_NODES_MAX = 64
-"""Beyond this a cluster has sites, and too many pairs to guess about one by one."""
+"""Of more nodes there are too many pairs to guess about one by one; plans are looked for among fewer
+(`orchestrator.shortlist`)."""
 
 
 def smoothed(before: Times, said: Times, elapsed_s: float, over_s: float = SMOOTHING_S) -> Times:
@@ -97,7 +98,7 @@ def timed(
     share, every = _slope_share(times, digest), frozenset(range(sizes.blocks))
     for name, capacity in capacities.items():
         known, promised = times.get(name, {}).get(digest), roofline(capacity.provider, sizes)
-        own = _ratio(known, promised)
+        own = slower_than_promised(known, promised)
         # A node that is slow on the blocks it runs is slow on the others too.
         ms = promised.ms * (own if own is not None else optimism * GUESS_PRUDENCE)
         if share is not None:
@@ -194,7 +195,7 @@ def optimism_of(
     """
     sizes = sizes_of(manifest)
     ratios = [
-        _ratio(known, roofline(capacity.provider, sizes))
+        slower_than_promised(known, roofline(capacity.provider, sizes))
         for name, capacity in capacities.items()
         if (known := times.get(name, {}).get(digest)) is not None
     ]
@@ -204,7 +205,7 @@ def optimism_of(
     return max(1.0, min(seen, default=1.0))
 
 
-def _ratio(known: ModelTimes | None, promised: ModelTimes) -> float | None:
+def slower_than_promised(known: ModelTimes | None, promised: ModelTimes) -> float | None:
     """Measured over promised time of the blocks this node ran, or None if it ran none."""
     columns = [] if known is None else [at for at, block in enumerate(known.blocks) if block < len(promised.blocks)]
     if known is None or not columns:

@@ -4,7 +4,7 @@ Reports say what happened; nothing here decides. Time is whatever the caller's s
 sender's: a node with a wrong clock is as alive as any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
@@ -143,6 +143,10 @@ class Snapshot:
         if self.roster is not None and node not in self.enrolled_trusted:
             return True
         return self.trust.get(node) is False if node not in self.nodes else not self.trusts(node)
+
+    def among(self, nodes: Collection[NodeId]) -> "Snapshot":
+        """The same as if it had heard of these nodes alone."""
+        return replace(self, nodes={name: node for name, node in self.nodes.items() if name in nodes})
 
     def wish(self, node: NodeId) -> NodeWish:
         """What operators want of a node."""

@@ -37,9 +37,9 @@ from orchestrator.fold import (
     fold,
 )
 from orchestrator.outlook import Outlook
-from orchestrator.planner import Proposal, check_routes, make_plan
+from orchestrator.planner import Proposal, check_routes
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
-from orchestrator.rooms import believed_rooms
+from orchestrator.shortlist import planned_anew
 from orchestrator.steps import Append, Effect, Solve, Solved, Steps
 from orchestrator.view import estimate
 from orchestrator.weighing import chosen_plan, failover_plan
@@ -270,20 +270,17 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
     if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
         # Another class of service moves nothing.
         update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
-        before = forecast(same.chains, hosts_of(snapshot.present, manifest, same.model), manifest)
+        hosts = {NodeId(node): snapshot.present[NodeId(node)] for node in same.nodes}
+        before = forecast(same.chains, hosts_of(hosts, manifest, same.model), manifest)
         return Proposal(same.model_copy(update=update), before)
-    found = believed_rooms(snapshot, deployment, manifest)
     avoid, current = rollout.shunned(now), rollout.current
     kept = tuple(
         chain
         for chain in standing(snapshot, deployment, rollout)
         if not avoid.intersection(stage.node for stage in chain)
     )
-    routes = len(current.routes) if current is not None else 1
-    proposal = make_plan(
-        deployment, manifest, found, rollout.epoch + 1, current, need.reason, avoid, kept=kept, routes=routes
-    )
-    if need.cause is Cause.MISSING_ROUTE and len(proposal.plan.routes) <= routes:
+    proposal = planned_anew(snapshot, deployment, manifest, now, need.reason, avoid, kept)
+    if need.cause is Cause.MISSING_ROUTE and current is not None and len(proposal.plan.routes) <= len(current.routes):
         check_routes(deployment, proposal.plan)
     return proposal
 

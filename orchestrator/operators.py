@@ -194,7 +194,7 @@ class Operators:
 
     def _tried(self, snapshot: Snapshot, deployment: Deployment, models: Mapping[Digest, Manifest]) -> Proposal:
         manifest = models[deployment.model]
-        proposal = trial(snapshot, deployment, manifest)
+        proposal = trial(snapshot, deployment, manifest, self._core.now())
         if manifest.pipeline is not None:
             check_services(snapshot, deployment, manifest.pipeline, models, self._core.now())
         return proposal

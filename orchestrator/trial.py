@@ -7,9 +7,9 @@ from datetime import datetime
 from orchestrator.decide import standing, what_is_needed
 from orchestrator.fold import NodeWished, RolloutAdvanced, Snapshot, fold
 from orchestrator.pipelines import check_names, pipelines, placed_anew, wanted
-from orchestrator.planner import Proposal, check_routes, check_shape, make_plan, place
+from orchestrator.planner import Proposal, check_routes, check_shape, place
 from orchestrator.rollout import Candidate
-from orchestrator.rooms import believed_rooms
+from orchestrator.shortlist import planned_anew
 from orchestrator.trust import exposed
 from profiler.forecast import forecast
 from profiler.host import hosts_of
@@ -20,7 +20,7 @@ from schemas.manifest import Manifest
 from schemas.pipeline import Pipeline
 
 
-def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Proposal:
+def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: datetime) -> Proposal:
     """The plan that this deployment would get now; raises what `make_plan` raises. Nothing is changed.
 
     A current plan that is as wished is the answer: it has its memory already and nothing would move.
@@ -35,10 +35,8 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> Pro
             if stage.node in snapshot.drained:
                 message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` or name another node"
                 raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
-    found = believed_rooms(snapshot, deployment, manifest)
     kept = standing(snapshot, deployment, rollout)
-    routes = len(current.routes) if current is not None else 1
-    proposal = make_plan(deployment, manifest, found, rollout.epoch + 1, current, "a trial", kept=kept, routes=routes)
+    proposal = planned_anew(snapshot, deployment, manifest, now, "a trial", kept=kept)
     check_routes(deployment, proposal.plan)
     return proposal
 
@@ -79,7 +77,7 @@ def check_services(
     for one in wanted(world, deployment.name, pipeline, standing):
         check_shape(one, models[one.model])
         if one.chains is None:
-            trial(world, one, models[one.model])
+            trial(world, one, models[one.model], now)
 
 
 def check_drain(snapshot: Snapshot, node: NodeId, now: datetime) -> None:
@@ -132,7 +130,7 @@ def _all_move(without: Snapshot, names: tuple[DeploymentName, ...], hurdle: str,
         if deployment is None or _placed_with(without, name) is not None:
             continue  # it was removed: it ends by itself; or it moves with its pipeline
         try:
-            proposal = _moved(without, deployment)
+            proposal = _moved(without, deployment, now)
         except ResplitError as error:
             raise ResplitError(error.code, f"{name!r} cannot {hurdle}: {error.message}", "node") from error
         # The next deployment must find room beside this one.
@@ -165,7 +163,7 @@ def users(snapshot: Snapshot, node: NodeId) -> tuple[DeploymentName, ...]:
     return tuple(sorted(name for name, rollout in snapshot.rollouts.items() if node in rollout.nodes))
 
 
-def _moved(without: Snapshot, deployment: Deployment) -> Proposal:
+def _moved(without: Snapshot, deployment: Deployment, now: datetime) -> Proposal:
     manifest = without.manifests.get(deployment.model)
     if manifest is None:
         message = f"the orchestrator's store does not hold its model {deployment.model}; import it there again"
@@ -173,4 +171,4 @@ def _moved(without: Snapshot, deployment: Deployment) -> Proposal:
     if any(stage.node in without.drained for chain in deployment.chains or () for stage in chain):
         message = f"its placement is locked; run `resplit topology unlock {deployment.name}`, or place it elsewhere"
         raise ResplitError(ErrorCode.INFEASIBLE, message)
-    return trial(without, deployment, manifest)
+    return trial(without, deployment, manifest, now)

@@ -12,10 +12,11 @@ from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, make_plan
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.rooms import rooms
+from orchestrator.shortlist import shortlisted
 from orchestrator.strain import UNSTRAINED, learned
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy, TriggerState, awaited, better_by_then, burns
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import Deployment, Placement
+from schemas.deployment import Deployment, Placement, nodes_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan
@@ -72,7 +73,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     same = None if before is None or afresh or before.plan != current.digest else before.searched
     state = before.state if before is not None else TriggerState()
     found = slate(
-        snapshot,
+        shortlisted(snapshot, deployment, manifest, now, same),
         deployment,
         manifest,
         current,
@@ -186,10 +187,9 @@ def _placed(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, chai
     rollout = snapshot.rollout(deployment.name)
     # The planner checks a placement against the facts of now, whoever asks for it.
     insisted = deployment.model_copy(update={"placement": chains, "stages": None, "routes": None})
-    found = make_plan(
-        insisted, manifest, rooms(snapshot, deployment, manifest), rollout.epoch + 1, rollout.current, reason
-    )
-    return replace(found, plan=found.plan.model_copy(update={"reason": reason}))
+    found = rooms(snapshot.among(nodes_of(chains)), deployment, manifest)
+    proposal = make_plan(insisted, manifest, found, rollout.epoch + 1, rollout.current, reason)
+    return replace(proposal, plan=proposal.plan.model_copy(update={"reason": reason}))
 
 
 def _starved(snapshot: Snapshot, current: Plan, before: Outlook | None, now: datetime) -> Mapping[NodeId, datetime]:

@@ -128,7 +128,7 @@ class Operators:
         if known is None:
             return False
         try:
-            trial(known, deployment, known.manifests[deployment.model])
+            trial(known, deployment, known.manifests[deployment.model], self._kernel.date)
         except ResplitError:
             return False
         self._write(deployment)

@@ -49,6 +49,7 @@ from simulator.workload import arrivals
 """As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
+PEERS_MAX = 64
 GARBAGE_MIN = 50_000
 """New objects before it is worth looking for cycles among them: events make few, and looking cost a tenth of a run."""
 CLOSED_S = 0.004
@@ -321,7 +322,7 @@ class World:
         return self.machines[node].alive
 
     def peers(self, machine: Machine) -> tuple[NodeId, ...]:
-        return _sample_of(tuple(self.machines), machine.name)
+        return _looked_at(tuple((other.name, other.site) for other in self.machines.values()), machine.name)
 
     def estimate(self, machine: Machine, peer: NodeId, noise: float) -> LinkEstimate | None:
         other = self.machines[peer]
@@ -365,8 +366,13 @@ class World:
 
 
 @cache
-def _sample_of(nodes: tuple[NodeId, ...], own: NodeId, most: int = 64) -> tuple[NodeId, ...]:
-    """Whom a node looks at: everybody, or of very many some, its own place's first."""
-    others = [node for node in nodes if node != own]
-    step = max(1, len(others) // most)
-    return tuple(others[::step][:most])
+def _looked_at(nodes: tuple[tuple[NodeId, str], ...], own: NodeId) -> tuple[NodeId, ...]:
+    """Whom a node looks at: everybody, or of very many some, half of them of its own place."""
+    others = [(node, site) for node, site in nodes if node != own]
+    if len(others) <= PEERS_MAX:
+        return tuple(node for node, _ in others)
+    here = next(site for node, site in nodes if node == own)
+    near = [node for node, site in others if site == here][: PEERS_MAX // 2]
+    far = [node for node, site in others if site != here]
+    most = PEERS_MAX - len(near)
+    return (*near, *far[:: max(1, len(far) // most)][:most])

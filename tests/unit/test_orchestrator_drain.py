@@ -151,13 +151,13 @@ def test_a_trial_of_what_runs_already_is_what_runs() -> None:
     snapshot = serving(world(heartbeat(A, blocks=4), heartbeat(B, blocks=1)), wish())
     current = snapshot.rollout(CHAT).current
     # Its own blocks take what is free: another plan for it would not fit beside it.
-    assert trial(snapshot, wish(placement=stages(("a", 0, 3))), manifest()).plan == current
+    assert trial(snapshot, wish(placement=stages(("a", 0, 3))), manifest(), START).plan == current
 
 
 def test_a_placement_on_a_drained_node_is_refused_by_that_name() -> None:
     snapshot = drained(world(heartbeat(A), heartbeat(B), heartbeat(C)), B)
     with pytest.raises(ResplitError, match="node 'b' is drained") as caught:
-        trial(snapshot, wish(placement=stages(("a", 0, 1), ("b", 2, 3))), manifest())
+        trial(snapshot, wish(placement=stages(("a", 0, 1), ("b", 2, 3))), manifest(), START)
     assert (caught.value.code, caught.value.field) == (ErrorCode.INFEASIBLE, "placement.1.node")
 
 

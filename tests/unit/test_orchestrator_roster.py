@@ -99,7 +99,7 @@ def test_a_model_that_the_root_does_not_name_is_not_planned_whatever_was_wished(
     assert need is not None and (need.cause, need.hard) == (Cause.MODEL_BARRED, True)
     for tried in (
         lambda: check_shape(wish, manifest()),
-        lambda: trial(world.snapshot, wish, manifest()),
+        lambda: trial(world.snapshot, wish, manifest(), world.now),
         lambda: propose(world.snapshot, wish, need, world.now),
     ):
         with pytest.raises(

@@ -56,7 +56,7 @@ def said(world: World, node: NodeId, trusted: bool) -> None:
 
 def refused(deployment: Deployment, world: World) -> tuple[ErrorCode, str | None, str]:
     with pytest.raises(ResplitError) as caught:
-        trial(world.snapshot, deployment, manifest())
+        trial(world.snapshot, deployment, manifest(), START)
     return caught.value.code, caught.value.field, caught.value.message
 
 
@@ -222,7 +222,7 @@ def test_candidates_never_repeat_a_route_however_fast_its_node_is() -> None:
 def test_a_placement_of_several_routes_is_checked_like_one() -> None:
     world = quiet(3, room=4.5)
     halves: Placement = (chain((N0, 0, 3), (N1, 4, 7)), chain((N0, 0, 3), (N2, 4, 7)))
-    assert trial(world.snapshot, wish(placement=halves), manifest()).plan.chains == halves
+    assert trial(world.snapshot, wish(placement=halves), manifest(), START).plan.chains == halves
     assert wish(placement=halves[0]).chains == (halves[0],)
     cases = [
         ((halves[0], halves[0]), ErrorCode.INVALID_REQUEST, "placement.1"),
