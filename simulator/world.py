@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from datetime import datetime, timedelta
-from functools import cache
 from typing import Any
 
 from agent.plans import CATCH_UP_EVERY_S
@@ -89,6 +88,11 @@ class World:
             spec = scenario.kinds[site.node]
             for node in site.members:
                 self.machines[node] = Machine(node, site.name, spec, self.kernel)
+        self._places: dict[str, tuple[tuple[NodeId, ...], tuple[NodeId, ...]]] = {}
+        """The nodes of each, and those of all others."""
+        for site in scenario.sites:
+            own = frozenset(site.members)
+            self._places[site.name] = (site.members, tuple(node for node in self.machines if node not in own))
         self.books = Books(self.kernel, self.machines)
         self.trail = Trail(lambda: self.kernel.now, hear=self.books.told)
         self.network = Network(scenario.network, self._truth, self.machines, self.kernel, self.draws.stream("network"))
@@ -322,7 +326,13 @@ class World:
         return self.machines[node].alive
 
     def peers(self, machine: Machine) -> tuple[NodeId, ...]:
-        return _looked_at(tuple((other.name, other.site) for other in self.machines.values()), machine.name)
+        """Whom a node looks at: everybody, or of very many some, half of them of its own place."""
+        if len(self.machines) <= PEERS_MAX + 1:
+            return tuple(node for node in self.machines if node != machine.name)
+        members, others = self._places[machine.site]
+        near = [node for node in members if node != machine.name][: PEERS_MAX // 2]
+        most = PEERS_MAX - len(near)
+        return (*near, *others[:: max(1, len(others) // most)][:most])
 
     def estimate(self, machine: Machine, peer: NodeId, noise: float) -> LinkEstimate | None:
         other = self.machines[peer]
@@ -363,16 +373,3 @@ class World:
     def _sample(self) -> None:
         served = [s for agent in self.agents.values() if agent.machine.alive for s in agent.ingress.served.values()]
         self.books.sample(sum(len(one.jobs) for one in served), sum(len(one.queue) for one in served))
-
-
-@cache
-def _looked_at(nodes: tuple[tuple[NodeId, str], ...], own: NodeId) -> tuple[NodeId, ...]:
-    """Whom a node looks at: everybody, or of very many some, half of them of its own place."""
-    others = [(node, site) for node, site in nodes if node != own]
-    if len(others) <= PEERS_MAX:
-        return tuple(node for node, _ in others)
-    here = next(site for node, site in nodes if node == own)
-    near = [node for node, site in others if site == here][: PEERS_MAX // 2]
-    far = [node for node, site in others if site != here]
-    most = PEERS_MAX - len(near)
-    return (*near, *far[:: max(1, len(far) // most)][:most])
