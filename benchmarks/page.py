@@ -39,6 +39,7 @@ def main() -> None:
         ("overhead", _overhead),
         ("sealing", _sealing),
         ("prediction", _prediction),
+        ("shortlist", _shortlist),
         ("validation", _validation),
         ("worlds", _worlds),
     ):
@@ -348,6 +349,20 @@ def _validation(rows: list[Row]) -> list[str]:
             ]
         verdicts = [f"{label} {'met' if row[f'{label}_met'] else '**missed**'}" for label in ("p50", "p95")]
         lines.append(f"| {' | '.join(cells)} | {', '.join(verdicts)} |")
+    return lines
+
+
+def _shortlist(rows: list[Row]) -> list[str]:
+    lines = [
+        "| nodes | sites | seeds | looked for among | a token, ms | worse than the best with all links known | worst | "
+        "CPU s | worst |",
+        "|---:|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        gaps = [f"{row[key]:.1%}" if key in row else "-" for key in ("gap", "gap_worst")]
+        size = [f"{row['nodes']:,}", str(row["sites"]), str(row["seeds"]), row["name"], f"{row['token_ms']:.1f}"]
+        seconds = [f"{row['cpu_s']:.2f}", f"{row['cpu_s_worst']:.2f}"]
+        lines.append(f"| {' | '.join([*size, *gaps, *seconds])} |")
     return lines
 
 

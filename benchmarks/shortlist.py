@@ -7,6 +7,7 @@ and compared with the best plan of one who knows all links. CPU seconds of one c
 """
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -163,7 +164,7 @@ def main() -> None:
     quick = parser.parse_args().quick
     rows = measure(SIZES[:2] if quick else SIZES, range(2) if quick else range(11))
     if not quick:
-        report("shortlist", "Plans among some of very many nodes", rows)
+        report("shortlist", "plans among some of very many nodes", rows, load_average=os.getloadavg())
 
 
 if __name__ == "__main__":
