@@ -39,9 +39,12 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
 
 
 def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
-    """What the plan is predicted to cost now, or None while something about it is unknown."""
+    """What the plan is predicted to cost now, or None while something about it is unknown, and of a pipeline, whose own
+    plan says who conducts it: what it takes is up to its services."""
     manifest = snapshot.manifests.get(plan.model) if plan is not None else None
-    if plan is None or manifest is None or not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
+    if plan is None or manifest is None or manifest.pipeline is not None:
+        return None
+    if not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
         return None
     capacities = {NodeId(node): snapshot.nodes[NodeId(node)].capacity for node in plan.nodes}
     hosts = hosts_of(capacities, manifest, plan.model)

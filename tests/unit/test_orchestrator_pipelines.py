@@ -198,7 +198,10 @@ def test_services_are_deployments_that_are_planned_as_they_are_placed() -> None:
     assert seen[LOOK].reason is not None
     served = serves(snapshot)
     assert decide(served, START) == ()
-    assert {one.name: one.state for one in status(served, START).deployments}[LOOK] == "serving"
+    told = {one.name: one for one in status(served, START).deployments}
+    assert told[LOOK].state == "serving"
+    assert told[LOOK].estimate is None, "what it takes is up to its services"
+    assert told[service_deployment(LOOK, "eyes")].estimate is not None
 
 
 def test_what_is_placed_by_program_is_not_weighed_besides() -> None:
