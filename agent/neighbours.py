@@ -23,6 +23,8 @@ SILENT_S = 3 * HEARTBEAT_SPARE_S
 """A process that said nothing for three heartbeats is over, whatever else is known of it."""
 IN_FLIGHT_S = 0.5
 """A heartbeat that comes this soon after the end of who sent it says nothing: it was on its way."""
+NOBODY = -1
+"""The number of no process."""
 BOOTS_KEPT = 32
 """Processes of a peer that are remembered as over."""
 
@@ -50,6 +52,9 @@ class Neighbours:
         self._started_at = now()
         self._boots: dict[NodeId, dict[str, int]] = {}
         """Each peer's processes, the present one last, and the last heartbeat of each."""
+        self._own_number = boot_number(node, boot)
+        self._numbered: dict[tuple[NodeId, int], str] = {}
+        """The same processes, by their numbers (`agent.numbers`)."""
         self._heard_at: dict[NodeId, float] = {}
         self._lost: dict[NodeId, str] = {}
         """Peers that are gone, and the process of each that is."""
@@ -73,7 +78,10 @@ class Neighbours:
         if boots and not is_known:
             self._on_replaced(presence.node)
             if len(boots) >= BOOTS_KEPT:
-                del boots[next(iter(boots))]
+                oldest = next(iter(boots))
+                del boots[oldest], self._numbered[presence.node, boot_number(presence.node, oldest)]
+        if not is_known:
+            self._numbered[presence.node, boot_number(presence.node, presence.boot)] = presence.boot
         boots[presence.boot] = presence.sequence
         self._heard_at[presence.node] = self._now()
         lost_at = self._lost_at.get(presence.node)
@@ -90,19 +98,24 @@ class Neighbours:
 
     @property
     def numbers(self) -> dict[NodeId, int]:
-        """The number of each node's present process (`agent.numbers`), as far as it was heard."""
-        heard = {node: boot_number(node, next(reversed(boots))) for node, boots in self._boots.items() if boots}
-        return heard | {self._node: boot_number(self._node, self._boot)}
+        """The number of each node's present process (`agent.numbers`), as far as it was heard; `NOBODY` where it was
+        found gone."""
+        found = {
+            node: number if self._lost.get(node) != boot else NOBODY
+            for (node, number), boot in self._numbered.items()
+            if boot == self._present_boot(node)
+        }
+        return found | {self._node: self._own_number}
 
     def is_gone(self, node: NodeId, sequence: SequenceId) -> bool:
-        """Whether the process of `node` that drove a sequence is known to be gone: what it had sent may come even
-        then, and would hold what nobody gives back."""
+        """Whether the process of `node` that drove a sequence was replaced by another: what it had sent may come even
+        then, and would hold what nobody gives back. One that was only found gone may be cut off from the bus and drive
+        on over its links."""
         number = boot_number_of(sequence)
         if node == self._node:
-            return number != boot_number(node, self._boot)
-        gone = (boot for boot in self._boots.get(node, {}) if boot != self._present_boot(node))
-        lost = self._lost.get(node)
-        return any(number == boot_number(node, boot) for boot in (*gone, *([] if lost is None else [lost])))
+            return number != self._own_number
+        boot = self._numbered.get((node, number))
+        return boot is not None and boot != self._present_boot(node)
 
     def declared(self, nodes: Iterable[NodeId]) -> None:
         """The orchestrator holds these for lost."""

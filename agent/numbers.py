@@ -1,6 +1,7 @@
-"""PURE: what sequences are told by: a number of the process that drives them, and a counter behind it."""
+"""What sequences are told by: a number of the process that drives them, and a counter behind it."""
 
 import itertools
+import secrets
 from hashlib import sha256
 
 from schemas.base import NodeId
@@ -12,9 +13,10 @@ def boot_number(node: NodeId, boot: str) -> int:
     return int.from_bytes(sha256(f"{node} {boot}".encode()).digest()[:4]) >> 1
 
 
-def sequence_numbers(node: NodeId, boot: str) -> "itertools.count[SequenceId]":
-    """Sequence ids no other process, and no earlier one of this node, hands out."""
-    return itertools.count(boot_number(node, boot) << 32)
+def sequence_numbers(node: NodeId, boot: str, first: int | None = None) -> "itertools.count[SequenceId]":
+    """Sequence ids no other process, and no earlier one of this node, hands out. The `first` is below 2^31, and drawn
+    if it is not given: who knows the process could else name sequences of others (decision 0033)."""
+    return itertools.count((boot_number(node, boot) << 32) + (secrets.randbits(31) if first is None else first))
 
 
 def boot_number_of(sequence: SequenceId) -> int:

@@ -29,7 +29,7 @@ STEADY_SPAN = 1.25
 GUESS_PRUDENCE = 1.25
 """A guess has to promise a quarter more than a measurement before it is preferred."""
 
-GUESSED_NODES_MAX = 64
+GUESSED_NODES_MAX = 256
 """Of more nodes there are too many pairs to guess about one by one; plans are looked for among fewer
 (`orchestrator.shortlist`)."""
 

@@ -49,9 +49,8 @@ def rooms(
     whole = tuple(map(sum, zip(weights, caches, strict=True)))
     offered = snapshot.offered
     hosts = hosts_of(offered, manifest, deployment.model) if hosts is None else hosts
-    promised = _promised(snapshot)
-    for name, capacity in offered.items():
-        free = max(0, capacity.memory_free_bytes - _missing_bytes(promised.get(name, {}), capacity))
+    free_bytes = unpromised_bytes(snapshot)
+    for name in offered:
         loaded, cached = _held(snapshot, name, deployment)
         need = whole
         if loaded:
@@ -59,8 +58,17 @@ def rooms(
                 (0 if block in loaded else weight) + (0 if block in cached else cache)
                 for block, (weight, cache) in enumerate(zip(weights, caches, strict=True))
             )
-        found[name] = Room(hosts[name], free, need, snapshot.trusts(name))
+        found[name] = Room(hosts[name], free_bytes[name], need, snapshot.trusts(name))
     return found
+
+
+def unpromised_bytes(snapshot: Snapshot) -> dict[NodeId, int]:
+    """What each node that a plan may use has free, less what live plans put there that it does not report yet."""
+    promised = _promised(snapshot)
+    return {
+        name: max(0, capacity.memory_free_bytes - _missing_bytes(promised.get(name, {}), capacity))
+        for name, capacity in snapshot.offered.items()
+    }
 
 
 def at_hand(rooms: Mapping[NodeId, Room], model: Digest) -> dict[NodeId, Room]:

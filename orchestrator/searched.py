@@ -64,6 +64,8 @@ class Searched:
     found: tuple[tuple[Placement, Origin], ...]
     """The other plans, but for the failovers."""
     ready: Mapping[NodeId, Ready] = field(default_factory=dict)
+    drawn_at: datetime | None = None
+    """When the nodes were chosen among which it was made (`shortlist`); None where it was among all there were."""
 
 
 def is_stale(before: Searched, facts: Facts, phi: float, now: datetime) -> bool:

@@ -72,8 +72,9 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
     burn = None if fared is None else fared.burn
     same = None if before is None or afresh or before.plan != current.digest else before.searched
     state = before.state if before is not None else TriggerState()
+    among = shortlisted(snapshot, deployment, manifest, now, same)
     found = slate(
-        shortlisted(snapshot, deployment, manifest, now, same),
+        among.snapshot,
         deployment,
         manifest,
         current,
@@ -100,7 +101,7 @@ def weigh(snapshot: Snapshot, name: DeploymentName, policy: Policy, now: datetim
         found.optimism,
         strain,
         starved,
-        found.searched,
+        replace(found.searched, drawn_at=among.drawn_at),
         found.load,
         None if prepared is None else _regretted(prepared.plan, seen),
     )

@@ -105,6 +105,8 @@ def unpack(data: bytes | memoryview) -> Frame:
         head = msgpack.unpackb(body[4 : 4 + header_bytes], use_list=False, max_map_len=0, max_ext_len=0)
         tensors = _read_tensors(head[-1], body[4 + header_bytes :])
         match head:
+            case ("a", _, _, _, _, _, (), _, _, _):
+                raise _malformed("an activation of no sequence")
             case ("a", deployment, epoch, route, stage, kind, items, ingress, times, _):
                 return Activation(
                     str(deployment), int(epoch), int(route), int(stage), _kind(kind),

@@ -61,7 +61,7 @@ class SimAgent:
         self._around = around
         self._kernel = around.kernel
         rng = around.draws.stream(f"agent {machine.name} {boot}")
-        rng.integers(1 << 31)  # nobody needs it any more, and without it a seed were another world
+        first = int(rng.integers(1 << 31))
         self._reports = Reports(self, around, rng)
         self._state = core.State(machine.name)
         self._clock = Clockwork(self._kernel, lambda: machine.factor)
@@ -90,7 +90,7 @@ class SimAgent:
             lambda: self._kernel.now,
             self.neighbours.is_over,
             lambda client, what: around.bus.say(machine, client, what),
-            sequence_numbers(machine.name, boot),
+            sequence_numbers(machine.name, boot, first),
             around.bus.listens,
             lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,

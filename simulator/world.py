@@ -45,10 +45,10 @@ from simulator.trail import Trail
 from simulator.truth import Change, timeline
 from simulator.workload import arrivals
 
-"""As often an agent reads the stream of plans again (`agent.plans`): a word that was lost is heard by then."""
 RESTART_S = 1.5
 """From the end of what killed a process to the first thing that it does."""
 PEERS_MAX = 64
+"""Of more nodes each measures as many, half of them of its own place."""
 GARBAGE_MIN = 50_000
 """New objects before it is worth looking for cycles among them: events make few, and looking cost a tenth of a run."""
 CLOSED_S = 0.004
@@ -330,9 +330,9 @@ class World:
         if len(self.machines) <= PEERS_MAX + 1:
             return tuple(node for node in self.machines if node != machine.name)
         members, others = self._places[machine.site]
-        near = [node for node in members if node != machine.name][: PEERS_MAX // 2]
-        most = PEERS_MAX - len(near)
-        return (*near, *others[:: max(1, len(others) // most)][:most])
+        near = [node for node in members if node != machine.name][: PEERS_MAX - min(PEERS_MAX // 2, len(others))]
+        far = PEERS_MAX - len(near)
+        return (*near, *others[:: max(1, len(others) // max(1, far))][:far])
 
     def estimate(self, machine: Machine, peer: NodeId, noise: float) -> LinkEstimate | None:
         other = self.machines[peer]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from agent.neighbours import IN_FLIGHT_S, SILENT_S, Neighbours
+from agent.neighbours import BOOTS_KEPT, IN_FLIGHT_S, NOBODY, SILENT_S, Neighbours
 from agent.numbers import boot_number_of, sequence_numbers
 from schemas.base import NodeId
 from schemas.heartbeat import presence_of
@@ -108,14 +108,25 @@ def test_what_a_process_that_was_replaced_drove_is_gone(node: Neighbours) -> Non
     assert node.numbers[PEER] == boot_number_of(new)
 
 
-def test_what_a_process_that_was_found_gone_drove_is_gone_until_it_is_heard(node: Neighbours, clock: Clock) -> None:
+def test_what_a_process_that_was_found_gone_drives_counts_and_is_nobodys_if_it_stands_still(
+    node: Neighbours, clock: Clock
+) -> None:
     sequence = next(sequence_numbers(PEER, "b"))
     beat(node, "b", 0)
     assert node.lose(PEER)
-    assert node.is_gone(PEER, sequence)
+    assert not node.is_gone(PEER, sequence), "it may be cut off from the bus alone"
+    assert node.numbers[PEER] == NOBODY
     clock.now += IN_FLIGHT_S
     beat(node, "b", 1)
-    assert not node.is_gone(PEER, sequence)
+    assert node.numbers[PEER] == boot_number_of(sequence)
+
+
+def test_only_so_many_processes_of_a_node_are_remembered(node: Neighbours) -> None:
+    boots = [f"b{number}" for number in range(BOOTS_KEPT + 2)]
+    for boot in boots:
+        beat(node, boot, 0)
+    drove = [next(sequence_numbers(PEER, boot)) for boot in boots]
+    assert [node.is_gone(PEER, one) for one in drove] == [False, False, *[True] * (BOOTS_KEPT - 1), False]
 
 
 def test_what_an_earlier_process_of_its_own_drove_is_gone(node: Neighbours) -> None:
