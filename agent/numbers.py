@@ -10,7 +10,7 @@ from schemas.frame import SequenceId
 
 def boot_number(node: NodeId, boot: str) -> int:
     """Of a process, below 2^31. Two have the same with a chance of one in two billion."""
-    return int.from_bytes(sha256(f"{node} {boot}".encode()).digest()[:4]) >> 1
+    return int(sha256(f"{node} {boot}".encode()).hexdigest()[:8], 16) >> 1
 
 
 def sequence_numbers(node: NodeId, boot: str, first: int | None = None) -> "itertools.count[SequenceId]":

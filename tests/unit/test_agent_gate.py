@@ -7,7 +7,7 @@ import pytest
 from agent.gate import Gate, may_send
 from schemas.base import NodeId
 from schemas.deployment import Settings, Stage
-from schemas.frame import Activation, Adopt, Adopted, Cache, Close, Failure, Fetch, Frame, Result, Reuse, Sampling
+from schemas.frame import Activation, Adopt, Adopted, Cache, Close, Failure, Fetch, Frame, Item, Result, Reuse, Sampling
 from schemas.framing import pack
 from schemas.plan import PlanEvent, PlanPhase
 from schemas.section import PlanSection, SeenPlan, section_of
@@ -38,7 +38,9 @@ def as_seen_by(node: NodeId) -> SeenPlan:
 
 
 def activation(stage: int, ingress: NodeId = A) -> Activation:
-    return Activation(D, 3, 0, stage, "decode", (), {}, ingress)
+    return Activation(
+        D, 3, 0, stage, "decode", (Item(1, 4, 7, 1, wants_token=True, index=3, capacity=128),), {}, ingress
+    )
 
 
 def reuse(stage: int, ingress: NodeId = A) -> Reuse:
