@@ -56,7 +56,16 @@ tensors = st.dictionaries(names, arrays(), max_size=3)
 kinds: st.SearchStrategy[Any] = st.sampled_from(["prefill", "decode", "replay", "tensor"])
 frames: st.SearchStrategy[Frame] = st.one_of(
     st.builds(
-        Activation, names, small, small, small, kinds, st.lists(items, max_size=3).map(tuple), tensors, names, times
+        Activation,
+        names,
+        small,
+        small,
+        small,
+        kinds,
+        st.lists(items, min_size=1, max_size=3).map(tuple),
+        tensors,
+        names,
+        times,
     ),
     st.builds(
         Result,
@@ -120,8 +129,11 @@ def test_a_frame_arrives_as_it_was_sent(frame: Frame) -> None:
     assert comparable(unpack(packed(frame))) == comparable(frame)
 
 
+ONE = Item(1, 0, 0, 1, wants_token=False, index=0, capacity=1)
+
+
 def test_a_scalar_arrives_as_a_scalar() -> None:
-    frame = Activation("d", 1, 0, 0, "tensor", (), {"x": np.array(1.5, np.float32)}, "n0")
+    frame = Activation("d", 1, 0, 0, "tensor", (ONE,), {"x": np.array(1.5, np.float32)}, "n0")
     assert comparable(unpack(packed(frame))) == comparable(frame)
 
 

@@ -17,8 +17,8 @@ from schemas.manifest import BlobRef, Block
 from tests.integration.cluster_fixtures import command
 
 N0, N1 = NodeId("n0"), NodeId("n1")
-MEMORY_BYTES = 420_000_000
-"""Of which an agent itself takes some 100 to 250 MB. With the caches of so many sequences the model takes 296 MB, and
+MEMORY_BYTES = 400_000_000
+"""Of which an agent itself takes some 120 to 150 MB. With the caches of so many sequences the model takes 296 MB, and
 its four private blocks 77: neither node has room for all."""
 SEQUENCES = "1024"
 LAST = 9

@@ -128,7 +128,10 @@ def hostile_json(draw: st.DrawFn) -> bytes:
 @st.composite
 def changed(draw: st.DrawFn, data: bytes) -> bytes:
     """A real JSON message in which one value is anything."""
-    value = json.loads(data)
+    try:
+        value = json.loads(data)
+    except ValueError:  # what is sealed may begin like one
+        return data
     if not isinstance(value, dict) or not value:
         return data
     name = draw(st.sampled_from(sorted(value)))
