@@ -134,7 +134,9 @@ class Conductor:
             raise ResplitError(ErrorCode.STAGE_FAILED, message) from None
 
     def _request(self, job: PipelineJob, step: Step, values: Mapping[str, Mapping[str, OipTensor]]) -> Request:
-        left_ms = None if job.deadline is None else max(1, int(1e3 * (job.deadline - self._now())))
+        left_ms = None if job.deadline is None else int(1e3 * (job.deadline - self._now()))
+        if left_ms is not None and left_ms <= 0:
+            raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed before it was asked", "deadline_ms")
         common = {
             "request_id": RequestId(secrets.token_hex(8)),
             "deadline_ms": left_ms,
