@@ -21,11 +21,11 @@ from orchestrator.planner import Proposal, make_plan
 from orchestrator.rooms import believed_rooms, unpromised_bytes
 from orchestrator.searched import SEARCH_PERIOD, Searched
 from profiler.compute import roofline
-from profiler.kv import kv_tokens
-from profiler.network import DEFAULT_LINK_BYTES_PER_S, DEFAULT_RTT_MS
+from profiler.memory import memory_bytes
+from profiler.network import hop_ms, links_by_peer
 from profiler.sizes import sizes_of
 from schemas.base import NodeId
-from schemas.capacity import Capacity, LinkEstimate
+from schemas.capacity import Capacity
 from schemas.deployment import Deployment, Placement, nodes_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
@@ -40,6 +40,8 @@ PARTNERS_MIN = 7
 """With each node come as many, and as many more as a chain needs: further routes and failovers need some too."""
 GROUPS_MAX = 256
 """Nodes of a kind whose groups are compared, the fastest."""
+STRANGER = NodeId("stranger")
+"""One that nobody measured."""
 UNFOUND = (ErrorCode.INFEASIBLE, ErrorCode.MODEL_TOO_LARGE)
 """What may be otherwise among other nodes."""
 
@@ -163,8 +165,7 @@ def _likeliest(
 
 def _looked_at(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, shunned: Collection[NodeId]) -> _Nodes:
     sizes = sizes_of(manifest)
-    cached = kv_tokens(deployment.settings)
-    blocks = [loaded + cached * row for loaded, row in zip(sizes.loaded_bytes, sizes.kv_bytes_per_token, strict=True)]
+    blocks = [memory_bytes(block, deployment.settings) for block in manifest.blocks]
     free = unpromised_bytes(snapshot)
     willing = {name: one for name, one in snapshot.offered.items() if name not in shunned}
     roomy = {name: one for name, one in willing.items() if free[name] >= min(blocks)} or willing
@@ -205,19 +206,16 @@ def _grouped(kind: Collection[NodeId], others: Collection[NodeId], nodes: _Nodes
     for seed in seeds:
         own = nodes.number[seed]
         stages = int(nodes.stages[own])
+        # By what it measured alone: what its peers did is not looked up for each of very many pairs.
+        links = {seed: links_by_peer(nodes.offered[seed])}
         partners = sorted(
-            (_hop_ms(link, nodes.boundary) + nodes.step_ms[nodes.number[NodeId(link.peer)]] / stages, link.peer)
-            for link in nodes.offered[seed].links
-            if link.peer in others and link.peer in nodes.number and link.up and link.peer != seed
+            (hop_ms(links, seed, peer, nodes.boundary) + nodes.step_ms[nodes.number[peer]] / stages, peer)
+            for peer, link in links[seed].items()
+            if peer in others and peer in nodes.number and link.up and peer != seed
         )
         needed = [cost for cost, _ in partners[: stages - 1]]
-        stranger = DEFAULT_RTT_MS / 2 + 1e3 * nodes.boundary / DEFAULT_LINK_BYTES_PER_S + nodes.step_ms[own] / stages
+        stranger = hop_ms({}, seed, STRANGER, nodes.boundary) + nodes.step_ms[own] / stages
         needed += [stranger] * (stages - 1 - len(needed))
-        group = (seed, *(NodeId(peer) for _, peer in partners[: max(PARTNERS_MIN, stages - 1)]))
+        group = (seed, *(peer for _, peer in partners[: max(PARTNERS_MIN, stages - 1)]))
         found.append((float(nodes.step_ms[own] / stages + sum(needed)), group))
     return chain.from_iterable(group for _, group in sorted(found))
-
-
-def _hop_ms(link: LinkEstimate, size: int) -> float:
-    """There, by what this node alone measured: what the other did is not looked up for each of very many pairs."""
-    return link.rtt_ms / 2 + 1e3 * size / (link.goodput_bytes_per_s or DEFAULT_LINK_BYTES_PER_S)

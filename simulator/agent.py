@@ -61,7 +61,6 @@ class SimAgent:
         self._around = around
         self._kernel = around.kernel
         rng = around.draws.stream(f"agent {machine.name} {boot}")
-        first = int(rng.integers(1 << 31))
         self._reports = Reports(self, around, rng)
         self._state = core.State(machine.name)
         self._clock = Clockwork(self._kernel, lambda: machine.factor)
@@ -90,7 +89,7 @@ class SimAgent:
             lambda: self._kernel.now,
             self.neighbours.is_over,
             lambda client, what: around.bus.say(machine, client, what),
-            sequence_numbers(machine.name, boot, first),
+            sequence_numbers(machine.name, boot, int(rng.integers(1 << 31))),
             around.bus.listens,
             lambda: around.bus.reaches(machine.name),
             hands_over=around.hands_over,
