@@ -6,6 +6,7 @@ sent again, under its id, and from then on the journal answers for it, whoever d
 
 import asyncio
 import contextlib
+import secrets
 from datetime import UTC, datetime
 
 from nats.aio.client import Client
@@ -14,6 +15,7 @@ from nats.errors import Error as NatsError
 from nats.errors import MaxPayloadError
 from pydantic import ValidationError
 
+from agent.bounces import NO_RESPONDERS
 from bus.identity import Identity
 from bus.sealed_requests import Seal, seal_request
 from schemas import subjects
@@ -35,7 +37,6 @@ ASK_AGAIN_S = (0.5, 1.0, 2.0)
 and over: the ingress that got it may be gone or hang, and the next one to get it need not."""
 LOOK_S = 2.0
 """Whether the bus was away, after which an answer may be missing."""
-NO_RESPONDERS = "503"
 
 Reply = CompletionReply | EmbeddingReply | TensorReply
 
@@ -61,17 +62,18 @@ class Asker:
         """
         assert request.request_id is not None, "a request that may be asked twice has an id"
         assert request.acknowledge, "else it would be asked twice without need"
-        inbox = self._open[request.request_id] = asyncio.Queue()
+        address = secrets.token_hex(16)  # who is asked something cannot answer what others are asked
+        inbox = self._open[address] = asyncio.Queue()
         asked, over = None, False
         try:
-            asked = _Asked(self, deployment, request, request.request_id, sealed=sealed)
+            asked = _Asked(self, deployment, request, request.request_id, address, sealed=sealed)
             reply = await asked.answer(inbox)
             over = True
         except ResplitError:
             over = True
             raise
         finally:
-            del self._open[request.request_id]
+            del self._open[address]
             if asked is not None and (not over or asked.times > 1):  # asked twice, it may run where it was asked first
                 with contextlib.suppress(NatsError, OSError):
                     await self._client.publish(subjects.cancel(request.request_id), b"")
@@ -87,10 +89,10 @@ class Asker:
         """Whether the bus is there."""
         return self._client.is_connected
 
-    async def send(self, deployment: DeploymentName, request: RequestId, data: bytes, headers: dict[str, str]) -> None:
-        """Raises UNREACHABLE while the bus is away."""
+    async def send(self, deployment: DeploymentName, address: str, data: bytes, headers: dict[str, str]) -> None:
+        """Send a request that is answered at `address`; raises UNREACHABLE while the bus is away."""
         try:
-            await self._client.publish(subjects.infer(deployment), data, f"{self._inbox}.{request}", headers)
+            await self._client.publish(subjects.infer(deployment), data, f"{self._inbox}.{address}", headers)
         except MaxPayloadError as error:
             message = f"what {deployment} is to be asked has {len(data)} bytes, more than the server carries"
             raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message) from error
@@ -111,11 +113,18 @@ class _Asked:
     """One request on its way."""
 
     def __init__(
-        self, asker: Asker, deployment: DeploymentName, request: Request, request_id: RequestId, *, sealed: bool
+        self,
+        asker: Asker,
+        deployment: DeploymentName,
+        request: Request,
+        request_id: RequestId,
+        address: str,
+        *,
+        sealed: bool,
     ) -> None:
         self._asker = asker
         self._deployment = deployment
-        self._id = request_id
+        self._address = address
         self._data = encode_as(request, MSGPACK)
         self._headers = {CONTENT_TYPE: MSGPACK}
         self._seal: Seal | None = None
@@ -146,7 +155,7 @@ class _Asked:
     async def _ask(self) -> None:
         self.times += 1
         self._reconnects = self._asker.reconnects
-        await self._asker.send(self._deployment, self._id, self._data, self._headers)
+        await self._asker.send(self._deployment, self._address, self._data, self._headers)
 
     def _read(self, message: Msg) -> Reply | None:
         """The reply in a message; None where it is none, or not the last word. Raises what it ends in."""

@@ -19,6 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from agent.bounces import Bounces
 from bus.identity import Identity
 from bus.letters import About, open_letter, seal_letter
 from profiler.links import LinkHistory
@@ -65,10 +66,9 @@ class BusRoad:
         self._client = client
         self._identity = identity
         self._receive = receive
-        self._unreachable = unreachable
+        self._bounces = Bounces(client, lambda node: unreachable(NodeId(node)))
         self._numbers = itertools.count(secrets.randbits(62))  # no number of an earlier life comes again
         self._assemblies: OrderedDict[tuple[NodeId, int], _Assembly] = OrderedDict()
-        self._bounce = client.new_inbox()
         self._pongs = client.new_inbox()
         self._pinged: OrderedDict[str, tuple[NodeId, float]] = OrderedDict()
         self._histories: dict[NodeId, LinkHistory] = {}
@@ -76,7 +76,7 @@ class BusRoad:
     async def start(self) -> None:
         """Listen for frames, for answers to pings, and for the broker's word that a destination does not listen."""
         await self._client.subscribe(subjects.activation(self._identity.name), cb=self._arrived)
-        await self._client.subscribe(f"{self._bounce}.*", cb=self._bounced)
+        await self._bounces.start()
         await self._client.subscribe(f"{self._pongs}.*", cb=self._ponged)
 
     async def send(self, node: NodeId, pieces: list[bytes | memoryview]) -> None:
@@ -89,21 +89,22 @@ class BusRoad:
         data = b"".join(pieces)
         number = next(self._numbers)
         total = max(1, -(-len(data) // PIECE_BYTES))
+        back = self._bounces.address(node)
         for i in range(total):
             part = data[i * PIECE_BYTES : (i + 1) * PIECE_BYTES]
             letter = seal_letter(part, reader, _about(self._identity.name, number, i, total))
             body: bytes = msgpack.packb([self._identity.name, node, number, i, total, letter])
             signature = self._identity.key.sign(pae(PIECE_TYPE, body))
-            await self._client.publish(subjects.activation(node), signature + body, reply=f"{self._bounce}.{node}")
+            await self._client.publish(subjects.activation(node), signature + body, reply=back)
             await asyncio.sleep(0)
 
     async def probe(self, node: NodeId) -> None:
         """Ask the broker whether anybody listens for `node`; silence means somebody does."""
-        await self._client.publish(subjects.activation(node), b"", reply=f"{self._bounce}.{node}")
+        await self._client.publish(subjects.activation(node), b"", reply=self._bounces.address(node))
 
     async def ping(self, node: NodeId) -> None:
         """Measure the round trip through the broker; `history` has it when the answer comes."""
-        number = str(next(self._numbers))
+        number = secrets.token_hex(16)  # who got one ping cannot answer another
         self._pinged[number] = (node, time.monotonic())
         if len(self._pinged) > PINGS_MAX:
             self._pinged.popitem(last=False)
@@ -165,10 +166,6 @@ class BusRoad:
             log.warning("dropped an activation that does not open: %s", error)
             return None
         return NodeId(sender), number, i, total, part
-
-    async def _bounced(self, msg: Msg) -> None:
-        if msg.headers and msg.headers.get("Status") == "503":
-            self._unreachable(NodeId(msg.subject.rsplit(".", 1)[-1]))
 
 
 def _about(sender: NodeId, number: int, i: int, total: int) -> About:

@@ -7,6 +7,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from pydantic import BaseModel
 
+from agent.bounces import Bounces
 from bus.sealed_requests import Asked, Seal
 from schemas import subjects
 from schemas.base import RequestId
@@ -26,12 +27,11 @@ class Replier:
 
     def __init__(self, client: Client, on_gone: Callable[[RequestId], None]) -> None:
         self._client = client
-        self._on_gone = on_gone
-        self._bounce = client.new_inbox()
+        self._bounces = Bounces(client, lambda request: on_gone(RequestId(request)))
 
     async def start(self) -> None:
         """Listen for bounced replies."""
-        await self._client.subscribe(f"{self._bounce}.*", cb=self._bounced)
+        await self._bounces.start()
 
     def to(self, msg: Msg) -> "ReplyTo":
         """Where the replies to a request go, in the encoding the request came in."""
@@ -41,20 +41,16 @@ class Replier:
         """The same, from what was kept of a request."""
         # Nobody may make an agent speak on the subjects by which agents, orchestrator or server are steered.
         allowed = "" if inbox.startswith((f"{subjects.ROOT}.", "$")) else inbox
-        return ReplyTo(self._client, allowed, content_type, self._bounce)
-
-    async def _bounced(self, msg: Msg) -> None:
-        if msg.headers and msg.headers.get("Status") == "503":
-            self._on_gone(RequestId(msg.subject.rsplit(".", 1)[-1]))
+        return ReplyTo(self._client, allowed, content_type, self._bounces)
 
 
 class ReplyTo:
     """One client's inbox."""
 
-    def __init__(self, client: Client, inbox: str, content_type: str, bounce: str) -> None:
+    def __init__(self, client: Client, inbox: str, content_type: str, bounces: Bounces) -> None:
         self._client = client
         self.inbox = inbox
-        self._bounce = bounce
+        self._bounces = bounces
         self.content_type = content_type
         """Of the request, as it came."""
         self.media_type = media_type_of(content_type)
@@ -65,7 +61,7 @@ class ReplyTo:
 
     def to_asker_of(self, asked: Asked) -> "ReplyTo":
         """The same inbox, answered as this request was asked: in its encoding, and sealed if it was."""
-        reply = ReplyTo(self._client, self.inbox, self.content_type, self._bounce)
+        reply = ReplyTo(self._client, self.inbox, self.content_type, self._bounces)
         reply._answered_in = MSGPACK if media_type_of(asked.content_type) == MSGPACK else JSON
         reply.seal = asked.seal
         return reply
@@ -74,7 +70,7 @@ class ReplyTo:
         """Publish one reply, and tell its bytes; with a request's id, a vanished client is reported under it."""
         if not self.inbox:
             return 0  # published without an inbox: the client does not want to know
-        back = "" if request is None else f"{self._bounce}.{request}"
+        back = "" if request is None else self._bounces.address(request)
         data = self._written(reply)
         if len(data) > self._client.max_payload:
             message = f"the reply has {len(data)} bytes, the server carries {self._client.max_payload}; ask for less"

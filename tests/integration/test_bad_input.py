@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from nats.errors import NoRespondersError
 
-from agent.replies import ReplyTo
+from agent.replies import Replier
 from models.store import Store
 from resplit import control
 from resplit.replies import RequestError
@@ -249,11 +249,14 @@ async def test_a_reply_larger_than_the_server_carries_becomes_an_error_with_the_
         max_payload = 1000
         sent: tuple[str, bytes] | None = None
 
+        def new_inbox(self) -> str:
+            return "bounces"
+
         async def publish(self, subject: str, data: bytes, **_: Any) -> None:
             self.sent = subject, data
 
     client = Small()
-    reply = ReplyTo(client, "inbox", JSON, "bounce")  # type: ignore[arg-type]
+    reply = Replier(client, lambda _: None).at("inbox", JSON)  # type: ignore[arg-type]
     name = RequestId("too-much")
     await reply.send(ErrorReply(request_id=name, error=ErrorBody(code=ErrorCode.INTERNAL, message="x" * 1000)), None)
     assert client.sent is not None

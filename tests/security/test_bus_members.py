@@ -351,6 +351,30 @@ async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(
         assert await gone.get() == "n2"
 
 
+async def test_who_gets_a_message_can_say_nothing_of_others_at_its_return_address(cluster: Cluster) -> None:
+    """Agents may write to each other's inboxes, since answers go there, as the server does when it says *no
+    responders*."""
+    shown: asyncio.Queue[Msg] = asyncio.Queue()
+    gone: asyncio.Queue[NodeId] = asyncio.Queue()
+    road = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait)
+    await cluster.n1.subscribe(subjects.activation(N1), cb=shown.put)
+    await asyncio.gather(road.start(), settle(cluster.n1))
+
+    async def deny(*words: str) -> None:
+        await cluster.n1.publish(".".join([*inbox, *words]), b"", headers={"Status": "503"})
+
+    async with asyncio.timeout(SOON_S):
+        await road.probe(N1)
+        *inbox, about, proof = (await shown.get()).reply.split(".")
+        assert about == N1
+        await deny("n2", proof)
+        await deny("n2")
+        await deny("n2", "é")
+        await deny(about, proof)
+        assert await gone.get() == N1, "the others came before it"
+        assert gone.empty()
+
+
 async def test_the_orchestrator_keeps_what_is_wanted_and_the_lease(cluster: Cluster) -> None:
     js = cluster.orchestrator.jetstream()
     desired = Desired(js, await deployments_bucket(js), await nodes_bucket(js))

@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agent.intake import opened, read
-from agent.replies import ReplyTo
+from agent.replies import Replier
 from bus.identity import load_identity, read_roster
 from bus.letters import About, seal_letter
 from bus.sealed_requests import SENDER, Asked, Seal, open_request, seal_request
@@ -182,11 +182,15 @@ async def test_a_reply_too_large_for_the_server_becomes_a_sealed_error() -> None
         said: bytes = b""
         headers: dict[str, str] | None = None
 
+        def new_inbox(self) -> str:
+            return "bounces"
+
         async def publish(self, _: str, data: bytes, reply: str, headers: dict[str, str]) -> None:
             self.said, self.headers = data, headers
 
     bus = Small()
-    reply = ReplyTo(bus, "inbox", SEALED, "bounce").to_asker_of(Asked(REQUEST, MSGPACK, SEAL))  # type: ignore[arg-type]
+    replier = Replier(bus, lambda _: None)  # type: ignore[arg-type]
+    reply = replier.at("inbox", SEALED).to_asker_of(Asked(REQUEST, MSGPACK, SEAL))
     await reply.send(AcceptedReply(request_id=R1, deployment="x" * 2000, epoch=1), None)
     assert bus.headers == {CONTENT_TYPE: SEALED}
     assert msgpack.unpackb(SEAL.open_reply(bus.said))["error"]["code"] == "payload_too_large"
