@@ -21,7 +21,7 @@ from simulator import optimality
 from simulator.files import read_scenario, shipped, with_value
 from simulator.report import headline, seed_grid
 from simulator.results import Results, Run
-from simulator.runner import count, simulate
+from simulator.runner import Done, count, run_one, simulate
 from simulator.scenario import Scenario
 from simulator.shelf import Shelf
 from simulator.shortcomings import shortcomings
@@ -30,8 +30,6 @@ from simulator.table import BY_KEY, Grid, interval, markdown, paired, run_rows
 
 PARAMETERS = Path(__file__).with_suffix(".toml")
 FOLDER = "scenarios"
-SHELF = Path("build") / "runs"
-"""A comparison takes an hour or more: one that was ended early goes on where it was, while the code is the same."""
 SEED = 0
 """Of the resamples."""
 START = "static-start"
@@ -83,8 +81,9 @@ def main() -> None:
 def compare(comparison: Comparison, seeds: Sequence[int], jobs: int) -> None:
     """Run one comparison and keep what came of it."""
     scenario = comparison.varied()
+    shelf = Shelf(table.SHELF, Done, run_one)
     with progress(scenario.name, count(scenario, comparison.policies, seeds)) as done:
-        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: done(), Shelf(SHELF))
+        found = simulate(scenario, comparison.policies, seeds, "", jobs, lambda job, run: done(), shelf)
     folder = table.RESULTS / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{scenario.name}.csv").open("w", newline="") as file:

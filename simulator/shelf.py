@@ -1,75 +1,64 @@
 """Runs that were done before, kept in a folder, so that a comparison of hours that ended early goes on where it was.
 
-A run is found again by all that makes it what it is: its scenario, trace, policy and seed, and the source of the code
-that it goes through.
+A run is found again by all that makes it what it is: its scenario, trace, policy and seed, say, and the source of the
+code that it goes through.
 """
 
 import ast
 import hashlib
 import os
+from collections.abc import Callable
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from pydantic import ValidationError
 
 from schemas.base import Value
-from simulator.results import Run, Timeline
-from simulator.scenario import Scenario
 
 ROOT = Path(__file__).parents[1]
-RUN = "simulator.runner"
-"""What it imports, and what that imports, and so on, is what a run goes through."""
 DATA = ("simulator/learned.json",)
 LIBRARIES = ("numpy", "pydantic", "scipy")
 
 
-class Done(Value):
-    """What came of a run."""
-
-    run: Run
-    timeline: Timeline | None = None
+Kept = TypeVar("Kept", bound=Value)
 
 
-class Shelf:
-    """Where runs are kept."""
+class Shelf(Generic[Kept]):
+    """Where runs of one kind are kept."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: type[Kept], run: Callable[..., Kept]) -> None:
+        """`run` makes them. What its module imports, and what that imports, and so on, is what a run goes through."""
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
+        self._kind = kind
+        self._module = run.__module__
 
-    def find(self, scenario: Scenario, policy: str, seed: int, shows: bool) -> Done | None:
-        """The same run, if it was done; None where its file cannot be read, or has no timeline and one is wanted."""
+    def find(self, *made_of: str) -> Kept | None:
+        """What came of the same run, if it was done; None where its file cannot be read, too."""
         try:
-            done = Done.model_validate_json(self._place(scenario, policy, seed).read_bytes())
+            return self._kind.model_validate_json(self._place(made_of).read_bytes())
         except (OSError, ValidationError):
             return None
-        return None if shows and done.timeline is None else done
 
-    def keep(self, scenario: Scenario, policy: str, seed: int, done: Done) -> None:
+    def keep(self, done: Kept, *made_of: str) -> None:
         """Whole or not at all."""
-        place = self._place(scenario, policy, seed)
+        place = self._place(made_of)
         beside = place.with_suffix(f".{os.getpid()}")
         beside.write_text(done.model_dump_json())
         beside.replace(place)
 
-    def _place(self, scenario: Scenario, policy: str, seed: int) -> Path:
-        trace = scenario.workload.trace
-        parts = (
-            source_digest(),
-            scenario.model_dump_json(),
-            "" if trace is None else hashlib.sha256(Path(trace).read_bytes()).hexdigest(),
-            policy,
-            str(seed),
-        )
+    def _place(self, made_of: tuple[str, ...]) -> Path:
+        parts = (source_digest(self._module), *made_of)
         return self._folder / f"{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}.json"
 
 
 @cache
-def source_digest() -> str:
+def source_digest(module: str) -> str:
     """Of all code that a run goes through, and of the libraries that it reckons with."""
     found = hashlib.sha256(" ".join(version(name) for name in LIBRARIES).encode())
-    for path in [*sources(RUN), *(ROOT / name for name in DATA)]:
+    for path in [*sources(module), *(ROOT / name for name in DATA)]:
         found.update(path.relative_to(ROOT).as_posix().encode())
         found.update(path.read_bytes())
     return found.hexdigest()

@@ -2,15 +2,15 @@
 
 import platform
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from multiprocessing import get_context
 
 from pydantic import Field
 
 from schemas.base import Value
 from schemas.errors import ErrorCode, ResplitError
+from simulator.many import run_all
+from simulator.shelf import Shelf
 from simulator.tiers.contenders import CloudOnly, Corrected, RoundRobin, StaticAll, at_load
 from simulator.tiers.drawn import Drawn, drawn, requests, trace_hash, with_cloud
 from simulator.tiers.paper import Paper, PropAvg
@@ -111,31 +111,18 @@ def compare(
     command: str,
     jobs: int,
     on_done: Callable[[TierRun], None],
+    shelf: Shelf[TierRun] | None = None,
 ) -> TierResults:
-    """Run them all; `on_done` hears of each run as it ends."""
+    """Run them all; `on_done` hears of each run as it ends. What is on the `shelf` is not run again."""
     todo = jobs_of(scenario, contenders, seeds)
-    runs: list[TierRun | None] = [None] * len(todo)
-
-    def ended(number: int, run: TierRun) -> None:
-        runs[number] = run
-        on_done(run)
-
-    if jobs == 1:
-        for number, job in enumerate(todo):
-            ended(number, run_one(job))
-    else:
-        # Not forked: threads of numerical libraries do not survive that.
-        with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
-            futures = {pool.submit(run_one, job): number for number, job in enumerate(todo)}
-            for future in as_completed(futures):
-                ended(futures[future], future.result())
+    runs = run_all(todo, run_one, jobs, lambda job, run: on_done(run), shelf, _made_of)
     return TierResults(
         scenario=scenario,
         command=command,
         at=datetime.now(UTC).isoformat(timespec="seconds"),
         machine=platform.processor() or platform.machine(),
         contenders={name: KNOWN[name][1] for name in contenders},
-        runs=tuple(run for run in runs if run is not None),
+        runs=tuple(runs),
     )
 
 
@@ -152,6 +139,10 @@ def run_one(job: TierJob) -> TierRun:
     went = TierWorld(found, sent, contender, job.seed).run(scenario.warmup_slots, scenario.slots, drain_slots)
     whose = {"contender": job.contender, "seed": job.seed, "load": job.load, "trace_hash": trace_hash(sent)}
     return TierRun(**whose, **went.model_dump())
+
+
+def _made_of(job: TierJob) -> tuple[str, ...]:
+    return job.scenario.model_dump_json(), job.contender, str(job.seed), str(job.load)
 
 
 def _made(name: str, scenario: TwoTierScenario, found: Drawn) -> Contender:
