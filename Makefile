@@ -77,7 +77,7 @@ faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults
 
 ## Small worlds in virtual time in which everything goes wrong, three minutes of them on two cores; for a night:
-## make simulate WORLDS=10000 SEED=1000000 LEDGER=benchmarks/results/swarm.json
+## make simulate WORLDS=10000 SEED=2000000 LEDGER=benchmarks/results/swarm.json
 WORLDS ?= 150
 SEED ?= 0
 LEDGER ?= build/swarm.json
