@@ -91,10 +91,10 @@ def test_the_cities_are_as_the_specification_says() -> None:
     city, plant, road = (read_scenario(shipped()[name]) for name in ("smart-city", "industry", "v2i"))
     assert [site.nodes for site in city.sites] == [5] * 8 + [1]
     assert {(fault.at_s, fault.kind, fault.factor) for fault in city.faults} == {
-        (600, "cloud-links", 20),
-        (600, "kill", 1),
+        (90, "cloud-links", 20),
+        (90, "kill", 1),
     }
-    assert (city.workload.ramps[0].factor, city.workload.ramps[0].rise_s) == (4, 60)
+    assert (city.workload.ramps[0].factor, city.workload.ramps[0].rise_s) == (4, 15)
     assert [(site.nodes, site.trusted) for site in plant.sites] == [(4, True), (4, False), (4, False)]
     assert (len(road.sites), road.workload.moves_s) == (60, (10, 40))
 

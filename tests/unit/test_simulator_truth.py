@@ -138,9 +138,9 @@ def test_a_quarter_of_the_nodes_is_two_of_eight_sites_in_the_city() -> None:
     dead = set()
     for seed in range(10):
         found = timeline(city, Draws(seed))
-        lost = [spell.what for spell in found.spells if spell.kind == "kill" and spell.begin_s == 600]
+        lost = [spell.what for spell in found.spells if spell.kind == "kill" and spell.begin_s == 90]
         assert len(lost) == 2
-        assert sum(not found.alive(node, 600) for node in found.sites) == 10
+        assert sum(not found.alive(node, 90) for node in found.sites) == 10
         dead.add(tuple(lost))
     assert len(dead) > 5
 
