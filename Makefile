@@ -76,9 +76,9 @@ $(BENCHES:%=bench-%): bench-%: .venv/dev
 faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults
 
-## Small worlds in virtual time in which everything goes wrong, three minutes of them on two cores; for a night:
+## Small worlds in virtual time in which everything goes wrong, two minutes of them on two cores; for half an hour of them:
 ## make simulate WORLDS=10000 SEED=2000000 LEDGER=benchmarks/results/swarm.json
-WORLDS ?= 150
+WORLDS ?= 600
 SEED ?= 0
 LEDGER ?= build/swarm.json
 simulate: .venv/dev
