@@ -58,7 +58,7 @@ bench: $(BENCHES:%=bench-%)
 ## core; what was run stays in build/runs, so that it goes on where it was ended.
 benchmarks-doc: .venv/dev
 	$(BIN)/python -m benchmarks.scenarios
-	$(BIN)/python -m benchmarks.two_tier
+	$(BIN)/python -m benchmarks.contests
 	$(BIN)/python -m benchmarks.page
 
 ## The small network that stands among the policies, on seeds of its own.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from schemas.toml import document, keys_at, no_key, refused, shown, validated
+from simulator.residency.scenario import ResidencyScenario
 from simulator.scenario import Scenario
 from simulator.tiers.scenario import TwoTierScenario
 
@@ -27,10 +28,15 @@ def shipped() -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / "scenarios").glob("*.toml"))}
 
 
-def read(path: Path) -> Scenario | TwoTierScenario:
-    """Whichever kind of scenario a file holds: one with `services` is of two tiers. Raises as `read_scenario` does."""
+def read(path: Path) -> Scenario | TwoTierScenario | ResidencyScenario:
+    """Whichever kind of scenario a file holds: one with `services` is of two tiers, one with `models` of many models.
+    Raises as `read_scenario` does."""
     plain = _tables(path)
-    return validated(TwoTierScenario, plain, str(path)) if "services" in plain else _scenario(plain, path)
+    if "services" in plain:
+        return validated(TwoTierScenario, plain, str(path))
+    if "models" in plain:
+        return validated(ResidencyScenario, plain, str(path))
+    return _scenario(plain, path)
 
 
 def read_scenario(path: Path) -> Scenario:

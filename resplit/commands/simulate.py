@@ -18,8 +18,8 @@ from schemas.errors import ErrorCode, ResplitError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from simulator.contest import Contest, R, S
     from simulator.scenario import Scenario
-    from simulator.tiers.scenario import TwoTierScenario
 
 SEEDS_MAX = 10_000
 DEFAULT_POLICIES = "static,full"
@@ -45,6 +45,7 @@ def simulate(
 
     from simulator.files import read, shipped  # noqa: PLC0415
     from simulator.plots import require  # noqa: PLC0415
+    from simulator.residency.scenario import ResidencyScenario  # noqa: PLC0415
     from simulator.tiers.scenario import TwoTierScenario  # noqa: PLC0415
 
     say = Console(stderr=as_json)
@@ -65,7 +66,13 @@ def simulate(
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "report") from error
     asked = _Asked(policies, wanted, folder, jobs or os.cpu_count() or 1, as_json, say)
     if isinstance(found, TwoTierScenario):
-        _tiers(found, asked)
+        from simulator.tiers.results import CONTEST as TIERS  # noqa: PLC0415
+
+        _contest(TIERS, found, asked)
+    elif isinstance(found, ResidencyScenario):
+        from simulator.residency.results import CONTEST as RESIDENCY  # noqa: PLC0415
+
+        _contest(RESIDENCY, found, asked)
     else:
         _split(path, found, asked)
 
@@ -113,23 +120,22 @@ def _split(path: Path, found: "Scenario", asked: _Asked) -> None:
     asked.say.print(f"[bold]{written[0]}[/]")
 
 
-def _tiers(found: "TwoTierScenario", asked: _Asked) -> None:
-    """Services of two tiers."""
+def _contest(contest: "Contest[S, R]", found: "S", asked: _Asked) -> None:
+    """Services of two tiers, or many models."""
+    from simulator.contest_report import grids, write  # noqa: PLC0415
     from simulator.table import terminal  # noqa: PLC0415
-    from simulator.tiers.report import grid, verdicts, write  # noqa: PLC0415
-    from simulator.tiers.results import KNOWN, compare, jobs_of, named  # noqa: PLC0415
 
-    wanted = list(KNOWN) if asked.policies in (None, "all") else asked.policies.split(",")
-    names = [named(name.strip()) for name in wanted]
-    with progress(found.name, len(jobs_of(found, names, asked.seeds))) as done:
-        results = compare(found, names, asked.seeds, _command(), asked.jobs, lambda one: done())
-    written = write(asked.folder, results)
+    wanted = list(contest.contenders) if asked.policies in (None, "all") else asked.policies.split(",")
+    names = [contest.named(name.strip()) for name in wanted]
+    with progress(found.name, len(contest.jobs(found, names, asked.seeds))) as done:
+        results = contest.compare(found, names, asked.seeds, _command(), asked.jobs, done)
+    written = write(contest, asked.folder, results)
     if asked.as_json:
         print_json(results)
         return
-    for load in results.loads:
-        asked.say.print(terminal(grid(results, load)))
-    asked.say.print(terminal(verdicts(results)))
+    aims, *loads = grids(contest, results)
+    for each in (*loads, aims):
+        asked.say.print(terminal(each))
     asked.say.print(f"[bold]{written[0]}[/]")
 
 

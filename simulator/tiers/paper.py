@@ -230,14 +230,15 @@ class Paper:
         hosts = np.flatnonzero(counts)
         if not len(hosts):
             return sum(owed * deadline for owed, _, deadline in jobs)
-        taken = np.zeros(len(hosts))
-        total = 0.0
+        has: list[float] = counts[hosts].tolist()
+        taken, total = [1.0] * len(has), 0.0
+        each = np.array([self._delay_ms(kind, 1.0 / count) for count in has])
         for owed, each_way_ms, deadline in jobs:
-            each = [self._delay_ms(kind, (taken[i] + 1.0) / counts[host]) for i, host in enumerate(hosts)]
             delays = each_way_ms[hosts] + each
             best = int(delays.argmin())
-            taken[best] += 1.0
             total += owed * min(float(delays[best]), deadline)
+            taken[best] += 1.0
+            each[best] = self._delay_ms(kind, taken[best] / has[best])
         return total
 
 

@@ -1,16 +1,12 @@
-"""Contenders side by side in worlds of two tiers: every one on every seed and at every load, over all cores."""
+"""Worlds of two tiers as a contest: who decides there, and what is looked at."""
 
-import platform
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from collections.abc import Callable, Iterator, Mapping
 
-from pydantic import Field
-
-from schemas.base import Value
-from schemas.errors import ErrorCode, ResplitError
-from simulator.many import run_all
-from simulator.shelf import Shelf
+from simulator import plots
+from simulator.contest import Column, Contest, ContestJob, ContestResults, ContestRun, Verdict
+from simulator.contest_report import difference, mean_of, verdict
+from simulator.statistics import Interval
+from simulator.table import shown
 from simulator.tiers.contenders import CloudOnly, Corrected, RoundRobin, StaticAll, at_load
 from simulator.tiers.drawn import Drawn, drawn, requests, trace_hash, with_cloud
 from simulator.tiers.paper import Paper, PropAvg
@@ -33,15 +29,12 @@ KNOWN: dict[str, tuple[type, str]] = {
     "cloud-only": (CloudOnly, "Everything in a cloud that has plenty of all."),
     BOUND: (Clairvoyant, "Everything everywhere, and requests go where it is known that they will be done first."),
 }
+TARGETS = {1.0: 95.0, 2.0: 90.0}
+"""On time, by load."""
 
 
-class TierRun(Went):
+class TierRun(ContestRun, Went):
     """One run."""
-
-    contender: str
-    seed: int
-    load: float
-    trace_hash: str
 
     @property
     def on_time_percent(self) -> float:
@@ -58,75 +51,10 @@ class TierRun(Went):
         return self.light_cost + self.core_cost
 
 
-class TierResults(Value):
-    """What a comparison found."""
-
-    scenario: TwoTierScenario
-    command: str
-    at: str
-    machine: str
-    contenders: dict[str, str] = Field(min_length=1)
-    runs: tuple[TierRun, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        return tuple(sorted({run.seed for run in self.runs}))
-
-    @property
-    def loads(self) -> tuple[float, ...]:
-        return tuple(sorted({run.load for run in self.runs}))
-
-    def of(self, contender: str, load: float) -> tuple[TierRun, ...]:
-        """In the order of seeds."""
-        found = (run for run in self.runs if run.contender == contender and run.load == load)
-        return tuple(sorted(found, key=lambda run: run.seed))
+Found = ContestResults[TwoTierScenario, TierRun]
 
 
-@dataclass(frozen=True)
-class TierJob:
-    """One run that is to be done."""
-
-    scenario: TwoTierScenario
-    contender: str
-    seed: int
-    load: float
-
-
-def named(name: str) -> str:
-    """Raises `ResplitError(INVALID_REQUEST)` for one that there is not."""
-    if name not in KNOWN:
-        message = f"there is no policy {name!r} in worlds of two tiers; there are {', '.join(KNOWN)}"
-        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "policies")
-    return name
-
-
-def jobs_of(scenario: TwoTierScenario, contenders: Sequence[str], seeds: Sequence[int]) -> list[TierJob]:
-    return [TierJob(scenario, name, seed, load) for load in scenario.loads for seed in seeds for name in contenders]
-
-
-def compare(
-    scenario: TwoTierScenario,
-    contenders: Sequence[str],
-    seeds: Sequence[int],
-    command: str,
-    jobs: int,
-    on_done: Callable[[TierRun], None],
-    shelf: Shelf[TierRun] | None = None,
-) -> TierResults:
-    """Run them all; `on_done` hears of each run as it ends. What is on the `shelf` is not run again."""
-    todo = jobs_of(scenario, contenders, seeds)
-    runs = run_all(todo, run_one, jobs, lambda job, run: on_done(run), shelf, _made_of)
-    return TierResults(
-        scenario=scenario,
-        command=command,
-        at=datetime.now(UTC).isoformat(timespec="seconds"),
-        machine=platform.processor() or platform.machine(),
-        contenders={name: KNOWN[name][1] for name in contenders},
-        runs=tuple(runs),
-    )
-
-
-def run_one(job: TierJob) -> TierRun:
+def run_one(job: ContestJob[TwoTierScenario]) -> TierRun:
     """One run, in whichever process. Raises `ResplitError(INFEASIBLE)` where the core services fit nowhere."""
     scenario = job.scenario
     base = drawn(scenario, job.seed)
@@ -141,10 +69,88 @@ def run_one(job: TierJob) -> TierRun:
     return TierRun(**whose, **went.model_dump())
 
 
-def _made_of(job: TierJob) -> tuple[str, ...]:
-    return job.scenario.model_dump_json(), job.contender, str(job.seed), str(job.load)
-
-
 def _made(name: str, scenario: TwoTierScenario, found: Drawn) -> Contender:
     made: Contender = KNOWN[name][0](scenario, found)
     return made
+
+
+def _held(found: Found, load: float) -> Iterator[Verdict]:
+    ours = found.of(SYSTEM, load)
+
+    def less(name: str, of: Callable[[TierRun], float]) -> Interval | None:
+        return difference(ours, found.of(name, load), of)
+
+    if (target := TARGETS.get(load)) is not None:
+        reached = mean_of(ours, lambda run: run.on_time_percent)
+        said = verdict(reached.low >= target, reached.high < target)
+        yield f"load {load:g}: on time", f">= {target:g} %", shown(reached), said
+    if cost := less(PAPER, lambda run: run.cost):
+        said = verdict(cost.high <= 0.0, cost.low > 0.0)
+        yield f"load {load:g}: cost, less the paper's", "<= 0", shown(cost, signed=True), said
+    for name in found.contenders:
+        if name == SYSTEM or (ahead := less(name, lambda run: run.on_time_percent)) is None:
+            continue
+        what = f"load {load:g}: on time, less that of {name}"
+        if name == BOUND:
+            yield what, ">= -3 points", shown(ahead, signed=True), verdict(ahead.low >= -3.0, ahead.high < -3.0)
+        else:
+            said = verdict(ahead.excludes_zero and ahead.mean > 0, ahead.excludes_zero and ahead.mean < 0)
+            yield what, "> 0", shown(ahead, signed=True), said
+
+
+def _rows(scenario: TwoTierScenario, run: TierRun) -> Mapping[str, str]:
+    counts = {
+        f"{task.name} {what}": str(each.get(task.name, 0))
+        for task in scenario.tasks
+        for what, each in (("arrived", run.arrived), ("on time", run.on_time))
+    }
+    figures = ["finished", "light_cost", "core_cost", "deployed", "decide_ms"]
+    return {**counts, **{name: repr(getattr(run, name)) for name in figures}}
+
+
+def _pictures(found: Found) -> Iterator[tuple[str, str, bytes]]:
+    """Violins of what was on time, and what was late against cost."""
+    for load in found.loads:
+        values = {name: [run.on_time_percent for run in found.of(name, load)] for name in found.contenders}
+        png = plots.violins(f"on time (%), load {load:g}", values, (SYSTEM, PAPER))
+        yield f"on-time-{load:g}.png", f"Requests on time at load {load:g}", png
+    points = {
+        name: [(*_means(runs), f"{load:g}") for load in found.loads if (runs := found.of(name, load))]
+        for name in found.contenders
+    }
+    yield "cost.png", "Late requests against cost, by load", plots.scatter("cost a slot", "late (%)", points)
+
+
+def _means(runs: tuple[TierRun, ...]) -> tuple[float, float]:
+    """Of cost, and of what is late, of which a thousandth is the least that is shown."""
+    late = sum(100.0 - run.on_time_percent for run in runs) / len(runs)
+    return sum(run.cost for run in runs) / len(runs), max(late, 0.1)
+
+
+CONTEST = Contest[TwoTierScenario, TierRun](
+    scenario=TwoTierScenario,
+    kind=TierRun,
+    where="in worlds of two tiers",
+    contenders={name: title for name, (_, title) in KNOWN.items()},
+    system=SYSTEM,
+    run=run_one,
+    columns={
+        "on time %": Column(lambda run: run.on_time_percent, True),
+        "on time, worst task %": Column(lambda run: run.worst_percent, True),
+        "cost a slot": Column(lambda run: run.cost, False),
+        "of this light": Column(lambda run: run.light_cost),
+        "light instances made": Column(lambda run: run.deployed),
+        "decision, ms of CPU": Column(lambda run: run.decide_ms),
+    },
+    held=_held,
+    rows=_rows,
+    pictures=_pictures,
+    about=lambda scenario: (
+        f"{scenario.slots} slots of {scenario.slot_ms} ms in which requests count, after {scenario.warmup_slots}; "
+        f"every {scenario.steer_slots} slots is decided"
+    ),
+    note=(
+        "On time: done by the deadline, of all that arrived. Cost: of keeping instances for a slot and of making new "
+        "ones, by the paper's Table I; that of the core services is made once, spread over the run."
+    ),
+)

@@ -11,11 +11,11 @@ from pydantic import Field, model_validator
 from orchestrator.services.problem import TaskKind
 from schemas.base import Value
 from schemas.errors import ResplitError
+from simulator.contest import ContestScenario
 from simulator.scenario import NAME_LENGTH_MAX
 
 Span = tuple[Annotated[float, Field(ge=0, le=1e9)], Annotated[float, Field(ge=0, le=1e9)]]
 """From and to, uniformly drawn between."""
-LOADS_MAX = 20
 SLOTS_MAX = 1_000_000
 
 
@@ -76,11 +76,9 @@ class BurstSpec(Value):
         return self
 
 
-class TwoTierScenario(Value):
+class TwoTierScenario(ContestScenario):
     """A world of two tiers, of which every seed draws another."""
 
-    name: str = Field(min_length=1, max_length=NAME_LENGTH_MAX)
-    title: str = Field(min_length=1, max_length=200)
     slot_ms: float = Field(default=1.0, gt=0)
     slots: int = Field(ge=10, le=SLOTS_MAX)
     """In which requests arrive that count."""
@@ -119,8 +117,6 @@ class TwoTierScenario(Value):
     """eps: the share of a task's requests that may be late."""
     cost_weight: float = Field(default=0.05, gt=0, le=1e6)
     """V: how many late requests a unit of cost is worth."""
-    loads: tuple[Annotated[float, Field(gt=0, le=100)], ...] = Field(default=(1.0,), min_length=1, max_length=LOADS_MAX)
-    """Each is run for itself: times as many requests."""
 
     @model_validator(mode="after")
     def _graphs_are_of_services(self) -> Self:

@@ -2,7 +2,7 @@
 
 import tomllib
 
-from benchmarks import two_tier
+from benchmarks import contests
 from benchmarks.scenarios import PARAMETERS, Parameters
 from resplit.commands.simulate import seeds_of
 from simulator.files import shipped, swept
@@ -21,8 +21,8 @@ def test_every_comparison_is_of_a_scenario_that_ships_and_of_policies_that_there
         for _, varied in swept(scenario) if scenario.sweep else [({}, scenario)]:
             assert all(fault.at_s < varied.duration_s for fault in varied.faults), "every fault is met"
     assert len(set(names)) == len(names), "each has a file of its own"
-    assert set(shipped()) - {"my-cluster", "small"} <= {*names, *two_tier.NAMES}
+    assert set(shipped()) - {"my-cluster", "small"} <= {*names, *contests.NAMES}
 
 
 def test_what_was_tuned_on_is_not_reported_on() -> None:
-    assert set(seeds_of(PARAMETERS_OF_NOW.seeds)) == set(seeds_of(two_tier.SEEDS)) == set(range(10, 40))
+    assert set(seeds_of(PARAMETERS_OF_NOW.seeds)) == set(seeds_of(contests.SEEDS)) == set(range(10, 40))

@@ -15,6 +15,7 @@ from orchestrator.services.core import Placed, load_of
 from orchestrator.services.problem import SOURCE, Setting
 from profiler.effective_capacity import GammaService
 from schemas.base import NodeId
+from simulator.contest import ContestJob
 from simulator.files import read, shipped
 from simulator.kernel import Kernel
 from simulator.tiers.contenders import at_load, backbone
@@ -22,7 +23,7 @@ from simulator.tiers.drawn import Drawn, Request, drawn, requests, trace_hash, w
 from simulator.tiers.paper import COPIES, behind, delay_ms
 from simulator.tiers.paper import backbone as paper_backbone
 from simulator.tiers.queues import SharedPool, SteadyPool
-from simulator.tiers.results import BOUND, KNOWN, SYSTEM, TierJob, run_one
+from simulator.tiers.results import BOUND, KNOWN, SYSTEM, run_one
 from simulator.tiers.scenario import BurstSpec, TwoTierScenario
 from simulator.tiers.world import Going, Seen, TierWorld
 
@@ -199,7 +200,7 @@ def test_every_contender_serves_the_world_and_keeps_within_what_nodes_have(
         resize(self, wanted)
 
     monkeypatch.setattr(TierWorld, "_resize", checked)
-    found = run_one(TierJob(SHORT, name, 0, 1.0))
+    found = run_one(ContestJob(SHORT, name, 0, 1.0))
     assert asked
     assert found.finished == sum(found.arrived.values())
     assert found.on_time_percent > 90.0
@@ -216,10 +217,10 @@ def fits(setting: Setting, placed: Placed) -> None:
 
 
 def test_the_same_world_is_met_by_all_and_who_knows_everything_is_hardly_beaten() -> None:
-    runs = {name: run_one(TierJob(SHORT, name, 1, 2.0)) for name in (SYSTEM, BOUND, "round-robin")}
+    runs = {name: run_one(ContestJob(SHORT, name, 1, 2.0)) for name in (SYSTEM, BOUND, "round-robin")}
     assert len({run.trace_hash for run in runs.values()}) == 1
     assert runs[BOUND].on_time_percent >= max(run.on_time_percent for run in runs.values()) - 1.0
-    assert run_one(TierJob(SHORT, SYSTEM, 1, 2.0)).model_dump(exclude={"decide_ms"}) == runs[SYSTEM].model_dump(
+    assert run_one(ContestJob(SHORT, SYSTEM, 1, 2.0)).model_dump(exclude={"decide_ms"}) == runs[SYSTEM].model_dump(
         exclude={"decide_ms"}
     )
 
@@ -229,9 +230,10 @@ def test_a_run_is_the_same_in_every_process(name: str) -> None:
     """Names hash differently in each."""
     code = (
         "from simulator.files import read, shipped\n"
-        "from simulator.tiers.results import TierJob, run_one\n"
+        "from simulator.contest import ContestJob\n"
+        "from simulator.tiers.results import run_one\n"
         "short = read(shipped()['two-tier-bursts']).model_copy(update={'slots': 60, 'warmup_slots': 20})\n"
-        f"print(run_one(TierJob(short, {name!r}, 3, 2.0)).model_dump(exclude={{'decide_ms'}}))"
+        f"print(run_one(ContestJob(short, {name!r}, 3, 2.0)).model_dump(exclude={{'decide_ms'}}))"
     )
     told = {
         subprocess.run(

@@ -46,7 +46,7 @@ def small() -> Scenario:
 
 
 def test_the_scenarios_of_the_benchmark_are_shipped() -> None:
-    assert set(shipped()) == NAMED | TWO_TIERS
+    assert set(shipped()) == NAMED | TWO_TIERS | {"residency"}
 
 
 @pytest.mark.parametrize("name", sorted(NAMED))

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -81,15 +82,14 @@ def test_a_file_that_was_cut_off_is_no_run(scenario: Scenario, folder: Path, tmp
     assert again(scenario, (1,), apart)[1] == {1}
 
 
-def test_runs_of_two_tiers_are_kept_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_runs_of_two_tiers_are_kept_too(tmp_path: Path) -> None:
     table = read(shipped()["two-tier"])
     assert isinstance(table, TwoTierScenario)
     short = table.model_copy(update={"slots": 40, "warmup_slots": 10, "loads": (0.5,)})
     shelf = Shelf(tmp_path, TierRun, tiers.run_one)
-    whole = tiers.compare(short, ["cloud-only"], SEEDS, "", 1, lambda run: None, shelf)
-    with monkeypatch.context() as changed:
-        changed.setattr("simulator.tiers.results.run_one", lambda job: pytest.fail("it was run"))
-        assert tiers.compare(short, ["cloud-only"], SEEDS, "", 1, lambda run: None, shelf).runs == whole.runs
+    whole = tiers.CONTEST.compare(short, ["cloud-only"], SEEDS, "", 1, lambda: None, shelf)
+    idle = replace(tiers.CONTEST, run=lambda job: pytest.fail("it was run"))
+    assert idle.compare(short, ["cloud-only"], SEEDS, "", 1, lambda: None, shelf).runs == whole.runs
     assert [run.seed for run in whole.runs] == list(SEEDS)
 
 

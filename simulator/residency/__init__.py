@@ -1,0 +1,1 @@
+"""Worlds of many models on small disks: who decides which blocks lie where (`mathematics.md`, part C)."""
