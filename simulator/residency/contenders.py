@@ -24,7 +24,7 @@ class Planned:
     """Decides what lies where for the rates that it expects, at each turn of the disks; memories follow at once, and in
     between whoever is worth least for its room leaves."""
 
-    uses_servers, admits = True, False
+    uses_servers, loads, admits = True, False, False
     rule: Rule = staticmethod(greedy_dual)
 
     def __init__(self, scenario: ResidencyScenario, found: Drawn, seed: int) -> None:
@@ -72,6 +72,8 @@ class SwitchingBlind(Planned):
 class StorageOnly(Planned):
     """The same as if everything on a disk were in memory; what is loaded is left to who asks."""
 
+    loads = True
+
     def placed(self, setting: Setting) -> Lying:
         boxes = tuple(replace(box, memory_bytes=float("inf")) for box in setting.boxes)
         lying = greedy.place(replace(setting, boxes=boxes, prices=replace(setting.prices, memory=0.0, loading=0.0)))
@@ -92,7 +94,7 @@ class Clairvoyant(Planned):
 class Retro:
     """Hosts what hosting would have paid for, by what was asked; memories as they are used."""
 
-    uses_servers, admits = True, False
+    uses_servers, loads, admits = True, True, False
     rule: Rule = staticmethod(greedy_dual)
 
     def __init__(self, scenario: ResidencyScenario, found: Drawn, seed: int) -> None:
@@ -138,7 +140,7 @@ class Retro:
 class CloudOnly:
     """Everything in the cloud."""
 
-    uses_servers, admits = False, False
+    uses_servers, loads, admits = False, False, False
     rule: Rule = staticmethod(least_recent)
 
     def __init__(self, scenario: ResidencyScenario, found: Drawn, seed: int) -> None:
@@ -151,7 +153,7 @@ class CloudOnly:
 class LeastRecent(CloudOnly):
     """A cache at each server: what its callers miss is fetched, what was used longest ago leaves."""
 
-    uses_servers, admits = True, True
+    uses_servers, loads, admits = True, True, True
 
 
 class LeastFrequent(LeastRecent):
@@ -173,8 +175,9 @@ class Popular(Planned):
 
 
 class Random(Planned):
-    """Each server has what it was dealt."""
+    """Each server has what it was dealt; what is asked for is loaded."""
 
+    loads = True
     rule: Rule = staticmethod(least_recent)
 
     def look(self, seen: Seen) -> Targets:

@@ -164,8 +164,8 @@ def _models(scenario: ResidencyScenario, rng: np.random.Generator) -> tuple[dict
             own = 0 if number == family else max(1, round(float(rng.uniform(*scenario.own_share)) * count))
             names = (*base[: count - own], *(f"m{number}-b{block}" for block in range(count - own, count)))
             for name in names:
-                disk = size_gb * GB / count
-                pieces.setdefault(name, Piece(name, disk, disk * scenario.memory_per_disk))
+                disk = float(int(size_gb * GB / count))
+                pieces.setdefault(name, Piece(name, disk, float(int(disk * scenario.memory_per_disk))))
             work_s = float(rng.uniform(*scenario.work_s)) * size_gb / middle
             models.append((number, Model(f"model-{number}", names, work_s, float(rng.uniform(*scenario.cloud_price)))))
     return pieces, tuple(model for _, model in sorted(models, key=lambda one: one[0]))

@@ -50,9 +50,12 @@ class Keeper(Protocol):
 
     rule: Rule
     """Who leaves a memory first."""
-    admits: bool
-    """Whether a model for which a caller had to go to the cloud is fetched to its server, in the place of others."""
     uses_servers: bool
+    """Or the cloud alone."""
+    loads: bool
+    """Whether a model for which a caller went to the cloud is loaded, if it lies on its server's disk,"""
+    admits: bool
+    """and is fetched there if it does not, as a cache does: in the place of others."""
 
     def look(self, seen: Seen) -> Targets:
         """What is to be from now on."""
@@ -229,7 +232,9 @@ class ResidencyWorld:
         self._note(request, cloud, dear)
         if self._counts(request.at_s):
             self._went["cloud"] += 1
-        if self._keeper.admits:
+        if self._keeper.loads and self.sites[request.caller].stored >= {model}:
+            self._load(request.caller, model)
+        elif self._keeper.admits:
             self._admit(request.caller, model)
 
     def _take(self, number: int, request: Request, work_s: float) -> None:
@@ -395,6 +400,7 @@ class ResidencyWorld:
             self._went["switching"] += took_s * self._found.prices.fetching
             self._went["fetched_gb"] += size / 1e9
         self._fetch(number)
+        self._go_ahead(number)
 
     def _remove(self, number: int, model: int) -> None:
         """From the disk, unless it is in use."""
