@@ -1,9 +1,9 @@
 """The simulator against real processes on the same small workload: `python -m benchmarks.validation [--quick]`.
 
 Two agents, a core each, run a decoder in two stages while requests of one class arrive at random. Then the same
-arrivals come to a simulated cluster whose machines are as fast as those agents said in their heartbeats right after the
-run: what they measured is all that the simulator is told. Compared are the medians and the 95th
-percentiles of what clients met.
+arrivals come to a simulated cluster whose machines are as fast as those agents said in their heartbeats of the run, on
+average: what they measured is all that the simulator is told. Compared are the medians and the 95th percentiles of what
+clients met.
 """
 
 import argparse
@@ -18,13 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from nats.aio.client import Client as Nats
 
 from benchmarks.model import NAME, PARAMETERS, bench_model
 from benchmarks.table import Row, report
 from models.store import Store
 from resplit import Client
 from resplit.cluster import LocalCluster
-from resplit.control import deploy_and_wait, status
+from resplit.control import deploy_and_wait, status_on
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import BlockTime, Capacity
 from schemas.control import DeployRequest
@@ -54,6 +55,7 @@ HEARTBEAT_S = 1.2
 WARMUP_S = 30.0
 TARGETS = {"p50": 0.10, "p95": 0.20}
 SITE = "n"
+MEASURED = ("decode_ms", "decode_ms_per_row", "decode_ms_per_context_token", "prefill_ms", "prefill_ms_per_token")
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,32 @@ async def real(client: Client, times: Sequence[float], seed: int) -> list[Met]:
         return _met(asked, seen[0], seen[-1], len(seen))
 
     return await asyncio.gather(*(one(at) for at in times))
+
+
+async def heartbeats(operator: Nats, into: dict[NodeId, list[Capacity]]) -> None:
+    """The capacities in every heartbeat of a node that runs something, until this is cancelled."""
+    while True:
+        await asyncio.sleep(HEARTBEAT_S)
+        for one in (await status_on(operator)).nodes:
+            if one.capacity.slowdown is not None:
+                into.setdefault(NodeId(one.capacity.node), []).append(one.capacity)
+
+
+def average(seen: Sequence[Capacity]) -> Capacity:
+    """One node's last capacity, with the block times of all of them on average: each tells of its last seconds."""
+    by_block: dict[tuple[Digest, int], list[BlockTime]] = {}
+    for capacity in seen:
+        for time_ in capacity.block_times:
+            by_block.setdefault((time_.model, time_.block), []).append(time_)
+    last = seen[-1]
+    return last.model_copy(
+        update={"block_times": tuple(_average(by_block[t.model, t.block]) for t in last.block_times)}
+    )
+
+
+def _average(times: Sequence[BlockTime]) -> BlockTime:
+    means = {name: statistics.mean(getattr(one, name) or 0.0 for one in times) for name in MEASURED}
+    return times[-1].model_copy(update=means)
 
 
 def simulated(
@@ -186,6 +214,7 @@ async def measure(folder: Path, quick: bool) -> None:
             LocalCluster(Path(temporary), root, 2, threads=1, cores=pinned) as cluster,
             Client(cluster.url, keys=cluster.client_keys) as client,
         ):
+            operator = await cluster.operator.connect("validation", "operator")
             request = DeployRequest(model=NAME, name=DeploymentName(NAME), placement=stages, settings=SETTINGS)
             await deploy_and_wait(cluster.operator, request, 300.0)
             await real(
@@ -193,14 +222,17 @@ async def measure(folder: Path, quick: bool) -> None:
             )  # caches and kernels are warm, and its times are those of running
             for rate, count in ((0.15, 20), (0.4, 40)) if not quick else ((0.3, 10),):
                 times = arrivals(count, rate, 7)
+                said: dict[NodeId, list[Capacity]] = {}
+                listening = asyncio.create_task(heartbeats(operator, said))
                 there = await real(client, times, 7)
-                await asyncio.sleep(HEARTBEAT_S)
-                seen = {NodeId(one.capacity.node): one.capacity for one in (await status(cluster.operator)).nodes}
+                listening.cancel()
+                seen = {node: average(capacities) for node, capacities in said.items()}
                 here = simulated(times, manifest, digest, seen, cut)
                 found = compared(f"{rate:g} requests/s", rate, there, here)
                 for row in found:
                     print(row, flush=True)
                 rows += found
+            await operator.close()
     title = f"simulator against real processes, {PARAMETERS // 10**6} M parameters, int4, two agents with a core each"
     report("validation", title, rows, load_average=os.getloadavg())
 
