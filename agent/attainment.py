@@ -122,12 +122,18 @@ def _misses(promised: Slo, own: Slo, first_ms: float, tpot_ms: float, total_ms: 
     return any(target is not None and ms > max(target, asked or 0.0) for ms, target, asked in held_to)
 
 
-def services(attainments: Mapping[DeploymentName, Attainment]) -> tuple[Service, ...]:
-    """What a heartbeat says of every deployment of which any request was counted."""
-    return tuple(_service(name, one) for name, one in sorted(attainments.items()) if one.counts)
+def services(
+    attainments: Mapping[DeploymentName, Attainment], waiting: Mapping[DeploymentName, int]
+) -> tuple[Service, ...]:
+    """What a heartbeat says of every deployment of which any request was counted, or waits."""
+    return tuple(
+        _service(name, one, waiting.get(name, 0))
+        for name, one in sorted(attainments.items())
+        if one.counts or waiting.get(name)
+    )
 
 
-def _service(name: DeploymentName, one: Attainment) -> Service:
+def _service(name: DeploymentName, one: Attainment, waiting: int) -> Service:
     tasks = tuple(TaskCount(task=task, **counts) for task, counts in sorted(one.tasks.items()))[:TASKS_MAX]
     steps = tuple(one.steps[key] for key in sorted(one.steps))
-    return Service(deployment=name, **one.counts, tasks=tasks or None, steps=steps or None)
+    return Service(deployment=name, waiting=waiting, **one.counts, tasks=tasks or None, steps=steps or None)

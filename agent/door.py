@@ -50,8 +50,10 @@ class Door:
         served: Mapping[DeploymentName, Served],
         in_flight: dict[RequestId, tuple[Served, Job]],
         leave: Callable[[Served], Coroutine[Any, Any, None]],
+        asked_for: Callable[[], None],
     ) -> None:
-        """`leave(served)`: stop listening for requests of a deployment that others serve by now."""
+        """`leave(served)`: stop listening for requests of a deployment that others serve by now. `asked_for` is called
+        when the first request waits for a model that is cold."""
         self._client = client
         self._identity = identity
         self._audit = audit
@@ -60,6 +62,7 @@ class Door:
         self._served = served
         self._in_flight = in_flight
         self._leave = leave
+        self._asked_for = asked_for
         self._accepting: set[asyncio.Task[None]] = set()
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self.replier = Replier(client, self._client_gone)
@@ -186,8 +189,12 @@ class Door:
         served.queue.add(job)
         if job.request.acknowledge or (isinstance(job, Generation) and job.request.stream):
             epoch = max((epoch for epoch, _ in served.runs), default=1)
-            accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch)
+            cold = served.runs.cold
+            loads_s = None if cold is None else cold.loads_s
+            accepted = AcceptedReply(request_id=job.request_id, deployment=served.name, epoch=epoch, loads_s=loads_s)
             self._outbox.put(reply, accepted, job.request_id)
+        if served.runs.cold is not None and len(served.queue) == 1:
+            self._asked_for()
         served.admit()
 
     def _check_new(self, served: Served, request_id: RequestId, request: Request) -> None:

@@ -66,9 +66,10 @@ class Ingress:
         on_empty: Callable[[DeploymentName, int], None],
         now: Callable[[], float],
         is_over: Callable[[NodeId, str], bool],
+        asked_for: Callable[[], None],
     ) -> None:
         """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended. `is_over(node, boot)`: whether a
-        process is known to have ended."""
+        process is known to have ended. `asked_for` is called when a cold model is."""
         self._identity = identity
         self._node = node = identity.name
         self._boot = boot
@@ -91,7 +92,9 @@ class Ingress:
         )
         self._numbers = sequence_numbers(node, boot)
         self._checked_at = now()
-        self._door = Door(client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave)
+        self._door = Door(
+            client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave, asked_for
+        )
 
     async def start(self) -> None:
         """Listen for cancellations, bounced replies, and answers to what this ingress asks itself."""
@@ -196,8 +199,9 @@ class Ingress:
 
     @property
     def service(self) -> tuple[Service, ...]:
-        """What became of requests here, of every deployment of which any was counted."""
-        return services(self._attainments)
+        """What became of requests here, of every deployment of which any was counted or waits."""
+        waiting = {name: len(served.queue) for name, served in self._served.items()}
+        return services(self._attainments, waiting)
 
     @property
     def finished(self) -> tuple[FinishedRequest, ...]:

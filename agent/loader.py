@@ -22,8 +22,10 @@ from models.opening import opened
 from models.session import open_session
 from models.store import Store
 from profiler.kv import kv_tokens
+from profiler.memory import kv_memory_bytes, weight_memory_bytes
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
+from schemas.deployment import Settings
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Block, Manifest, ModelKind
 from schemas.section import SeenPlan
@@ -49,6 +51,15 @@ class LoadedPlan:
     fetched_bytes: int
 
 
+@dataclass(frozen=True)
+class _Held:
+    """What a plan has here."""
+
+    model: Digest
+    blocks: tuple[Block, ...]
+    settings: Settings
+
+
 class Loader:
     """Loads and unloads the blocks of plans; a block that two plans have here is one session."""
 
@@ -72,8 +83,8 @@ class Loader:
         self._memory_free = memory_free
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
         self._sessions: dict[RangeKey, tuple[ort.InferenceSession, int]] = {}
-        self._caches: dict[tuple[Digest, int], frozenset[int]] = {}
-        """By family and epoch: the blocks whose caches this node keeps for it."""
+        self._held: dict[tuple[Digest, int], _Held] = {}
+        """By family and epoch; plans of one family share caches, those of one model weights."""
         self._kinds: dict[Digest, dict[Kind, Probe]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
@@ -96,7 +107,8 @@ class Loader:
                 for key in wanted.values():
                     if key not in held:
                         held[key] = await self._hold(manifest, key)
-                self._caches[plan.family, plan.epoch] = frozenset(plan.blocks_on(self._node))
+                here = tuple(manifest.blocks[i] for i in plan.blocks_on(self._node))
+                self._held[plan.family, plan.epoch] = _Held(plan.model, here, plan.settings)
         except BaseException as error:
             self._let_go(held)
             if isinstance(error, ResplitError) or not isinstance(error, Exception):
@@ -107,8 +119,18 @@ class Loader:
 
     def unload(self, loaded: LoadedPlan, plan: SeenPlan) -> None:
         """Give back what `load` returned; sessions that no other plan uses are closed."""
-        self._caches.pop((plan.family, plan.epoch), None)
+        self._held.pop((plan.family, plan.epoch), None)
         self._let_go({(plan.model, e.blocks[0].index, e.blocks[-1].index): e for e in loaded.engines.values()})
+
+    @property
+    def held_bytes(self) -> int:
+        """What is loaded takes once every cache of it is written to."""
+        weights, caches = dict[tuple[Digest, int], int](), dict[tuple[Digest, int], int]()
+        for (family, _), held in tuple(self._held.items()):  # heartbeats are made in a thread
+            for block in held.blocks:
+                weights[held.model, block.index] = weight_memory_bytes(block)
+                caches[family, block.index] = kv_memory_bytes(block, held.settings)
+        return sum(weights.values()) + sum(caches.values())
 
     async def _fetch(self, plan: SeenPlan) -> tuple[Manifest, int]:
         manifest, fetched = await self._files.manifest(plan.model)
@@ -125,7 +147,8 @@ class Loader:
         # Blocks that another plan of this deployment has here already are shared with it, weights and caches.
         blocks = plan.blocks_on(self._node)
         loaded = {i for model, first, last in self._sessions if model == plan.model for i in range(first, last + 1)}
-        cached = frozenset[int]().union(*(held for (family, _), held in self._caches.items() if family == plan.family))
+        alike = [held for (family, _), held in self._held.items() if family == plan.family]
+        cached = {block.index for held in alike for block in held.blocks}
         tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
         needed = sum(manifest.blocks[i].weight_bytes for i in blocks if i not in loaded)
         needed += sum(manifest.blocks[i].kv_bytes_per_token * tokens for i in blocks if i not in cached)

@@ -91,7 +91,7 @@ class RouteRun:
     @property
     def is_open(self) -> bool:
         """Whether anything may start here."""
-        return not self.draining and not self.lost
+        return not self.draining and not self.lost and not self.plan.cold
 
     @property
     def active(self) -> int:

@@ -11,6 +11,7 @@ from agent.run import RouteRun
 from agent.speeds import Speeds
 from agent.tensorjob import TensorJob
 from schemas.frame import SequenceId
+from schemas.plan import Plan
 
 Running = tuple[Job, RouteRun, SequenceId]
 
@@ -37,6 +38,11 @@ class Runs(dict[tuple[int, int], RouteRun]):
         return self[max(self)] if self else None
 
     @property
+    def cold(self) -> Plan | None:
+        """The plan in force, if it has nothing loaded: requests wait, and none begins on what drains before it."""
+        return next((run.plan for run in self.values() if run.plan.cold and not run.leaving), None)
+
+    @property
     def open(self) -> list[RouteRun]:
         """Where something may start: on plans in force, else on those that drain."""
         found = [run for run in self.values() if run.is_open]
@@ -44,6 +50,8 @@ class Runs(dict[tuple[int, int], RouteRun]):
 
     def able(self, job: Job) -> list[RouteRun]:
         """Routes that could run a request, once they have a slot."""
+        if self.cold is not None:
+            return []
         could = [
             run
             for run in self.values()

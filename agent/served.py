@@ -40,6 +40,8 @@ from schemas.slo import Slo
 
 INTERRUPTED_MAX_S = 60.0
 """A request whose nodes are gone waits this long for a plan that can run it."""
+LOADING_MAX_S = 600.0
+"""One whose model is cold waits this long until it is loaded: others may not make room, or its files come slowly."""
 RECOVERIES_MAX = 3
 HANDOVER_S = 1.0
 """A plan that drains with no successor here takes requests for this much longer: the node that serves the successor
@@ -138,6 +140,8 @@ class Served:
         self.attainment.came(job)
         if job.slo.deadline_ms is None:
             return
+        if (cold := self.runs.cold) is not None:
+            self._appraise_loading(cold.loads_s, job.slo.deadline_ms)
         storing = [other for other in self.accepting if other.urgency.due <= job.urgency.due]
         ahead = [*self.queue.before(job), *storing]
         seen = self.runs.forecast(job, self._running(), ahead, self.desk.now())
@@ -153,6 +157,14 @@ class Served:
         if isinstance(job, Generation):
             rest_s = (seen.e2e_ms - seen.ttft_ms) / 1e3
             job.urgency = urgency(job.slo, job.meter.arrived, job.max_tokens, rest_s)
+
+    def _appraise_loading(self, loads_s: float | None, deadline_ms: float) -> None:
+        if loads_s is not None and 1e3 * loads_s > deadline_ms:
+            message = (
+                f"the model has to be loaded first, which takes about {loads_s:.1f} s, and this may take "
+                f"{deadline_ms:g} ms; allow more time, or try again later"
+            )
+            raise ResplitError(ErrorCode.DEADLINE_UNATTAINABLE, message, "deadline_ms", round(1e3 * loads_s, 3))
 
     def admit(self) -> None:
         """Give waiting requests slots, the most urgent first, on the route where each is predicted to end first."""
@@ -299,9 +311,14 @@ class Served:
         again = [job for job, _ in self.jobs.values() if job.interrupted_at is not None]
         here = [job for job in dict.fromkeys((*self.queue, *again)) if self._is_stranded(job)]
         self.stranded = {job: self.stranded.get(job, now) for job in here}
-        for job in [job for job in self.queue if now - self.stranded.get(job, now) >= INTERRUPTED_MAX_S]:
-            message = f"what could run this request is gone, and for {INTERRUPTED_MAX_S:g} s nothing took its place"
-            self.end(job, ResplitError(ErrorCode.NODE_LOST, message))
+        if self.runs.cold is not None:
+            code, longest_s = ErrorCode.OVERLOADED, LOADING_MAX_S
+            message = f"its model is not loaded, and for {longest_s:g} s there was no room to load it; try again later"
+        else:
+            code, longest_s = ErrorCode.NODE_LOST, INTERRUPTED_MAX_S
+            message = f"what could run this request is gone, and for {longest_s:g} s nothing took its place"
+        for job in [job for job in self.queue if now - self.stranded.get(job, now) >= longest_s]:
+            self.end(job, ResplitError(code, message))
 
     def _is_stranded(self, job: Job) -> bool:
         """Whether nothing can run it; to what was interrupted, a route that does not answer is none."""

@@ -144,6 +144,8 @@ class Agent:
         self._loader = Loader(
             config.node, store, self._fetcher, self._keys, device, config.thread_count, self._memory_free
         )
+        self._bare_bytes = psutil.Process().memory_info().rss
+        """Before anything was loaded."""
         self._loaded: dict[tuple[DeploymentName, int], LoadedPlan] = {}
         self._loading: dict[tuple[DeploymentName, int], asyncio.Task[None]] = {}
         self._instructions: asyncio.Queue[core.Instruction] = asyncio.Queue()
@@ -163,6 +165,7 @@ class Agent:
             self._emptied,
             time.monotonic,
             self._neighbours.is_over,
+            lambda: self._publisher.changed(),  # noqa: PLW0108 - there is none yet
         )
         self._js = js
         host, port = await self._links.start(self._config.listen)
@@ -462,16 +465,20 @@ class Agent:
         return self._ingress.driven(plan) + self._stages.passing(plan)
 
     def _read(self) -> Reading:
+        used, promised = self._memory_used()
         return self._meter.read(
-            time.monotonic(), self._config.memory_bytes, self._memory_used(), at_rest=self._block_times.at_rest
+            time.monotonic(), self._config.memory_bytes, used, promised, at_rest=self._block_times.at_rest
         )
 
     def _memory_free(self) -> int:
-        memory = within_budget(device_memory(self._device), self._config.memory_bytes, self._memory_used())
-        return memory.free_bytes
+        return within_budget(device_memory(self._device), self._config.memory_bytes, *self._memory_used()).free_bytes
 
-    def _memory_used(self) -> int:
-        return 0 if self._config.memory_bytes is None else psutil.Process().memory_info().rss
+    def _memory_used(self) -> tuple[int, int]:
+        """Bytes that this process takes, and that it will take once all caches are written to; a GPU's are taken when
+        they are made."""
+        used = psutil.Process().memory_info().rss
+        promised = self._bare_bytes + self._loader.held_bytes - used
+        return used, max(0, promised) if self._device == "cpu" else 0
 
     async def _expire_forever(self) -> None:
         while True:

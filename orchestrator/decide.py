@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from orchestrator.cold import asked_for, is_clearing
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.trust import exposed
@@ -27,6 +28,10 @@ class Cause(StrEnum):
     """A sensitive block is on a node that is not trusted (any more)."""
     MODEL_BARRED = "model_barred"
     """The root's policy does not let the deployment run its model (any more)."""
+    ASKED_FOR = "asked_for"
+    """It is cold, and requests wait."""
+    MAKES_ROOM = "makes_room"
+    """It is to go cold, for the sake of another that is asked for; nobody decides that here."""
     MISSING_ROUTE = "missing_route"
     """Fewer routes serve than are asked for. They serve, so they are weighed meanwhile."""
     NODE_DRAINS = "node_drains"
@@ -37,7 +42,16 @@ class Cause(StrEnum):
     """Another plan saves more than moving costs (`orchestrator.trigger`)."""
 
 
-HARD = frozenset({Cause.NODE_LOST, Cause.PLAN_BROKEN, Cause.PLAN_UNFIT, Cause.TRUST_CHANGED, Cause.MODEL_BARRED})
+HARD = frozenset(
+    {
+        Cause.NODE_LOST,
+        Cause.PLAN_BROKEN,
+        Cause.PLAN_UNFIT,
+        Cause.TRUST_CHANGED,
+        Cause.MODEL_BARRED,
+        Cause.ASKED_FOR,
+    }
+)
 """Hard triggers (mathematics.md A4): the current plan does not serve, so nothing is weighed against acting."""
 
 
@@ -144,6 +158,9 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
         return Need(Cause.WISH_CHANGED, "the deployment was changed")
     if leaving := drained_of(snapshot, current):
         return Need(Cause.NODE_DRAINS, f"to be drained: {', '.join(leaving)}")
+    if current.cold:
+        waiting = asked_for(snapshot, deployment.name)
+        return Need(Cause.ASKED_FOR, f"{waiting} request(s) wait for it") if waiting else None
     if deployment.routes is not None and len(current.routes) < deployment.routes:
         return Need(Cause.MISSING_ROUTE, f"{deployment.routes} routes are asked for and {len(current.routes)} serve(s)")
     return None
@@ -151,8 +168,10 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
 
 def _awaits(snapshot: Snapshot, deployment: Deployment, rollout: Rollout, need: Need) -> bool:
     """Whether only the class is new and some node of the plan was not heard yet: after a cold start each soon is, or it
-    is lost, and until then nobody knows that anything has to move."""
+    is lost, and until then nobody knows that anything has to move. Or whether others are about to make room."""
     current = rollout.current
+    if need.cause is Cause.ASKED_FOR and is_clearing(snapshot):
+        return True
     return (
         need.cause is Cause.WISH_CHANGED
         and current is not None
@@ -171,7 +190,7 @@ def standing(snapshot: Snapshot, deployment: Deployment, rollout: Rollout) -> Pl
     current = rollout.current
     if current is None or current.model != deployment.model or current.settings != deployment.settings:
         return ()
-    if deployment.chains is not None:
+    if current.cold or deployment.chains is not None:
         return ()
     secret = deployment.sensitive_of(current.block_count)
     usable = snapshot.offered.keys() - rollout.current_faults.keys()
@@ -190,7 +209,9 @@ def exposed_by(snapshot: Snapshot, deployment: Deployment, plan: Plan) -> str | 
     A plan in force was allowed when it was made: after a cold start a node that was not heard yet says nothing new."""
     secret = deployment.sensitive_of(plan.block_count)
     for node in plan.nodes if secret else ():
-        blocks = exposed(secret, plan.blocks_on(node), not snapshot.distrusts(NodeId(node)))
+        # The doors of a cold plan read what the first block would.
+        held = (0,) if plan.cold else plan.blocks_on(node)
+        blocks = exposed(secret, held, not snapshot.distrusts(NodeId(node)))
         if blocks:
             return f"block {blocks[0]} is sensitive and node {node}, which holds it, is not trusted"
     return None
@@ -208,6 +229,8 @@ def conforms(plan: Plan, deployment: Deployment) -> bool:
     asked = (deployment.model, deployment.settings, deployment.slo, deployment.sealed)
     if (plan.model, plan.settings, plan.slo, plan.sealed) != asked:
         return False
+    if plan.cold:
+        return deployment.on_demand
     if deployment.chains is not None:
         return plan.chains == deployment.chains
     if deployment.routes is not None and len(plan.routes) > deployment.routes:

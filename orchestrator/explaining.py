@@ -148,4 +148,4 @@ def audited_services(standing: Standing) -> dict[str, str | int | float | bool |
 
 def _has_plan(snapshot: Snapshot, name: DeploymentName) -> bool:
     current = snapshot.rollout(name).current
-    return current is not None and current.model == snapshot.deployments[name].model
+    return current is not None and not current.cold and current.model == snapshot.deployments[name].model

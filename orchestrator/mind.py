@@ -7,12 +7,15 @@ own time.
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from datetime import datetime
+from dataclasses import replace
+from datetime import datetime, timedelta
 from typing import Protocol, assert_never
 
 from bus.audit import Trail
 from orchestrator.caretaker import Caretaker
+from orchestrator.cold import UNFOUND, Leaving, cold_plan, is_clearing, room_for, stays_cold, used
 from orchestrator.decide import (
+    HARD,
     Cause,
     Decision,
     DropCandidate,
@@ -38,6 +41,7 @@ from orchestrator.fold import (
 )
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal, check_routes
+from orchestrator.residency.memory import Memory
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.shortlist import planned_anew
 from orchestrator.steps import Append, Effect, Solve, Solved, Steps
@@ -53,6 +57,11 @@ from schemas.plan import PlanEvent, PlanPhase
 
 TOLD_EVERY = 32
 """Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
+
+ROOM_LOOK = timedelta(seconds=1)
+"""Between two looks for room that others are making."""
+ROOM_SHOWS = timedelta(seconds=5)
+"""So long after room was made every heartbeat shows it, and nobody else has to make any."""
 
 AUDIT_KINDS = {
     PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
@@ -78,6 +87,10 @@ class Mind:
         self.audit = audit
         self.now = now
         self._services = Caretaker(self)
+        self._memory: Memory[DeploymentName] = Memory()
+        """What deployments on demand are worth to memories."""
+        self._room_until: dict[DeploymentName, datetime] = {}
+        """For whom others went cold, and until when that is to have been enough."""
 
     def begin(self) -> Steps:
         """Give up what the leader before had begun to prepare: nobody knows who was ready (mathematics.md A5)."""
@@ -88,6 +101,8 @@ class Mind:
     def settle(self, scales: Weighs) -> Steps:
         """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
         yield from self._services.look_after()
+        if self._room_until and is_clearing(self.snapshot):
+            self._room_until = dict.fromkeys(self._room_until, self.now() + ROOM_SHOWS)
         for decision in decide(self.snapshot, self.now()):
             yield from self._perform(decision)
         outlook = scales.take()
@@ -121,10 +136,53 @@ class Mind:
                 assert isinstance(solved, Proposal), "whoever performs a `Solve` sends its answer, or throws its error"
                 proposal = solved
         except ResplitError as error:
-            self._give_up(deployment.name, need, error)
+            if not (deployment.on_demand and error.code in UNFOUND and (yield from self._make_room(deployment, need))):
+                self._give_up(deployment.name, need, error)
             return
-        terms = {**proposal.estimate.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
+        terms = {**proposal.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
         yield from self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
+
+    def _make_room(self, deployment: Deployment, need: Need) -> Generator[Effect, Solved, bool]:
+        """There is none for a deployment on demand: it goes or stays cold until it is asked for, and then others make
+        some. Whether any of that helps."""
+        snapshot, now, name = self.snapshot, self.now(), deployment.name
+        if need.cause is not Cause.ASKED_FOR:
+            return (yield from self._cool(deployment, need.cause, f"{need.reason}, and there is no room"))
+        soon = replace(snapshot.rollout(name), retry_at=now + ROOM_LOOK)
+        if now < self._room_until.get(name, now):
+            self.fold(RolloutAdvanced(soon), now)
+            return True
+
+        def fits(world: Snapshot) -> bool:
+            try:
+                propose(world, deployment, need, now)
+            except ResplitError:
+                return False
+            return True
+
+        memory = self._memory
+        leaving = yield Solve(lambda: room_for(snapshot, deployment, memory, fits, now))
+        if not isinstance(leaving, Leaving):
+            return False
+        self.fold(RolloutAdvanced(soon), now)
+        for other in leaving.names:
+            if other in self.snapshot.deployments:
+                why = f"it makes room for {name}, which is asked for"
+                yield from self._cool(self.snapshot.deployments[other], Cause.MAKES_ROOM, why)
+                self._room_until[name] = now + ROOM_SHOWS
+        self._memory = self._memory.without(leaving.names)
+        return True
+
+    def _cool(self, deployment: Deployment, cause: Cause, why: str) -> Generator[Effect, Solved, bool]:
+        """Have a deployment go cold; whether it can."""
+        manifest = self.snapshot.manifests.get(deployment.model)
+        if manifest is None:
+            return False
+        try:
+            proposal = cold_plan(self.snapshot, deployment, manifest, why)
+        except ResplitError:
+            return False
+        return (yield from self._take(deployment.name, Propose(proposal.plan, cause in HARD), cause.value))
 
     def _weighed(self, outlook: Outlook) -> Steps:
         """Keep what was found, and act on it if it is still about the plan in force."""
@@ -181,7 +239,7 @@ class Mind:
 
     def _take(
         self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
-    ) -> Generator[Effect, Solved | None, bool]:
+    ) -> Generator[Effect, Solved, bool]:
         """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
         before = self.snapshot.rollout(name)
         roster = self.snapshot.roster
@@ -209,6 +267,7 @@ class Mind:
         """Take in what was heard at `at`."""
         before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
         after = self.snapshot
+        self._memory = used(self._memory, before, after, at.timestamp())
         self._tell_errors(before, after)
         if before.absent is not after.absent:
             for name in sorted(after.absent - before.absent):
@@ -265,6 +324,8 @@ def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetim
         message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
         raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
     rollout = snapshot.rollout(deployment.name)
+    if stays_cold(deployment, rollout, is_asked_for=need.cause is Cause.ASKED_FOR):
+        return cold_plan(snapshot, deployment, manifest, need.reason, rollout.shunned(now))
     same = None if rollout.current is None else reclassed(rollout.current, deployment)
     stays = same is not None and not drained_of(snapshot, same) and set(same.nodes) <= snapshot.present.keys()
     if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:

@@ -189,7 +189,8 @@ class Operators:
             deployment=deployment,
             model_name=manifest.name,
             routes=proposal.plan.chains,
-            estimate=proposal.estimate.terms,
+            cold=proposal.plan.cold,
+            estimate=proposal.terms,
         )
 
     def _tried(self, snapshot: Snapshot, deployment: Deployment, models: Mapping[Digest, Manifest]) -> Proposal:
@@ -310,6 +311,7 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
         routes=request.routes,
         sensitive=request.sensitive,
         sealed=request.sealed,
+        on_demand=request.on_demand,
     )
 
 

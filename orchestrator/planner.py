@@ -22,7 +22,13 @@ class Proposal:
     """A plan and what it is predicted to cost."""
 
     plan: Plan
-    estimate: Forecast
+    estimate: Forecast | None
+    """None: nothing runs on it."""
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What it is predicted to cost, term by term."""
+        return {} if self.estimate is None else self.estimate.terms
 
 
 def make_plan(
@@ -113,6 +119,9 @@ def check_shape(deployment: Deployment, manifest: Manifest) -> None:
     where the root's policy does not let it run the model."""
     if deployment.is_barred:
         raise ResplitError(ErrorCode.FORBIDDEN, barred(deployment), "model")
+    if deployment.on_demand and manifest.pipeline is not None:
+        message = f"{manifest.name!r} is a pipeline, whose services stay loaded; leave on_demand out"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "on_demand")
     count = len(manifest.blocks)
     longest = manifest.text.context_length if manifest.text is not None else None
     settings = deployment.settings

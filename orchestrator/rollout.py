@@ -86,6 +86,8 @@ class Rollout:
     it accepted, over plans on which it may have no part; so does a process that began with an old event."""
     roster: int = 0
     """The version of the roster that the last event was sealed by."""
+    loads_s: float | None = None
+    """How long it last took from nothing being loaded to a plan in force; None where this leader has not seen it."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -324,10 +326,13 @@ def _proceed(rollout: Rollout, now: datetime, absent: frozenset[NodeId]) -> tupl
 def _commit(
     rollout: Rollout, candidate: Candidate, now: datetime, absent: frozenset[NodeId]
 ) -> tuple[Rollout, PlanEvent]:
+    waited_s = (now - candidate.since).total_seconds()
+    from_nothing = (rollout.current is None or rollout.current.cold) and not candidate.plan.cold
     after = replace(
         rollout,
         current=candidate.plan,
         current_since=now,
+        loads_s=waited_s if from_nothing else rollout.loads_s,
         applied=frozenset(),
         current_faults={},
         candidate=None,
@@ -337,7 +342,6 @@ def _commit(
         last_error=None,
         refused={},
     )
-    waited_s = (now - candidate.since).total_seconds()
     reason = f"every node of epoch {candidate.plan.epoch} is ready after {waited_s:.1f} s"
     return _event(after, PlanPhase.COMMIT, reason, now, absent)
 

@@ -112,13 +112,24 @@ def _promised(snapshot: Snapshot) -> dict[NodeId, dict[Hosted, int]]:
             manifest = snapshot.manifests.get(plan.model)
             if manifest is None:
                 continue
-            weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, plan.settings)
+            sizes = _block_bytes(plan, manifest)
             for node in plan.nodes:
                 here = found.setdefault(NodeId(node), {})
                 for block in plan.blocks_on(node):
                     key = (name, plan.model, block)
-                    here[key] = max(here.get(key, 0), weights[block] + caches[block])
+                    here[key] = max(here.get(key, 0), sizes[block])
     return found
+
+
+def plan_bytes(plan: Plan, manifest: Manifest) -> dict[NodeId, int]:
+    """What a plan takes of each node's memory, weights and caches."""
+    sizes = _block_bytes(plan, manifest)
+    return {NodeId(node): sum(sizes[block] for block in plan.blocks_on(node)) for node in plan.nodes}
+
+
+def _block_bytes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
+    weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, plan.settings)
+    return tuple(map(sum, zip(weights, caches, strict=True)))
 
 
 def _missing_bytes(promised: Mapping[Hosted, int], capacity: Capacity) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
 
+from orchestrator.cold import Leaving
 from orchestrator.planner import Proposal
 from orchestrator.services.standing import Standing
 from schemas.plan import PlanEvent
@@ -15,7 +16,7 @@ class Append:
     event: PlanEvent
 
 
-Solved = Proposal | Standing
+Solved = Proposal | Standing | Leaving | None
 
 
 @dataclass(frozen=True)
@@ -26,4 +27,4 @@ class Solve:
 
 
 Effect = Append | Solve
-Steps = Generator[Effect, Solved | None, None]
+Steps = Generator[Effect, Solved, None]

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from datetime import datetime
 
+from orchestrator.cold import UNFOUND, all_cold, cold_plan, stays_cold
 from orchestrator.decide import standing, what_is_needed
 from orchestrator.fold import NodeWished, RolloutAdvanced, Snapshot, fold
 from orchestrator.pipelines import check_names, pipelines, placed_anew, wanted
@@ -29,13 +30,27 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: d
     current = rollout.current
     here = current is not None and present.keys() >= set(current.nodes)
     if current is not None and here and what_is_needed(snapshot, deployment, rollout) is None:
+        if current.cold:
+            return Proposal(current, None)
         return Proposal(current, forecast(current.chains, hosts_of(present, manifest, deployment.model), manifest))
     for number, chain in enumerate(deployment.chains or ()):
         for position, stage in enumerate(chain):
             if stage.node in snapshot.drained:
                 message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` or name another node"
                 raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
-    kept = standing(snapshot, deployment, rollout)
+    if stays_cold(deployment, rollout, is_asked_for=False):
+        return cold_plan(snapshot, deployment, manifest, "a trial")
+    try:
+        return _planned(snapshot, deployment, manifest, now)
+    except ResplitError as error:
+        if not deployment.on_demand or error.code not in UNFOUND:
+            raise
+    _planned(all_cold(snapshot), deployment, manifest, now)  # once others are cold it has room, or never
+    return cold_plan(snapshot, deployment, manifest, "a trial")
+
+
+def _planned(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: datetime) -> Proposal:
+    kept = standing(snapshot, deployment, snapshot.rollout(deployment.name))
     proposal = planned_anew(snapshot, deployment, manifest, now, "a trial", kept=kept)
     check_routes(deployment, proposal.plan)
     return proposal

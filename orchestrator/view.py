@@ -14,7 +14,7 @@ from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusRepl
 from schemas.pipeline import service_deployment
 from schemas.plan import Plan
 
-State = Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
+State = Literal["waiting", "preparing", "cold", "serving", "changing", "degraded", "draining"]
 
 
 def status(snapshot: Snapshot, now: datetime) -> StatusReply:
@@ -39,10 +39,10 @@ def status(snapshot: Snapshot, now: datetime) -> StatusReply:
 
 
 def estimate(snapshot: Snapshot, plan: Plan | None) -> dict[str, float] | None:
-    """What the plan is predicted to cost now, or None while something about it is unknown, and of a pipeline, whose own
-    plan says who conducts it: what it takes is up to its services."""
+    """What the plan is predicted to cost now, or None while something about it is unknown, where nothing is loaded, and
+    of a pipeline, whose own plan says who conducts it: what it takes is up to its services."""
     manifest = snapshot.manifests.get(plan.model) if plan is not None else None
-    if plan is None or manifest is None or manifest.pipeline is not None:
+    if plan is None or plan.cold or manifest is None or manifest.pipeline is not None:
         return None
     if not all(NodeId(node) in snapshot.nodes for node in plan.nodes):
         return None
@@ -99,6 +99,8 @@ def _state(rollout: Rollout, need: Need | None, removed: bool) -> State:
         return "draining"
     if rollout.current is None:
         return "waiting" if rollout.candidate is None else "preparing"
+    if rollout.current.cold:
+        return "cold" if rollout.candidate is None or rollout.candidate.plan.cold else "preparing"
     if need is not None and need.hard:
         return "degraded"
     moving = rollout.candidate is not None or rollout.draining

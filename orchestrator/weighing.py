@@ -37,6 +37,8 @@ def _at_rest(snapshot: Snapshot, name: DeploymentName, now: datetime) -> bool:
     current = rollout.current
     if current is None or not (rollout.candidate is not None or may_propose(rollout, hard=True)):
         return False
+    if current.cold or (rollout.candidate is not None and rollout.candidate.plan.cold):
+        return False
     need = what_is_needed(snapshot, deployment, rollout)
     # A route that cannot be added yet is tried now and then, and what serves is weighed meanwhile.
     if need is None and rollout.retry_at is not None and now < rollout.retry_at:
@@ -145,6 +147,9 @@ def subject(snapshot: Snapshot, name: DeploymentName) -> tuple[Deployment, Manif
     current, manifest = snapshot.rollout(name).current, snapshot.manifests.get(deployment.model)
     if current is None or current.model != deployment.model:
         message = f"{name!r} has no plan in force yet, so there is nothing to weigh; see `resplit status`"
+        raise ResplitError(ErrorCode.INFEASIBLE, message, "name")
+    if current.cold:
+        message = f"{name!r} is cold: nothing of it is loaded, so there is nothing to weigh; a request has it loaded"
         raise ResplitError(ErrorCode.INFEASIBLE, message, "name")
     silent = [node for node in current.nodes if NodeId(node) not in snapshot.nodes]
     if manifest is None or silent:

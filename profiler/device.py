@@ -65,17 +65,23 @@ class DeviceMeter:
         self._cpu_meter = CpuMeter()
 
     def read(
-        self, now_s: float, budget_bytes: int | None = None, used_bytes: int = 0, at_rest: bool = False
+        self,
+        now_s: float,
+        budget_bytes: int | None = None,
+        used_bytes: int = 0,
+        promised_bytes: int = 0,
+        at_rest: bool = False,
     ) -> Reading:
         """Measure the device once, at `now_s` of a steady clock.
 
-        `budget_bytes` is what the operator lets this agent use, if it was told, and `used_bytes` what the agent's
-        blocks and caches already take of it. `at_rest`: this process computes nothing, so that what slows a small
+        `budget_bytes` is what the operator lets this agent use, if it was told, and `used_bytes` what the agent
+        already takes of it. `promised_bytes` are of caches that were not written to yet: the kernel counts them as
+        free. `at_rest`: this process computes nothing, so that what slows a small
         calculation is somebody else.
         """
         gpu = read_gpu() if self._provider == "cuda" else None
         return Reading(
-            memory=within_budget(device_memory(self._provider), budget_bytes, used_bytes),
+            memory=within_budget(device_memory(self._provider), budget_bytes, used_bytes, promised_bytes),
             disk_free_bytes=psutil.disk_usage(str(self._disk)).free,
             disk_read_bytes_per_s=self._disk_meter.read(),
             load=psutil.cpu_percent() / 100,
@@ -91,12 +97,14 @@ class DeviceMeter:
         return self._contention.measure()
 
 
-def within_budget(memory: Memory, budget_bytes: int | None, used_bytes: int) -> Memory:
-    """What may be offered of `memory`: all but the reserve, or what is left of the budget if that is less."""
+def within_budget(memory: Memory, budget_bytes: int | None, used_bytes: int, promised_bytes: int = 0) -> Memory:
+    """What may be offered of `memory`: all but the reserve, or what is left of the budget if that is less, and of
+    either what is not promised yet."""
     free = memory.free_bytes - int(memory.total_bytes * RESERVE_SHARE)
     if budget_bytes is None:
-        return Memory(memory.total_bytes, max(0, free))
-    return Memory(min(budget_bytes, memory.total_bytes), max(0, min(free, budget_bytes - used_bytes)))
+        return Memory(memory.total_bytes, max(0, free - promised_bytes))
+    free = min(free, budget_bytes - used_bytes) - promised_bytes
+    return Memory(min(budget_bytes, memory.total_bytes), max(0, free))
 
 
 def device_memory(provider: Literal["cpu", "cuda"]) -> Memory:

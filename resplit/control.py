@@ -217,8 +217,9 @@ async def _until(connection: Nats, seen: Callable[[StatusReply], T | None]) -> T
 
 
 def _serves(found: DeploymentStatus, wanted: DeployReply) -> bool:
-    as_wanted = found.state == "serving" and found.deployment == wanted.deployment and found.current is not None
-    return as_wanted and found.current is not None and set(found.current.nodes) <= set(found.applied)
+    if found.state not in ("serving", "cold") or found.deployment != wanted.deployment:
+        return False
+    return found.current is not None and set(found.current.nodes) <= set(found.applied)
 
 
 def _hurdle(found: DeploymentStatus) -> str:

@@ -115,7 +115,7 @@ def remarks(found: "DeploymentStatus") -> str:
 
 def routes(plan: "Plan") -> str:
     """Every route of a plan."""
-    return chains(plan.chains)
+    return f"at {', '.join(plan.nodes)}" if plan.cold else chains(plan.chains)
 
 
 def chains(placement: Placement) -> str:

@@ -128,6 +128,8 @@ class Service(Value):
     deployment: DeploymentId
     arrived: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Accepted, or refused for want of capacity; what came from another ingress is not counted again."""
+    waiting: int = Field(default=0, ge=0, le=COUNT_MAX)
+    """Accepted and not begun: now, while everything else here counts from the beginning."""
     sized: int = Field(default=0, ge=0, le=COUNT_MAX)
     """Of those the ones for text that were read, whether they were accepted or not,"""
     sized_prompt_tokens: int = Field(default=0, ge=0, le=COUNT_MAX)

@@ -32,6 +32,7 @@ class DeployRequest(Value):
     routes: int | None = Field(default=None, ge=1, le=ROUTES_MAX)
     sensitive: Sensitive | None = None
     sealed: bool = False
+    on_demand: bool = False
 
 
 class DeployReply(Value):
@@ -40,7 +41,9 @@ class DeployReply(Value):
     deployment: Deployment
     model_name: str
     routes: Placement
-    """The stages of each route that a plan made now would have."""
+    """The stages of each route that a plan made now would have; of one that would be cold, its doors."""
+    cold: bool = False
+    """Whether there is no room for it now, so that it is cold until it is asked for."""
     estimate: dict[str, float]
     """What that plan is predicted to cost: `ttft_ms`, `tpot_ms` and the terms they are made of."""
 
@@ -133,9 +136,10 @@ class DeploymentStatus(Value):
     """One deployment as the orchestrator sees it."""
 
     name: DeploymentId
-    state: Literal["waiting", "preparing", "serving", "changing", "degraded", "draining"]
-    """waiting: no plan yet. preparing: the first plan loads. serving: as desired. changing: serving, while another
-    plan loads or the one before drains. degraded: the current plan misses a node or cannot run. draining: removed."""
+    state: Literal["waiting", "preparing", "cold", "serving", "changing", "degraded", "draining"]
+    """waiting: no plan yet. preparing: the first plan loads, or the next one of a deployment that was cold. cold:
+    nothing is loaded, requests are taken and wait. serving: as desired. changing: serving, while another plan loads or
+    the one before drains. degraded: the current plan misses a node or cannot run. draining: removed."""
     deployment: Deployment | None = None
     """None once it was removed and drains."""
     model_name: str | None = None

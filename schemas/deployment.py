@@ -94,6 +94,8 @@ class Deployment(Value):
     sealed: bool = False
     """Whether only sealed requests are taken. Trusted agents alone read them, so the first block, whose node is the
     ingress, is sensitive then."""
+    on_demand: bool = False
+    """Whether it may go cold (`Plan.cold`) where others need the memory, and be loaded again once it is asked for."""
     service_of: ServiceOf | None = None
     """Of which pipeline it is a service. Such a deployment is made and ended with its pipeline, never by itself."""
     ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)

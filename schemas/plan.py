@@ -65,6 +65,11 @@ class Plan(Value):
     of another class are of the same `family`."""
     sealed: bool = False
     """Whether ingresses take only sealed requests (`Deployment.sealed`)."""
+    cold: bool = False
+    """Nothing is loaded: the sources of its routes, each of which stands for all blocks on its own, take requests,
+    which wait for the next plan."""
+    loads_s: float | None = Field(default=None, ge=0)
+    """Of a cold one: how long that is expected to take, from when it is asked for."""
 
     @model_validator(mode="after")
     def _routes_cover_every_block(self) -> Self:
@@ -73,6 +78,8 @@ class Plan(Value):
                 raise ValueError(f"route {position} carries index {route.index}")
             if route.stages[-1].last != self.block_count - 1:
                 raise ValueError(f"route {position} ends at block {route.stages[-1].last} of {self.block_count}")
+            if self.cold and route.nodes != (route.source,):
+                raise ValueError(f"route {position} of a cold plan is on more than its source")
         if sum(route.max_sequences for route in self.routes) > self.settings.max_sequences:
             raise ValueError("the routes share out more sequences than the deployment has")
         return self
@@ -97,11 +104,13 @@ class Plan(Value):
 
     @property
     def placed(self) -> Mapping[Place, Stage]:
-        """Every stage, by its place."""
+        """Every stage, by its place; none of a cold plan."""
+        if self.cold:
+            return {}
         return {(route.index, i): stage for route in self.routes for i, stage in enumerate(route.stages)}
 
     def blocks_on(self, node: str) -> tuple[int, ...]:
-        """Every block that `node` hosts under this plan, over all routes, ascending."""
+        """Every block that `node` hosts under this plan, over all routes, ascending; none of a cold plan."""
         return blocks_on(self.placed, node)
 
 

@@ -224,6 +224,8 @@ class AcceptedReply(Value):
     status: Literal["accepted"] = "accepted"
     deployment: str
     epoch: int
+    loads_s: float | None = None
+    """The model is cold: so long it is expected to take until it is loaded. None where it is."""
 
 
 class TokenLogprob(Value):

@@ -291,7 +291,7 @@ class SimIngress:
 
     @property
     def service(self) -> tuple[Service, ...]:
-        return services(self._attainments)
+        return services(self._attainments, {name: len(served.queue) for name, served in self.served.items()})
 
     @property
     def finished(self) -> tuple[FinishedRequest, ...]:

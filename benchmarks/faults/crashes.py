@@ -20,6 +20,7 @@ ZOMBIE_S = 1.0
 LOADING_S = 0.01
 """Between the word that a plan is to be loaded and the end of one who loads it, at most."""
 STEP_S = 30.0
+AGAIN_S = 0.1
 """A step of the protocol that has not come for so long is not coming."""
 SPREAD_S = 0.02
 """Between a step of the protocol and the end of the leader, at most: what it does next may have begun."""
@@ -117,12 +118,14 @@ async def leader_killed(scene: Scene) -> Seen:
     await scene.cluster.kill(leader)
     elected, _ = await scene.ear.wait(lambda word: isinstance(word, Leadership) and word.leader != leader, at, STEP_S)
     broken: tuple[str, ...] = ()
-    try:
-        await asking
-    except ResplitError:
-        await control.deploy(
-            scene.cluster.operator, request(placement)
-        )  # it was never stored, and its owner asks again
+    async with asyncio.timeout(STEP_S):
+        while True:
+            try:
+                await asking
+                break
+            except ResplitError:  # it was never stored, and its owner asks again, until there is somebody to ask
+                await asyncio.sleep(AGAIN_S)
+                asking = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
     until = await scene.went_on(affected)
     await scene.cluster.start(leader)
     await scene.whole()

@@ -48,6 +48,13 @@ def deploy(
     sealed: Annotated[
         bool, typer.Option("--sealed/--open", help="Take only sealed requests; the first block is sensitive then.")
     ] = False,
+    on_demand: Annotated[
+        bool,
+        typer.Option(
+            "--on-demand/--always",
+            help="Give memory up to others that are asked for, and load again for the next request.",
+        ),
+    ] = False,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
@@ -107,13 +114,15 @@ def deploy(
         routes=routes,
         sensitive=kept_private(sensitive, private),
         sealed=sealed,
+        on_demand=on_demand,
     )
     if not wait:
         reply = asyncio.run(control.deploy(Access(url, keys), request))
         if as_json:
             print_json(reply)
         else:
-            print(f"{called}: accepted; as of now {chains(reply.routes)}")
+            what = "cold, as there is no room now; requests come in at" if reply.cold else "as of now"
+            print(f"{called}: accepted; {what} {chains(reply.routes)}")
         return
     with readiness() as show:
         served = asyncio.run(control.deploy_and_wait(Access(url, keys), request, timeout, show))
@@ -121,7 +130,13 @@ def deploy(
         print_json(served)
         return
     assert served.current is not None
-    print(f"{called}: serving {served.model_name}, epoch {served.current.epoch}, {chains(served.current.chains)}")
+    if served.current.cold:
+        doors = ", ".join(served.current.nodes)
+        print(
+            f"{called}: {served.model_name} is cold, as there is no room; {doors} take requests, which have it loaded"
+        )
+    else:
+        print(f"{called}: serving {served.model_name}, epoch {served.current.epoch}, {chains(served.current.chains)}")
 
 
 def remove(

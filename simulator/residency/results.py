@@ -2,11 +2,12 @@
 
 from collections.abc import Iterator, Mapping
 
+from orchestrator.residency import program
 from simulator import plots
 from simulator.contest import Column, Contest, ContestJob, ContestResults, ContestRun, Verdict
 from simulator.contest_report import difference, verdict
 from simulator.residency.contenders import KNOWN
-from simulator.residency.drawn import drawn, requests, trace_hash
+from simulator.residency.drawn import Drawn, drawn, rates, requests, trace_hash
 from simulator.residency.scenario import ResidencyScenario
 from simulator.residency.world import ResidencyWorld, Went
 from simulator.table import shown
@@ -19,6 +20,9 @@ class ResidencyRun(ContestRun, Went):
 
     seconds: float
     """That count."""
+    bound: float | None = None
+    """Of the clairvoyant's runs: what a second costs at least whoever knows rates and not requests, if changes cost
+    nothing and nobody queued."""
 
     @property
     def cost(self) -> float:
@@ -49,8 +53,18 @@ def run_one(job: ContestJob[ResidencyScenario]) -> ResidencyRun:
     asked = requests(scenario, found, job.seed)
     keeper = KNOWN[job.contender].made(scenario, found, job.seed)
     went = ResidencyWorld(scenario, found, asked, keeper).run()
+    bound = lower_bound(scenario, found, job.seed) if job.contender == BOUND else None
     whose = {"contender": job.contender, "seed": job.seed, "load": job.load, "trace_hash": trace_hash(asked)}
-    return ResidencyRun(**whose, **went.model_dump(), seconds=scenario.duration_s)
+    return ResidencyRun(**whose, **went.model_dump(), seconds=scenario.duration_s, bound=bound)
+
+
+def lower_bound(scenario: ResidencyScenario, found: Drawn, seed: int) -> float:
+    """The mean over the time that counts of linear programs, one for each span without a change of popularity."""
+    told = rates(scenario, found, seed)
+    start, end = scenario.warmup_s, scenario.warmup_s + scenario.duration_s
+    ends = [*(at_s for at_s, _ in told[1:]), end]
+    spans = [(min(until, end) - max(at_s, start), rate) for (at_s, rate), until in zip(told, ends, strict=True)]
+    return sum(span * program.bound(found.setting(rate)) for span, rate in spans if span > 0.0) / scenario.duration_s
 
 
 def _held(found: Found, load: float) -> Iterator[Verdict]:
@@ -60,9 +74,17 @@ def _held(found: Found, load: float) -> Iterator[Verdict]:
             continue
         what = f"load {load:g}: cost, less that of {name}"
         if name == BOUND:
-            yield what, "-", shown(more, signed=True), "a bound of what is known, not a policy"
+            yield what, "-", shown(more, signed=True), "knows what no policy does"
+            yield f"load {load:g}: cost, more than the bound", "-", _above(ours, found.of(BOUND, load)), "published"
         else:
             yield what, "< 0", shown(more, signed=True), verdict(more.high < 0.0, more.low > 0.0)
+
+
+def _above(ours: tuple[ResidencyRun, ...], told: tuple[ResidencyRun, ...]) -> str:
+    """How far above the bound the cost is, in per cent, on the seeds of both."""
+    bounds = {run.seed: run.bound for run in told}
+    shares = [100.0 * (run.cost / bound - 1.0) for run in ours if (bound := bounds.get(run.seed))]
+    return f"{sum(shares) / len(shares):.0f} % ({min(shares):.0f} to {max(shares):.0f})" if shares else "-"
 
 
 def _rows(scenario: ResidencyScenario, run: ResidencyRun) -> Mapping[str, str]:

@@ -84,6 +84,7 @@ class OneIngress:
             lambda *_: None,
             lambda: self.at,
             lambda node, _: node in self.over,
+            lambda: None,
         )
         await self.ingress.serve(self.plan, MANIFEST, None)
         await self.client.subscribe("inbox.*", cb=self.heard)

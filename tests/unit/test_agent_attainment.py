@@ -147,7 +147,7 @@ def test_what_comes_is_counted_with_what_it_asks_for_and_what_it_took() -> None:
     found.came(request(prompt=10, max_tokens=4))
     took = usage(90, 9, 900, prompt_tokens=10, cached_tokens=6, completion_tokens=2, total_tokens=12)
     found.ended(None, request(prompt=10, max_tokens=4), took)
-    [told] = services({CHAT: found, DeploymentName("idle"): Attainment()})
+    [told] = services({CHAT: found, DeploymentName("idle"): Attainment()}, {})
     assert told.model_dump(exclude_none=True) == {
         "deployment": "chat",
         "arrived": 3,

@@ -24,7 +24,7 @@ from tests.unit.test_profiler_cost import MODEL, capacity, decoder
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "mathematics.md").read_text()
 PACKAGES = ("agent", "bus", "models", "orchestrator", "profiler", "schemas", "simulator", "tests")
-CITED = re.compile(r"mathematics\.md`?,? (?:part )?(A[1-5](?:\.\d)?|B[1-5]|D)\b")
+CITED = re.compile(r"mathematics\.md`?,? (?:part )?(A[1-5](?:\.\d)?|B[1-5]|C[1-3]|D)\b")
 CONSTANT = re.compile(r"^\| `([\w.]+)` \| ([\d.]+) \|", re.MULTILINE)
 NODES = (NodeId("a"), NodeId("b"), NodeId("c"))
 
@@ -32,7 +32,7 @@ NODES = (NodeId("a"), NodeId("b"), NodeId("c"))
 def test_every_section_that_the_code_cites_is_there() -> None:
     sources = [path for package in PACKAGES for path in (ROOT / package).rglob("*") if path.suffix in (".py", ".toml")]
     cited = {section for path in sources for section in CITED.findall(path.read_text())}
-    assert cited >= {"A1", "A2", "A3", "A4", "A5", "B1", "B2", "B3", "D"}
+    assert cited >= {"A1", "A2", "A3", "A4", "A5", "B1", "B2", "B3", "C1", "C2", "C3", "D"}
     assert [s for s in cited if not re.search(rf"^(## |\*\*){re.escape(s)} ", PAGE, re.MULTILINE)] == []
 
 
