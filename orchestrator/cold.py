@@ -115,7 +115,7 @@ def cold_plan(
         slo=deployment.slo,
         sealed=deployment.sealed,
         cold=True,
-        loads_s=rollout.loads_s,
+        loads_s=rollout.loads_s if rollout.woke_s is None else rollout.woke_s,
         reason=f"{reason}; cold, {', '.join(doors)} take(s) its requests",
     )
     return Proposal(plan, None)

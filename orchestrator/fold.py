@@ -394,7 +394,7 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
         snapshot,
         nodes=nodes,
         absent=(snapshot.absent - {name}) | gone if returns or gone else snapshot.absent,
-        rollouts=rollouts,
+        rollouts=_asked(rollouts, counted, now),
         burns=burns,
         habits=learned(snapshot.habits, before, counted),
         arrivals=arrived(snapshot.arrivals, before, counted, begun, now),
@@ -404,6 +404,22 @@ def _heard(snapshot: Snapshot, capacity: Capacity, now: datetime) -> Snapshot:
     # From a node that is back, or runs something from now on, more is heard, and its silence counts sooner.
     hurries = returns or (capacity.stages and before is not None and not before.stages)
     return replace(after, quiet_until=min(after.quiet_until, _due(after, name))) if hurries else after
+
+
+def _asked(
+    rollouts: Mapping[DeploymentName, Rollout], capacity: Capacity, now: datetime
+) -> Mapping[DeploymentName, Rollout]:
+    """The rollouts of cold deployments for which requests wait now, and none did before, know since when."""
+    waited_for = {DeploymentName(one.deployment) for one in capacity.service if one.waiting}
+    fresh = {
+        name: replace(rollout, asked_since=now)
+        for name in waited_for
+        if (rollout := rollouts.get(name)) is not None
+        and rollout.asked_since is None
+        and rollout.current is not None
+        and rollout.current.cold
+    }
+    return {**rollouts, **fresh} if fresh else rollouts
 
 
 def _without(name: DeploymentName, known: Mapping[DeploymentName, T]) -> dict[DeploymentName, T]:

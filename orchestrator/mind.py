@@ -13,7 +13,7 @@ from typing import Protocol, assert_never
 
 from bus.audit import Trail
 from orchestrator.caretaker import Caretaker
-from orchestrator.cold import UNFOUND, Leaving, cold_plan, is_clearing, room_for, stays_cold, used
+from orchestrator.cold import UNFOUND, Leaving, asked_for, cold_plan, is_clearing, room_for, stays_cold, used
 from orchestrator.decide import (
     HARD,
     Cause,
@@ -58,7 +58,7 @@ from schemas.plan import PlanEvent, PlanPhase
 TOLD_EVERY = 32
 """Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
 
-ROOM_LOOK = timedelta(seconds=1)
+ROOM_LOOK = timedelta(seconds=0.25)
 """Between two looks for room that others are making."""
 ROOM_SHOWS = timedelta(seconds=5)
 """So long after room was made every heartbeat shows it, and nobody else has to make any."""
@@ -101,8 +101,7 @@ class Mind:
     def settle(self, scales: Weighs) -> Steps:
         """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
         yield from self._services.look_after()
-        if self._room_until and is_clearing(self.snapshot):
-            self._room_until = dict.fromkeys(self._room_until, self.now() + ROOM_SHOWS)
+        self._wait_for_room()
         for decision in decide(self.snapshot, self.now()):
             yield from self._perform(decision)
         outlook = scales.take()
@@ -112,6 +111,15 @@ class Mind:
         for name in sorted(self.snapshot.rollouts):
             while (yield from self._take(name, Proceed())):
                 pass
+
+    def _wait_for_room(self) -> None:
+        """Room that is being made shows in heartbeats some seconds after whoever makes it is gone."""
+        until = self.now() + ROOM_SHOWS if is_clearing(self.snapshot) else None
+        self._room_until = {
+            name: until or before
+            for name, before in self._room_until.items()
+            if asked_for(self.snapshot, name) and before > self.now()
+        }
 
     def _perform(self, decision: Decision) -> Steps:
         match decision:

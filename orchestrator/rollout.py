@@ -87,7 +87,11 @@ class Rollout:
     roster: int = 0
     """The version of the roster that the last event was sealed by."""
     loads_s: float | None = None
-    """How long it last took from nothing being loaded to a plan in force; None where this leader has not seen it."""
+    """How long nodes last took to load a plan where nothing was loaded; None where this leader has not seen it."""
+    asked_since: datetime | None = None
+    """When somebody asked for it, of a cold one that was asked for,"""
+    woke_s: float | None = None
+    """and how long it then took last time until it was loaded: others may have had to make room."""
 
     @property
     def plans(self) -> tuple[Plan, ...]:
@@ -328,11 +332,14 @@ def _commit(
 ) -> tuple[Rollout, PlanEvent]:
     waited_s = (now - candidate.since).total_seconds()
     from_nothing = (rollout.current is None or rollout.current.cold) and not candidate.plan.cold
+    asked = rollout.asked_since if from_nothing else None
     after = replace(
         rollout,
         current=candidate.plan,
         current_since=now,
         loads_s=waited_s if from_nothing else rollout.loads_s,
+        asked_since=None,
+        woke_s=rollout.woke_s if asked is None else (now - asked).total_seconds(),
         applied=frozenset(),
         current_faults={},
         candidate=None,

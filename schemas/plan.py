@@ -69,7 +69,7 @@ class Plan(Value):
     """Nothing is loaded: the sources of its routes, each of which stands for all blocks on its own, take requests,
     which wait for the next plan."""
     loads_s: float | None = Field(default=None, ge=0)
-    """Of a cold one: how long that is expected to take, from when it is asked for."""
+    """Of a cold one: how long it last took from being asked for to being loaded."""
 
     @model_validator(mode="after")
     def _routes_cover_every_block(self) -> Self:

@@ -225,7 +225,7 @@ class AcceptedReply(Value):
     deployment: str
     epoch: int
     loads_s: float | None = None
-    """The model is cold: so long it is expected to take until it is loaded. None where it is."""
+    """The model is cold, and so long it took last time until it was loaded; None where it is loaded."""
 
 
 class TokenLogprob(Value):

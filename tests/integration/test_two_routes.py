@@ -25,7 +25,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 SETTINGS = Settings(context_tokens=192, max_sequences=8, max_queued=32)
 """All slots are of one length."""
 PREPARED_S = 60.0
-ENDS_S = 60.0
+ENDS_S = 100.0
+"""A step on a route of which nothing was measured yet is given up after 60 s where no orchestrator says sooner who is
+gone (`agent.driver`)."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="session")
