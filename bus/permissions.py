@@ -37,7 +37,7 @@ EVERY_NODE = NodeId("*")
 EVERY_DEPLOYMENT = DeploymentName("*")
 EVERY_FILE = Digest("*")
 EVERY_REQUEST = RequestId("*")
-READING_VERBS = ("status", "explain")
+READING_VERBS = ("status", "explain", "where")
 """Questions to the orchestrator that change nothing and cost it little."""
 
 Api = Literal[

@@ -1,4 +1,4 @@
-"""Answers operators: deploy, place, remove, drain, undrain, trust, status, explain, plan (request and reply, JSON)."""
+"""Answers operators, who ask for a change or for what is, by request and reply in JSON (`schemas.control`)."""
 
 import asyncio
 import contextlib
@@ -35,6 +35,7 @@ from orchestrator.trial import (
     users,
 )
 from orchestrator.view import status
+from orchestrator.whereabouts import whereabouts
 from orchestrator.wishes import Desired
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -58,6 +59,8 @@ from schemas.control import (
     TrustRequest,
     UndrainReply,
     UndrainRequest,
+    WhereReply,
+    WhereRequest,
 )
 from schemas.deployment import Chain, Deployment, NodeWish, Placement, chains_of
 from schemas.errors import ErrorCode, ResplitError
@@ -126,6 +129,7 @@ class Operators:
             "status": self._status,
             "explain": self._explain,
             "plan": self._plan,
+            "where": self._where,
         }
         return [
             await client.subscribe(subjects.control(verb), cb=_replying(answer, self._office.may_act))
@@ -297,6 +301,13 @@ class Operators:
         request = decode(PlanRequest, data, "request")
         snapshot, now = self._core.snapshot, self._core.now()
         return await asyncio.to_thread(dry_run, snapshot, request.name, self._core.policy, now)
+
+    async def _where(self, data: bytes) -> WhereReply:
+        request = decode(WhereRequest, data, "request")
+        digest = await asyncio.to_thread(self._store.resolve, request.model)
+        manifest = await asyncio.to_thread(self._store.manifest, digest)
+        at = whereabouts(self._core.snapshot, digest)
+        return WhereReply(model=digest, name=manifest.name, blocks=len(manifest.blocks), at=at)
 
 
 def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deployment:

@@ -20,6 +20,7 @@ from typing import assert_never
 
 from schemas.base import DeploymentName, NodeId
 from schemas.capacity import Capacity
+from schemas.deployment import Placement
 from schemas.errors import ErrorBody, ErrorCode
 from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
 
@@ -88,6 +89,8 @@ class Rollout:
     """The version of the roster that the last event was sealed by."""
     loads_s: float | None = None
     """How long nodes last took to load a plan where nothing was loaded; None where this leader has not seen it."""
+    loaded: Placement = ()
+    """Of a cold one: where its blocks were loaded last."""
     asked_since: datetime | None = None
     """When somebody asked for it, of a cold one that was asked for,"""
     woke_s: float | None = None
@@ -333,11 +336,15 @@ def _commit(
     waited_s = (now - candidate.since).total_seconds()
     from_nothing = (rollout.current is None or rollout.current.cold) and not candidate.plan.cold
     asked = rollout.asked_since if from_nothing else None
+    loaded: Placement = ()
+    if candidate.plan.cold and rollout.current is not None:
+        loaded = rollout.loaded if rollout.current.cold else rollout.current.chains
     after = replace(
         rollout,
         current=candidate.plan,
         current_since=now,
         loads_s=waited_s if from_nothing else rollout.loads_s,
+        loaded=loaded,
         asked_since=None,
         woke_s=rollout.woke_s if asked is None else (now - asked).total_seconds(),
         applied=frozenset(),

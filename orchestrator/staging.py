@@ -16,7 +16,6 @@ from nats.errors import Error as NatsError
 from bus.identity import Identity
 from orchestrator.decision import Origin
 from orchestrator.fold import Snapshot
-from orchestrator.outlook import Outlook
 from orchestrator.trust import exposed
 from schemas import subjects
 from schemas.base import DeploymentName, Digest, NodeId
@@ -41,7 +40,8 @@ History = tuple[tuple[Plans, datetime], ...]
 
 
 def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
-    """By deployment and node, the blocks that a failover, a better re-split or a further route would put there.
+    """By deployment and node, the blocks that a failover, a better re-split or a further route would put there, and of
+    a cold one those that were loaded there.
 
     Another plan of as many routes counts while it costs less than the one in force and waits only to repay the move:
     its blocks on the disk are what makes it cheap. Until a new plan was weighed, what `before` says of its deployment
@@ -49,13 +49,37 @@ def to_stage(snapshot: Snapshot, before: Plans) -> Plans:
     """
     found: dict[DeploymentName, Mapping[NodeId, StoredBlocks]] = {}
     for name in sorted(snapshot.deployments):
-        outlook, current = snapshot.outlooks.get(name), snapshot.rollout(name).current
-        if outlook is None or current is None or current.digest != outlook.plan:
+        current = snapshot.rollout(name).current
+        coming = may_come(snapshot, name)
+        if coming is None or current is None:
             found[name] = before.get(name, {})
             continue
-        blocks = blocks_by_node(_chains_that_may_come(outlook))
+        blocks = blocks_by_node(tuple(chain for _, chains in coming for chain in chains))
         found[name] = {node: StoredBlocks.of(current.model, mine) for node, mine in sorted(blocks.items())}
     return found
+
+
+def may_come(snapshot: Snapshot, name: DeploymentName) -> list[tuple[str, Placement]] | None:
+    """What a deployment may run on next, and when; None where that was not weighed yet."""
+    outlook, rollout = snapshot.outlooks.get(name), snapshot.rollout(name)
+    if rollout.current is not None and rollout.current.cold:
+        return [("is cold, and was loaded here last", rollout.loaded)]
+    if outlook is None or rollout.current is None or rollout.current.digest != outlook.plan:
+        return None
+    failovers = [(f"goes on here should {node} fail", chains) for node, chains in sorted(outlook.failovers.items())]
+    decision = outlook.decision
+    better = [
+        ("would be better here, once that repays the move", one.option.chains)
+        for one in decision.runners_up
+        if one.option.origin not in STAGED_OTHERWISE and one.option.phi < decision.current.phi
+    ]
+    # A burst leaves no time to fetch what it takes: a route more is ready while it would still cost more than it saves.
+    further = [
+        ("has its next route here", one.option.chains)
+        for one in decision.runners_up
+        if one.option.origin is Origin.ROUTE_ADDED
+    ]
+    return [*failovers, *better[:1], *further[:1]]
 
 
 def remembered(history: History, plans: Plans, now: datetime) -> History:
@@ -97,19 +121,6 @@ def advice_for(node: NodeId, history: History) -> Advice:
     for stored in (stored for stored in found if stored.ranges):
         wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
     return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
-
-
-def _chains_that_may_come(outlook: Outlook) -> Placement:
-    failovers = [chain for chains in outlook.failovers.values() for chain in chains]
-    decision = outlook.decision
-    better = [
-        one.option
-        for one in decision.runners_up
-        if one.option.origin not in STAGED_OTHERWISE and one.option.phi < decision.current.phi
-    ]
-    # A burst leaves no time to fetch what it takes: a route more is ready while it would still cost more than it saves.
-    further = [one.option for one in decision.runners_up if one.option.origin is Origin.ROUTE_ADDED]
-    return (*failovers, *(chain for option in (*better[:1], *further[:1]) for chain in option.chains))
 
 
 def has_all(capacity: Capacity, advice: Advice) -> bool:

@@ -1,4 +1,4 @@
-"""Asking the orchestrator: deploy, place, remove, drain, status, explain, plan; and waiting until it has come true."""
+"""Asking the orchestrator for changes and for what is; and waiting until a change has come true."""
 
 import asyncio
 import math
@@ -35,6 +35,8 @@ from schemas.control import (
     TrustRequest,
     UndrainReply,
     UndrainRequest,
+    WhereReply,
+    WhereRequest,
 )
 from schemas.deployment import Chain, Placement
 from schemas.errors import ErrorCode, ResplitError
@@ -133,6 +135,11 @@ def users(reply: StatusReply, node: NodeId) -> tuple[DeploymentStatus, ...]:
         for found in reply.deployments
         if any(plan is not None and node in plan.nodes for plan in (found.current, found.candidate, *found.draining))
     )
+
+
+async def where(at: Access, model: str) -> WhereReply:
+    """Where the blocks of a model are, and why."""
+    return await _ask_at(at, "where", WhereRequest(model=model), WhereReply)
 
 
 async def explain(at: Access, name: DeploymentName | None) -> ExplainReply:

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import AwareDatetime, Field
 
-from schemas.base import DeploymentId, NodeName, Value
+from schemas.base import DeploymentId, NodeName, Sha256, Value
 from schemas.capacity import Capacity
 from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Sensitive, Settings
 from schemas.errors import ErrorBody
@@ -108,6 +108,35 @@ class TrustReply(Value):
     trusted: bool
     deployments: tuple[DeploymentId, ...]
     """Those whose sensitive blocks are on the node now although it is not trusted; they move at once."""
+
+
+class WhereRequest(Value):
+    """Where are the blocks of a model?"""
+
+    model: str = Field(min_length=1, max_length=128)
+    """A name in the orchestrator's store, or the digest of a manifest."""
+
+
+MemoryTier = Literal["gpu", "memory", "disk"]
+
+
+class BlocksAt(Value):
+    """Blocks that a node has, and for whom."""
+
+    node: NodeName
+    tier: MemoryTier
+    ranges: tuple[tuple[int, int], ...]
+    """First and last, both included."""
+    why: tuple[str, ...]
+
+
+class WhereReply(Value):
+    """Every node that has some of it; the orchestrator that answers has all."""
+
+    model: Sha256
+    name: str
+    blocks: int
+    at: tuple[BlocksAt, ...]
 
 
 class NodeStatus(Value):

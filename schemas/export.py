@@ -31,6 +31,8 @@ from schemas.control import (
     TrustRequest,
     UndrainReply,
     UndrainRequest,
+    WhereReply,
+    WhereRequest,
 )
 from schemas.deployment import Deployment, NodeWish
 from schemas.heartbeat import Heartbeat, Hosting
@@ -97,6 +99,8 @@ EXPORTED: tuple[type[BaseModel], ...] = (
     TrustRequest,
     UndrainReply,
     UndrainRequest,
+    WhereReply,
+    WhereRequest,
 )
 
 

@@ -96,5 +96,5 @@ def blob_of_all(digest: Digest) -> str:
 
 def control(verb: str) -> str:
     """Requests of operators to the orchestrator (core): `deploy`, `place`, `remove`, `drain`, `undrain`, `trust`,
-    `status`, `explain`, `plan`."""
+    `status`, `explain`, `plan`, `where`."""
     return f"{CONTROL}.{verb}"

@@ -252,6 +252,7 @@ class Served(Value):
     stages: int | None = Field(default=None, ge=1, le=256)
     routes: int | None = Field(default=None, ge=1, le=16)
     slo: Slo | None = None
+    on_demand: bool = False
 
 
 class Scenario(Value):

@@ -33,6 +33,8 @@ CALM_S = 75.0
 """Without faults at the end, at most: a request waits a minute for a plan before it is given up."""
 LAYER_BYTES = 40_000_000
 LONG_SHARE = 0.03
+ON_DEMAND_SHARE = 0.3
+"""Of the worlds, those whose deployment goes cold where faults leave no room for it."""
 KINDS = {
     "kill": 4, "hang": 2, "slow": 2, "throttle": 1, "cut": 3, "links": 1, "lie": 1, "leader": 2, "site": 1, "storm": 1,
     "drain": 1, "distrust": 1, "lock": 1, "redeploy": 1,
@@ -77,6 +79,7 @@ def drawn(seed: int) -> Scenario:
             sensitive=None if trusted else "ends",
             stages=int(rng.integers(2, 4)) if rng.random() < 0.3 else None,
             slo=Slo(ttft_ms=2000.0) if rng.random() < 0.3 else None,
+            on_demand=Draws(seed).stream("on demand").random() < ON_DEMAND_SHARE,
         ),
         kinds={"fast": fast, "slow": slow},
         sites=tuple(

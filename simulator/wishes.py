@@ -20,6 +20,7 @@ def deployment_of(scenario: Scenario, physics: Physics) -> Deployment:
         routes=served.routes,
         slo=served.slo,
         sensitive=served.sensitive,
+        on_demand=served.on_demand,
     )
 
 

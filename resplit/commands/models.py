@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from resplit.commands.privacy import privacy
+from resplit.defaults import DEFAULT_URL
 from resplit.exits import Commands
-from resplit.options import DEFAULT_STORE, AsJson, StoreFolder
+from resplit.options import DEFAULT_STORE, AsJson, Keys, StoreFolder, Url
 from resplit.output import Progress, print_json, print_table, progress_bar, size
 from schemas.errors import ErrorCode, ResplitError
 
@@ -52,6 +53,32 @@ def import_(
         return
     manifest = opened.manifest(digest)
     print(f"{imported}: {len(manifest.blocks)} blocks, {size(manifest.stored_bytes)}, digest {digest}")
+
+
+@app.command()
+def where(
+    name: Annotated[str, typer.Argument(help="A model in the orchestrator's store, by name or digest.")],
+    keys: Keys,
+    url: Url = DEFAULT_URL,
+    as_json: AsJson = False,
+) -> None:
+    """Say which blocks of a model are where in the cluster, in memory or on a disk, and for whom."""
+    import asyncio  # noqa: PLC0415
+
+    from resplit import control  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
+
+    found = asyncio.run(control.where(Access(url, keys), name))
+    if as_json:
+        print_json(found)
+        return
+    print(f"{found.name}: {found.blocks} blocks, all of them in the orchestrator's store; digest {found.model}")
+    rows = [
+        [one.node, one.tier, ", ".join(f"{a}-{b}" if a != b else str(a) for a, b in one.ranges), "; ".join(one.why)]
+        for one in found.at
+    ]
+    if rows:
+        print_table("where", ["node", "tier", "blocks", "for"], rows)
 
 
 @app.command()

@@ -96,6 +96,10 @@ async def test_the_command_says_what_is_cold_and_what_is_not_on_demand_is_refuse
     assert "is cold" in said
     code, said, _ = await command("status", *at)
     assert "cold" in said
+    code, said, _ = await command("models", "where", "llama", *at)
+    assert code == 0
+    assert "serves" in said and "memory" in said and "disk" in said
+    assert (await command("models", "where", "none", *at))[0] != 0
     code, _, error = await command("deploy", "llama", "--name", "five", *again, *at)
     assert code != 0
     assert "short" in error

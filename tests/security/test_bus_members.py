@@ -420,7 +420,7 @@ async def test_operators_are_answered(cluster: Cluster) -> None:
     await settle(cluster.orchestrator)
     for client, verbs in (
         (cluster.operator, ("deploy", "remove", "status")),
-        (cluster.observer, ("status", "explain")),
+        (cluster.observer, ("status", "explain", "where")),
     ):
         for verb in verbs:
             reply = await client.request(subjects.control(verb), b"", timeout=SOON_S)

@@ -147,10 +147,13 @@ def test_what_comes_is_counted_with_what_it_asks_for_and_what_it_took() -> None:
     found.came(request(prompt=10, max_tokens=4))
     took = usage(90, 9, 900, prompt_tokens=10, cached_tokens=6, completion_tokens=2, total_tokens=12)
     found.ended(None, request(prompt=10, max_tokens=4), took)
-    [told] = services({CHAT: found, DeploymentName("idle"): Attainment()}, {})
+    waits, idle = DeploymentName("waits"), DeploymentName("idle")
+    told, waited_for = services({CHAT: found, waits: Attainment(), idle: Attainment()}, {CHAT: 2, waits: 1, idle: 0})
+    assert (waited_for.deployment, waited_for.waiting, waited_for.arrived) == (waits, 1, 0)
     assert told.model_dump(exclude_none=True) == {
         "deployment": "chat",
         "arrived": 3,
+        "waiting": 2,
         "sized": 2,
         "sized_prompt_tokens": 40,
         "sized_max_tokens": 20,

@@ -21,12 +21,15 @@ from orchestrator.fold import (
 from orchestrator.mind import Mind
 from orchestrator.outlook import Outlook
 from orchestrator.planner import check_shape
+from orchestrator.staging import to_stage
 from orchestrator.steps import Append, Solve, Steps
 from orchestrator.trial import check_drain, trial
 from orchestrator.view import status
+from orchestrator.whereabouts import UNWANTED, whereabouts
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, NodeId
-from schemas.capacity import HostedStage, Service
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import HostedStage, Service, StoredBlocks
+from schemas.control import BlocksAt
 from schemas.deployment import Deployment, NodeWish
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import PlanEvent, Receipt
@@ -325,6 +328,27 @@ def test_what_is_to_serve_always_again_is_loaded_or_says_why_it_cannot_be() -> N
     cluster.mind.fold(DeploymentRemoved(ONE), cluster.now)
     cluster.run(70)
     assert cluster.state(TWO) == "serving"
+
+
+def test_it_is_said_which_blocks_are_where_and_for_whom() -> None:
+    cluster = cluster_of(ONE, TWO)
+    beats = {node.name: node.beat().capacity for node in cluster.nodes.values()}
+    stored = (StoredBlocks(model=MODEL, ranges=((0, 3),)),)
+    for capacity in beats.values():
+        cluster.mind.fold(CapacityReceived(capacity.model_copy(update={"on_disk": stored})), cluster.now)
+    serving = BlocksAt(node=A, tier="memory", ranges=((0, 3),), why=("one serves",))
+    on_disk = serving.model_copy(update={"tier": "disk"})
+    unwanted = on_disk.model_copy(update={"node": B, "why": (UNWANTED,)})
+    assert whereabouts(cluster.mind.snapshot, MODEL) == (serving, on_disk, unwanted)
+    assert whereabouts(cluster.mind.snapshot, Digest("9" * 64)) == ()
+
+
+def test_what_was_loaded_before_it_went_cold_is_to_stay_on_its_disk() -> None:
+    cluster = cluster_of(ONE, TWO)
+    cluster.ask(TWO)
+    cluster.run(5)
+    assert cluster.states() == {ONE: "cold", TWO: "serving"}
+    assert to_stage(cluster.mind.snapshot, {})[ONE] == {A: StoredBlocks(model=MODEL, ranges=((0, 3),))}
 
 
 def test_only_a_trusted_node_takes_requests_whose_first_block_is_sensitive() -> None:

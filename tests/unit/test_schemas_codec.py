@@ -23,7 +23,7 @@ def test_the_canonical_bytes_are_compact_in_field_order_and_without_nulls() -> N
     assert encode(DEPLOYMENT) == (
         b'{"name":"adder","model":"' + b"a" * 64 + b'","settings":{"chunk_tokens":128,"context_tokens":2048,'
         b'"max_sequences":32,"max_queued":64,"pipeline_depth":1,"recovery":"identical","batch_invariant":true},'
-        b'"placement":[{"node":"n0","first":0,"last":3}],"sealed":false}'
+        b'"placement":[{"node":"n0","first":0,"last":3}],"sealed":false,"on_demand":false}'
     )
 
 
