@@ -56,7 +56,7 @@ async def test_private_blocks_stay_on_the_trusted_node_and_the_answer_is_the_sam
             answer = await client.complete("adder", "12+30=", max_tokens=2, ignore_eos=True)
         assert answer.text.startswith("24"), "42, its digits from the last to the first"
 
-        code, _, error = await command("deploy", "adder", "--name", "all", "--private", "9", *at)
+        code, _, error = await command("deploy", "adder", "--private", "9", *at)
         assert code != Exit.OK
         assert "resplit trust NODE" in error and "keep fewer blocks private" in error
         [after] = (await control.status(cluster.operator)).deployments
