@@ -66,9 +66,9 @@ def _is_clearing(snapshot: Snapshot, rollout: Rollout) -> bool:
     ) or any(not old.plan.cold for old in rollout.draining)
 
 
-def stays_cold(deployment: Deployment, rollout: Rollout, *, is_asked_for: bool) -> bool:
+def stays_cold(deployment: Deployment, rollout: Rollout, *, wakes: bool) -> bool:
     """Whether the next plan is cold as the one in force is."""
-    return deployment.on_demand and rollout.current is not None and rollout.current.cold and not is_asked_for
+    return deployment.on_demand and rollout.current is not None and rollout.current.cold and not wakes
 
 
 def cold_plan(

@@ -30,6 +30,8 @@ class Cause(StrEnum):
     """The root's policy does not let the deployment run its model (any more)."""
     ASKED_FOR = "asked_for"
     """It is cold, and requests wait."""
+    EXPECTED = "expected"
+    """It is cold, and worth loading ahead of need."""
     MAKES_ROOM = "makes_room"
     """It is to go cold, for the sake of another that is asked for; nobody decides that here."""
     MISSING_ROUTE = "missing_route"
@@ -53,6 +55,10 @@ HARD = frozenset(
     }
 )
 """Hard triggers (mathematics.md A4): the current plan does not serve, so nothing is weighed against acting."""
+
+
+WAKING = frozenset({Cause.ASKED_FOR, Cause.EXPECTED})
+"""What has a cold deployment loaded."""
 
 
 @dataclass(frozen=True)

@@ -7,15 +7,13 @@ own time.
 
 import json
 from collections.abc import Callable, Generator, Mapping
-from dataclasses import replace
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Protocol, assert_never
 
 from bus.audit import Trail
 from orchestrator.caretaker import Caretaker
-from orchestrator.cold import UNFOUND, Leaving, asked_for, cold_plan, is_clearing, room_for, stays_cold, used
+from orchestrator.cold import UNFOUND
 from orchestrator.decide import (
-    HARD,
     Cause,
     Decision,
     DropCandidate,
@@ -23,10 +21,7 @@ from orchestrator.decide import (
     Need,
     Replan,
     decide,
-    drained_of,
-    reclassed,
     serves,
-    standing,
     what_is_needed,
 )
 from orchestrator.decision import Action
@@ -40,28 +35,21 @@ from orchestrator.fold import (
     fold,
 )
 from orchestrator.outlook import Outlook
-from orchestrator.planner import Proposal, check_routes
-from orchestrator.residency.memory import Memory
+from orchestrator.planner import Proposal
+from orchestrator.proposing import propose, ready_plan
+from orchestrator.residents import Residents
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
-from orchestrator.shortlist import planned_anew
 from orchestrator.steps import Append, Effect, Solve, Solved, Steps
 from orchestrator.view import estimate
-from orchestrator.weighing import chosen_plan, failover_plan
-from profiler.forecast import forecast
-from profiler.host import hosts_of
+from orchestrator.weighing import chosen_plan
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment
-from schemas.errors import ErrorCode, ResplitError
+from schemas.errors import ResplitError
 from schemas.plan import PlanEvent, PlanPhase
 
 TOLD_EVERY = 32
 """Finished requests of a deployment between two words in the audit trail of how far predictions were off."""
-
-ROOM_LOOK = timedelta(seconds=0.25)
-"""Between two looks for room that others are making."""
-ROOM_SHOWS = timedelta(seconds=5)
-"""So long after room was made every heartbeat shows it, and nobody else has to make any."""
 
 AUDIT_KINDS = {
     PlanPhase.PREPARE: (AuditKind.PLAN_PREPARED, "a plan is to be prepared"),
@@ -87,21 +75,18 @@ class Mind:
         self.audit = audit
         self.now = now
         self._services = Caretaker(self)
-        self._memory: Memory[DeploymentName] = Memory()
-        """What deployments on demand are worth to memories."""
-        self._room_until: dict[DeploymentName, datetime] = {}
-        """For whom others went cold, and until when that is to have been enough."""
+        self._residents = Residents(self)
 
     def begin(self) -> Steps:
         """Give up what the leader before had begun to prepare: nobody knows who was ready (mathematics.md A5)."""
         for name, rollout in self.snapshot.rollouts.items():
             if rollout.candidate is not None:
-                yield from self._take(name, Abandon("the leader changed before the plan was in force"))
+                yield from self.take(name, Abandon("the leader changed before the plan was in force"))
 
     def settle(self, scales: Weighs) -> Steps:
         """Perform what the snapshot asks for, act on what was weighed, and take every step that can be taken."""
         yield from self._services.look_after()
-        self._wait_for_room()
+        yield from self._residents.look_after()
         for decision in decide(self.snapshot, self.now()):
             yield from self._perform(decision)
         outlook = scales.take()
@@ -109,30 +94,21 @@ class Mind:
             yield from self._weighed(outlook)
         scales.put(self.snapshot, self.now())
         for name in sorted(self.snapshot.rollouts):
-            while (yield from self._take(name, Proceed())):
+            while (yield from self.take(name, Proceed())):
                 pass
-
-    def _wait_for_room(self) -> None:
-        """Room that is being made shows in heartbeats some seconds after whoever makes it is gone."""
-        until = self.now() + ROOM_SHOWS if is_clearing(self.snapshot) else None
-        self._room_until = {
-            name: until or before
-            for name, before in self._room_until.items()
-            if asked_for(self.snapshot, name) and before > self.now()
-        }
 
     def _perform(self, decision: Decision) -> Steps:
         match decision:
             case Replan(name, need):
-                yield from self._replan(self.snapshot.deployments[name], need)
+                yield from self.replan(self.snapshot.deployments[name], need)
             case DropCandidate(name, reason):
-                yield from self._take(name, Abandon(reason))
+                yield from self.take(name, Abandon(reason))
             case End(name, reason):
-                yield from self._take(name, Withdraw(reason))
+                yield from self.take(name, Withdraw(reason))
             case _:
                 assert_never(decision)
 
-    def _replan(self, deployment: Deployment, need: Need) -> Steps:
+    def replan(self, deployment: Deployment, need: Need) -> Steps:
         before = estimate(self.snapshot, self.snapshot.rollout(deployment.name).current)
         try:
             # Solving may take seconds, and heartbeats must be heard meanwhile. The snapshot is a frozen value. What was
@@ -144,53 +120,12 @@ class Mind:
                 assert isinstance(solved, Proposal), "whoever performs a `Solve` sends its answer, or throws its error"
                 proposal = solved
         except ResplitError as error:
-            if not (deployment.on_demand and error.code in UNFOUND and (yield from self._make_room(deployment, need))):
+            may_wait = deployment.on_demand and error.code in UNFOUND
+            if not (may_wait and (yield from self._residents.make_room(deployment, need))):
                 self._give_up(deployment.name, need, error)
             return
         terms = {**proposal.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}
-        yield from self._take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
-
-    def _make_room(self, deployment: Deployment, need: Need) -> Generator[Effect, Solved, bool]:
-        """There is none for a deployment on demand: it goes or stays cold until it is asked for, and then others make
-        some. Whether any of that helps."""
-        snapshot, now, name = self.snapshot, self.now(), deployment.name
-        if need.cause is not Cause.ASKED_FOR:
-            return (yield from self._cool(deployment, need.cause, f"{need.reason}, and there is no room"))
-        soon = replace(snapshot.rollout(name), retry_at=now + ROOM_LOOK)
-        if now < self._room_until.get(name, now):
-            self.fold(RolloutAdvanced(soon), now)
-            return True
-
-        def fits(world: Snapshot) -> bool:
-            try:
-                propose(world, deployment, need, now)
-            except ResplitError:
-                return False
-            return True
-
-        memory = self._memory
-        leaving = yield Solve(lambda: room_for(snapshot, deployment, memory, fits, now))
-        if not isinstance(leaving, Leaving):
-            return False
-        self.fold(RolloutAdvanced(soon), now)
-        for other in leaving.names:
-            if other in self.snapshot.deployments:
-                why = f"it makes room for {name}, which is asked for"
-                yield from self._cool(self.snapshot.deployments[other], Cause.MAKES_ROOM, why)
-                self._room_until[name] = now + ROOM_SHOWS
-        self._memory = self._memory.without(leaving.names)
-        return True
-
-    def _cool(self, deployment: Deployment, cause: Cause, why: str) -> Generator[Effect, Solved, bool]:
-        """Have a deployment go cold; whether it can."""
-        manifest = self.snapshot.manifests.get(deployment.model)
-        if manifest is None:
-            return False
-        try:
-            proposal = cold_plan(self.snapshot, deployment, manifest, why)
-        except ResplitError:
-            return False
-        return (yield from self._take(deployment.name, Propose(proposal.plan, cause in HARD), cause.value))
+        yield from self.take(deployment.name, Propose(proposal.plan, need.hard), need.cause.value, terms)
 
     def _weighed(self, outlook: Outlook) -> Steps:
         """Keep what was found, and act on it if it is still about the plan in force."""
@@ -213,7 +148,7 @@ class Mind:
         if outlook.regret is not None and rollout.candidate is not None:
             epoch, why = outlook.regret
             if rollout.candidate.plan.epoch == epoch:
-                yield from self._take(name, Abandon(why))
+                yield from self.take(name, Abandon(why))
             return
         hard = decision.action is Action.HARD
         needed = what_is_needed(self.snapshot, deployment, rollout)
@@ -229,7 +164,7 @@ class Mind:
             return
         before_terms = {f"{term}_before": value for term, value in decision.current.terms.items()}
         terms = {**decision.chosen.terms, **decision.chosen.objective.terms, **before_terms}
-        yield from self._take(name, Propose(proposal.plan, hard), need.cause.value, terms)
+        yield from self.take(name, Propose(proposal.plan, hard), need.cause.value, terms)
 
     def _give_up(self, name: DeploymentName, need: Need, error: ResplitError) -> None:
         rollout = self.snapshot.rollout(name)
@@ -245,7 +180,7 @@ class Mind:
             )
         self.fold(RolloutAdvanced(failed(rollout, error.body, self.now())), self.now())
 
-    def _take(
+    def take(
         self, name: DeploymentName, command: Command, cause: str | None = None, terms: Mapping[str, float] | None = None
     ) -> Generator[Effect, Solved, bool]:
         """Take one step of a rollout, if there is one to take: logged first, then in force here, then audited."""
@@ -275,7 +210,7 @@ class Mind:
         """Take in what was heard at `at`."""
         before, self.snapshot = self.snapshot, fold(self.snapshot, report, at)
         after = self.snapshot
-        self._memory = used(self._memory, before, after, at.timestamp())
+        self._residents.note(before, after, at)
         self._tell_errors(before, after)
         if before.absent is not after.absent:
             for name in sorted(after.absent - before.absent):
@@ -315,43 +250,6 @@ class Mind:
                     said=errors.sentence,
                     **errors.terms,
                 )
-
-
-def ready_plan(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal | None:
-    """PURE: the plan of the next epoch where one was ready for this need."""
-    return failover_plan(snapshot, deployment, need.reason, now) if need.cause is Cause.NODE_LOST else None
-
-
-def propose(snapshot: Snapshot, deployment: Deployment, need: Need, now: datetime) -> Proposal:
-    """PURE: the plan of the next epoch; raises what `make_plan` raises. Where one was ready it is that one."""
-    ready = ready_plan(snapshot, deployment, need, now)
-    if ready is not None:
-        return ready
-    manifest = snapshot.manifests.get(deployment.model)
-    if manifest is None:
-        message = f"the orchestrator's store does not hold model {deployment.model}; import it there again"
-        raise ResplitError(ErrorCode.UNKNOWN_MODEL, message, "model")
-    rollout = snapshot.rollout(deployment.name)
-    if stays_cold(deployment, rollout, is_asked_for=need.cause is Cause.ASKED_FOR):
-        return cold_plan(snapshot, deployment, manifest, need.reason, rollout.shunned(now))
-    same = None if rollout.current is None else reclassed(rollout.current, deployment)
-    stays = same is not None and not drained_of(snapshot, same) and set(same.nodes) <= snapshot.present.keys()
-    if need.cause is Cause.WISH_CHANGED and rollout.current is not None and same is not None and stays:
-        # Another class of service moves nothing.
-        update = {"epoch": rollout.epoch + 1, "previous": rollout.current.digest, "reason": need.reason}
-        hosts = {NodeId(node): snapshot.present[NodeId(node)] for node in same.nodes}
-        before = forecast(same.chains, hosts_of(hosts, manifest, same.model), manifest)
-        return Proposal(same.model_copy(update=update), before)
-    avoid, current = rollout.shunned(now), rollout.current
-    kept = tuple(
-        chain
-        for chain in standing(snapshot, deployment, rollout)
-        if not avoid.intersection(stage.node for stage in chain)
-    )
-    proposal = planned_anew(snapshot, deployment, manifest, now, need.reason, avoid, kept)
-    if need.cause is Cause.MISSING_ROUTE and current is not None and len(proposal.plan.routes) <= len(current.routes):
-        check_routes(deployment, proposal.plan)
-    return proposal
 
 
 def _epoch(event: PlanEvent, before: Rollout) -> int | None:

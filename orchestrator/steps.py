@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from orchestrator.cold import Leaving
 from orchestrator.planner import Proposal
+from orchestrator.preloading import Preload
 from orchestrator.services.standing import Standing
 from schemas.plan import PlanEvent
 
@@ -16,7 +17,7 @@ class Append:
     event: PlanEvent
 
 
-Solved = Proposal | Standing | Leaving | None
+Solved = Proposal | Standing | Leaving | Preload | None
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: d
             if stage.node in snapshot.drained:
                 message = f"node {stage.node!r} is drained; run `resplit undrain {stage.node}` or name another node"
                 raise ResplitError(ErrorCode.INFEASIBLE, message, f"{place(deployment, number)}.{position}.node")
-    if stays_cold(deployment, rollout, is_asked_for=False):
+    if stays_cold(deployment, rollout, wakes=False):
         return cold_plan(snapshot, deployment, manifest, "a trial")
     try:
         return _planned(snapshot, deployment, manifest, now)

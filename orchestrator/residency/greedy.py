@@ -15,7 +15,7 @@ import numpy as np
 
 from orchestrator.residency.problem import Bools, Chosen, Floats, Ints, Lying, Setting
 
-TRIED = 200
+TRIED = 60
 """Swaps that are tried, at most: the likeliest first."""
 LEAST = 1e-9
 """What something must save a second, of a request's waiting, to be done."""

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from math import inf
 
 import numpy as np
 
@@ -81,14 +82,18 @@ class StorageOnly(Planned):
 
 
 class Clairvoyant(Planned):
-    """The same, told how often each model will be asked for until the next turn."""
+    """The same, told how often each model will be asked for until what is changed now is paid back."""
 
     def __init__(self, scenario: ResidencyScenario, found: Drawn, seed: int) -> None:
         super().__init__(scenario, found, seed)
         self._rates = rates(scenario, found, seed)
 
     def expected(self, seen: Seen) -> Floats:
-        return next(rate for at_s, rate in reversed(self._rates) if at_s <= seen.now_s)
+        starts = [at_s for at_s, _ in self._rates]
+        ends, until = [*starts[1:], inf], seen.now_s + PAID_BACK_S
+        spans = [max(0.0, min(until, end) - max(seen.now_s, start)) for start, end in zip(starts, ends, strict=True)]
+        told = np.array([rate for _, rate in self._rates])
+        return np.asarray(np.tensordot(np.array(spans) / PAID_BACK_S, told, axes=1))
 
 
 class Retro:

@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 
 from orchestrator.decide import Replan, decide
 from orchestrator.fold import DeploymentWritten, NodeWished, Weighed, fold
-from orchestrator.mind import propose
+from orchestrator.proposing import propose
 from orchestrator.trigger import PLANNING_PERIOD_S
 from orchestrator.weighing import chosen_plan, weigh, weighable
 from schemas.base import NodeId

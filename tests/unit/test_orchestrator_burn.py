@@ -9,7 +9,7 @@ from orchestrator.burn import LONG, MISSES_MIN, REQUESTS_MIN, SETTLING, Record, 
 from orchestrator.decide import Cause, what_is_needed
 from orchestrator.decision import Action, Decision, Observation
 from orchestrator.fold import CapacityReceived, DeploymentRemoved, DeploymentWritten, fold
-from orchestrator.mind import propose
+from orchestrator.proposing import propose
 from orchestrator.trigger import DEFAULT_POLICY, TriggerState
 from orchestrator.view import status
 from orchestrator.weighing import weigh

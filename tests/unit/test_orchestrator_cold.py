@@ -21,6 +21,7 @@ from orchestrator.fold import (
 from orchestrator.mind import Mind
 from orchestrator.outlook import Outlook
 from orchestrator.planner import check_shape
+from orchestrator.preloading import Expected, to_preload
 from orchestrator.staging import to_stage
 from orchestrator.steps import Append, Solve, Steps
 from orchestrator.trial import check_drain, trial
@@ -328,6 +329,66 @@ def test_what_is_to_serve_always_again_is_loaded_or_says_why_it_cannot_be() -> N
     cluster.mind.fold(DeploymentRemoved(ONE), cluster.now)
     cluster.run(70)
     assert cluster.state(TWO) == "serving"
+
+
+def test_what_is_likely_to_be_asked_for_is_loaded_once_there_is_room() -> None:
+    cluster = cluster_of(ONE, TWO)
+    cluster.mind.fold(DeploymentRemoved(ONE), cluster.now)
+    cluster.run(15)
+    assert cluster.state(TWO) == "serving"
+    assert [fields["cause"] for kind, fields in cluster.trail.said if kind is AuditKind.PLAN_PREPARED][-1] == "expected"
+
+
+def test_what_is_asked_for_much_is_loaded_ahead_in_the_place_of_what_is_not() -> None:
+    cluster = cluster_of(ONE, TWO)
+    node, arrived = cluster.nodes[A], 0
+    for _ in range(20):  # as if somebody asked and gave up at once
+        arrived += 3
+        said = node.beat().capacity
+        counted = said.model_copy(update={"service": (Service(deployment=TWO, arrived=arrived),)})
+        cluster.mind.fold(CapacityReceived(counted), cluster.now)
+        cluster.run(1)
+    cluster.run(10)
+    assert cluster.states() == {ONE: "cold", TWO: "serving"}
+    causes = [fields["cause"] for kind, fields in cluster.trail.said if kind is AuditKind.PLAN_PREPARED]
+    assert "asked_for" not in causes
+    assert causes[-2:] == ["makes_room", "expected"]
+
+
+def test_nothing_is_swapped_for_what_is_worth_no_more() -> None:
+    snapshot = cluster_of(ONE, TWO).mind.snapshot
+    alike = {name: replace(rollout, loads_s=1.0, woke_s=None) for name, rollout in snapshot.rollouts.items()}
+    snapshot, now = replace(snapshot, rollouts=alike), START + timedelta(seconds=60)
+
+    def fits(world: Snapshot, name: DeploymentName) -> bool:
+        return world.rollout(ONE).current is None
+
+    assert to_preload(snapshot, {ONE: 0.1, TWO: 0.1}, fits, now) is None
+    found = to_preload(snapshot, {ONE: 0.1, TWO: 0.5}, fits, now)
+    assert found is not None
+    assert (found.name, found.leaving) == (TWO, (ONE,))
+    dear = replace(snapshot.rollout(TWO), loads_s=50.0)
+    costly = replace(snapshot, rollouts={**snapshot.rollouts, TWO: dear})
+    assert to_preload(costly, {ONE: 49.6, TWO: 1.0}, fits, now) is None, "it is worth more, and less than loading it"
+    assert to_preload(snapshot, {ONE: 0.0, TWO: 0.001}, fits, now) is None, "hardly anybody asks for it"
+    assert to_preload(snapshot, {ONE: 0.1, TWO: 0.5}, lambda *_: False, now) is None
+
+
+def test_expectations_follow_what_arrives_whoever_comes_and_goes() -> None:
+    cluster = cluster_of(ONE, TWO)
+    expected = Expected().heard(cluster.mind.snapshot, cluster.now)
+    assert Expected().rates() == {}
+    before = expected.rates()
+    assert before[ONE] == before[TWO] > 0.0
+    said = cluster.nodes[A].beat().capacity
+    counted = said.model_copy(update={"service": (Service(deployment=TWO, arrived=30),)})
+    cluster.mind.fold(CapacityReceived(counted), cluster.now + timedelta(seconds=1))
+    later = expected.heard(cluster.mind.snapshot, cluster.now + timedelta(seconds=30))
+    assert later.rates()[TWO] > 10 * later.rates()[ONE]
+    cluster.mind.fold(DeploymentRemoved(ONE), cluster.now)
+    left = later.heard(cluster.mind.snapshot, cluster.now + timedelta(seconds=31))
+    assert left.rates().keys() == {TWO}
+    assert left.rates()[TWO] > 10 * before[TWO]
 
 
 def test_it_is_said_which_blocks_are_where_and_for_whom() -> None:

@@ -19,8 +19,8 @@ from orchestrator.fold import (
     Tick,
     fold,
 )
-from orchestrator.mind import propose
 from orchestrator.operators import desired
+from orchestrator.proposing import propose
 from orchestrator.rollout import Proceed, Propose, Rollout, note, step
 from orchestrator.rooms import rooms
 from orchestrator.view import status

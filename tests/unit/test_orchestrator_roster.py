@@ -6,8 +6,8 @@ import pytest
 
 from orchestrator.decide import Cause, Replan, decide, exposed_by, what_is_needed
 from orchestrator.fold import DeploymentWritten, NodeWished, RosterTaken, fold
-from orchestrator.mind import propose
 from orchestrator.planner import check_shape
+from orchestrator.proposing import propose
 from orchestrator.standby import bystander
 from orchestrator.trial import check_trustable, trial
 from orchestrator.view import status

@@ -14,10 +14,10 @@ from orchestrator.demand import running
 from orchestrator.explaining import dry_run
 from orchestrator.fold import DeploymentWritten, NodeWished, RolloutAdvanced, fold
 from orchestrator.habits import Habit
-from orchestrator.mind import propose
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.operators import placed
 from orchestrator.planner import check_shape, make_plan
+from orchestrator.proposing import propose
 from orchestrator.rollout import Propose, step
 from orchestrator.rooms import believed_rooms, rooms
 from orchestrator.trial import check_distrust, exposed_on, trial

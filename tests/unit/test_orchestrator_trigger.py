@@ -12,10 +12,10 @@ from orchestrator.decide import Cause, Need, Replan, decide
 from orchestrator.decision import Action, Observation, Origin
 from orchestrator.explaining import audited, dry_run, explained
 from orchestrator.fold import DeploymentRemoved, DeploymentWritten, NodeWished, Weighed, fold
-from orchestrator.mind import propose
 from orchestrator.moving import Live, Placed, Prices, Way, move_cost, reaches_of
 from orchestrator.planner import make_plan
 from orchestrator.pricing import latency_bound_ms
+from orchestrator.proposing import propose
 from orchestrator.reassign import reassigned
 from orchestrator.rooms import rooms
 from orchestrator.trigger import (
