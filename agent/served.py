@@ -362,7 +362,9 @@ class Served:
         closed = all(run.draining for (e, _), run in self.runs.items() if e == epoch)
         needed = any(over.plan.epoch == epoch for _, over in self.jobs.values()) or self.crossings.lead_to(epoch)
         if self.desk.node not in self.current_nodes:
-            needed = bool(self.jobs or self.queue or self.accepting)
+            # What waits for a model that is cold can do so without the plan before.
+            waiting = self.runs.cold is None and bool(self.queue or self.accepting)
+            needed = bool(self.jobs) or waiting
         if closed and not needed:
             self.desk.on_empty(self.name, epoch)
 

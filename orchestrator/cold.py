@@ -52,6 +52,20 @@ def is_clearing(snapshot: Snapshot) -> bool:
     return any(_is_clearing(snapshot, rollout) for rollout in snapshot.rollouts.values())
 
 
+def waits_for_room(snapshot: Snapshot, name: DeploymentName) -> bool:
+    """Whether a deployment that is asked for is to wait until others have gone cold, or itself: what it still holds is
+    for whoever else is asked for; where nobody is, it takes that up again."""
+    clearing = {other for other, rollout in snapshot.rollouts.items() if _is_clearing(snapshot, rollout)}
+    return bool(clearing - {name}) or (name in clearing and _others_are_asked_for(snapshot, name))
+
+
+def _others_are_asked_for(snapshot: Snapshot, name: DeploymentName) -> bool:
+    return any(
+        other != name and rollout.current is not None and rollout.current.cold and asked_for(snapshot, other)
+        for other, rollout in snapshot.rollouts.items()
+    )
+
+
 def _is_clearing(snapshot: Snapshot, rollout: Rollout) -> bool:
     current, candidate = rollout.current, rollout.candidate
     if candidate is not None and candidate.plan.cold:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from orchestrator.cold import asked_for, is_clearing
+from orchestrator.cold import asked_for, waits_for_room
 from orchestrator.fold import Snapshot
 from orchestrator.rollout import Rollout, may_propose
 from orchestrator.trust import exposed
@@ -176,7 +176,7 @@ def _awaits(snapshot: Snapshot, deployment: Deployment, rollout: Rollout, need: 
     """Whether only the class is new and some node of the plan was not heard yet: after a cold start each soon is, or it
     is lost, and until then nobody knows that anything has to move. Or whether others are about to make room."""
     current = rollout.current
-    if need.cause is Cause.ASKED_FOR and is_clearing(snapshot):
+    if need.cause is Cause.ASKED_FOR and waits_for_room(snapshot, deployment.name):
         return True
     return (
         need.cause is Cause.WISH_CHANGED
