@@ -12,7 +12,7 @@ from datetime import datetime, timedelta
 
 from orchestrator.fold import Snapshot
 from orchestrator.planner import Proposal, check_shape
-from orchestrator.residency.memory import Memory, greedy_dual, leaving
+from orchestrator.residency.memory import Memory, Rule, leaving
 from orchestrator.rollout import Rollout
 from orchestrator.rooms import plan_bytes
 from schemas.base import DeploymentName, NodeId
@@ -181,21 +181,23 @@ def room_for(
     snapshot: Snapshot,
     deployment: Deployment,
     memory: Memory[DeploymentName],
+    rule: Rule,
     fits: Callable[[Snapshot], bool],
     now: datetime,
 ) -> Leaving | None:
     """Who is to go cold so that `deployment` has room: nobody yet, where that takes some who may not at this moment;
-    None where even all together would leave too little. `fits`: whether it could be planned."""
+    None where even all together would leave too little. `rule` says who goes first, `fits` whether it could be
+    planned."""
 
     def enough(gone: Set[DeploymentName]) -> bool:
         return fits(without(snapshot, gone))
 
     others = [name for name in snapshot.deployments if name != deployment.name]
     idle = [name for name in others if may_go_cold(snapshot, name, now, while_busy=False)]
-    found = leaving(memory, idle, greedy_dual, enough) if idle else None
+    found = leaving(memory, idle, rule, enough) if idle else None
     if found is None:
         busy = [name for name in others if name not in idle and may_go_cold(snapshot, name, now, while_busy=True)]
-        found = leaving(memory, [*idle, *busy], greedy_dual, enough) if busy else None
+        found = leaving(memory, [*idle, *busy], rule, enough) if busy else None
     if found is not None:
         return Leaving(found)
     return Leaving(()) if fits(all_cold(snapshot)) else None

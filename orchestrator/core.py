@@ -12,6 +12,7 @@ from bus.audit import AuditTrail
 from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.log import PlanLog
 from orchestrator.mind import Mind
+from orchestrator.residency.memory import Keeping
 from orchestrator.scales import Scales
 from orchestrator.steps import Append, Solve, Solved, Steps
 from orchestrator.trigger import DEFAULT_POLICY, Policy
@@ -39,10 +40,11 @@ class Core:
         audit: AuditTrail,
         now: Callable[[], datetime],
         policy: Policy = DEFAULT_POLICY,
+        keeping: Keeping = "worth",
     ) -> None:
         self.now = now
         self.audit = audit
-        self._mind = Mind(snapshot, audit, now)
+        self._mind = Mind(snapshot, audit, now, keeping)
         self._plans = plans
         self.policy = policy
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)

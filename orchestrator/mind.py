@@ -37,6 +37,7 @@ from orchestrator.fold import (
 from orchestrator.outlook import Outlook
 from orchestrator.planner import Proposal
 from orchestrator.proposing import propose, ready_plan
+from orchestrator.residency.memory import Keeping
 from orchestrator.residents import Residents
 from orchestrator.rollout import Abandon, Command, Proceed, Propose, Rollout, Withdraw, failed, may_propose, step
 from orchestrator.steps import Append, Effect, Solve, Solved, Steps
@@ -70,12 +71,14 @@ class Weighs(Protocol):
 class Mind:
     """What a leader knows, and what it does about it."""
 
-    def __init__(self, snapshot: Snapshot, audit: Trail, now: Callable[[], datetime]) -> None:
+    def __init__(
+        self, snapshot: Snapshot, audit: Trail, now: Callable[[], datetime], keeping: Keeping = "worth"
+    ) -> None:
         self.snapshot = snapshot
         self.audit = audit
         self.now = now
         self._services = Caretaker(self)
-        self._residents = Residents(self)
+        self._residents = Residents(self, keeping)
 
     def begin(self) -> Steps:
         """Give up what the leader before had begun to prepare: nobody knows who was ready (mathematics.md A5)."""
@@ -120,8 +123,7 @@ class Mind:
                 assert isinstance(solved, Proposal), "whoever performs a `Solve` sends its answer, or throws its error"
                 proposal = solved
         except ResplitError as error:
-            may_wait = deployment.on_demand and error.code in UNFOUND
-            if not (may_wait and (yield from self._residents.make_room(deployment, need))):
+            if not (error.code in UNFOUND and (yield from self._residents.make_room(deployment, need))):
                 self._give_up(deployment.name, need, error)
             return
         terms = {**proposal.terms, **{f"{name}_before": value for name, value in (before or {}).items()}}

@@ -31,6 +31,7 @@ from orchestrator.lease import Lease
 from orchestrator.log import PlanLog
 from orchestrator.offers import Offers, models_in_use
 from orchestrator.operators import Office, Operators
+from orchestrator.residency.memory import Keeping
 from orchestrator.staging import Adviser
 from orchestrator.standby import Standby, Standbys, bystander
 from orchestrator.wishes import Desired
@@ -63,6 +64,7 @@ class Surroundings:
     now: Callable[[], datetime]
     heard_since: datetime
     """When this process began to hear heartbeats."""
+    keeping: Keeping = "worth"
 
 
 class Term:
@@ -119,7 +121,7 @@ class Term:
         for report in recovered:
             snapshot = fold(snapshot, report, here.now())
         snapshot = _with_manifests(snapshot, here.store, here.rejections, here.now())
-        self._core = core = Core(snapshot, plans, here.audit, here.now)
+        self._core = core = Core(snapshot, plans, here.audit, here.now, keeping=here.keeping)
         self._on_core(core)
         log.info("%s leads in term %d: %d deployment(s)", here.name, leadership.term, len(snapshot.deployments))
         standbys, offers = Standbys(here.now), Offers(BlobServer(here.client, here.store))

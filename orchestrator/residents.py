@@ -8,12 +8,12 @@ from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Protocol
 
-from orchestrator.cold import Leaving, asked_for, cold_plan, is_clearing, room_for, used
+from orchestrator.cold import Leaving, cold_plan, is_clearing, room_for, used
 from orchestrator.decide import HARD, Cause, Need
 from orchestrator.fold import Report, RolloutAdvanced, Snapshot
 from orchestrator.preloading import LOOK, Expected, Preload, to_preload
 from orchestrator.proposing import propose
-from orchestrator.residency.memory import Memory
+from orchestrator.residency.memory import RULES, Keeping, Memory
 from orchestrator.rollout import Command, Propose
 from orchestrator.steps import Effect, Solve, Solved, Steps
 from schemas.base import DeploymentName
@@ -22,6 +22,10 @@ from schemas.errors import ResplitError
 
 ROOM_LOOK = timedelta(seconds=0.25)
 """Between two looks for room that others are making."""
+BUSY_LOOK = timedelta(seconds=1)
+"""While all that could make some run something."""
+AHEAD_LOOK = timedelta(seconds=2)
+"""After others were told to go cold for what nobody asks for yet."""
 ROOM_SHOWS = timedelta(seconds=5)
 """So long after room was made every heartbeat shows it, and nobody else has to make any."""
 
@@ -42,15 +46,18 @@ class Minded(Protocol):
 class Residents:
     """Deployments on demand and the memory that they share."""
 
-    def __init__(self, mind: Minded) -> None:
+    def __init__(self, mind: Minded, keeping: Keeping) -> None:
         self._mind = mind
+        self._keeping: Keeping = keeping
         self._memory: Memory[DeploymentName] = Memory()
         """What each is worth to memories."""
         self._room_until: dict[DeploymentName, datetime] = {}
         """For whom others went cold, and until when that is to have been enough."""
         self._expected = Expected()
         self._ahead: Preload | None = None
-        """What is to be loaded once there is room."""
+        """What is to be loaded ahead of need once there is room."""
+        self._ahead_at: datetime | None = None
+        """When that is looked at next."""
 
     def note(self, before: Snapshot, after: Snapshot, at: datetime) -> None:
         """Something was heard at `at`."""
@@ -63,40 +70,38 @@ class Residents:
         self._room_until = {
             name: until or before
             for name, before in self._room_until.items()
-            if before > now and (asked_for(snapshot, name) or (self._ahead is not None and self._ahead.name == name))
+            if before > now and _waits(snapshot, name)
         }
-        if until is not None:
-            return
-        if self._ahead is not None:
-            ahead = self._ahead
-            if ahead.name not in self._room_until:
-                self._ahead = None
-            yield from self._load(ahead)
-            return
-        if not any(one.on_demand for one in snapshot.deployments.values()):
-            return
-        if self._expected.at is None or now - self._expected.at >= LOOK:
+        if until is None and (self._ahead_at is None or now >= self._ahead_at) and self._may_preload(snapshot):
             self._expected = self._expected.heard(snapshot, now)
-            yield from self._preload()
+            ahead, self._ahead = self._ahead, None
+            yield from self._preload() if ahead is None else self._load(ahead)
+            self._ahead_at = now + (LOOK if self._ahead is None else AHEAD_LOOK)
+
+    def _may_preload(self, snapshot: Snapshot) -> bool:
+        return self._keeping == "worth" and any(one.on_demand for one in snapshot.deployments.values())
 
     def make_room(self, deployment: Deployment, need: Need) -> Generator[Effect, Solved, bool]:
-        """There is none for a deployment on demand: it goes or stays cold until it is asked for, and then others make
-        some. Whether any of that helps."""
+        """There is none. Others on demand make some; but one on demand that nobody waits for goes cold, or stays so.
+        Whether any of that helps."""
         snapshot, now, name = self._mind.snapshot, self._mind.now(), deployment.name
         if need.cause is Cause.EXPECTED:
             return True  # it is not asked for: whoever has the room now keeps it
-        if need.cause is not Cause.ASKED_FOR:
+        if deployment.on_demand and need.cause is not Cause.ASKED_FOR:
             return (yield from self._cool(deployment, need.cause, f"{need.reason}, and there is no room"))
-        soon = replace(snapshot.rollout(name), retry_at=now + ROOM_LOOK)
-        if now < self._room_until.get(name, now):
-            self._mind.fold(RolloutAdvanced(soon), now)
-            return True
-        memory = self._memory
-        leaving = yield Solve(lambda: room_for(snapshot, deployment, memory, lambda w: fits(w, name, need, now), now))
+        if not any(one.on_demand for one in snapshot.deployments.values() if one.name != name):
+            return False
+        leaving: Solved = Leaving(())
+        if now >= self._room_until.get(name, now):
+            memory, rule = self._memory, RULES[self._keeping]
+            leaving = yield Solve(
+                lambda: room_for(snapshot, deployment, memory, rule, lambda world: fits(world, name, need, now), now)
+            )
         if not isinstance(leaving, Leaving):
             return False
-        self._mind.fold(RolloutAdvanced(soon), now)
-        yield from self._clear(leaving.names, name, f"it makes room for {name}, which is asked for")
+        again = now + (ROOM_LOOK if leaving.names or name in self._room_until else BUSY_LOOK)
+        self._mind.fold(RolloutAdvanced(replace(snapshot.rollout(name), retry_at=again)), now)
+        yield from self._clear(leaving.names, name, f"it makes room for {name}: {need.reason}")
         self._memory = self._memory.without(leaving.names)
         return True
 
@@ -135,6 +140,12 @@ class Residents:
         except ResplitError:
             return False
         return (yield from self._mind.take(deployment.name, Propose(proposal.plan, cause in HARD), cause.value))
+
+
+def _waits(snapshot: Snapshot, name: DeploymentName) -> bool:
+    """Whether a deployment has not got the plan yet for which room was made."""
+    rollout = snapshot.rollout(name)
+    return rollout.candidate is None and rollout.retry_at is not None and name in snapshot.deployments
 
 
 def fits(world: Snapshot, name: DeploymentName, need: Need, now: datetime) -> bool:

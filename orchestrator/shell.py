@@ -27,6 +27,7 @@ from orchestrator.fold import BusBack, BusLost, Report, RosterTaken, Snapshot
 from orchestrator.inbox import Inbox, Rejections
 from orchestrator.lease import LEASE_S, Lease
 from orchestrator.office import Surroundings, Term
+from orchestrator.residency.memory import Keeping
 from orchestrator.standby import Standby
 from orchestrator.wishes import Desired
 from schemas import subjects
@@ -52,6 +53,8 @@ class OrchestratorConfig:
     """The store of imported models, whose files it serves to agents."""
     name: NodeId | None = None
     """What tells it from other orchestrators of the cluster; default: host and process id."""
+    keeping: Keeping = "worth"
+    """Which deployments on demand stay loaded."""
 
 
 async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambda: None) -> None:
@@ -78,7 +81,19 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
         await inbox.hear_capacity(client)
         store = Store(config.store)
         here = Surroundings(
-            name, client, js, desired, leases, identity, store, audit, rejections, inbox, now, heard_since=now()
+            name,
+            client,
+            js,
+            desired,
+            leases,
+            identity,
+            store,
+            audit,
+            rejections,
+            inbox,
+            now,
+            heard_since=now(),
+            keeping=config.keeping,
         )
         offering = asyncio.create_task(offer_roster(js, identity))
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))

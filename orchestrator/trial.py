@@ -43,10 +43,11 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: d
     try:
         return _planned(snapshot, deployment, manifest, now)
     except ResplitError as error:
-        if not deployment.on_demand or error.code not in UNFOUND:
+        others = [one for one in snapshot.deployments.values() if one.on_demand and one.name != deployment.name]
+        if error.code not in UNFOUND or not others:
             raise
-    _planned(all_cold(snapshot), deployment, manifest, now)  # once others are cold it has room, or never
-    return cold_plan(snapshot, deployment, manifest, "a trial")
+    later = _planned(all_cold(snapshot), deployment, manifest, now)  # once others are cold it has room, or never
+    return cold_plan(snapshot, deployment, manifest, "a trial") if deployment.on_demand else later
 
 
 def _planned(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: datetime) -> Proposal:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import IO, Any, Literal, Self
 
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
@@ -61,8 +61,8 @@ class LocalCluster:
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
-    run that do not run straight on this machine, and `host` where the NATS server listens. Keys and what the
-    processes stored stay in `folder` for the next start.
+    run that do not run straight on this machine, `host` where the NATS server listens, and `keep` which deployments on
+    demand stay loaded. Keys and what the processes stored stay in `folder` for the next start.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class LocalCluster:
         memory_bytes: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         orchestrators: int = 1,
+        keep: Literal["worth", "recent"] = "worth",
         verbose: bool = False,
     ) -> None:
         for field, count in (("agents", agents), ("orchestrators", orchestrators)):
@@ -95,6 +96,7 @@ class LocalCluster:
         self._cores = cores
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
         self._memory_bytes = memory_bytes
+        self._keep = keep
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
@@ -274,7 +276,7 @@ class LocalCluster:
         return (self.keys / CLUSTER / LOGINS_FILE).read_text()
 
     def _orchestrator(self, name: NodeId) -> Child:
-        return self._child(name, ["orchestrator", "--id", name], self.store)
+        return self._child(name, ["orchestrator", "--id", name, "--keep", self._keep], self.store)
 
     def _agent(self, index: int, node: NodeId) -> Child:
         arguments = ["agent", node, "--provider", self._provider, "--threads", str(self._threads)]

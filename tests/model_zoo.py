@@ -25,14 +25,16 @@ CHAT_TEMPLATE = (
 )
 
 
-def decoder_folder(root: Path, family: str, layers: int = LAYERS, tie: bool = False, hidden: int = 64) -> Path:
+def decoder_folder(
+    root: Path, family: str, layers: int = LAYERS, tie: bool = False, hidden: int = 64, seed: int = 7
+) -> Path:
     """A Hugging Face folder of a tiny decoder of that family (`llama`, `qwen2`, `qwen3`, `phi3`, ...)."""
     folder = root / f"{family}-{layers}-{hidden}{'-tied' if tie else ''}"
     if (folder / "ready").exists():
         return folder
     import torch  # noqa: PLC0415
 
-    torch.manual_seed(7)
+    torch.manual_seed(seed)
     model = _model_class(family)(_decoder_config(family, layers, tie, hidden))
     model.generation_config.eos_token_id = 1
     model.save_pretrained(folder)

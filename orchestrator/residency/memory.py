@@ -7,7 +7,7 @@ same with another credit.
 
 from collections.abc import Callable, Collection, Mapping, Set
 from dataclasses import dataclass, field, replace
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 K = TypeVar("K", bound=str)
 
@@ -58,6 +58,12 @@ def least_recent(use: Use) -> float:
 
 def least_frequent(use: Use) -> float:
     return use.uses
+
+
+Keeping = Literal["worth", "recent"]
+"""Whom memories keep: what is worth most for its bytes, loaded ahead of need too; or what was used last (LRU), and
+nothing before it is asked for."""
+RULES: Mapping[Keeping, Rule] = {"worth": greedy_dual, "recent": least_recent}
 
 
 def leaving(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from resplit.cluster import LocalCluster
 
 ProviderName = Literal["cpu", "cuda", "auto"]
+KeepName = Literal["worth", "recent"]
 TierName = Literal["edge", "cloud"]
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 NATS_PORT = 4222
@@ -107,6 +108,9 @@ def orchestrator(
     name: Annotated[
         str | None, typer.Option("--id", help="Its name among the orchestrators; default: host and process id.")
     ] = None,
+    keep: Annotated[
+        KeepName, typer.Option(help="Which deployments on demand stay loaded: those worth most, or used last.")
+    ] = "worth",
     verbose: Verbose = False,
 ) -> None:
     """Run an orchestrator until Ctrl-C or SIGTERM; it offers the models in its store to the agents.
@@ -118,7 +122,7 @@ def orchestrator(
 
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     called = None if name is None else NodeId(name)
-    run_service(run(OrchestratorConfig(url=url, keys=keys, store=store.expanduser(), name=called)))
+    run_service(run(OrchestratorConfig(url=url, keys=keys, store=store.expanduser(), name=called, keeping=keep)))
 
 
 def parse_size(text: str) -> int:

@@ -319,8 +319,31 @@ def test_a_node_can_be_drained_of_a_door() -> None:
     assert (after.cold, after.nodes) == (True, (A, C))
 
 
-def test_what_is_to_serve_always_again_is_loaded_or_says_why_it_cannot_be() -> None:
+def test_room_is_made_for_what_is_to_serve_always() -> None:
     cluster = cluster_of(ONE, TWO)
+    cluster.deploy(THREE, on_demand=False)
+    cluster.run(5)
+    assert cluster.states() == {ONE: "cold", TWO: "cold", THREE: "serving"}
+    with pytest.raises(ResplitError) as caught:
+        cluster.deploy(DeploymentName("four"), on_demand=False)
+    assert caught.value.code is ErrorCode.MODEL_TOO_LARGE
+
+
+def test_a_failover_finds_room_where_models_lie_that_nobody_uses() -> None:
+    cluster = Cluster(Node(A, 4.5), Node(B, 4.5))
+    cluster.deploy(ONE, on_demand=False)
+    cluster.deploy(TWO)
+    assert cluster.states() == {ONE: "serving", TWO: "serving"}
+    lost = cluster.mind.snapshot.rollout(ONE).current
+    assert lost is not None
+    del cluster.nodes[NodeId(lost.nodes[0])]
+    cluster.run(12)
+    assert cluster.states() == {ONE: "serving", TWO: "cold"}
+
+
+def test_what_is_to_serve_always_and_has_no_room_says_so() -> None:
+    cluster = cluster_of(ONE, TWO)
+    cluster.mind.fold(DeploymentWritten(wish(name=ONE, on_demand=False)), cluster.now)
     cluster.mind.fold(DeploymentWritten(wish(name=TWO, on_demand=False)), cluster.now)
     cluster.run(3)
     [found] = [one for one in status(cluster.mind.snapshot, cluster.now).deployments if one.name == TWO]

@@ -88,7 +88,7 @@ async def test_a_client_is_told_how_long_loading_takes_and_a_deadline_before_tha
     assert replies[0]["loads_s"] == pytest.approx(found.current.loads_s)
 
 
-async def test_the_command_says_what_is_cold_and_what_is_not_on_demand_is_refused(crowded: Serving) -> None:
+async def test_the_command_says_what_is_cold_and_room_is_made_for_what_always_serves(crowded: Serving) -> None:
     at = ["--url", crowded.cluster.url, "--keys", str(crowded.cluster.operator_keys)]
     again = ["--context", "1024", "--sequences", "1024", "--queue", "64"]
     code, said, error = await command("deploy", "llama", "--name", "four", "--on-demand", *again, *at)
@@ -100,10 +100,14 @@ async def test_the_command_says_what_is_cold_and_what_is_not_on_demand_is_refuse
     assert code == 0
     assert "serves" in said and "memory" in said and "disk" in said
     assert (await command("models", "where", "none", *at))[0] != 0
-    code, _, error = await command("deploy", "llama", "--name", "five", *again, *at)
+    code, said, error = await command("deploy", "llama", "--name", "five", *again, *at)
+    assert code == 0, error
+    assert "serving" in said
+    code, _, error = await command("deploy", "llama", "--name", "six", *again, *at)
     assert code != 0
     assert "short" in error
-    assert (await command("remove", "four", *at))[0] == 0
+    for name in ("four", "five"):
+        assert (await command("remove", name, *at))[0] == 0
     crowded.alive()
 
 
