@@ -38,7 +38,7 @@ PER_S, ZIPF, DRIFT_S, LASTS_S = 0.5, 1.2, 60.0, 300.0
 OUTPUT_TOKENS = 16
 STALL_MS = 250.0
 """Nothing but its model being loaded has a request wait so long for its turn here: there are slots for all."""
-HIDDEN, LAYERS = 512, 12
+HIDDEN, LAYERS = 448, 12
 
 
 @dataclass(frozen=True)
