@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from agent.cloudwire import Said, nonsense
 from agent.driver import Answered
 from agent.generation import FinishReason, Generation
 from agent.intake import Job
@@ -95,6 +96,44 @@ class Answers:
         self._served.attainment.took(answer.usage)
         confirmed = partial(self._ended_in_output, job, answer, answer.usage, total_ms=answer.usage.total_ms)
         self._served.journal.confirm(confirmed)
+
+    def completed_outside(self, job: Generation, said: Said) -> None:
+        """A cloud completed a text, which is kept and said in the tokens of the model here."""
+        assert said.text is not None
+        served = self._served
+        ids = job.text.encode_output(said.text)[: job.max_tokens]
+        if said.finish_reason == "stop" and len(ids) < job.max_tokens:
+            ids += sorted(job.eos)[:1]  # so that whoever takes the request over sees that it has ended
+        if not ids:
+            served.end(job, nonsense("it is empty"))
+            return
+        assert job.handle is not None, "what leaves the cluster was accepted"
+        tokens = [Token(0, 0, index, token) for index, token in enumerate(ids)]
+        job.owed += tokens
+        try:
+            kept = Run(job.handle, 0, tuple(ids))
+            served.journal.tokens([kept], lambda: self._tell_outside(job, tokens, said.finish_reason))
+        except ResplitError as error:
+            served.end(job, error)
+
+    def _tell_outside(self, job: Generation, tokens: Sequence[Token], finish: FinishReason) -> None:
+        now = self._served.desk.now()
+        for token in tokens:
+            if not self._served.desk.holds(job):
+                return
+            found = job.ends_with(token) or (finish if token is tokens[-1] else None)
+            reply = job.take(token, found, now)
+            if reply.finish_reason is not None:
+                self._finished(job, reply)
+                return
+            if job.request.stream:
+                self._served.desk.say(job.reply, reply, job.request_id)
+
+    def computed_outside(self, job: TensorJob, said: Said) -> None:
+        """A cloud computed vectors or tensors."""
+        reply = job.answered_outside(said.vectors, said.tensors, self._served.desk.now())
+        usage = reply.usage
+        self._served.journal.confirm(lambda: self._ended_in_output(job, reply, usage, total_ms=usage.total_ms))
 
     def error(self, job: Job, error: ResplitError) -> None:
         """Say the one final error of a request that has ended."""
@@ -205,5 +244,7 @@ class Answers:
             deployment=self._served.name,
             epoch=job.meter.epoch,
             request=job.request_id,
+            cloud=None if job.meter.cloud is None else job.meter.cloud.name,
+            cost=None if job.meter.cloud is None else job.meter.cloud.cost,
             **fields,
         )

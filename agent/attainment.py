@@ -12,9 +12,9 @@ from agent.generation import Generation
 from agent.intake import Job
 from agent.pipelinejob import PipelineJob
 from schemas.base import DeploymentName, NodeId
-from schemas.capacity import Service, StepCount, TaskCount
+from schemas.capacity import CloudCount, Service, StepCount, TaskCount
 from schemas.errors import ErrorCode
-from schemas.request import Usage
+from schemas.request import CloudUse, Usage
 from schemas.slo import Slo
 
 STEPS_MAX, TASKS_MAX = 1024, 64
@@ -32,6 +32,8 @@ class Attainment:
     """Of a pipeline: likewise, by task."""
     steps: dict[tuple[str, str], StepCount] = field(default_factory=dict)
     """Of a pipeline: what its services took, by service and node."""
+    cloud: CloudCount = field(default_factory=CloudCount)
+    """What was put to a cloud."""
 
     def turned_away(self, task: str | None = None) -> None:
         """A request came that nobody read, for want of capacity."""
@@ -85,6 +87,20 @@ class Attainment:
                     compute_ms_squared=step.compute_ms**2 + (known.compute_ms_squared if known else 0.0),
                 )
 
+    def asked_outside(self) -> None:
+        """A cloud is asked for one."""
+        self.cloud = self.cloud.model_copy(update={"asked": self.cloud.asked + 1})
+
+    def answered_outside(self, use: CloudUse) -> None:
+        """A cloud answered one."""
+        self.cloud = self.cloud.model_copy(
+            update={
+                "answered": self.cloud.answered + 1,
+                "total_ms": self.cloud.total_ms + use.total_ms,
+                "cost": self.cloud.cost + use.cost,
+            }
+        )
+
     def refused(self, promised: Slo | None, own: Slo, code: ErrorCode, task: str | None = None) -> None:
         """A request of class `own` was refused: it counts where there was no capacity for it."""
         if code in (ErrorCode.OVERLOADED, ErrorCode.DEADLINE_UNATTAINABLE):
@@ -136,4 +152,7 @@ def services(
 def _service(name: DeploymentName, one: Attainment, waiting: int) -> Service:
     tasks = tuple(TaskCount(task=task, **counts) for task, counts in sorted(one.tasks.items()))[:TASKS_MAX]
     steps = tuple(one.steps[key] for key in sorted(one.steps))
-    return Service(deployment=name, waiting=waiting, **one.counts, tasks=tasks or None, steps=steps or None)
+    cloud = one.cloud if one.cloud.asked else None
+    return Service(
+        deployment=name, waiting=waiting, **one.counts, tasks=tasks or None, steps=steps or None, cloud=cloud
+    )

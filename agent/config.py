@@ -2,11 +2,13 @@
 
 import logging
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
 from typing import Literal
 
+from agent.clouds import KnownCloud
 from agent.memory import Device
 from profiler.calibrate import calibrate
 from schemas.base import NodeId
@@ -41,6 +43,8 @@ class AgentConfig:
     tier: Tier = "edge"
     price_per_hour: float = 0.0
     """In the currency that all nodes are priced in."""
+    clouds: Mapping[str, KnownCloud] = field(default_factory=dict)
+    """Endpoints outside the cluster that this node may ask, by name (`agent.clouds`)."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.price_per_hour < inf:

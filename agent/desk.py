@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
 
+from agent.cloud import Clouds
 from agent.conductor import Conductor
 from agent.finished import Finished
 from agent.intake import Job
@@ -37,6 +38,8 @@ class Desk:
     """What nodes say of themselves."""
     conductor: Conductor | None = None
     """Asks the services of pipelines; None where none are served."""
+    clouds: Clouds | None = None
+    """Answer what the cluster cannot; None where the node knows none."""
     finished: Finished = field(default_factory=Finished)
     """What those that ended in text met."""
 

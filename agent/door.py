@@ -128,9 +128,10 @@ class Door:
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
             own = request.slo(served.promised_to(request))
-            self._check_new(served, request_id, request)
+            self._check_new(request_id, request)
+            full = served.full(request, sealed=reply.seal is not None)
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
-            served.appraise(job)
+            served.appraise(job, full)
         except ResplitError as error:
             if served is not None and request is not None and own is not None:
                 served.turned_down(request, own, error.code)
@@ -186,7 +187,8 @@ class Door:
         if journal is not served.journal:
             served.desk.drop(job)  # whoever took over from that life answers for it
             return
-        served.queue.add(job)
+        if not served.fallback.begin_chosen(job):
+            served.queue.add(job)
         if job.request.acknowledge or (isinstance(job, Generation) and job.request.stream):
             epoch = max((epoch for epoch, _ in served.runs), default=1)
             cold = served.runs.cold
@@ -197,13 +199,12 @@ class Door:
             self._asked_for()
         served.admit()
 
-    def _check_new(self, served: Served, request_id: RequestId, request: Request) -> None:
+    def _check_new(self, request_id: RequestId, request: Request) -> None:
         if request_id in self._in_flight:
             message = f"a request {request_id!r} is in flight already; choose another id"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "request_id")
         if request.deadline_ms is not None and request.deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
-        served.refuse_if_full(request)
 
     def _client_gone(self, request: RequestId) -> None:
         if self._outbox.is_open:

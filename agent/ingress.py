@@ -14,6 +14,7 @@ from nats.errors import Error as NatsError
 
 from agent.asking import Asker
 from agent.attainment import Attainment, services
+from agent.cloud import Clouds
 from agent.conductor import Conductor
 from agent.desk import Desk
 from agent.door import Door
@@ -67,6 +68,7 @@ class Ingress:
         now: Callable[[], float],
         is_over: Callable[[NodeId, str], bool],
         asked_for: Callable[[], None],
+        clouds: Clouds | None = None,
     ) -> None:
         """`on_empty(deployment, epoch)`: a draining epoch's last sequence has ended. `is_over(node, boot)`: whether a
         process is known to have ended. `asked_for` is called when a cold model is."""
@@ -88,7 +90,16 @@ class Ingress:
         self._asker = Asker(client, identity)
         conductor = Conductor(self._asker, now)
         self._desk = Desk(
-            node, self._outbox.put, audit, now, send, self._in_flight, later, on_empty, conductor=conductor
+            node,
+            self._outbox.put,
+            audit,
+            now,
+            send,
+            self._in_flight,
+            later,
+            on_empty,
+            conductor=conductor,
+            clouds=clouds,
         )
         self._numbers = sequence_numbers(node, boot)
         self._checked_at = now()
@@ -140,7 +151,7 @@ class Ingress:
             self.heirs.look()
         if served.runs:
             return
-        for job in list(served.queue):
+        for job in [*served.queue, *served.fallback.jobs]:
             message = "the plan that was to run this request was retired"
             served.end(job, ResplitError(ErrorCode.NODE_LOST, message))
         await self._close(served)
@@ -200,7 +211,7 @@ class Ingress:
     @property
     def service(self) -> tuple[Service, ...]:
         """What became of requests here, of every deployment of which any was counted or waits."""
-        waiting = {name: len(served.queue) for name, served in self._served.items()}
+        waiting = {name: served.waiting for name, served in self._served.items()}
         return services(self._attainments, waiting)
 
     @property

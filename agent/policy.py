@@ -12,6 +12,7 @@ from collections.abc import Collection, Iterable
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
+from schemas.plan import Plan
 from schemas.roster import Roster, forbidden
 from schemas.section import SeenPlan
 
@@ -21,13 +22,18 @@ INPUT = (0,)
 
 def check_allowed(roster: Roster, plan: SeenPlan) -> None:
     """Raise `ResplitError(FORBIDDEN)` where `plan` runs a model that its deployment must not run, puts a block on a
-    node that must not hold it, or has requests answered at one that must not hold the first."""
+    node that must not hold it, has requests answered at one that must not hold the first, or outside the cluster where
+    any block is sensitive."""
     models = roster.policy.models_of(plan.deployment)
     if models is not None and plan.model not in models:
         message = (
             f"{plan.deployment!r} must not run model {plan.model[:12]}, which roster {roster.version} does not name"
         )
         raise ResplitError(ErrorCode.FORBIDDEN, message, "plan")
+
+    if isinstance(plan, Plan) and plan.cloud is not None and roster.policy.rules_of(plan.deployment):
+        message = f"requests to {plan.deployment!r} must not leave the cluster, as roster {roster.version} rules it"
+        raise ResplitError(ErrorCode.FORBIDDEN, f"{message}; its plan names cloud {plan.cloud.name!r}", "plan")
 
     for stage in plan.placed.values():
         check_holder(roster, plan, stage.node, stage.blocks)

@@ -16,6 +16,7 @@ from agent.answers import Answers
 from agent.attainment import Attainment
 from agent.crossing import Crossings
 from agent.desk import Desk
+from agent.fallback import Fallback
 from agent.generation import Generation
 from agent.intake import Job, asked_for, promised
 from agent.pipelinejob import PipelineJob
@@ -87,6 +88,7 @@ class Served:
         self.runs = Runs(self.desk.speeds)
         self.crossings = Crossings(self.desk.send)
         self.answers = Answers(self)
+        self.fallback = Fallback(self)
 
     @property
     def slots_free(self) -> int:
@@ -124,20 +126,39 @@ class Served:
         """A request of class `own` was refused."""
         self.attainment.refused(self.promised_to(request), own, code, asked_for(self.manifest, request))
 
-    def refuse_if_full(self, request: Request) -> None:
-        """Raises OVERLOADED where as many requests wait as may."""
-        waiting = len(self.queue) + len(self.accepting)
-        if waiting >= self.runs.current[0].plan.settings.max_queued + self.slots_free:
-            self.attainment.turned_away(asked_for(self.manifest, request))
-            message = f"all slots are taken and {waiting} requests wait; try again later"
-            raise ResplitError(ErrorCode.OVERLOADED, message)
+    @property
+    def waiting(self) -> int:
+        """Requests that were accepted and are not begun, and those for a cold model that a cloud answers meanwhile."""
+        return len(self.queue) + self.fallback.waiting
 
-    def appraise(self, job: Job) -> None:
-        """Refuse a new request that cannot meet its deadline, with the estimate: raises DEADLINE_UNATTAINABLE.
+    def full(self, request: Request, *, sealed: bool) -> ResplitError | None:
+        """OVERLOADED where as many requests wait as may; raised, unless a cloud may take this one."""
+        waiting = len(self.queue) + len(self.accepting)
+        if waiting < self.runs.current[0].plan.settings.max_queued + self.slots_free:
+            return None
+        refusal = ResplitError(
+            ErrorCode.OVERLOADED, f"all slots are taken and {waiting} requests wait; try again later"
+        )
+        if not self.fallback.may_take(request, sealed=sealed):
+            self.attainment.turned_away(asked_for(self.manifest, request))
+            raise refusal
+        return refusal
+
+    def appraise(self, job: Job, full: ResplitError | None = None) -> None:
+        """Refuse a new request that cannot be run, as the queue is `full`, or cannot meet its deadline, unless a cloud
+        takes it: raises OVERLOADED, or DEADLINE_UNATTAINABLE with the estimate.
 
         Targets without a deadline are objectives: nothing is refused for them.
         """
         self.attainment.came(job)
+        try:
+            if full is not None:
+                raise full
+            self._appraise(job)
+        except ResplitError as refusal:
+            self.fallback.choose(job, refusal)
+
+    def _appraise(self, job: Job) -> None:
         if job.slo.deadline_ms is None:
             return
         if (cold := self.runs.cold) is not None:
@@ -169,6 +190,7 @@ class Served:
     def admit(self) -> None:
         """Give waiting requests slots, the most urgent first, on the route where each is predicted to end first."""
         now = self.desk.now()
+        self.fallback.take_what_would_wait()
         self._cross(now)  # what runs comes before what waits: a slot that is free is theirs to cross to
         self._start_waiting(now)
         for run in self.runs.values():
@@ -364,7 +386,7 @@ class Served:
         if self.desk.node not in self.current_nodes:
             # What waits for a model that is cold can do so without the plan before.
             waiting = self.runs.cold is None and bool(self.queue or self.accepting)
-            needed = bool(self.jobs) or waiting
+            needed = bool(self.jobs) or waiting or bool(self.fallback.jobs)
         if closed and not needed:
             self.desk.on_empty(self.name, epoch)
 
@@ -464,6 +486,7 @@ class Served:
     def forget(self, job: Job, *, broken: bool = False) -> None:
         """Free whatever the request holds."""
         self.queue.remove(job)
+        self.fallback.forget(job)
         self._conduct_no_more(job)
         by_run: dict[RouteRun, list[SequenceId]] = {}
         for sequence, (held, run) in list(self.jobs.items()):

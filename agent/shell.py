@@ -20,6 +20,7 @@ from agent import step as core
 from agent.beacons import BeaconInbox
 from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
+from agent.cloud import Clouds
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
 from agent.fetching import Fetcher
@@ -156,6 +157,7 @@ class Agent:
         memory = self._identity.folder / "trail.end"
         self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory)
         rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
+        self._asks = Clouds(self._config.clouds, self._audit, time.monotonic)
         self._ingress = Ingress(
             self._identity,
             self._boot,
@@ -166,6 +168,7 @@ class Agent:
             time.monotonic,
             self._neighbours.is_over,
             lambda: self._publisher.changed(),  # noqa: PLW0108 - there is none yet
+            self._asks,
         )
         self._js = js
         host, port = await self._links.start(self._config.listen)
@@ -177,6 +180,7 @@ class Agent:
             threads=self._config.thread_count,
             tier=self._config.tier,
             price_per_hour=self._config.price_per_hour,
+            clouds=tuple(sorted(self._config.clouds)),
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
             read=self._read,
@@ -234,6 +238,7 @@ class Agent:
             task.cancel()
         if hasattr(self, "_ingress"):
             await self._ingress.stop()
+            await self._asks.stop()
         await self._peers.stop()
         await self._links.stop()
         if hasattr(self, "_audit"):

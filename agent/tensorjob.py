@@ -1,6 +1,7 @@
 """One request to a model without a cache: tensors in, tensors out, or texts in, vectors out."""
 
 from collections import deque
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from agent.replies import ReplyTo
@@ -64,19 +65,36 @@ class TensorJob:
     def take(self, sequence: SequenceId, tensors: dict[str, Array], now: float) -> TensorReply | EmbeddingReply | None:
         """The answer to one call; the reply once every call is answered."""
         if isinstance(self.request, TensorRequest):
-            return TensorReply(
-                request_id=self.request_id,
-                id=self.request.id or self.request_id,
-                model_name=self.manifest.name,
-                outputs=write_outputs(tensors, self.outputs, binary=self.request.inputs[0].raw is not None),
-                usage=self.meter.usage(0, 0, now),
-            )
+            return self._computed(self.request, tensors, now)
         vector = pool(tensors[self.manifest.outputs[0].name], self.manifest)
         place, _ = self._calls.pop(sequence)
         self._vectors[place] = tuple(vector.tolist())
         if self.waiting or self._calls:
             return None
-        data = tuple(EmbeddingItem(index=i, embedding=v) for i, v in sorted(self._vectors.items()))
+        return self._embedded(self._vectors, now)
+
+    def answered_outside(
+        self, vectors: Sequence[tuple[float, ...]] | None, tensors: Mapping[str, Array] | None, now: float
+    ) -> TensorReply | EmbeddingReply:
+        """The reply, where a cloud computed all of it: `vectors` of texts, else `tensors`."""
+        self.waiting.clear()
+        if vectors is not None:
+            return self._embedded(dict(enumerate(vectors)), now)
+        assert tensors is not None
+        assert isinstance(self.request, TensorRequest)
+        return self._computed(self.request, tensors, now)
+
+    def _computed(self, request: TensorRequest, tensors: Mapping[str, Array], now: float) -> TensorReply:
+        return TensorReply(
+            request_id=self.request_id,
+            id=request.id or self.request_id,
+            model_name=self.manifest.name,
+            outputs=write_outputs(tensors, self.outputs, binary=request.inputs[0].raw is not None),
+            usage=self.meter.usage(0, 0, now),
+        )
+
+    def _embedded(self, vectors: Mapping[int, tuple[float, ...]], now: float) -> EmbeddingReply:
+        data = tuple(EmbeddingItem(index=i, embedding=v) for i, v in sorted(vectors.items()))
         usage = self.meter.usage(self.prompt_tokens, 0, now)
         return EmbeddingReply(request_id=self.request_id, data=data, usage=usage)
 

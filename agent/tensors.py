@@ -62,6 +62,25 @@ def write_outputs(tensors: Mapping[str, Array], names: Sequence[str], *, binary:
     )
 
 
+def read_answer(outputs: Sequence[OipTensor], names: Sequence[str], manifest: Manifest) -> dict[str, Array]:
+    """The tensors `names` of an answer that was computed elsewhere; raises `ResplitError` where one is missing, or is
+    none of this model."""
+    given = {tensor.name: (i, tensor) for i, tensor in enumerate(outputs)}
+    found: dict[str, Array] = {}
+    sizes: dict[str, int] = {}
+    for spec in manifest.outputs:
+        if spec.name not in names:
+            continue
+        if spec.name not in given:
+            raise _invalid(f"output {spec.name!r} is missing", "outputs")
+        i, tensor = given[spec.name]
+        if OIP_TO_NUMPY.get(tensor.datatype) != spec.dtype:
+            raise _invalid(f"{spec.name!r} is {NUMPY_TO_OIP.get(spec.dtype, spec.dtype)}", f"outputs.{i}.datatype")
+        _check_shape(spec, tensor.shape, sizes, f"outputs.{i}.shape")
+        found[spec.name] = read_tensor(tensor, spec.dtype, f"outputs.{i}")
+    return found
+
+
 def text_inputs(text: Text, manifest: Manifest, sentence: str, field: str) -> dict[str, Array]:
     """An embedder's inputs for one text, without padding: ids, a mask of ones, zero token types."""
     assert manifest.text is not None

@@ -7,7 +7,7 @@ from typing import Literal
 from schemas.deployment import Stage
 from schemas.frame import StageTime
 from schemas.plan import Route
-from schemas.request import StageTiming, Usage
+from schemas.request import CloudUse, StageTiming, Usage
 
 
 @dataclass(slots=True)
@@ -38,6 +38,8 @@ class Meter:
     """Whether it ran over one route of one plan, and was begun once."""
     late: bool = False
     """Whether it has missed a target of its class for good, and was counted so."""
+    cloud: CloudUse | None = None
+    """What answered it, if that was none of the nodes."""
     has_run: bool = False
     """Whether a frame of it came back."""
     _steps: int = 0
@@ -90,7 +92,7 @@ class Meter:
 
     def usage(self, prompt_tokens: int, completion_tokens: int, now: float) -> Usage:
         """The bill, with every stage that it ever ran on."""
-        assert self.route is not None, "a request that was admitted has a route"
+        assert self.route is not None or self.cloud is not None, "a request that was admitted has a route"
         started = now if self.started is None else self.started
         busy_us = sum(s.compute_us + s.queue_us for s in self._stages.values())
         tpot = None
@@ -108,7 +110,7 @@ class Meter:
             total_ms=_ms(now - self.arrived),
             network_ms=round(max(0, self._away_us - busy_us) / 1e3, 3),
             epoch=self.epoch,
-            route=self.route.index,
+            route=0 if self.route is None else self.route.index,
             stages=tuple(
                 StageTiming(
                     node=stage.node,
@@ -120,6 +122,7 @@ class Meter:
                 )
                 for stage, spent in self._stages.items()
             ),
+            cloud=self.cloud,
         )
 
 

@@ -72,6 +72,10 @@ class Text:
             message = f"the chat template refuses the messages ({error}); check their roles and order"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "messages") from error
 
+    def encode_output(self, text: str) -> list[int]:
+        """The ids of what a model has said: no special token is added."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))

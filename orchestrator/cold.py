@@ -92,8 +92,9 @@ def cold_plan(
     reason: str,
     avoid: Collection[NodeId] = (),
 ) -> Proposal:
-    """A cold plan. Doors stay where requests come in now, as far as they may, and are else where most of the
-    model lies. Raises `ResplitError(INFEASIBLE)` where nobody may take requests, and what `check_shape` raises."""
+    """A cold plan. Doors are where the cloud can be asked, if there is one; they stay where requests come in now, as
+    far as they may, and are else where most of the model lies. Raises `ResplitError(INFEASIBLE)` where nobody may take
+    requests, and what `check_shape` raises."""
     check_shape(deployment, manifest)
     rollout, blocks = snapshot.rollout(deployment.name), len(manifest.blocks)
     before = () if rollout.current is None else tuple(route.source for route in rollout.current.routes)
@@ -107,7 +108,9 @@ def cold_plan(
     def held(node: NodeId) -> int:
         return sum(len(one.blocks) for one in snapshot.offered[node].on_disk if one.model == deployment.model)
 
-    doors = sorted(able, key=lambda node: (node not in before, -held(node), node))
+    outside = deployment.outside
+    asks = {node for node in able if outside is not None and outside.name in snapshot.offered[node].clouds}
+    doors = sorted(able, key=lambda node: (node not in asks, node not in before, -held(node), node))
     settings = deployment.settings
     doors = doors[: min(DOORS, settings.max_sequences)]
     plan = Plan(
@@ -128,6 +131,7 @@ def cold_plan(
         ),
         slo=deployment.slo,
         sealed=deployment.sealed,
+        cloud=outside,
         cold=True,
         loads_s=rollout.loads_s if rollout.woke_s is None else rollout.woke_s,
         reason=f"{reason}; cold, {', '.join(doors)} take(s) its requests",

@@ -164,6 +164,8 @@ def what_is_needed(snapshot: Snapshot, deployment: Deployment, rollout: Rollout)
         return Need(Cause.WISH_CHANGED, "the deployment was changed")
     if leaving := drained_of(snapshot, current):
         return Need(Cause.NODE_DRAINS, f"to be drained: {', '.join(leaving)}")
+    if current.cold and not deployment.on_demand:
+        return Need(Cause.NO_PLAN, "there was no room for it, and its cloud answers meanwhile")
     if current.cold:
         waiting = asked_for(snapshot, deployment.name)
         return Need(Cause.ASKED_FOR, f"{waiting} request(s) wait for it") if waiting else None
@@ -232,11 +234,11 @@ def drained_of(snapshot: Snapshot, plan: Plan) -> list[NodeId]:
 def conforms(plan: Plan, deployment: Deployment) -> bool:
     """Whether the plan is one that the deployment asks for; whether a better one exists, or
     another route is missing, is another question."""
-    asked = (deployment.model, deployment.settings, deployment.slo, deployment.sealed)
-    if (plan.model, plan.settings, plan.slo, plan.sealed) != asked:
+    asked = (deployment.model, deployment.settings, deployment.slo, deployment.sealed, deployment.outside)
+    if (plan.model, plan.settings, plan.slo, plan.sealed, plan.cloud) != asked:
         return False
     if plan.cold:
-        return deployment.on_demand
+        return deployment.may_go_cold
     if deployment.chains is not None:
         return plan.chains == deployment.chains
     if deployment.routes is not None and len(plan.routes) > deployment.routes:
@@ -245,7 +247,8 @@ def conforms(plan: Plan, deployment: Deployment) -> bool:
 
 
 def reclassed(plan: Plan, deployment: Deployment) -> Plan | None:
-    """The same plan with the deployment's class, and whether requests are to be sealed, where nothing else about the
-    deployment has changed."""
-    found = plan.model_copy(update={"slo": deployment.slo, "sealed": deployment.sealed})
+    """The same plan with the deployment's class, whether requests are to be sealed, and its cloud, where nothing else
+    about the deployment has changed."""
+    update = {"slo": deployment.slo, "sealed": deployment.sealed, "cloud": deployment.outside}
+    found = plan.model_copy(update=update)
     return found if found != plan and conforms(found, deployment) else None

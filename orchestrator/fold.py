@@ -272,6 +272,24 @@ Report = (
 
 def fold(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
     """The snapshot after `report`, which arrived at `now`."""
+    return _at_once(snapshot, _folded(snapshot, report, now))
+
+
+def _at_once(before: Snapshot, after: Snapshot) -> Snapshot:
+    """Plans that lost a node are replaced at once: what failed before was tried for another reason, and says nothing
+    about that."""
+    if after.absent is before.absent:
+        return after
+    lost = after.absent - before.absent
+    held = {
+        name: replace(rollout, retry_at=None)
+        for name, rollout in after.rollouts.items()
+        if rollout.retry_at is not None and rollout.current is not None and lost.intersection(rollout.current.nodes)
+    }
+    return replace(after, rollouts={**after.rollouts, **held}) if held else after
+
+
+def _folded(snapshot: Snapshot, report: Report, now: datetime) -> Snapshot:
     match report:
         case CapacityReceived(capacity):
             return _heard(snapshot, capacity, now)

@@ -23,6 +23,7 @@ from orchestrator.offers import Offers
 from orchestrator.planner import Proposal, check_shape, fitted
 from orchestrator.standby import Standbys
 from orchestrator.trial import (
+    check_cloud,
     check_distrust,
     check_drain,
     check_is_no_service,
@@ -199,6 +200,7 @@ class Operators:
 
     def _tried(self, snapshot: Snapshot, deployment: Deployment, models: Mapping[Digest, Manifest]) -> Proposal:
         manifest = models[deployment.model]
+        check_cloud(snapshot, deployment)
         proposal = trial(snapshot, deployment, manifest, self._core.now())
         if manifest.pipeline is not None:
             check_services(snapshot, deployment, manifest.pipeline, models, self._core.now())
@@ -323,6 +325,7 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
         sensitive=request.sensitive,
         sealed=request.sealed,
         on_demand=request.on_demand,
+        cloud=request.cloud,
     )
 
 

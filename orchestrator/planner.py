@@ -75,6 +75,7 @@ def make_plan(
         ),
         slo=deployment.slo,
         sealed=deployment.sealed,
+        cloud=deployment.outside,
         reason=f"{cause}; {_size(chains)}, {how}, {estimate.tpot_ms:.2f} ms a step predicted",
     )
     return Proposal(plan, estimate)
@@ -122,6 +123,9 @@ def check_shape(deployment: Deployment, manifest: Manifest) -> None:
     if deployment.on_demand and manifest.pipeline is not None:
         message = f"{manifest.name!r} is a pipeline, whose services stay loaded; leave on_demand out"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "on_demand")
+    if deployment.cloud is not None and manifest.pipeline is not None:
+        message = f"{manifest.name!r} is a pipeline, which no cloud answers as a whole; leave cloud out"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "cloud")
     count = len(manifest.blocks)
     longest = manifest.text.context_length if manifest.text is not None else None
     settings = deployment.settings

@@ -82,13 +82,22 @@ class Residents:
         return self._keeping == "worth" and any(one.on_demand for one in snapshot.deployments.values())
 
     def make_room(self, deployment: Deployment, need: Need) -> Generator[Effect, Solved, bool]:
-        """There is none. Others on demand make some; but one on demand that nobody waits for goes cold, or stays so.
-        Whether any of that helps."""
-        snapshot, now, name = self._mind.snapshot, self._mind.now(), deployment.name
+        """There is none. Others on demand make some; but one on demand that nobody waits for goes cold, or stays so. So
+        does one for which a cloud answers, if others cannot help. Whether any of that helps."""
         if need.cause is Cause.EXPECTED:
             return True  # it is not asked for: whoever has the room now keeps it
-        if deployment.on_demand and need.cause is not Cause.ASKED_FOR:
-            return (yield from self._cool(deployment, need.cause, f"{need.reason}, and there is no room"))
+        if not deployment.on_demand or need.cause is Cause.ASKED_FOR:
+            if (yield from self._have_others_leave(deployment, need)):
+                return True
+            current = self._mind.snapshot.rollout(deployment.name).current
+            is_cold = current is not None and current.cold and need.cause in (Cause.ASKED_FOR, Cause.NO_PLAN)
+            if deployment.outside is None or is_cold:
+                return False
+        return (yield from self._cool(deployment, need.cause, f"{need.reason}, and there is no room"))
+
+    def _have_others_leave(self, deployment: Deployment, need: Need) -> Generator[Effect, Solved, bool]:
+        """Whether others on demand make room, or will."""
+        snapshot, now, name = self._mind.snapshot, self._mind.now(), deployment.name
         if not any(one.on_demand for one in snapshot.deployments.values() if one.name != name):
             return False
         leaving: Solved = Leaving(())

@@ -43,11 +43,30 @@ def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: d
     try:
         return _planned(snapshot, deployment, manifest, now)
     except ResplitError as error:
-        others = [one for one in snapshot.deployments.values() if one.on_demand and one.name != deployment.name]
-        if error.code not in UNFOUND or not others:
+        if error.code not in UNFOUND:
+            raise
+        if deployment.outside is not None:
+            return cold_plan(snapshot, deployment, manifest, "a trial")
+        if not any(one.on_demand for one in snapshot.deployments.values() if one.name != deployment.name):
             raise
     later = _planned(all_cold(snapshot), deployment, manifest, now)  # once others are cold it has room, or never
     return cold_plan(snapshot, deployment, manifest, "a trial") if deployment.on_demand else later
+
+
+def check_cloud(snapshot: Snapshot, deployment: Deployment) -> None:
+    """Raises FORBIDDEN where a cloud is to answer for what must not leave the cluster, and INVALID_REQUEST for one that
+    no agent knows."""
+    if deployment.cloud is None:
+        return
+    if deployment.outside is None:
+        message = f"requests to {deployment.name!r} must not leave the cluster, as it is sealed or has sensitive blocks"
+        raise ResplitError(ErrorCode.FORBIDDEN, f"{message}; leave cloud out", "cloud")
+    known = sorted({name for capacity in snapshot.present.values() for name in capacity.clouds})
+    if deployment.cloud.name not in known:
+        message = f"no agent knows a cloud {deployment.cloud.name!r}, they know: {', '.join(known) or 'none'}"
+        raise ResplitError(
+            ErrorCode.INVALID_REQUEST, f"{message}; name it in a file for `resplit agent --clouds`", "cloud.name"
+        )
 
 
 def _planned(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: datetime) -> Proposal:

@@ -10,7 +10,8 @@ from orchestrator.rollout import Rollout
 from profiler.forecast import forecast
 from profiler.host import hosts_of
 from schemas.base import DeploymentName, NodeId
-from schemas.control import Attainment, DeploymentStatus, NodeStatus, StatusReply
+from schemas.control import Attainment, CloudStatus, DeploymentStatus, NodeStatus, StatusReply
+from schemas.deployment import Deployment
 from schemas.pipeline import service_deployment
 from schemas.plan import Plan
 
@@ -69,6 +70,7 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
         draining=tuple(old.plan for old in rollout.draining),
         ready=tuple(sorted(rollout.candidate.ready)) if rollout.candidate is not None else (),
         applied=tuple(sorted(rollout.applied)),
+        cloud=None if deployment is None else _cloud(snapshot, deployment),
         estimate=estimate(snapshot, rollout.current),
         attainment=_attainment(snapshot, rollout, now),
         prediction=errors.sentence if errors is not None else None,
@@ -76,6 +78,24 @@ def _deployment(snapshot: Snapshot, name: DeploymentName, now: datetime) -> Depl
         reason=need.reason if need is not None else waits_for,
         error=rollout.last_error if need is not None else unplaced,
         revision=rollout.revision,
+    )
+
+
+def _cloud(snapshot: Snapshot, deployment: Deployment) -> CloudStatus | None:
+    if deployment.outside is None:
+        return None
+    able = tuple(sorted(name for name, one in snapshot.present.items() if deployment.outside.name in one.clouds))
+    counts = [
+        one.cloud
+        for capacity in snapshot.present.values()
+        for one in capacity.service
+        if one.deployment == deployment.name and one.cloud is not None
+    ]
+    answered = sum(one.answered for one in counts)
+    mean_ms = round(sum(one.total_ms for one in counts) / answered, 3) if answered else None
+    cost = sum(one.cost for one in counts)
+    return CloudStatus(
+        nodes=able, asked=sum(one.asked for one in counts), answered=answered, mean_ms=mean_ms, cost=cost
     )
 
 

@@ -61,8 +61,9 @@ class LocalCluster:
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
-    run that do not run straight on this machine, `host` where the NATS server listens, and `keep` which deployments on
-    demand stay loaded. Keys and what the processes stored stay in `folder` for the next start.
+    run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
+    demand stay loaded, and `clouds` is a file of endpoints that agents may ask. Keys and what the processes stored
+    stay in `folder` for the next start.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class LocalCluster:
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         orchestrators: int = 1,
         keep: Literal["worth", "recent"] = "worth",
+        clouds: Path | None = None,
         verbose: bool = False,
     ) -> None:
         for field, count in (("agents", agents), ("orchestrators", orchestrators)):
@@ -97,6 +99,7 @@ class LocalCluster:
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
         self._memory_bytes = memory_bytes
         self._keep = keep
+        self._clouds = clouds
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
@@ -282,6 +285,8 @@ class LocalCluster:
         arguments = ["agent", node, "--provider", self._provider, "--threads", str(self._threads)]
         if self._memory_bytes is not None:
             arguments += ["--memory", str(self._memory_bytes)]
+        if self._clouds is not None:
+            arguments += ["--clouds", str(self._clouds.absolute())]
         if self._cores is not None:
             arguments += ["--cores", ",".join(map(str, self._cores[index]))]
         place = self._places.get(node)

@@ -57,6 +57,18 @@ class StepTiming:
 
 
 @dataclass(frozen=True, slots=True)
+class CloudUse:
+    """What a cloud took for a request that it answered, with what it counted and what that costs."""
+
+    name: str
+    model: str
+    total_ms: float
+    prompt_tokens: int
+    completion_tokens: int
+    cost: float
+
+
+@dataclass(frozen=True, slots=True)
 class Usage:
     """What a request cost, as the agents measured it."""
 
@@ -77,6 +89,8 @@ class Usage:
     """None unless it was computed anew on the way: `identical`, as if nothing had happened, or `equivalent`."""
     steps: tuple[StepTiming, ...] = ()
     """Of a pipeline: its services, in the order in which they were done."""
+    cloud: CloudUse | None = None
+    """None unless a cloud answered it, and none of the nodes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,7 +205,15 @@ def read_usage(usage: Plain) -> Usage:
             StepTiming(s["service"], tuple(s["nodes"]), s["waited_ms"], s["total_ms"], s["compute_ms"])
             for s in usage.get("steps") or ()
         ),
+        cloud=_read_cloud(usage.get("cloud")),
     )
+
+
+def _read_cloud(use: Plain | None) -> CloudUse | None:
+    if use is None:
+        return None
+    counted = (use["prompt_tokens"], use["completion_tokens"])
+    return CloudUse(use["name"], use["model"], use["total_ms"], *counted, use["cost"])
 
 
 def read_embeddings(reply: Plain) -> Embeddings:

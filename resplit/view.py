@@ -11,7 +11,7 @@ from schemas.plan import spans
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from schemas.control import DeploymentStatus, NodeStatus, StatusReply
+    from schemas.control import CloudStatus, DeploymentStatus, NodeStatus, StatusReply
     from schemas.plan import Plan
 
 NODE_COLUMNS = ["node", "state", "on", "threads", "memory free", "of", "load", "heard", "blocks"]
@@ -106,11 +106,21 @@ def remarks(found: "DeploymentStatus") -> str:
     said = [] if found.reason is None else [found.reason]
     if found.error is not None:
         said.append(f"{found.error.message} ({found.error.code})")
+    if found.deployment is not None and found.deployment.cloud is not None and found.cloud is not None:
+        said.append(outside(found.deployment.cloud.name, found.cloud))
     if found.deployment is not None and found.deployment.service_of is not None:
         said.append(f"service of {found.deployment.service_of.pipeline}")
     elif found.deployment is not None and found.deployment.placement is not None:
         said.append("locked")
     return "; ".join(said)
+
+
+def outside(name: str, cloud: "CloudStatus") -> str:
+    """What a cloud was asked, and what came of it."""
+    if not cloud.nodes:
+        return f"cloud {name}, which no node here knows"
+    mean = "" if cloud.mean_ms is None else f" in {cloud.mean_ms:.0f} ms on average, {cloud.cost:.4g} in all"
+    return f"cloud {name} answered {cloud.answered} of {cloud.asked}{mean}"
 
 
 def routes(plan: "Plan") -> str:

@@ -56,6 +56,8 @@ class AuditKind(StrEnum):
     CROSSING_CHOSEN = "crossing_chosen"
     SEQUENCE_MOVED = "sequence_moved"
     REQUEST_REFUSED = "request_refused"
+    CLOUD_ASKED = "cloud_asked"
+    CLOUD_CHANGED = "cloud_changed"
     LINK_CHANGED = "link_changed"
     CHECKPOINT = "checkpoint"
     ROSTER_TAKEN = "roster_taken"

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Annotated, Literal, Self
 
-from pydantic import AwareDatetime, Field, model_validator
+from pydantic import AwareDatetime, Field, StringConstraints, model_validator
 
-from schemas.base import DeploymentId, Digest, NodeName, Sha256, Value
+from schemas.base import NAME_PATTERN, DeploymentId, Digest, NodeName, Sha256, Value
 
 BlockIndex = Annotated[int, Field(ge=0, lt=1 << 16)]
 ThrottleReason = Literal["thermal", "power", "hardware"]
@@ -31,6 +31,8 @@ TOKENS_MAX = 1 << 31
 """Of one request."""
 COUNT_MAX = 1 << 40
 """Of what a process counted since it began."""
+SUM_MAX = 1e15
+"""Of milliseconds or money, likewise."""
 FINISHED_MAX = 16
 """Finished requests in a heartbeat, the latest ones: a sample where more end in a second."""
 
@@ -122,6 +124,17 @@ class StepCount(Value):
     """and the sum of their squares."""
 
 
+class CloudCount(Value):
+    """What a cloud was asked, since the ingress' process began, and what came of it."""
+
+    asked: int = Field(default=0, ge=0, le=COUNT_MAX)
+    answered: int = Field(default=0, ge=0, le=COUNT_MAX)
+    total_ms: float = Field(default=0.0, ge=0, le=SUM_MAX)
+    """Of those answered: from asking to the answer, all together."""
+    cost: float = Field(default=0.0, ge=0, le=SUM_MAX)
+    """By the endpoint's prices."""
+
+
 class Service(Value):
     """What became of requests of one deployment at this ingress since its process began."""
 
@@ -154,6 +167,8 @@ class Service(Value):
     """Of a pipeline: the same by task,"""
     steps: tuple[StepCount, ...] | None = Field(default=None, max_length=1024)
     """and what its services took."""
+    cloud: CloudCount | None = None
+    """Of one that a cloud answers for."""
 
 
 class FinishedRequest(Value):
@@ -296,5 +311,7 @@ class Capacity(Value):
     or where it was not measured."""
     finished: tuple[FinishedRequest, ...] = Field(default=(), max_length=FINISHED_MAX)
     """Requests that this ingress brought to their end in the last seconds."""
+    clouds: tuple[Annotated[str, StringConstraints(pattern=NAME_PATTERN)], ...] = Field(default=(), max_length=64)
+    """Endpoints outside the cluster that this node can ask, by name."""
     guidance: Guidance | None = None
     """None where beacons come and nothing that they name is missing."""

@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field
 
 from schemas.base import DeploymentId, NodeName, Sha256, Value
 from schemas.capacity import Capacity
-from schemas.deployment import ROUTES_MAX, Chain, Deployment, Placement, Sensitive, Settings
+from schemas.deployment import ROUTES_MAX, Chain, Cloud, Deployment, Placement, Sensitive, Settings
 from schemas.errors import ErrorBody
 from schemas.leader import Leadership
 from schemas.plan import Plan
@@ -33,6 +33,7 @@ class DeployRequest(Value):
     sensitive: Sensitive | None = None
     sealed: bool = False
     on_demand: bool = False
+    cloud: Cloud | None = None
 
 
 class DeployReply(Value):
@@ -161,6 +162,19 @@ class Attainment(Value):
     requests ended to say."""
 
 
+class CloudStatus(Value):
+    """What the cloud of a deployment was asked by the agents that are present, since each began."""
+
+    nodes: tuple[str, ...]
+    """Those that can ask it."""
+    asked: int
+    answered: int
+    mean_ms: float | None = None
+    """From asking to the answer."""
+    cost: float
+    """By the endpoints' prices."""
+
+
 class DeploymentStatus(Value):
     """One deployment as the orchestrator sees it."""
 
@@ -179,6 +193,8 @@ class DeploymentStatus(Value):
     """Nodes on which the candidate is ready."""
     applied: tuple[str, ...]
     """Nodes that confirmed the current plan."""
+    cloud: CloudStatus | None = None
+    """None where no cloud may answer for it."""
     estimate: dict[str, float] | None = None
     """What the current plan is predicted to cost now."""
     attainment: Attainment | None = None

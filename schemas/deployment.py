@@ -66,6 +66,17 @@ class Settings(Value):
     own for a single row, a lone sequence then runs in company (`docs/decisions/0005-rows-in-company.md`)."""
 
 
+class Cloud(Value):
+    """Who answers requests that the cluster itself cannot: a model at an endpoint outside, which the agents know by
+    its name (`agent.clouds`): no plan says where that is, so nobody who can sign plans can send prompts elsewhere."""
+
+    name: Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+    model: Annotated[str, StringConstraints(pattern=r"^[!-~]{1,256}$")]
+    """What the model is called there."""
+    waits_s: float = Field(default=0.0, ge=0, le=3600)
+    """A request to a cold model waits for it here if loading takes no longer than that."""
+
+
 class ServiceOf(Value):
     """A service of a pipeline."""
 
@@ -96,6 +107,8 @@ class Deployment(Value):
     ingress, is sensitive then."""
     on_demand: bool = False
     """Whether it may go cold (`Plan.cold`) where others need the memory, and be loaded again once it is asked for."""
+    cloud: Cloud | None = None
+    """Who answers what the cluster cannot, if anybody may. Where there is no room for it, it is cold."""
     service_of: ServiceOf | None = None
     """Of which pipeline it is a service. Such a deployment is made and ended with its pipeline, never by itself."""
     ruled: SkipJsonSchema[tuple[Sensitive, ...]] = Field(default=(), exclude=True)
@@ -107,6 +120,16 @@ class Deployment(Value):
     def is_barred(self) -> bool:
         """Whether the root's policy does not let it run its model."""
         return self.models is not None and self.model not in self.models
+
+    @property
+    def may_go_cold(self) -> bool:
+        """Whether a plan of it may have nothing loaded."""
+        return self.on_demand or self.cloud is not None
+
+    @property
+    def outside(self) -> Cloud | None:
+        """`cloud`, where requests may leave the cluster: not where any block is sensitive, whoever says so."""
+        return None if self.has_sensitive else self.cloud
 
     @property
     def chains(self) -> Placement | None:

@@ -38,6 +38,7 @@ class ErrorCode(StrEnum):
     PROVIDER_UNAVAILABLE = "provider_unavailable"
     MISSING_DEPENDENCY = "missing_dependency"
     UNREACHABLE = "unreachable"
+    CLOUD_FAILED = "cloud_failed"
     TIMEOUT = "timeout"
     INTERNAL = "internal"
 

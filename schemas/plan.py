@@ -9,7 +9,7 @@ from pydantic import AwareDatetime, Field, model_validator
 
 from schemas.base import DeploymentId, DeploymentName, Digest, NodeName, Sha256, Value
 from schemas.codec import encode
-from schemas.deployment import Placement, Settings, Stage
+from schemas.deployment import Cloud, Placement, Settings, Stage
 from schemas.sealed import NodeKeys
 from schemas.slo import Slo
 
@@ -70,6 +70,8 @@ class Plan(Value):
     which wait for the next plan."""
     loads_s: float | None = Field(default=None, ge=0)
     """Of a cold one: how long it last took from being asked for to being loaded."""
+    cloud: Cloud | None = None
+    """Who answers what the nodes cannot (`Deployment.outside`)."""
 
     @model_validator(mode="after")
     def _routes_cover_every_block(self) -> Self:

@@ -38,6 +38,8 @@ class RequestBase(Value):
     """An objective: mean milliseconds per token after the first."""
     priority: int | None = Field(default=None, ge=-PRIORITY_MAX, le=PRIORITY_MAX)
     """Higher goes first."""
+    edge_only: bool = False
+    """Whether it must not leave the cluster, even where nothing here can answer it (`Deployment.cloud`)."""
     acknowledge: bool = False
     """Whether the first reply is to say that it was accepted, as it does of a streamed request anyway."""
     model: str | None = None
@@ -190,6 +192,21 @@ class StepTiming(Value):
     """Of that, in ONNX Runtime."""
 
 
+class CloudUse(Value):
+    """What a cloud took for a request that it answered."""
+
+    name: str
+    """Of the endpoint."""
+    model: str
+    total_ms: float
+    """From asking to the answer."""
+    prompt_tokens: int
+    completion_tokens: int
+    """As the cloud counts; 0 where it does not say."""
+    cost: float
+    """By the endpoint's prices."""
+
+
 class Usage(Value):
     """What a request cost."""
 
@@ -215,6 +232,8 @@ class Usage(Value):
     stages: tuple[StageTiming, ...]
     steps: tuple[StepTiming, ...] | None = None
     """Of a pipeline: its services, in the order in which they were done."""
+    cloud: CloudUse | None = None
+    """Of one that a cloud answered: it ran over no route, so there are no `stages` and `route` says nothing."""
 
 
 class AcceptedReply(Value):

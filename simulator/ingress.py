@@ -189,7 +189,7 @@ class SimIngress:
             own = request.slo(plan.slo)
             if request_id in self.in_flight:
                 raise ResplitError(ErrorCode.INVALID_REQUEST, "it is in flight already", "request_id")
-            served.refuse_if_full(request)
+            served.full(request, sealed=False)
             job = self._job(request, request_id, client, self._now(), plan)
             served.appraise(job)
         except ResplitError as error:

@@ -5,13 +5,14 @@ import re
 from typing import Annotated
 
 import typer
+from pydantic import ValidationError
 
 from resplit.defaults import DEFAULT_URL
 from resplit.options import AsJson, Keys, Timeout, Url, Wait
 from resplit.output import print_json
 from resplit.view import chains, readiness
 from schemas.base import DeploymentName, NodeId
-from schemas.deployment import ROUTES_MAX, Chain, Placement, Sensitive, Settings, Stage
+from schemas.deployment import ROUTES_MAX, Chain, Cloud, Placement, Sensitive, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.slo import BEST_EFFORT, PRIORITY_MAX, Slo
 
@@ -55,6 +56,15 @@ def deploy(
             help="Give memory up to others that are asked for, and load again for the next request.",
         ),
     ] = False,
+    cloud: Annotated[
+        str | None,
+        typer.Option(
+            help="Who answers what the nodes cannot: an endpoint that agents know, and a model, as `eu=big-1`."
+        ),
+    ] = None,
+    cloud_waits: Annotated[
+        float, typer.Option(min=0, max=3600, help="Seconds a request waits for a cold model before it goes there.")
+    ] = 0.0,
     context: Annotated[int, typer.Option(min=2, help="Longest sequence, in tokens.")] = DEFAULTS.context_tokens,
     sequences: Annotated[int, typer.Option(min=1, help="Sequences that run at once.")] = DEFAULTS.max_sequences,
     queue: Annotated[int, typer.Option(min=0, help="Requests that may wait for a slot.")] = DEFAULTS.max_queued,
@@ -115,6 +125,7 @@ def deploy(
         sensitive=kept_private(sensitive, private),
         sealed=sealed,
         on_demand=on_demand,
+        cloud=parse_cloud(cloud, called, cloud_waits),
     )
     if not wait:
         reply = asyncio.run(control.deploy(Access(url, keys), request))
@@ -132,9 +143,8 @@ def deploy(
     assert served.current is not None
     if served.current.cold:
         doors = ", ".join(served.current.nodes)
-        print(
-            f"{called}: {served.model_name} is cold, as there is no room; {doors} take requests, which have it loaded"
-        )
+        what = "which have it loaded" if served.current.cloud is None else f"which {served.current.cloud.name} answers"
+        print(f"{called}: {served.model_name} is cold, as there is no room; {doors} take requests, {what}")
     else:
         print(f"{called}: serving {served.model_name}, epoch {served.current.epoch}, {chains(served.current.chains)}")
 
@@ -182,6 +192,17 @@ def parse_sensitive(text: str) -> Sensitive:
         message = f"{text!r} names no blocks: give `ends`, `ends:2`, `all`, or numbers such as 0,5,11"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "sensitive")
     return tuple(sorted({int(part) for part in text.split(",")}))
+
+
+def parse_cloud(text: str | None, deployment: str, waits_s: float) -> Cloud | None:
+    """`eu=big-1`, or `eu` where the model has the deployment's name there; raises `ResplitError(INVALID_REQUEST)`."""
+    if text is None:
+        return None
+    name, _, model = text.partition("=")
+    try:
+        return Cloud(name=name, model=model or deployment, waits_s=waits_s)
+    except ValidationError as error:
+        raise ResplitError.from_validation(error, "cloud") from error
 
 
 def _parse_chain(text: str) -> Chain:

@@ -28,6 +28,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of an 
 Memory = Annotated[
     str | None, typer.Option(help="What an agent may use for weights and caches, as `2GiB`; default: what is free.")
 ]
+Clouds = Annotated[
+    Path | None, typer.Option(help="A TOML file of endpoints outside that agents may ask where a deployment names one.")
+]
 
 
 def up(
@@ -41,6 +44,7 @@ def up(
     provider: Provider = "cpu",
     threads: Threads = None,
     memory: Memory = None,
+    clouds: Clouds = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
@@ -58,6 +62,7 @@ def up(
         threads=threads,
         memory_bytes=None if memory is None else parse_size(memory),
         orchestrators=orchestrators,
+        clouds=clouds,
         verbose=verbose,
     )
     run_until_told(_keep_up(cluster, as_json))
@@ -76,9 +81,11 @@ def agent(
     advertise: Annotated[str | None, typer.Option(help="host:port others reach it at, if not `--listen`.")] = None,
     tier: Annotated[TierName, typer.Option(help="`cloud` for a rented machine: used at need, not trusted.")] = "edge",
     price_per_hour: Annotated[float, typer.Option(min=0, help="What the node costs while a plan uses it.")] = 0.0,
+    clouds: Clouds = None,
     verbose: Verbose = False,
 ) -> None:
     """Run one agent on this machine until Ctrl-C or SIGTERM."""
+    from agent.clouds import read_clouds  # noqa: PLC0415
     from agent.config import AgentConfig  # noqa: PLC0415
     from agent.shell import run  # noqa: PLC0415
     from resplit.running import log_to_stderr, run_service  # noqa: PLC0415
@@ -96,6 +103,7 @@ def agent(
         cores=None if cores is None else parse_cores(cores),
         tier=tier,
         price_per_hour=price_per_hour,
+        clouds={} if clouds is None else read_clouds(clouds.expanduser()),
     )
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     run_service(run(config))

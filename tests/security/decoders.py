@@ -20,6 +20,7 @@ from pydantic import BaseModel
 
 from agent.asking import reply_in
 from agent.busroad import PIECE_TYPE, BusRoad
+from agent.cloudwire import read_said
 from bus.blobs import piece_wanted
 from bus.enrolment import enrol
 from bus.folders import FIRST_ROOT, ROSTER
@@ -57,6 +58,7 @@ from schemas.request import TextRequest, read_request
 from schemas.roster import ROOT_TYPE
 from schemas.section import EventSection, SealedEvent
 from schemas.signed import countersign
+from tests.cloud_jobs import embedding_job, generation, tensor_job
 from tests.sealed_events import told, whole
 from tests.security.recording import ADDER, KINDS, N0, N1, Recording, believed
 
@@ -73,6 +75,12 @@ REQUESTS = (
     b'{"messages":[{"role":"user","content":"Hello"}],"logprobs":3,"deadline_ms":100,"priority":-1}',
     b'{"input":["text","text"]}',
     b'{"id":"a","inputs":[{"name":"x","shape":[1,3],"datatype":"INT64","data":[1,2,3]}],"outputs":[{"name":"y"}]}',
+)
+CLOUDS = (
+    b'{"choices":[{"text":"b","finish_reason":"length"}],"usage":{"prompt_tokens":2,"completion_tokens":3}}',
+    b'{"id":"1","choices":[{"message":{"role":"assistant","content":"c"},"finish_reason":"stop"}]}',
+    b'{"data":[{"index":1,"embedding":[3,4]},{"index":0,"embedding":[1.0,2.0]}],"usage":{"prompt_tokens":2}}',
+    b'{"model_name":"m","outputs":[{"name":"y","shape":[1,2],"datatype":"FP32","data":[1.0,2.5]}]}',
 )
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1, "queued_ms": 0.1, "total_ms": 2.5,
           "network_ms": 0.1, "epoch": 1, "route": 0, "stages": []}  # fmt: skip
@@ -139,6 +147,7 @@ WHERE: dict[str, str] = {
     "bus/subject_log.py:read_answer": "answer of the stream",
     "agent/asking.py:reply_in": "reply to an agent",
     "agent/busroad.py:BusRoad._opened": "piece of a frame",
+    "agent/cloudwire.py:read_said": "answer of a cloud",
     "resplit/cloudevents.py:envelopes": "line of an export",
     "resplit/exchange.py:_decode": "reply",
     "resplit/exchange.py:_unpacked": "reply",
@@ -277,6 +286,9 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
             tuple(as_line(data).encode() for data in some[AUDIT_TYPE]),
             fold=SIGNED_FOLD,
         ),
+        "answer of a cloud": Decoder(lambda data: read_said(data, generation()), CLOUDS[:2]),
+        "vectors of a cloud": Decoder(lambda data: read_said(data, embedding_job(["a", "b"], 2)), CLOUDS[2:3]),
+        "tensors of a cloud": Decoder(lambda data: read_said(data, tensor_job()), CLOUDS[3:]),
         "reply to an agent": Decoder(lambda data: reply_in(data, MSGPACK), tuple(map(msgpack.packb, ANSWERS))),
         "reply": Decoder(lambda data: _reply(data, JSON), (text,), (RequestError,)),
         "reply msgpack": Decoder(

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from agent.policy import check_allowed, check_block_count
 from bus.credentials import nkey_seed, public_nkey
 from schemas.base import DeploymentName, Digest, NodeId
-from schemas.deployment import Sensitive, Settings, Stage
+from schemas.deployment import Cloud, Sensitive, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.plan import Plan, Route
@@ -100,6 +100,14 @@ def test_the_ends_stay_on_trusted_nodes_and_the_middle_goes_anywhere() -> None:
         found, plan("edge:0-2 safe:3-5"), r"block 0 of 'chat' must not be on 'edge', which is not trusted.*roster 3"
     )
     refused(found, plan("safe:0-2 edge:3-5"), "block 5 of 'chat' must not be on 'edge'")
+
+
+def test_where_any_block_is_sensitive_no_plan_lets_requests_leave() -> None:
+    asked = plan("safe:0-5").model_copy(update={"cloud": Cloud(name="eu", model="big-1")})
+    check_allowed(roster(), asked)
+    check_allowed(roster(embed="all"), asked)
+    refused(roster(chat="ends"), asked, "must not leave the cluster.*'eu'")
+    refused(roster(every=(3,)), asked, "must not leave the cluster")
 
 
 def test_who_must_not_hold_the_first_block_answers_no_requests() -> None:
