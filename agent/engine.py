@@ -6,7 +6,7 @@ sessions and whatever rows share a call (measured; `tests/integration` holds it)
 
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,8 @@ class Segment:
 
     blocks: tuple[Block, ...]
     session: ort.InferenceSession
+    adapter: Mapping[str, ort.OrtValue] = field(default_factory=dict)
+    """What it is fed beside its inputs, by name: a variant's own matrices (`models.lora`)."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ class Engine:
         after = np.asarray([position + length], np.int64)
         value: Any = x
         for segment in segments:
-            binding = segment.session.io_binding()
+            binding = _binding(segment)
             self._feed(binding, segment, value)
             for entry in self._shared_of(segment):
                 array = _small(entry.role, after, length).astype(entry.tensor.dtype)
@@ -156,7 +158,7 @@ class Engine:
         inputs: dict[str, Buffer] = {}
         bindings, boundaries = [], []
         for segment in segments:
-            binding = segment.session.io_binding()
+            binding = _binding(segment)
             bind_input(binding, _input_name(segment, self.manifest), current)
             boundaries.append(current)
             for entry in self._shared_of(segment):
@@ -219,6 +221,13 @@ class Engine:
             if entry.role in (SharedRole.ATTENTION_MASK, SharedRole.USER):
                 message = f"{self.manifest.name}: caches written in place beside a graph input {entry.tensor.name!r}"
                 raise ResplitError(ErrorCode.UNSUPPORTED_MODEL, message)
+
+
+def _binding(segment: Segment) -> Any:
+    binding = segment.session.io_binding()
+    for name, value in segment.adapter.items():
+        binding.bind_ortvalue_input(name, value)
+    return binding
 
 
 def _small(role: SharedRole, after: Array, length: int) -> Array:

@@ -17,12 +17,13 @@ from agent.keys import BlockKeys
 from agent.memory import Device, release_memory
 from agent.policy import check_block_count
 from agent.probe import Probe, probe
+from models.lora import read_inputs
 from models.merge import merge
 from models.opening import opened
 from models.session import open_session
 from models.store import Store
 from profiler.kv import kv_tokens
-from profiler.memory import kv_memory_bytes, weight_memory_bytes
+from profiler.memory import kv_memory_bytes, session_memory_bytes
 from schemas.base import Digest, NodeId
 from schemas.capacity import BlockTime
 from schemas.deployment import Settings
@@ -37,6 +38,8 @@ log = logging.getLogger(__name__)
 
 RangeKey = tuple[Digest, int, int]
 """Blocks of a model, the first and the last."""
+SessionKey = tuple[Digest, ...]
+"""Of blocks by their graphs, which name their weights: those of several models may be the same."""
 Kind = tuple[str, str]
 """Role and weight bytes, to three digits: blocks that agree in them run the same kernels on the same shapes. What a
 graph holds besides makes layers that are alike differ by a few hundred bytes."""
@@ -61,7 +64,8 @@ class _Held:
 
 
 class Loader:
-    """Loads and unloads the blocks of plans; a block that two plans have here is one session."""
+    """Loads and unloads the blocks of plans; a block that two plans have here is one session, also where it is of two
+    models that share it."""
 
     def __init__(
         self,
@@ -82,9 +86,9 @@ class Loader:
         self._threads = threads
         self._memory_free = memory_free
         self._engines: dict[RangeKey, tuple[Engine, int]] = {}
-        self._sessions: dict[RangeKey, tuple[ort.InferenceSession, int]] = {}
+        self._sessions: dict[SessionKey, tuple[ort.InferenceSession, int]] = {}
         self._held: dict[tuple[Digest, int], _Held] = {}
-        """By family and epoch; plans of one family share caches, those of one model weights."""
+        """By family and epoch; plans of one family share caches."""
         self._kinds: dict[Digest, dict[Kind, Probe]] = {}
         self._one_at_a_time = asyncio.Lock()
         self.block_times: dict[tuple[Digest, int], BlockTime] = {}
@@ -125,12 +129,13 @@ class Loader:
     @property
     def held_bytes(self) -> int:
         """What is loaded takes once every cache of it is written to."""
-        weights, caches = dict[tuple[Digest, int], int](), dict[tuple[Digest, int], int]()
+        sessions, own = dict[Digest, int](), dict[tuple[Digest, int], int]()
         for (family, _), held in tuple(self._held.items()):  # heartbeats are made in a thread
             for block in held.blocks:
-                weights[held.model, block.index] = weight_memory_bytes(block)
-                caches[family, block.index] = kv_memory_bytes(block, held.settings)
-        return sum(weights.values()) + sum(caches.values())
+                sessions[block.graph.digest] = session_memory_bytes(block)
+                own[held.model, block.index] = block.adapter_bytes
+                own[family, block.index] = kv_memory_bytes(block, held.settings)
+        return sum(sessions.values()) + sum(own.values())
 
     async def _fetch(self, plan: SeenPlan) -> tuple[Manifest, int]:
         manifest, fetched = await self._files.manifest(plan.model)
@@ -144,13 +149,15 @@ class Loader:
         return manifest, fetched
 
     def _refuse_what_does_not_fit(self, plan: SeenPlan, manifest: Manifest) -> None:
-        # Blocks that another plan of this deployment has here already are shared with it, weights and caches.
+        # Blocks that another plan of this deployment has here already are shared with it, weights and caches; sessions
+        # also with other models that have the same blocks.
         blocks = plan.blocks_on(self._node)
-        loaded = {i for model, first, last in self._sessions if model == plan.model for i in range(first, last + 1)}
+        loaded = {graph for key in self._sessions for graph in key}
         alike = [held for (family, _), held in self._held.items() if family == plan.family]
         cached = {block.index for held in alike for block in held.blocks}
         tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
-        needed = sum(manifest.blocks[i].weight_bytes for i in blocks if i not in loaded)
+        needed = sum(manifest.blocks[i].session_bytes for i in blocks if manifest.blocks[i].graph.digest not in loaded)
+        needed += sum(manifest.blocks[i].adapter_bytes for i in blocks)
         needed += sum(manifest.blocks[i].kv_bytes_per_token * tokens for i in blocks if i not in cached)
         free = self._memory_free()
         if needed > free:
@@ -174,14 +181,14 @@ class Loader:
                 self._engines[key] = (engine, users - 1)
                 continue
             for segment in engine.segments:
-                closed += self._close((key[0], segment.blocks[0].index, segment.blocks[-1].index))
-        loaded = {model for model, _, _ in self._sessions}
+                closed += self._close(_session_key(segment.blocks))
+        loaded = {model for model, _, _ in self._engines}
         self.block_times = {key: time for key, time in self.block_times.items() if key[0] in loaded}
         # Not before whoever called has forgotten the engines: the last one to hold a session pays for its end.
         loop = asyncio.get_running_loop()
         loop.call_soon(lambda: loop.run_in_executor(None, _end, closed))
 
-    def _close(self, key: RangeKey) -> list[ort.InferenceSession]:
+    def _close(self, key: SessionKey) -> list[ort.InferenceSession]:
         """Give a session back; it is returned if nobody else uses it."""
         session, users = self._sessions.pop(key)
         if users > 1:
@@ -201,28 +208,38 @@ class Loader:
         try:
             async with alone_on_machine() if measuring else contextlib.nullcontext():
                 for group in groups:
-                    segments.append(Segment(tuple(group), await self._session(manifest, model, group)))
+                    segments.append(await self._segment(manifest, model, group))
                 engine = Engine(manifest, segments, self._device)
                 if decoder:
                     await self._measure(model, engine)
         except BaseException:
             for segment in segments:
-                self._close((model, segment.blocks[0].index, segment.blocks[-1].index))
+                self._close(_session_key(segment.blocks))
             raise
         return engine
 
-    async def _session(self, manifest: Manifest, model: Digest, group: Sequence[Block]) -> ort.InferenceSession:
-        key = (model, group[0].index, group[-1].index)
+    async def _segment(self, manifest: Manifest, model: Digest, group: Sequence[Block]) -> Segment:
+        key = _session_key(group)
         session, users = self._sessions.get(key, (None, 0))
-        if session is None:
-            session = await asyncio.to_thread(self._open, manifest, model, group)
-        self._sessions[key] = (session, users + 1)
-        return session
+        if session is None or any(block.adapter is not None for block in group):
+            segment = await asyncio.to_thread(self._open, manifest, model, group, session)
+        else:
+            segment = Segment(tuple(group), session)
+        self._sessions[key] = (segment.session, users + 1)
+        return segment
 
-    def _open(self, manifest: Manifest, model: Digest, blocks: Sequence[Block]) -> ort.InferenceSession:
+    def _open(
+        self, manifest: Manifest, model: Digest, blocks: Sequence[Block], session: ort.InferenceSession | None
+    ) -> Segment:
+        """Blocks with what is fed to them, over a session of the same graph if there is one."""
         with opened(self._store, manifest, blocks, partial(self._keys.key, model)) as (graphs, folder):
-            graph = graphs[0] if len(graphs) == 1 else merge(graphs)
-            return open_session(graph, folder, self._device, self._threads)
+            if session is None:
+                graph = graphs[0] if len(graphs) == 1 else merge(graphs)
+                session = open_session(graph, folder, self._device, self._threads)
+            own = [read_inputs((folder / b.adapter.digest).read_bytes()) for b in blocks if b.adapter is not None]
+        device = self._device
+        fed = {name: ort.OrtValue.ortvalue_from_numpy(v, device, 0) for one in own for name, v in one.items()}
+        return Segment(tuple(blocks), session, fed)
 
     async def _measure(self, model: Digest, engine: Engine) -> None:
         """Time the blocks and find their kernels' habits, once for blocks of a kind: a cut that moves under load must
@@ -235,6 +252,10 @@ class Loader:
             measured = known[_kind(block)]
             engine.rows_min = max(engine.rows_min, measured.rows_min)
             self.block_times.setdefault((model, block.index), _time_of(model, block, measured))
+
+
+def _session_key(blocks: Sequence[Block]) -> SessionKey:
+    return tuple(block.graph.digest for block in blocks)
 
 
 def _end(sessions: list[ort.InferenceSession]) -> None:

@@ -40,7 +40,7 @@ def import_model(
     given, nothing of an import that failed is visible.
     """
     if (described := Path(source).expanduser()).suffix == SUFFIX:
-        imported = import_pipeline(described, store, name or _name(described.stem))
+        imported = import_pipeline(described, store, name or name_of(described.stem))
         progress("done", 1, 1)
         return imported
     with store.importing(), tempfile.TemporaryDirectory(prefix="resplit-import-") as scratch:
@@ -61,18 +61,20 @@ def _locate(
         folder = hugging_face.download(source)
         progress("download", 1, 1)
         return _from_folder(
-            folder, source, name or _name(source.rsplit("/", maxsplit=1)[-1]), precision, provider, scratch, progress
+            folder, source, name or name_of(source.rsplit("/", maxsplit=1)[-1]), precision, provider, scratch, progress
         )
     path = Path(source).expanduser()
     if path.is_dir():
-        return _from_folder(path, path.name, name or _name(path.resolve().name), precision, provider, scratch, progress)
+        return _from_folder(
+            path, path.name, name or name_of(path.resolve().name), precision, provider, scratch, progress
+        )
     if not path.is_file():
         raise ResplitError(
             ErrorCode.INVALID_REQUEST,
             f"{source!r} does not exist; give a .onnx file, a model folder or hf:owner/name",
             "source",
         )
-    return path, _onnx_origin(path, name or _name(path.stem))
+    return path, _onnx_origin(path, name or name_of(path.stem))
 
 
 def _from_folder(
@@ -119,6 +121,6 @@ def _onnx_origin(path: Path, name: str) -> Origin:
     return Origin(name, f"ONNX file: {path.name}", architecture, folder)
 
 
-def _name(text: str) -> str:
+def name_of(text: str) -> str:
     """A model name made of a file's or folder's name."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._").lower()[:NAME_LENGTH] or "model"

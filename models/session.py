@@ -63,12 +63,13 @@ def _share_work_buffers() -> None:
 
 
 def verified_graph(store: Store, block: Block) -> bytes:
-    """The graph of a block, after the hashes of it and of all its weights were found right.
+    """The graph of a block, after the hashes of it, of all its weights and of its adapter were found right.
 
     Raises MISSING_BLOB or CORRUPT_FILE before any byte reaches ONNX Runtime.
     """
-    for weight in block.weights:
-        verify_once(store, weight)
+    for ref in block.files:
+        if ref != block.graph:
+            verify_once(store, ref)
     return store.read(block.graph.digest)
 
 

@@ -14,7 +14,7 @@ from orchestrator.fold import Snapshot
 from orchestrator.planner import Proposal, check_shape
 from orchestrator.residency.memory import Memory, Rule, leaving
 from orchestrator.rollout import Rollout
-from orchestrator.rooms import plan_bytes
+from orchestrator.rooms import plan_bytes, taken_bytes
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
@@ -164,14 +164,8 @@ def is_busy(snapshot: Snapshot, name: DeploymentName) -> bool:
 
 def without(snapshot: Snapshot, gone: Set[DeploymentName]) -> Snapshot:
     """The same once these have given their memory back."""
-    freed: dict[NodeId, int] = {}
-    for name in gone:
-        current = snapshot.rollout(name).current
-        manifest = None if current is None else snapshot.manifests.get(current.model)
-        if current is None or manifest is None:
-            continue
-        for node, size in plan_bytes(current, manifest).items():
-            freed[node] = freed.get(node, 0) + size
+    before, after = taken_bytes(snapshot, snapshot.rollouts), taken_bytes(snapshot, snapshot.rollouts.keys() - gone)
+    freed = {node: size - after.get(node, 0) for node, size in before.items() if size > after.get(node, 0)}
     nodes = dict(snapshot.nodes)
     for node in freed.keys() & nodes.keys():
         capacity = nodes[node].capacity

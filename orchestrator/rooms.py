@@ -3,10 +3,11 @@
 A heartbeat shows memory as it was when it was sent. Blocks that a live plan put on a node and that the node
 does not report as loaded yet are counted as taken, so two plans made within a second never share one gap.
 A block of this very deployment that a node runs already is counted once (mathematics.md A5): a plan of the same model
-and settings shares its weights and its caches; one of other settings shares the weights and has caches of its own.
+and settings shares its weights and its caches; one of other settings shares the weights and has caches of its own. So
+do other deployments whose models have the same block, as a base and its variants do: what they share is one session.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.beliefs import believed, optimism_of
@@ -22,6 +23,16 @@ from schemas.plan import Plan
 
 Hosted = tuple[DeploymentName, Digest, int]
 """A block of a model as a deployment has it on a node."""
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """What a block takes: the session of its graph, which all blocks of that graph share, and what is its own."""
+
+    graph: Digest
+    session_bytes: int
+    own_bytes: int
+    """Its adapter and its caches."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +61,16 @@ def rooms(
     offered = snapshot.offered
     hosts = hosts_of(offered, manifest, deployment.model) if hosts is None else hosts
     free_bytes = unpromised_bytes(snapshot)
+    shared = _shared(snapshot, deployment, manifest)
+    adapters = sizes_of(manifest).adapter_bytes
     for name in offered:
         loaded, cached = _held(snapshot, name, deployment)
+        beside = shared.get(name, frozenset())
         need = whole
-        if loaded:
+        if loaded or beside:
             need = tuple(
-                (0 if block in loaded else weight) + (0 if block in cached else cache)
+                (0 if block in loaded else adapters[block] if block in beside else weight)
+                + (0 if block in cached else cache)
                 for block, (weight, cache) in enumerate(zip(weights, caches, strict=True))
             )
         found[name] = Room(hosts[name], free_bytes[name], need, snapshot.trusts(name))
@@ -69,6 +84,16 @@ def unpromised_bytes(snapshot: Snapshot) -> dict[NodeId, int]:
         name: max(0, capacity.memory_free_bytes - _missing_bytes(promised.get(name, {}), capacity))
         for name, capacity in snapshot.offered.items()
     }
+
+
+def taken_bytes(snapshot: Snapshot, names: Collection[DeploymentName]) -> dict[NodeId, int]:
+    """What the plans in force of these deployments take of each node's memory, what they share once."""
+    found: dict[NodeId, dict[Hosted, _Taken]] = {}
+    for name in names:
+        current = snapshot.rollout(name).current
+        if current is not None:
+            _add(found, name, current, snapshot)
+    return {node: _sum(here.values()) for node, here in found.items()}
 
 
 def at_hand(rooms: Mapping[NodeId, Room], model: Digest) -> dict[NodeId, Room]:
@@ -104,35 +129,66 @@ def _held(snapshot: Snapshot, node: NodeId, deployment: Deployment) -> tuple[fro
     return loaded, frozenset(block for plan in alike for block in plan.blocks_on(node))
 
 
-def _promised(snapshot: Snapshot) -> dict[NodeId, dict[Hosted, int]]:
-    """What live plans put on nodes, and what each block of it takes."""
-    found: dict[NodeId, dict[Hosted, int]] = {}
+def _shared(snapshot: Snapshot, deployment: Deployment, manifest: Manifest) -> dict[NodeId, frozenset[int]]:
+    """Blocks of a model whose sessions other deployments have on nodes already, under plans in force."""
+    graphs: dict[Digest, list[int]] = {}
+    found: dict[NodeId, frozenset[int]] = {}
     for name, rollout in snapshot.rollouts.items():
-        for plan in rollout.plans:
-            manifest = snapshot.manifests.get(plan.model)
-            if manifest is None:
-                continue
-            sizes = _block_bytes(plan, manifest)
-            for node in plan.nodes:
-                here = found.setdefault(NodeId(node), {})
-                for block in plan.blocks_on(node):
-                    key = (name, plan.model, block)
-                    here[key] = max(here.get(key, 0), sizes[block])
+        current = rollout.current
+        other = None if current is None or name == deployment.name else snapshot.manifests.get(current.model)
+        if current is None or other is None:
+            continue
+        if not graphs:
+            for block in manifest.blocks:
+                graphs.setdefault(block.graph.digest, []).append(block.index)
+        for node in current.nodes:
+            held = {other.blocks[block].graph.digest for block in current.blocks_on(node)} & graphs.keys()
+            if held:
+                same = frozenset(index for graph in held for index in graphs[graph])
+                found[NodeId(node)] = found.get(NodeId(node), frozenset()) | same
     return found
 
 
+def _promised(snapshot: Snapshot) -> dict[NodeId, dict[Hosted, _Taken]]:
+    """What live plans put on nodes, and what each block of it takes."""
+    found: dict[NodeId, dict[Hosted, _Taken]] = {}
+    for name, rollout in snapshot.rollouts.items():
+        for plan in rollout.plans:
+            _add(found, name, plan, snapshot)
+    return found
+
+
+def _add(found: dict[NodeId, dict[Hosted, _Taken]], name: DeploymentName, plan: Plan, snapshot: Snapshot) -> None:
+    """Count in what a plan puts on its nodes; of two plans of a deployment, the larger caches."""
+    manifest = snapshot.manifests.get(plan.model)
+    if manifest is None:
+        return
+    sizes, caches = sizes_of(manifest), _cache_bytes(manifest, plan.settings)
+    for node in plan.nodes:
+        here = found.setdefault(NodeId(node), {})
+        for block in plan.blocks_on(node):
+            own = sizes.adapter_bytes[block] + caches[block]
+            known = here.get((name, plan.model, block))
+            if known is None or known.own_bytes < own:
+                session = sizes.loaded_bytes[block] - sizes.adapter_bytes[block]
+                here[name, plan.model, block] = _Taken(manifest.blocks[block].graph.digest, session, own)
+
+
+def _sum(taken: Iterable[_Taken]) -> int:
+    sessions, own = dict[Digest, int](), 0
+    for one in taken:
+        sessions[one.graph] = one.session_bytes
+        own += one.own_bytes
+    return own + sum(sessions.values())
+
+
 def plan_bytes(plan: Plan, manifest: Manifest) -> dict[NodeId, int]:
-    """What a plan takes of each node's memory, weights and caches."""
-    sizes = _block_bytes(plan, manifest)
-    return {NodeId(node): sum(sizes[block] for block in plan.blocks_on(node)) for node in plan.nodes}
-
-
-def _block_bytes(plan: Plan, manifest: Manifest) -> tuple[int, ...]:
+    """What a plan alone takes of each node's memory, weights and caches."""
     weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, plan.settings)
-    return tuple(map(sum, zip(weights, caches, strict=True)))
+    return {NodeId(node): sum(weights[block] + caches[block] for block in plan.blocks_on(node)) for node in plan.nodes}
 
 
-def _missing_bytes(promised: Mapping[Hosted, int], capacity: Capacity) -> int:
+def _missing_bytes(promised: Mapping[Hosted, _Taken], capacity: Capacity) -> int:
     """What live plans put on the node and its last heartbeat does not show as loaded."""
     if not promised:
         return 0
@@ -142,7 +198,9 @@ def _missing_bytes(promised: Mapping[Hosted, int], capacity: Capacity) -> int:
         if stage.state != "loading"
         for block in stage.blocks
     }
-    return sum(size for key, size in promised.items() if key not in loaded)
+    here = {one.graph for key, one in promised.items() if key in loaded}
+    missing = [one for key, one in promised.items() if key not in loaded]
+    return _sum(missing) - sum({one.graph: one.session_bytes for one in missing if one.graph in here}.values())
 
 
 def _cache_bytes(manifest: Manifest, settings: Settings) -> tuple[int, ...]:

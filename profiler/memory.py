@@ -12,9 +12,14 @@ SESSION_BYTES = 2 << 20
 """A session's graph, plan and work buffers, per block."""
 
 
+def session_memory_bytes(block: Block) -> int:
+    """What a session of a block takes, which others of the same graph share."""
+    return ceil(block.session_bytes * RESIDENT_PER_WEIGHT_BYTE) + SESSION_BYTES
+
+
 def weight_memory_bytes(block: Block) -> int:
     """What a node must have free to load a block, before any cache."""
-    return ceil(block.weight_bytes * RESIDENT_PER_WEIGHT_BYTE) + SESSION_BYTES
+    return session_memory_bytes(block) + block.adapter_bytes
 
 
 def kv_memory_bytes(block: Block, settings: Settings) -> int:

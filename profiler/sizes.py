@@ -21,6 +21,8 @@ class Sizes:
     weight_bytes: tuple[int, ...]
     loaded_bytes: tuple[int, ...]
     """What a node must have free to load it, before any cache (`profiler.memory.weight_memory_bytes`)."""
+    adapter_bytes: tuple[int, ...]
+    """Of that: what a variant has for itself, where others share its base."""
     kv_bytes_per_token: tuple[int, ...]
     boundary_bytes: tuple[int, ...]
     """a_b of mathematics.md A1 (`profiler.network.boundary_bytes`)."""
@@ -67,6 +69,7 @@ def _sizes(key: _Same) -> Sizes:
     return Sizes(
         weight_bytes=tuple(block.weight_bytes for block in blocks),
         loaded_bytes=tuple(map(weight_memory_bytes, blocks)),
+        adapter_bytes=tuple(block.adapter_bytes for block in blocks),
         kv_bytes_per_token=tuple(block.kv_bytes_per_token for block in blocks),
         boundary_bytes=tuple(boundary_bytes(manifest, block) for block in range(len(blocks))),
         kinds=tuple(

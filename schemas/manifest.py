@@ -134,6 +134,8 @@ class Block(Value):
     kv: tuple[KvCache, ...] = ()
     flops_per_token: int = Field(ge=0)
     """Multiply-adds times two, for one token (or, in a tensor model, one item of batch 1)."""
+    adapter: BlobRef | None = None
+    """What a variant feeds the graph beside the weights (`models.lora`), safetensors by the names of graph inputs."""
     sealed: tuple[BlobRef, ...] | None = None
     """The sealed form of each of `files`, in their order; None where the model is not sealed."""
 
@@ -149,8 +151,9 @@ class Block(Value):
 
     @property
     def files(self) -> tuple[BlobRef, ...]:
-        """Graph and weights, each file once."""
-        return tuple({ref.digest: ref for ref in (self.graph, *self.weights)}.values())
+        """Graph, weights and adapter, each file once."""
+        own = () if self.adapter is None else (self.adapter,)
+        return tuple({ref.digest: ref for ref in (self.graph, *self.weights, *own)}.values())
 
     @property
     def stored(self) -> tuple[BlobRef, ...]:
@@ -159,7 +162,16 @@ class Block(Value):
 
     @property
     def weight_bytes(self) -> int:
+        return self.session_bytes + self.adapter_bytes
+
+    @property
+    def session_bytes(self) -> int:
+        """Of what a session is made of: blocks of one graph, of whatever models, share it."""
         return self.graph.size_bytes + sum(blob.size_bytes for blob in self.weights)
+
+    @property
+    def adapter_bytes(self) -> int:
+        return 0 if self.adapter is None else self.adapter.size_bytes
 
     @property
     def kv_bytes_per_token(self) -> int:

@@ -58,7 +58,7 @@ def manifest() -> Manifest:
             Block(
                 index=i,
                 role="layer",
-                graph=ref,
+                graph=BlobRef(digest=Digest(f"{i:064x}"), size_bytes=0),
                 weights=(BlobRef(digest=BLOB, size_bytes=WEIGHT),),
                 input=edge if i else None,
                 output=edge if i < BLOCKS - 1 else None,

@@ -56,6 +56,35 @@ def import_(
 
 
 @app.command()
+def adapt(
+    base: Annotated[str, typer.Argument(help="A decoder in the store, by name or digest.")],
+    adapter: Annotated[
+        str | None, typer.Argument(help="The folder of a LoRA adapter, as PEFT saves it; without, room for one.")
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the variant; default: like the folder.")] = None,
+    store: StoreFolder = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Lay a LoRA adapter over a model, as a variant that shares all of the model's weights.
+
+    Variants of one base are the same blocks with small matrices of their own: a node keeps and loads the base once.
+    Without an adapter the base itself comes out in that form, so that it shares its blocks with its variants.
+    """
+    from models.importer import name_of  # noqa: PLC0415
+    from models.lora import import_variant  # noqa: PLC0415
+
+    opened = _open(store)
+    called = name or (name_of(Path(adapter).expanduser().resolve().name) if adapter else f"{base}-base")
+    made, digest = import_variant(base, adapter, opened, called)
+    if as_json:
+        print_json({"name": made, "digest": digest})
+        return
+    blocks = opened.manifest(digest).blocks
+    own, shared = sum(b.adapter_bytes for b in blocks), sum(b.session_bytes for b in blocks)
+    print(f"{made}: {len(blocks)} blocks, {size(own)} of its own over {size(shared)} of {base}, digest {digest}")
+
+
+@app.command()
 def where(
     name: Annotated[str, typer.Argument(help="A model in the orchestrator's store, by name or digest.")],
     keys: Keys,

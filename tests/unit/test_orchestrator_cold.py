@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from hashlib import sha256
 
 import pytest
 
@@ -13,6 +14,7 @@ from orchestrator.fold import (
     CapacityReceived,
     DeploymentRemoved,
     DeploymentWritten,
+    ManifestKnown,
     NodeWished,
     ReceiptReceived,
     Snapshot,
@@ -39,6 +41,11 @@ from tests.unit.test_orchestrator_planning import BLOCK, MODEL, START, A, B, C, 
 
 ONE, TWO, THREE = DeploymentName("one"), DeploymentName("two"), DeploymentName("three")
 TICK = timedelta(milliseconds=250)
+
+
+def model_of(name: DeploymentName) -> Digest:
+    """Each deployment runs a model of its own."""
+    return Digest(sha256(name.encode()).hexdigest())
 
 
 class Trail:
@@ -137,8 +144,10 @@ class Cluster:
         self._beaten = START
 
     def deploy(self, name: DeploymentName, **fields: object) -> Deployment:
-        found = wish(**{"name": name, "on_demand": True, **fields})
-        trial(self.mind.snapshot, found, manifest(), self.now)
+        model = model_of(name)
+        found = wish(**{"name": name, "model": model, "on_demand": True, **fields})
+        self.mind.fold(ManifestKnown(model, manifest(name=name)), self.now)
+        trial(self.mind.snapshot, found, manifest(name=name), self.now)
         self.mind.fold(DeploymentWritten(found), self.now)
         self.run(3)
         return found
@@ -417,13 +426,13 @@ def test_expectations_follow_what_arrives_whoever_comes_and_goes() -> None:
 def test_it_is_said_which_blocks_are_where_and_for_whom() -> None:
     cluster = cluster_of(ONE, TWO)
     beats = {node.name: node.beat().capacity for node in cluster.nodes.values()}
-    stored = (StoredBlocks(model=MODEL, ranges=((0, 3),)),)
+    stored = (StoredBlocks(model=model_of(ONE), ranges=((0, 3),)),)
     for capacity in beats.values():
         cluster.mind.fold(CapacityReceived(capacity.model_copy(update={"on_disk": stored})), cluster.now)
     serving = BlocksAt(node=A, tier="memory", ranges=((0, 3),), why=("one serves",))
     on_disk = serving.model_copy(update={"tier": "disk"})
     unwanted = on_disk.model_copy(update={"node": B, "why": (UNWANTED,)})
-    assert whereabouts(cluster.mind.snapshot, MODEL) == (serving, on_disk, unwanted)
+    assert whereabouts(cluster.mind.snapshot, model_of(ONE)) == (serving, on_disk, unwanted)
     assert whereabouts(cluster.mind.snapshot, Digest("9" * 64)) == ()
 
 
@@ -432,7 +441,7 @@ def test_what_was_loaded_before_it_went_cold_is_to_stay_on_its_disk() -> None:
     cluster.ask(TWO)
     cluster.run(5)
     assert cluster.states() == {ONE: "cold", TWO: "serving"}
-    assert to_stage(cluster.mind.snapshot, {})[ONE] == {A: StoredBlocks(model=MODEL, ranges=((0, 3),))}
+    assert to_stage(cluster.mind.snapshot, {})[ONE] == {A: StoredBlocks(model=model_of(ONE), ranges=((0, 3),))}
 
 
 def test_only_a_trusted_node_takes_requests_whose_first_block_is_sensitive() -> None:

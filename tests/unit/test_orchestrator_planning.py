@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from hashlib import sha256
 
 import pytest
 
@@ -41,11 +42,12 @@ NEED = Need(Cause.NO_PLAN, "a test")
 A, B, C = NodeId("a"), NodeId("b"), NodeId("c")
 
 
-def manifest(blocks: int = 4, context: int = 1024) -> Manifest:
+def manifest(blocks: int = 4, context: int = 1024, name: str = "toy") -> Manifest:
+    """Of weights alone. Two of one name share every block."""
     edge = TensorSpec(name="x", dtype="float32", shape=("batch", "sequence", 64))
     ref = BlobRef(digest=BLOB, size_bytes=0)
     return Manifest(
-        name="toy",
+        name=name,
         kind=ModelKind.DECODER,
         architecture="toy",
         precision="fp32",
@@ -57,7 +59,7 @@ def manifest(blocks: int = 4, context: int = 1024) -> Manifest:
             Block(
                 index=i,
                 role="layer",
-                graph=ref,
+                graph=BlobRef(digest=Digest(sha256(f"{name} {i}".encode()).hexdigest()), size_bytes=0),
                 weights=(BlobRef(digest=BLOB, size_bytes=WEIGHT),),
                 input=edge if i else None,
                 output=edge if i < blocks - 1 else None,

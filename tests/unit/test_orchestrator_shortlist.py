@@ -8,17 +8,27 @@ import pytest
 
 from benchmarks.shortlist import MANIFEST, NOW, WISH, Cluster, among_likeliest
 from orchestrator.decision import Origin
-from orchestrator.fold import CapacityReceived, DeploymentWritten, NodeWished, RolloutAdvanced, Snapshot, Weighed, fold
+from orchestrator.fold import (
+    CapacityReceived,
+    DeploymentWritten,
+    ManifestKnown,
+    NodeWished,
+    RolloutAdvanced,
+    Snapshot,
+    Weighed,
+    fold,
+)
 from orchestrator.rollout import Proceed, Propose, note, step
 from orchestrator.searched import SEARCH_PERIOD
 from orchestrator.shortlist import NODES_MAX, OTHERS_MIN, Shortlist, planned_anew, shortlisted
 from orchestrator.trigger import DEFAULT_POLICY
 from orchestrator.weighing import weigh
 from profiler.memory import memory_bytes
-from schemas.base import NodeId
+from schemas.base import Digest, NodeId
 from schemas.capacity import StoredBlocks
 from schemas.deployment import NodeWish, Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.manifest import BlobRef, Manifest
 from schemas.plan import Plan, Receipt, ReceiptStatus, Route
 
 MANY = Cluster(150, 10, 1)
@@ -132,13 +142,23 @@ def test_all_blocks_private_find_a_plan_on_the_trusted_alone() -> None:
     assert {*planned_anew(snapshot, private, MANIFEST, NOW, "a test").plan.nodes} <= {*trusted}
 
 
+def apart(manifest: Manifest, number: int) -> Manifest:
+    """The same with blocks that it shares with no other model."""
+    blocks = tuple(
+        block.model_copy(update={"graph": BlobRef(digest=Digest(f"{number:032x}{block.index:032x}"), size_bytes=0)})
+        for block in manifest.blocks
+    )
+    return manifest.model_copy(update={"blocks": blocks})
+
+
 def test_what_is_promised_elsewhere_is_no_room_here() -> None:
     snapshot = MANY.seen()
     taken = Counter[str]()
     for number in range(6):  # within a second all of them see the same memory
-        wish = WISH.model_copy(update={"name": f"model-{number}"})
-        snapshot = fold(snapshot, DeploymentWritten(wish), NOW)
-        plan = planned_anew(snapshot, wish, MANIFEST, NOW, "a test").plan
+        wish = WISH.model_copy(update={"name": f"model-{number}", "model": Digest(f"{number:064x}")})
+        own = apart(MANIFEST, number)
+        snapshot = fold(fold(snapshot, ManifestKnown(wish.model, own), NOW), DeploymentWritten(wish), NOW)
+        plan = planned_anew(snapshot, wish, own, NOW, "a test").plan
         for stage in plan.routes[0].stages:
             taken[stage.node] += sum(memory_bytes(MANIFEST.blocks[block], wish.settings) for block in stage.blocks)
         snapshot = in_force(snapshot, plan)
