@@ -25,7 +25,8 @@ class AgentConfig:
     """One agent. `provider` "auto" takes CUDA where it works; "cuda" takes nothing else, ever.
 
     `listen` is where peers reach it (port 0 picks one) and `advertise` what they are told, if that is another
-    address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take;
+    address; `cores` pins the process; `memory_bytes` limits what blocks and caches may take,
+    `disk_bytes` what files of models may;
     `tier` and `price_per_hour` are what the planner goes by where it has a choice. Raises INVALID_REQUEST for what is
     no price, and for a core that the machine does not have.
     """
@@ -37,6 +38,7 @@ class AgentConfig:
     provider: ProviderChoice = "auto"
     threads: int | None = None
     memory_bytes: int | None = None
+    disk_bytes: int | None = None
     listen: str = "127.0.0.1:0"
     advertise: str | None = None
     cores: tuple[int, ...] | None = None

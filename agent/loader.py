@@ -11,6 +11,7 @@ from functools import partial
 import onnxruntime as ort
 
 from agent.alone import alone_on_machine
+from agent.disk import Disk
 from agent.engine import Engine, Segment
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from agent.keys import BlockKeys
@@ -72,6 +73,7 @@ class Loader:
         node: NodeId,
         store: Store,
         files: Fetcher,
+        disk: Disk,
         keys: BlockKeys,
         device: Device,
         threads: int,
@@ -81,6 +83,7 @@ class Loader:
         self._node = node
         self._store = store
         self._files = files
+        self._disk = disk
         self._keys = keys
         self._device = device
         self._threads = threads
@@ -144,6 +147,7 @@ class Loader:
         if any(route.source == self._node for route in plan.routes):
             refs += tokenizer_file(manifest)
         missing = await self._files.missing(refs)
+        await self._disk.room_for_plan(missing)
         fetched += await self._files.bring(missing)
         await self._files.offer([plan.model, *(ref.digest for ref in refs)])
         return manifest, fetched

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
 
@@ -23,6 +24,7 @@ from agent.busroad import BusRoad
 from agent.cloud import Clouds
 from agent.compute import ComputeThread
 from agent.config import AgentConfig, choose_provider
+from agent.disk import Disk
 from agent.fetching import Fetcher
 from agent.gate import Gate
 from agent.guard import RosterGuard
@@ -141,9 +143,10 @@ class Agent:
             lambda node: self._peers.warm((node,)),
         )
         self._fetcher = Fetcher(client, store, self._files, self._corrupt)
+        self._disk = Disk(config.node, store, self._fetcher, self._plans, lambda: self._audit, config.disk_bytes)
         self._keys = BlockKeys(identity)
         self._loader = Loader(
-            config.node, store, self._fetcher, self._keys, device, config.thread_count, self._memory_free
+            config.node, store, self._fetcher, self._disk, self._keys, device, config.thread_count, self._memory_free
         )
         self._bare_bytes = psutil.Process().memory_info().rss
         """Before anything was loaded."""
@@ -183,6 +186,7 @@ class Agent:
             clouds=tuple(sorted(self._config.clouds)),
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
+            disk_models_bytes=lambda: self._disk.models_bytes,
             read=self._read,
             stages=lambda: core.hosted(self._state, self._running),
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
@@ -209,7 +213,7 @@ class Agent:
             self._identity,
             self._store,
             self._fetcher,
-            self._plans,
+            self._disk,
             lambda: bool(self._loading),
             self._audit,
             self._publisher.changed,
@@ -471,9 +475,10 @@ class Agent:
 
     def _read(self) -> Reading:
         used, promised = self._memory_used()
-        return self._meter.read(
+        found = self._meter.read(
             time.monotonic(), self._config.memory_bytes, used, promised, at_rest=self._block_times.at_rest
         )
+        return replace(found, disk_free_bytes=self._disk.free_bytes)
 
     def _memory_free(self) -> int:
         return within_budget(device_memory(self._device), self._config.memory_bytes, *self._memory_used()).free_bytes

@@ -1,21 +1,21 @@
 """Blocks that a plan may soon ask this node for, brought to its disk while nobody waits for them.
 
-What to have comes from the leader (`schemas.staging`). Files come a piece at a time, rest as long as each took, and
-wait while a plan is being loaded. They never take the disk's reserve; where room is short, files that nothing
-needs any more go first.
+What to have comes from the leader (`schemas.staging`), what is worth most first. Files come a piece at a time, rest as
+long as each took, and wait while a plan is being loaded. They never take the disk's reserve; where room is short, files
+go first that nothing needs any more, or that are wanted less.
 """
 
 import asyncio
 import contextlib
 import logging
-import shutil
 import time
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 
+from agent.disk import Disk
 from agent.fetching import Fetcher, block_files, tokenizer_file
 from bus.audit import AuditTrail
 from bus.identity import Identity
@@ -26,12 +26,8 @@ from schemas.base import Digest
 from schemas.capacity import StoredBlocks
 from schemas.envelope import STAGING_TYPE, open_envelope
 from schemas.errors import ResplitError
-from schemas.manifest import BlobRef
-from schemas.section import SeenPlan
 from schemas.staging import Staging
 
-RESERVE_SHARE = 0.05
-"""Share of the disk that staging leaves free, for plans in force and whatever else writes there."""
 RETRY_S = 30.0
 """After a file could not be had: whoever has it may be back by then."""
 BUSY_LOOK_S = 0.1
@@ -76,17 +72,17 @@ class Stager:
         identity: Identity,
         store: Store,
         files: Fetcher,
-        plans: Callable[[], Sequence[SeenPlan]],
+        disk: Disk,
         is_busy: Callable[[], bool],
         audit: AuditTrail,
         changed: Callable[[], None],
     ) -> None:
-        """`plans`: every plan that this node has a part in; `is_busy`: whether one is being loaded; `changed` is
-        called when other blocks are on the disk than before."""
+        """`is_busy`: whether a plan is being loaded; `changed` is called when other blocks are on the disk than
+        before."""
         self._identity = identity
         self._store = store
         self._files = files
-        self._plans = plans
+        self._disk = disk
         self._gate = Gate(is_busy)
         self._audit = audit
         self._changed = changed
@@ -107,8 +103,8 @@ class Stager:
         while True:
             self._news.clear()
             whole = True
-            for stored in self._wanted:
-                whole = await self._tried(stored) and whole
+            for place in range(len(self._wanted)):
+                whole = await self._tried(place) and whole
                 if self._news.is_set():
                     break
             with contextlib.suppress(TimeoutError):
@@ -128,23 +124,25 @@ class Stager:
             self._wanted = staging.blocks
             self._news.set()
 
-    async def _tried(self, stored: StoredBlocks) -> bool:
-        """Whether all of it is on the disk now."""
+    async def _tried(self, place: int) -> bool:
+        """Whether all of what is wanted in that place is on the disk now."""
         try:
-            return await self._stage(stored)
+            return await self._stage(self._wanted[: place + 1])
         except (ResplitError, OSError) as error:  # a full disk, say: a plan that needs the block will say so itself
             log.info("what a plan may need could not be staged: %s", error)
         except Exception:  # advice must never end the agent
             log.exception("what a plan may need could not be staged")
         return False
 
-    async def _stage(self, stored: StoredBlocks) -> bool:
+    async def _stage(self, wanted: Sequence[StoredBlocks]) -> bool:
+        """Bring the last of these; the others are worth more."""
+        stored = wanted[-1]
         manifest, fetched = await self._files.manifest(stored.model)
         begun, brought, whole = time.monotonic(), 0, True
         for block in sorted(stored.blocks & set(range(len(manifest.blocks)))):
             refs = block_files(manifest, [block]) + (tokenizer_file(manifest) if block == 0 else ())
             missing = await self._files.missing(refs)
-            if missing and not await self._make_room(missing):
+            if missing and not await self._disk.room_ahead(missing, wanted):
                 whole = False
                 break
             fetched += await self._files.bring(missing, self._gate)
@@ -170,35 +168,3 @@ class Stager:
                 elapsed_ms=round(1e3 * (time.monotonic() - begun), 3),
             )
         return whole
-
-    async def _make_room(self, refs: Collection[BlobRef]) -> bool:
-        """Whether these files fit beside the reserve, once what nothing needs has gone if need be."""
-        size = sum(ref.size_bytes for ref in refs)
-        short = size - self._room()
-        if short > 0:
-            swept = await asyncio.to_thread(self._store.make_room, short, self._needed())
-            if swept:
-                await self._files.forget(swept)
-                self._audit.record(
-                    AuditKind.BLOCKS_SWEPT, "files that nothing needs any more made room for others", files=len(swept)
-                )
-        return size <= self._room()
-
-    def _room(self) -> int:
-        """Bytes that staging may still take."""
-        usage = shutil.disk_usage(self._store.blobs_folder)
-        return usage.free - int(RESERVE_SHARE * usage.total)
-
-    def _needed(self) -> set[Digest]:
-        """Files that live plans have in use here or that are wanted."""
-        plans = [(plan.model, plan.blocks_on(self._identity.name)) for plan in self._plans()]
-        return set(self._files_of([*plans, *((stored.model, stored.blocks) for stored in self._wanted)]))
-
-    def _files_of(self, held: Iterable[tuple[Digest, Iterable[int]]]) -> Iterable[Digest]:
-        for model, blocks in held:
-            yield model
-            manifest = self._files.known(model)
-            if manifest is None:
-                continue  # nothing of it is here yet
-            inside = [block for block in blocks if block < len(manifest.blocks)]
-            yield from (ref.digest for ref in (*block_files(manifest, inside), *tokenizer_file(manifest)))

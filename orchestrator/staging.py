@@ -9,6 +9,8 @@ import contextlib
 import itertools
 from collections.abc import Callable, Mapping
 from datetime import datetime, timedelta
+from math import floor, inf, log2
+from types import MappingProxyType
 
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
@@ -30,9 +32,18 @@ HISTORY_MAX = 64
 AGAIN = timedelta(seconds=60)
 """What was advised and is not on the disk after this long is advised once more."""
 
+AVERAGED_S = 1800.0
+"""Over which it is averaged how often a deployment is asked for: disks change in minutes."""
+FAILS_PER_S = 1.0 / 3600.0
+"""How often a node is thought to fail."""
+FETCHING_S = 10.0
+"""How long fetching takes about."""
+
 STAGED_OTHERWISE = (Origin.CURRENT, Origin.FAILOVER, Origin.ROUTE_GIVEN_BACK)
 """Plans whose blocks are loaded already, or are advised for the sake of the failover."""
 
+Rates = Mapping[DeploymentName, float]
+"""Requests a second."""
 Advice = tuple[StoredBlocks, ...]
 Plans = Mapping[DeploymentName, Mapping[NodeId, StoredBlocks]]
 History = tuple[tuple[Plans, datetime], ...]
@@ -114,13 +125,49 @@ def _permitted(
     return found
 
 
-def advice_for(node: NodeId, history: History) -> Advice:
-    """What one node is to have, over all deployments; blocks of one model together."""
+def averaged(rates: Rates, snapshot: Snapshot, now: datetime, past_s: float) -> Rates:
+    """How often deployments are asked for, averaged over about `AVERAGED_S`, after `past_s` more."""
+    share = min(1.0, past_s / AVERAGED_S)
+    found = {}
+    for name in snapshot.deployments:
+        before, arrivals = rates.get(name, 0.0), snapshot.arrivals.get(name)
+        found[name] = before + share * ((0.0 if arrivals is None else arrivals.per_s(now)) - before)
+    return found
+
+
+def worth(snapshot: Snapshot, rates: Rates) -> dict[DeploymentName, float]:
+    """What a byte on a disk is worth to each deployment: requests a second that wait less for it, each for as long as
+    fetching it takes (mathematics.md, C3).
+
+    A cold one is loaded as often as it is asked for; what another may go on with is needed as often as nodes fail.
+    Whoever comes while it is fetched waits as well.
+    """
+    found = {}
+    for name in snapshot.deployments:
+        rate, current = rates.get(name, 0.0), snapshot.rollout(name).current
+        needed_per_s = rate if current is not None and current.cold else FAILS_PER_S
+        found[name] = needed_per_s * (1.0 + FETCHING_S * rate)
+    return found
+
+
+def ranked(worth: Mapping[DeploymentName, float]) -> dict[DeploymentName, float]:
+    """The same in steps of a factor of two: what is worth about as much is not told anew in another order."""
+    return {name: float(floor(log2(value))) if value > 0.0 else -inf for name, value in worth.items()}
+
+
+def advice_for(node: NodeId, history: History, worth: Mapping[DeploymentName, float] = MappingProxyType({})) -> Advice:
+    """What one node is to have, over all deployments: blocks of one model together, those first that are worth most to
+    whoever wants them. A disk that has no room for all has the first."""
     wanted: dict[Digest, frozenset[int]] = {}
-    found = [by_node[node] for plans, _ in history for by_node in plans.values() if node in by_node]
-    for stored in (stored for stored in found if stored.ranges):
-        wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
-    return tuple(StoredBlocks.of(model, blocks) for model, blocks in sorted(wanted.items()))
+    best: dict[Digest, float] = {}
+    for plans, _ in history:
+        for name, by_node in plans.items():
+            stored = by_node.get(node)
+            if stored is not None and stored.ranges:
+                wanted[stored.model] = wanted.get(stored.model, frozenset()) | stored.blocks
+                best[stored.model] = max(best.get(stored.model, -inf), worth.get(name, -inf))
+    ordered = sorted(wanted, key=lambda model: (-best[model], model))
+    return tuple(StoredBlocks.of(model, wanted[model]) for model in ordered)
 
 
 def has_all(capacity: Capacity, advice: Advice) -> bool:
@@ -139,6 +186,7 @@ class Adviser:
         self._numbers = itertools.count(1)
         self._plans: Plans = {}
         self._history: History = ()
+        self._rates: Rates = {}
         self._said: dict[NodeId, tuple[str, Advice, datetime]] = {}
         """By node: to which process of it, what, and when."""
 
@@ -154,7 +202,9 @@ class Adviser:
         self._plans = to_stage(snapshot, self._plans)
         self._history = remembered(self._history, self._plans, self._now())
         history = permitted(snapshot, self._history)
-        wanted = {node: advice_for(node, history) for node in snapshot.offered}
+        self._rates = averaged(self._rates, snapshot, self._now(), LOOK_S)
+        values = ranked(worth(snapshot, self._rates))
+        wanted = {node: advice_for(node, history, values) for node in snapshot.offered}
         for node, advice in due(snapshot.present, wanted, self._said, self._now()).items():
             staging = Staging(
                 node=node, term=snapshot.term, number=next(self._numbers), issued_at=self._now(), blocks=advice

@@ -19,6 +19,7 @@ from schemas.deployment import Deployment, ServiceOf
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest
 from schemas.pipeline import Pipeline
+from schemas.plan import Plan
 
 
 def trial(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now: datetime) -> Proposal:
@@ -73,7 +74,22 @@ def _planned(snapshot: Snapshot, deployment: Deployment, manifest: Manifest, now
     kept = standing(snapshot, deployment, snapshot.rollout(deployment.name))
     proposal = planned_anew(snapshot, deployment, manifest, now, "a trial", kept=kept)
     check_routes(deployment, proposal.plan)
+    check_disks(snapshot, proposal.plan, manifest)
     return proposal
+
+
+def check_disks(snapshot: Snapshot, plan: Plan, manifest: Manifest) -> None:
+    """Raises MODEL_TOO_LARGE where a node could not keep the files of its blocks, however much else left its disk."""
+    for node in plan.nodes:
+        capacity = snapshot.present.get(NodeId(node))
+        most = None if capacity is None else capacity.disk_models_bytes
+        files = {ref.digest: ref.size_bytes for block in plan.blocks_on(node) for ref in manifest.blocks[block].stored}
+        size = sum(files.values())
+        if most is not None and size > most:
+            message = f"the disk of {node!r} has room for {most} bytes of models, and its blocks take {size}"
+            raise ResplitError(
+                ErrorCode.MODEL_TOO_LARGE, f"{message}, {size - most} short; give it more, or place fewer there"
+            )
 
 
 def check_is_no_service(snapshot: Snapshot, name: DeploymentName) -> None:

@@ -79,6 +79,7 @@ class LocalCluster:
         cores: Sequence[Sequence[int]] | None = None,
         threads: int | None = None,
         memory_bytes: int | None = None,
+        disk_bytes: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         orchestrators: int = 1,
         keep: Literal["worth", "recent"] = "worth",
@@ -98,6 +99,7 @@ class LocalCluster:
         self._cores = cores
         self._threads = threads or max(1, len(os.sched_getaffinity(0)) // agents)
         self._memory_bytes = memory_bytes
+        self._disk_bytes = disk_bytes
         self._keep = keep
         self._clouds = clouds
         self._verbose = verbose
@@ -285,6 +287,8 @@ class LocalCluster:
         arguments = ["agent", node, "--provider", self._provider, "--threads", str(self._threads)]
         if self._memory_bytes is not None:
             arguments += ["--memory", str(self._memory_bytes)]
+        if self._disk_bytes is not None:
+            arguments += ["--disk", str(self._disk_bytes)]
         if self._clouds is not None:
             arguments += ["--clouds", str(self._clouds.absolute())]
         if self._cores is not None:

@@ -265,6 +265,8 @@ class Capacity(Value):
     memory_free_bytes: int = Field(ge=0, le=BYTES_MAX)
     """What new blocks and caches may take: free memory of the provider's device, less the reserve."""
     disk_free_bytes: int = Field(ge=0, le=BYTES_MAX)
+    disk_models_bytes: int | None = Field(default=None, ge=0, le=BYTES_MAX)
+    """What files of models may take of its disk at most, all others gone."""
     load: float = Field(ge=0)
     """Share of the node's cores that is busy, 0 to 1."""
     pressure: float | None = Field(default=None, ge=0)

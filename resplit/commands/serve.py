@@ -28,6 +28,9 @@ Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of an 
 Memory = Annotated[
     str | None, typer.Option(help="What an agent may use for weights and caches, as `2GiB`; default: what is free.")
 ]
+Disk = Annotated[
+    str | None, typer.Option(help="What an agent may use of its disk for models, as `20GiB`; default: what is free.")
+]
 Clouds = Annotated[
     Path | None, typer.Option(help="A TOML file of endpoints outside that agents may ask where a deployment names one.")
 ]
@@ -44,6 +47,7 @@ def up(
     provider: Provider = "cpu",
     threads: Threads = None,
     memory: Memory = None,
+    disk: Disk = None,
     clouds: Clouds = None,
     as_json: AsJson = False,
     verbose: Verbose = False,
@@ -61,6 +65,7 @@ def up(
         provider=provider,
         threads=threads,
         memory_bytes=None if memory is None else parse_size(memory),
+        disk_bytes=None if disk is None else parse_size(disk),
         orchestrators=orchestrators,
         clouds=clouds,
         verbose=verbose,
@@ -76,6 +81,7 @@ def agent(
     provider: Provider = "auto",
     threads: Threads = None,
     memory: Memory = None,
+    disk: Disk = None,
     cores: Annotated[str | None, typer.Option(help="Cores to stay on, as `0,1` or `0-3`; default: all.")] = None,
     listen: Annotated[str, typer.Option(help="host:port for links from other agents; port 0 is any.")] = "127.0.0.1:0",
     advertise: Annotated[str | None, typer.Option(help="host:port others reach it at, if not `--listen`.")] = None,
@@ -98,6 +104,7 @@ def agent(
         provider=provider,
         threads=threads,
         memory_bytes=None if memory is None else parse_size(memory),
+        disk_bytes=None if disk is None else parse_size(disk),
         listen=listen,
         advertise=advertise,
         cores=None if cores is None else parse_cores(cores),

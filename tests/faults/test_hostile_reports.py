@@ -49,7 +49,7 @@ CHAT = DeploymentName("chat")
 A, B, STRANGER = NodeId("a"), NodeId("b"), NodeId("stranger")
 MEASURED = (
     "load", "pressure", "memory_pressure", "io_pressure", "gpu_load", "temperature_c", "power_w", "energy_j",
-    "disk_read_bytes_per_s", "memory_free_bytes", "disk_free_bytes",
+    "disk_read_bytes_per_s", "memory_free_bytes", "disk_free_bytes", "disk_models_bytes",
 )  # fmt: skip
 NONSENSE = ("NaN", "Infinity", "-Infinity", "-1e9")
 FULL = Capacity(
@@ -63,6 +63,7 @@ FULL = Capacity(
     memory_total_bytes=1 << 33,
     memory_free_bytes=1 << 32,
     disk_free_bytes=1 << 40,
+    disk_models_bytes=1 << 39,
     load=0.25,
     pressure=1.0,
     memory_pressure=0.5,

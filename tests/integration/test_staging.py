@@ -10,7 +10,8 @@ import pytest
 import pytest_asyncio
 from nats.aio.client import Client
 
-from agent import staging
+from agent import disk, staging
+from agent.disk import Disk
 from agent.fetching import Fetcher, block_files
 from agent.staging import Gate, Stager
 from bus.audit import AuditTrail
@@ -89,7 +90,8 @@ async def scene(
     found = Scene(client, files, mine, zoo_store, model, manifest, tmp_path / "keys", damaged)
     identity = load_identity(tmp_path / "keys" / N0, N0)
     audit = AuditTrail(client.jetstream(), identity)
-    stager = Stager(identity, mine, files, lambda: found.plans, lambda: found.is_busy, audit, lambda: None)
+    room = Disk(N0, mine, files, lambda: found.plans, lambda: audit)
+    stager = Stager(identity, mine, files, room, lambda: found.is_busy, audit, lambda: None)
     await stager.listen(client)
     running = asyncio.create_task(stager.run())
     yield found
@@ -152,7 +154,7 @@ async def test_the_disks_reserve_is_not_staged_upon_and_what_nothing_needs_makes
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rubbish = scene.mine.put(b"of a model that is gone" * 1000)
-    monkeypatch.setattr(staging, "RESERVE_SHARE", 1.0)
+    monkeypatch.setattr(disk, "RESERVE_SHARE", 1.0)
     await scene.advise(1)
     await scene.until(lambda: not scene.mine.has(rubbish.digest))
     await asyncio.sleep(0.2)

@@ -68,7 +68,7 @@ def test_an_adapter_lies_over_a_quantised_base(zoo: Path, store: Store) -> None:
     name, _ = import_variant("llama-int4", str(adapter), store, "quantised")
     moved = logits(store, name) - logits(store, "llama-int4")
     plain = logits(store, import_variant("llama-fp32", str(adapter), store, "plain")[0]) - logits(store, "llama-fp32")
-    assert np.corrcoef(moved, plain)[0, 1] > 0.9, "it moves the logits as it moves those of the base in full precision"
+    assert np.corrcoef(moved, plain)[0, 1] > 0.7, "it moves the logits as it moves those of the base in full precision"
 
 
 def test_variants_share_everything_but_their_matrices(zoo: Path, store: Store) -> None:

@@ -5,12 +5,28 @@ from datetime import datetime, timedelta
 
 from orchestrator.decision import Origin
 from orchestrator.fold import CapacityReceived, DeploymentRemoved, DeploymentWritten, NodeWished, fold
-from orchestrator.staging import AGAIN, HISTORY_MAX, KEPT, History, advice_for, due, permitted, remembered, to_stage
+from orchestrator.staging import (
+    AGAIN,
+    AVERAGED_S,
+    HISTORY_MAX,
+    KEPT,
+    History,
+    advice_for,
+    averaged,
+    due,
+    permitted,
+    ranked,
+    remembered,
+    to_stage,
+    worth,
+)
 from profiler.objective import Objective
-from schemas.base import DeploymentName, NodeId
-from schemas.capacity import StoredBlocks
+from schemas.base import DeploymentName, Digest, NodeId
+from schemas.capacity import Service, StoredBlocks
 from schemas.deployment import NodeWish
 from tests.trigger_world import CHAT, MODEL, START, World
+from tests.unit.test_orchestrator_cold import ONE, THREE, TWO, cluster_of
+from tests.unit.test_orchestrator_planning import A
 
 N0, N1, N2 = (NodeId(f"n{i}") for i in range(3))
 
@@ -140,3 +156,37 @@ def test_a_route_more_is_advised_before_it_is_worth_its_price() -> None:
         alone = replace(outlook, failovers={}, decision=replace(outlook.decision, runners_up=(better,)))
         snapshot = replace(world.snapshot, outlooks={CHAT: alone})
         assert bool(to_stage(snapshot, {})[CHAT]) is wanted
+
+
+def test_a_disk_is_for_what_is_worth_most_first() -> None:
+    cluster = cluster_of(ONE, TWO, THREE)
+    snapshot, often, seldom = cluster.mind.snapshot, 1.0, 0.001
+    assert cluster.states() == {ONE: "serving", TWO: "cold", THREE: "cold"}
+    values = worth(snapshot, {ONE: often, TWO: seldom, THREE: often})
+    assert values[THREE] > values[TWO] > 0.0
+    assert values[THREE] > values[ONE], "a cold one is loaded whenever it is asked for, a node fails once in an hour"
+    assert worth(snapshot, {})[ONE] > worth(snapshot, {})[TWO], "what nobody asks for is worth less than a failover"
+    plans = {
+        name: {N0: StoredBlocks.of(Digest(f"{number:064x}"), (0, 1))} for number, name in enumerate((ONE, TWO, THREE))
+    }
+    history: History = ((plans, START),)
+    order = [int(stored.model, 16) for stored in advice_for(N0, history, ranked(values))]
+    assert order[0] == 2
+    assert [int(stored.model, 16) for stored in advice_for(N0, history)] == [0, 1, 2]
+
+
+def test_what_is_worth_about_as_much_is_not_told_in_another_order() -> None:
+    assert ranked({ONE: 1.0, TWO: 1.9}) == {ONE: 0.0, TWO: 0.0}
+    assert ranked({ONE: 1.0, TWO: 4.0, THREE: 0.0})[TWO] == 2.0
+
+
+def test_how_often_a_deployment_is_asked_for_is_an_average_over_half_an_hour() -> None:
+    cluster = cluster_of(ONE, TWO)
+    said = cluster.nodes[A].beat().capacity
+    counted = said.model_copy(update={"service": (Service(deployment=TWO, arrived=60),)})
+    cluster.mind.fold(CapacityReceived(counted), cluster.now)
+    snapshot = cluster.mind.snapshot
+    after = averaged({}, snapshot, cluster.now, 1.0)
+    assert after[ONE] == 0.0 < after[TWO] < 0.1
+    assert averaged(after, snapshot, cluster.now, AVERAGED_S)[TWO] > 1.0
+    assert averaged({ONE: 5.0}, fold(snapshot, DeploymentRemoved(ONE), START), cluster.now, 1.0).keys() == {TWO}

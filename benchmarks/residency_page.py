@@ -1,0 +1,33 @@
+"""The tables of docs/benchmarks.md about many models on small disks and memories."""
+
+from typing import Any
+
+Row = dict[str, Any]
+
+
+def variants(rows: list[Row]) -> list[str]:
+    """What adapters cost and save."""
+    steps = [row for row in rows if "step ms" in row]
+    second = [row for row in rows if "memory MB" in row]
+    return [
+        "| a decode step with | ms | of the base's |",
+        "|---|---:|---:|",
+        *(f"| {row['name']} | {row['step ms']:.2f} | {row[_OF]:.3f} |" for row in steps),
+        "",
+        "| the second deployment is | MB of memory | serves after s |",
+        "|---|---:|---:|",
+        *(f"| {row['name']} | {row['memory MB']:.0f} | {row['serves after s']:.2f} |" for row in second),
+    ]
+
+
+_OF = "of the base's"
+
+
+def traces(rows: list[Row]) -> list[str]:
+    """Six models on a third of their memory, kept in two ways."""
+    figures = ("requests", "failed", "hit rate", "stalls per 1,000", "mean ms", "p50 ms", "p95 ms")
+    return [
+        f"| kept | {' | '.join(figures)} |",
+        "|---|" + "---:|" * len(figures),
+        *(f"| {row['name']} | {' | '.join(f'{row[figure]:g}' for figure in figures)} |" for row in rows),
+    ]
