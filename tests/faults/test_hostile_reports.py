@@ -33,6 +33,7 @@ from schemas.base import DeploymentName, Digest, NodeId
 from schemas.capacity import (
     BlockTime,
     Capacity,
+    CloudCount,
     FinishedRequest,
     LinkEstimate,
     Provider,
@@ -92,6 +93,7 @@ FULL = Capacity(
             missed=1,
             tasks=(TaskCount(task="look", arrived=4, met=3, missed=1),),
             steps=(StepCount(service="eyes", node=B, answers=3, compute_ms=15.0, compute_ms_squared=75.0),),
+            cloud=CloudCount(asked=3, answered=2, total_ms=300.0, cost=0.5),
         ),
     ),
     finished=(
@@ -141,7 +143,8 @@ NESTED = (
 )  # fmt: skip
 IMPOSSIBLE = [(path, number) for path in (*MEASURED, *NESTED) for number in NONSENSE]
 COUNTED = (
-    *(f"service.0.{name}" for name in Service.model_fields if name not in ("deployment", "tasks", "steps")),
+    *(f"service.0.{name}" for name in Service.model_fields if name not in ("deployment", "tasks", "steps", "cloud")),
+    *(f"service.0.cloud.{name}" for name in CloudCount.model_fields),
     *(f"service.0.tasks.0.{name}" for name in TaskCount.model_fields if name != "task"),
     *(f"service.0.steps.0.{name}" for name in StepCount.model_fields if name not in ("service", "node")),
     *(f"finished.0.{name}" for name in ("prompt_tokens", "cached_tokens", "output_tokens", "ahead_tokens")),
@@ -174,7 +177,7 @@ def test_every_real_number_in_a_report_has_a_lower_bound() -> None:
                 walk(inner)
 
     walk(Capacity.model_json_schema())
-    assert len(found) == 30
+    assert len(found) == 32
     assert [schema for schema in found if not schema.keys() & {"minimum", "exclusiveMinimum"}] == []
 
 
