@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import scenarios_page, services_page
+from benchmarks import residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
 
 ROOT = Path(__file__).parents[1]
@@ -42,6 +42,9 @@ def main() -> None:
         ("shortlist", _shortlist),
         ("validation", _validation),
         ("worlds", _worlds),
+        ("residency", residency_page.traces),
+        ("ahead", residency_page.ahead),
+        ("lora", residency_page.variants),
     ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
@@ -50,7 +53,8 @@ def main() -> None:
     services = json.loads((RESULTS / "services.json").read_text())
     placed = [*services_page.speed(services["rows"]), "", *services_page.predicted(services["predicted"])]
     page.write_text(_between(page.read_text(), "services", [_under(services), "", *placed]))
-    page.write_text(_between(page.read_text(), "two-tier", services_page.compared(RESULTS / "two-tier")))
+    for kind in ("two-tier", "disks"):
+        page.write_text(_between(page.read_text(), kind, services_page.compared(RESULTS / kind)))
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))

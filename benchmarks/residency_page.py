@@ -23,6 +23,25 @@ def variants(rows: list[Row]) -> list[str]:
 _OF = "of the base's"
 
 
+def ahead(rows: list[Row]) -> list[str]:
+    """What loading costs those who run, and what files on disks save."""
+    beside = [row for row in rows if "loads" in row]
+    killed = [row for row in rows if "p50 s" in row]
+    return [
+        "| beside one that decodes | loads | ms a token | of undisturbed | p99 ms | longest ms |",
+        "|---|---:|---:|---:|---:|---:|",
+        *(
+            f"| {row['name']} | {row['loads']} | {row['ms a token']:.2f} | {row['of undisturbed']:.3f} | "
+            f"{row['p99 ms']:.1f} | {row['longest ms']:.0f} |"
+            for row in beside
+        ),
+        "",
+        "| its node is killed, and its files are | runs | stands still, p50 s | worst s |",
+        "|---|---:|---:|---:|",
+        *(f"| {row['name']} | {row['runs']} | {row['p50 s']:.2f} | {row['worst s']:.2f} |" for row in killed),
+    ]
+
+
 def traces(rows: list[Row]) -> list[str]:
     """Six models on a third of their memory, kept in two ways."""
     figures = ("requests", "failed", "hit rate", "stalls per 1,000", "mean ms", "p50 ms", "p95 ms")

@@ -102,9 +102,13 @@ class _Model:
         self._add(rows, np.concatenate([these, those]), values, np.zeros(count))
 
     def _rooms(self) -> None:
+        # As shares of a room: beside coefficients of 1, bytes have HiGHS call proven what is not.
         table = self._table
-        self._add(table.at, self.disk, table.disk, table.disk_room)
-        self._add(table.at, self.memory, table.memory, table.memory_room)
+        for columns, sizes, rooms in (
+            (self.disk, table.disk, table.disk_room),
+            (self.memory, table.memory, table.memory_room),
+        ):
+            self._add(table.at, columns, sizes / np.maximum(1.0, rooms)[table.at], np.minimum(1.0, rooms))
         self._below(self.memory, self.disk)
         needs = table.needs.tocoo()
         hostings = table.pair_hosting[needs.coords[0]]
@@ -135,6 +139,7 @@ class _Model:
         if not len(bounded) or not self._strain:
             return
         columns, hostings, rates = (np.concatenate(part) for part in zip(*self._strain, strict=True))
-        taken = self._table.asks[hostings][:, bounded] * rates[:, None]
+        most = np.maximum(1e-12, self._table.strength[bounded])
+        taken = self._table.asks[hostings][:, bounded] * rates[:, None] / most
         which, room = np.nonzero(taken)
-        self._add(room, columns[which], taken[which, room], self._table.strength[bounded])
+        self._add(room, columns[which], taken[which, room], np.minimum(1.0, self._table.strength[bounded] / 1e-12))

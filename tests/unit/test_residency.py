@@ -205,6 +205,22 @@ def test_a_drawn_world_is_solved_within_what_nodes_have_and_near_the_bound() -> 
     assert genetic.place(setting, 1) == genetic.place(setting, 1)
 
 
+@pytest.mark.parametrize("seed", [10, 11])
+def test_what_the_program_proves_holds_in_gigabytes(seed: int) -> None:
+    scenario = read(shipped()["residency"])
+    assert isinstance(scenario, ResidencyScenario)
+    small = scenario.model_copy(update={"servers": 4, "models": 6, "families": 3})
+    world = drawn(small, seed)
+    setting = world.setting(rates(small, world, seed)[0][1])
+    solved = program.place(setting, 30.0)
+    check(setting, solved.lying)
+    assert solved.gap < 1e-3
+    assert reckon(setting, solved.lying).cost == pytest.approx(solved.cost, rel=1e-3)
+    best = solved.cost * (1.0 - 2e-3)
+    assert best <= reckon(setting, greedy.place(setting)).cost <= 1.05 * solved.cost
+    assert best <= reckon(setting, genetic.place(setting, 1)).cost
+
+
 # Memory
 
 
