@@ -15,9 +15,11 @@ from agent.cloudwire import SHOWN, Ask, Said, can_say, nonsense, read_said
 from agent.intake import Job
 from bus.audit import Trail
 from schemas.audit import AuditKind
+from schemas.base import DeploymentName
 from schemas.deployment import Cloud
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import CloudUse, Request
+from schemas.roster import Policy
 
 ANSWER_BYTES_MAX = 8 << 20
 CONNECT_S = 5.0
@@ -65,12 +67,15 @@ class Clouds:
     known: Mapping[str, KnownCloud]
     audit: Trail
     now: Callable[[], float]
+    policy: Callable[[], Policy]
+    """The root's, as it is by now."""
     _open: dict[str, _Known] = field(default_factory=dict)
 
-    def may_ask(self, cloud: Cloud, request: Request, deadline_ms: float | None) -> bool:
-        """Whether a cloud would take a request now, and as far as was seen answer it in time."""
+    def may_ask(self, deployment: DeploymentName, cloud: Cloud, request: Request, deadline_ms: float | None) -> bool:
+        """Whether a request may be put to a cloud, which would take it now, and as far as was seen answer in time. What
+        the root rules counts at once, before any plan follows it."""
         known = self._opened(cloud.name)
-        if known is None or not can_say(request, known.endpoint.protocol):
+        if known is None or self.policy().rules_of(deployment) or not can_say(request, known.endpoint.protocol):
             return False
         if self.now() < known.rests_until or known.in_flight >= known.endpoint.in_flight:
             return False

@@ -172,6 +172,7 @@ class Door:
         try:
             job.handle = await journal.accept(kept, seal=reply.seal)
         except ResplitError as error:
+            served.fallback.forget(job)
             if served.desk.holds(job):
                 served.desk.drop(job)
                 served.turned_down(job.request, job.slo, error.code)
@@ -185,6 +186,7 @@ class Door:
             journal.end([job.handle], ErrorCode.CANCELLED.value)  # it ended meanwhile
             return
         if journal is not served.journal:
+            served.fallback.forget(job)
             served.desk.drop(job)  # whoever took over from that life answers for it
             return
         if not served.fallback.begin_chosen(job):

@@ -61,7 +61,7 @@ class Fallback:
         cloud, clouds = self._cloud, self._served.desk.clouds
         if cloud is None or clouds is None or sealed or request.edge_only:
             return False
-        return clouds.may_ask(cloud, request, deadline_ms)
+        return clouds.may_ask(self._served.name, cloud, request, deadline_ms)
 
     def choose(self, job: Job, refusal: ResplitError) -> None:
         """The cluster would refuse a new request: raises that, unless a cloud takes it."""

@@ -160,7 +160,7 @@ class Agent:
         memory = self._identity.folder / "trail.end"
         self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory)
         rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
-        self._asks = Clouds(self._config.clouds, self._audit, time.monotonic)
+        self._asks = Clouds(self._config.clouds, self._audit, time.monotonic, lambda: self._identity.roster.policy)
         self._ingress = Ingress(
             self._identity,
             self._boot,

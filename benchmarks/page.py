@@ -42,6 +42,7 @@ def main() -> None:
         ("shortlist", _shortlist),
         ("validation", _validation),
         ("worlds", _worlds),
+        ("disks", residency_page.placed),
         ("residency", residency_page.traces),
         ("ahead", residency_page.ahead),
         ("lora", residency_page.variants),
@@ -53,8 +54,8 @@ def main() -> None:
     services = json.loads((RESULTS / "services.json").read_text())
     placed = [*services_page.speed(services["rows"]), "", *services_page.predicted(services["predicted"])]
     page.write_text(_between(page.read_text(), "services", [_under(services), "", *placed]))
-    for kind in ("two-tier", "disks"):
-        page.write_text(_between(page.read_text(), kind, services_page.compared(RESULTS / kind)))
+    for kind, folder in (("two-tier", "two-tier"), ("many-models", "residency")):
+        page.write_text(_between(page.read_text(), kind, services_page.compared(RESULTS / folder)))
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))

@@ -23,6 +23,23 @@ def variants(rows: list[Row]) -> list[str]:
 _OF = "of the base's"
 
 
+def placed(rows: list[Row]) -> list[str]:
+    """How far from the best each way to decide is."""
+    return [
+        "| servers x models | decided by | over the bound, mean | worst | over the best, where proven | CPU s |",
+        "|---|---|---:|---:|---:|---:|",
+        *(
+            f"| {row['size']} | {row['name']}{_proven(row)} | {row['over the bound']:.1%} | {row['worst']:.1%} | "
+            f"{'-' if row['over the best'] is None else format(row['over the best'], '.1%')} | {row['cpu s']:.2f} |"
+            for row in rows
+        ),
+    ]
+
+
+def _proven(row: Row) -> str:
+    return "" if row["proven"] is None else f", {row['proven']} of {row['seeds']} proven"
+
+
 def ahead(rows: list[Row]) -> list[str]:
     """What loading costs those who run, and what files on disks save."""
     beside = [row for row in rows if "loads" in row]

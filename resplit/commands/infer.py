@@ -47,6 +47,9 @@ def infer(
     ttft_ms: Annotated[float | None, typer.Option(help="Objective: the first token within so many ms.")] = None,
     tpot_ms: Annotated[float | None, typer.Option(help="Objective: ms a token after the first.")] = None,
     priority: Annotated[int | None, typer.Option(help="Higher goes first; default: the deployment's.")] = None,
+    edge_only: Annotated[
+        bool, typer.Option("--edge-only", help="Never put it to a cloud outside, even if nothing here can answer.")
+    ] = False,
     timeout: Annotated[float, typer.Option(min=0.1, help="Give up after so many seconds of silence.")] = IDLE_TIMEOUT_S,
     given: Annotated[
         list[str] | None,
@@ -68,6 +71,7 @@ def infer(
         inputs = dict(read_input(one) for one in given)
         classed = {"deadline_ms": deadline_ms, "priority": priority, "parameters": task and {"task": task}}
         said = {name: value for name, value in classed.items() if value is not None}
+        said |= {"edge_only": True} if edge_only else {}
         result = listed(asyncio.run(_ask_tensors(Access(url, keys), sealed, timeout, deployment, inputs, said)))
         print_json(result) if as_json else print_outputs(result)
         return
@@ -84,6 +88,7 @@ def infer(
         "ttft_ms": ttft_ms,
         "tpot_ms": tpot_ms,
         "priority": priority,
+        "edge_only": edge_only or None,
     }
     fields |= {"messages": [{"role": "user", "content": text}]} if chat else {"prompt": text}
     last = asyncio.run(_print_stream(Access(url, keys), sealed, timeout, deployment, fields, as_json))
@@ -181,4 +186,5 @@ def _summary(last: Token) -> str:
     pace = "" if usage.tpot_ms is None else f", then {usage.tpot_ms:.1f} ms a token"
     first = "" if usage.ttft_ms is None else f", first after {usage.ttft_ms:.0f} ms{pace}"
     nodes = " > ".join(stage.node for stage in usage.stages)
-    return f"[{usage.completion_tokens} tokens ({last.finish_reason}){first}; epoch {usage.epoch} on {nodes}]"
+    where = f"epoch {usage.epoch} on {nodes}" if usage.cloud is None else f"from cloud {usage.cloud.name}"
+    return f"[{usage.completion_tokens} tokens ({last.finish_reason}){first}; {where}]"

@@ -202,6 +202,10 @@ async def test_nothing_that_must_not_leave_does(edge: Serving, cloud: Cloud) -> 
     async with Client(edge.cluster.url, keys=keys, sealer=Sealer(keys)) as sealed:
         assert (await refusal(sealed, BIG, deadline_ms=1500)).code == "deadline_exceeded"
     assert (await refusal(edge.client, BIG, edge_only=True, deadline_ms=1500)).code == "deadline_exceeded"
+    at = ["--url", edge.cluster.url, "--keys", str(edge.cluster.client_keys)]
+    code, _, error = await command("infer", BIG, PROMPT, "--edge-only", "--deadline-ms", "1000", *at)
+    assert code != 0
+    assert "deadline" in error
     assert not cloud.asked
 
 
