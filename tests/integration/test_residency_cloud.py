@@ -234,7 +234,7 @@ async def test_vectors_and_tensors(edge: Serving, cloud: Cloud) -> None:
 
 
 async def test_a_model_on_demand_is_loaded_while_its_cloud_answers(edge: Serving, cloud: Cloud) -> None:
-    fits_one = LARGE.model_copy(update={"max_sequences": 400})
+    fits_one = LARGE.model_copy(update={"max_sequences": 500})
     await edge.deploy(CHANGING, "llama", settings=fits_one, cloud=EU, on_demand=True)
     await edge.client.complete(CHANGING, PROMPT, max_tokens=1)
     await edge.deploy("rival", "llama", settings=fits_one, on_demand=True)
