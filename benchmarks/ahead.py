@@ -69,7 +69,7 @@ async def beside(store: Store, rounds: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         memory = BARE_BYTES + round(2.4 * need)
         async with (
-            LocalCluster(Path(folder), store.root, 1, threads=1, memory_bytes=memory) as cluster,
+            LocalCluster(Path(folder), store.root, 1, threads=1, memory_bytes=memory, cores=[[0]]) as cluster,
             Client(cluster.url, keys=cluster.client_keys, idle_timeout_s=120.0) as client,
         ):
             await deploy(cluster, "m0", on_demand=False)

@@ -70,6 +70,7 @@ def measure(servers: int, models: int, seeds: range) -> list[Row]:
             "over the bound": round(statistics.mean(over_bound[name]), 4),
             "worst": round(max(over_bound[name]), 4),
             "over the best": round(statistics.mean(over_best[name]), 4) if over_best.get(name) else None,
+            "worst over the best": round(max(over_best[name]), 4) if over_best.get(name) else None,
             "cpu s": round(statistics.median(seconds[name]), 2),
         }
         for name in over_bound
