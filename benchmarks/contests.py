@@ -1,7 +1,7 @@
 """Who decides side by side in worlds of two tiers and of many models: `python -m benchmarks.contests [SCENARIO ...]`.
 
 Of each scenario two files are kept, in `results/two-tier` or in `results/residency`: what its tables say, and every run
-as CSV.
+as CSV; and its plots, in `docs/plots`.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from simulator.tiers.results import CONTEST as TIERS
 NAMES = {"two-tier": "two-tier", "two-tier-bursts": "two-tier", "residency": "residency"}
 """Scenarios, and the folder in which what came of each is kept."""
 CONTESTS: dict[str, Contest[Any, Any]] = {"two-tier": TIERS, "residency": RESIDENCY}
+PLOTS = table.RESULTS.parents[1] / "docs" / "plots"
 SEEDS = "10-39"
 """Tuned on 0 to 9."""
 
@@ -39,7 +40,12 @@ def kept(name: str, seeds: list[int], jobs: int, said: str) -> None:
     with path.with_suffix(".csv").open("w", newline="") as file:
         csv.writer(file).writerows(run_rows(contest, found))
     tables = [asdict(each) for each in grids(contest, found)]
-    table.write(f"{NAMES[name]}/{name}", scenario.title, [], seeds=said, grids=tables)
+    PLOTS.mkdir(exist_ok=True)
+    plots = []
+    for called, caption, png in contest.pictures(found):
+        (PLOTS / f"{name}-{called}").write_bytes(png)
+        plots.append({"file": f"plots/{name}-{called}", "caption": caption})
+    table.write(f"{NAMES[name]}/{name}", scenario.title, [], seeds=said, grids=tables, plots=plots)
 
 
 def main() -> None:

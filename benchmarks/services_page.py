@@ -50,4 +50,6 @@ def compared(folder: Path) -> list[str]:
         for each in found["grids"]:
             shown = Grid(each["title"], tuple(each["header"]), tuple(tuple(row) for row in each["rows"]))
             lines += ["", f"**{shown.title}**", "", *markdown(shown)]
+        for plot in found.get("plots", ()):
+            lines += ["", f"![{plot['caption']}]({plot['file']})"]
     return lines[1:]
