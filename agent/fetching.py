@@ -57,6 +57,8 @@ class Fetcher:
         bytes. Raises `ResplitError` as `bus.blobs.fetch` does; what had come by then stays."""
         files = asyncio.Semaphore(FETCHES_MAX if gate is None else 1)
         asking = Asking()
+        # What was here once and is not any more is still offered, and this node would ask itself for it.
+        await self._server.withdraw([ref.digest for ref in refs])
 
         async def one(ref: BlobRef) -> None:
             async with files:

@@ -1,10 +1,10 @@
 """What is done ahead of need: what it costs those who run, and what it saves: `python -m benchmarks.ahead`.
 
 *Loading beside*: one agent decodes a sequence of one model, while two others that do not fit beside each other are
-loaded in turns, one every ten seconds, as often as anything is loaded ahead of need; against the same with nothing
-loaded, in turns. *Failover*: the node that serves a model is killed while it decodes; how long the sequence stands
-still where the other node has the model's files on its disk, and where it has not and the registry is behind a wire of
-100 Mbit/s, or none.
+loaded in turns, one every ten seconds, three times as often as anything is loaded ahead of need; against the same with
+nothing loaded, in turns, with all cores of the machine and with the agent kept to one of them. *Failover*: the node
+that serves a model is killed while it decodes; how long the sequence stands still where the other node has the model's
+files on its disk, and where it has not and the registry is behind a wire of 100 Mbit/s, or none.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from schemas.base import DeploymentName, NodeId
 from schemas.control import DeployRequest, StatusReply
 
 EVERY_S = 10.0
-"""`orchestrator.preloading` looks this often."""
+"""A third of `orchestrator.residents.AHEAD_REST`."""
 PHASE_S = 30.0
 TOKENS = 200
 WIRE_BYTES_PER_S = 12_500_000
@@ -61,15 +61,16 @@ async def decoding(client: Client, until: float) -> list[float]:
     return gaps
 
 
-async def beside(store: Store, rounds: int) -> list[Row]:
+async def beside(store: Store, rounds: int, cores: list[list[int]] | None) -> list[Row]:
     """Nothing loaded and something loaded every ten seconds, in turns."""
+    where = "all cores" if cores is None else "one core"
     need = sum(memory_bytes(block, SETTINGS) for block in store.manifest("m0").blocks)
     found: dict[str, list[float]] = {"nothing is loaded": [], "a model is loaded every 10 s": []}
     loads = 0
     with tempfile.TemporaryDirectory() as folder:
         memory = BARE_BYTES + round(2.4 * need)
         async with (
-            LocalCluster(Path(folder), store.root, 1, threads=1, memory_bytes=memory, cores=[[0]]) as cluster,
+            LocalCluster(Path(folder), store.root, 1, threads=1, memory_bytes=memory, cores=cores) as cluster,
             Client(cluster.url, keys=cluster.client_keys, idle_timeout_s=120.0) as client,
         ):
             await deploy(cluster, "m0", on_demand=False)
@@ -98,7 +99,7 @@ async def beside(store: Store, rounds: int) -> list[Row]:
     base = statistics.mean(found["nothing is loaded"])
     return [
         {
-            "name": name,
+            "name": f"{name}, {where}",
             "tokens": len(gaps),
             "ms a token": round(statistics.mean(gaps), 3),
             "of undisturbed": round(statistics.mean(gaps) / base, 4),
@@ -165,7 +166,7 @@ async def failovers(store: Store, runs: int) -> list[Row]:
 
 
 async def measure(store: Store, rounds: int, runs: int) -> list[Row]:
-    rows = await beside(store, rounds)
+    rows = [*await beside(store, rounds, None), *await beside(store, rounds, [[0]])]
     if reason := why_not():
         print(f"no failover: {reason}")
         return rows

@@ -26,6 +26,9 @@ BUSY_LOOK = timedelta(seconds=1)
 """While all that could make some run something."""
 AHEAD_LOOK = timedelta(seconds=2)
 """After others were told to go cold for what nobody asks for yet."""
+AHEAD_REST = timedelta(seconds=30)
+"""After something was loaded that nobody had asked for: loading takes cores that others compute on, and this bounds
+what share of them."""
 ROOM_SHOWS = timedelta(seconds=5)
 """So long after room was made every heartbeat shows it, and nobody else has to make any."""
 
@@ -75,8 +78,8 @@ class Residents:
         if until is None and (self._ahead_at is None or now >= self._ahead_at) and self._may_preload(snapshot):
             self._expected = self._expected.heard(snapshot, now)
             ahead, self._ahead = self._ahead, None
+            self._ahead_at = now + LOOK
             yield from self._preload() if ahead is None else self._load(ahead)
-            self._ahead_at = now + (LOOK if self._ahead is None else AHEAD_LOOK)
 
     def _may_preload(self, snapshot: Snapshot) -> bool:
         return self._keeping == "worth" and any(one.on_demand for one in snapshot.deployments.values())
@@ -123,7 +126,7 @@ class Residents:
         if isinstance(found, Preload):
             yield from self._clear(found.leaving, found.name, f"it makes room for {found.name}: {found.why}")
             if found.leaving:
-                self._ahead = found
+                self._ahead, self._ahead_at = found, now + AHEAD_LOOK
             else:
                 yield from self._load(found)
 
@@ -131,6 +134,7 @@ class Residents:
         deployment = self._mind.snapshot.deployments.get(ahead.name)
         current = self._mind.snapshot.rollout(ahead.name).current
         if deployment is not None and current is not None and current.cold:
+            self._ahead_at = self._mind.now() + AHEAD_REST
             yield from self._mind.replan(deployment, Need(Cause.EXPECTED, ahead.why))
 
     def _clear(self, names: tuple[DeploymentName, ...], whom: DeploymentName, why: str) -> Steps:

@@ -150,6 +150,19 @@ async def test_a_damaged_file_is_fetched_anew(scene: Scene) -> None:
     assert scene.mine.read(weight.digest) == scene.theirs.read(weight.digest)
 
 
+async def test_a_node_does_not_ask_itself_for_what_it_had_once(scene: Scene) -> None:
+    await scene.advise(1)
+    await scene.until(lambda: scene.on_disk == {1})
+    refs = block_files(scene.manifest, (1,))
+    for ref in refs:
+        scene.mine.path(ref.digest).unlink()
+    missing = await scene.files.missing(refs)
+    assert set(missing) == set(refs)
+    await scene.files.bring(missing)
+    for ref in refs:
+        assert scene.mine.read(ref.digest) == scene.theirs.read(ref.digest)
+
+
 async def test_the_disks_reserve_is_not_staged_upon_and_what_nothing_needs_makes_room(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
