@@ -21,6 +21,7 @@ CLOUDS_MAX = 64
 KEY_BYTES_MAX = 4096
 PRICE_MAX = 1e9
 
+Protocol = Literal["openai", "oip"]
 Price = Annotated[float, Field(ge=0, le=PRICE_MAX)]
 
 
@@ -30,7 +31,7 @@ class Endpoint(Value):
     url: str
     """What comes before `/chat/completions` of an OpenAI-compatible endpoint, before `/v2/models` of one that speaks
     the Open Inference Protocol."""
-    protocol: Literal["openai", "oip"] = "openai"
+    protocol: Protocol = "openai"
     key_file: str | None = None
     """Holds the key that is sent as a bearer token; next to this file unless it begins with `/`."""
     ca_file: str | None = None

@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 from pydantic import ConfigDict, Field, ValidationError
 
+from agent.clouds import Protocol
 from agent.generation import Generation
 from agent.intake import Job
 from agent.tensorjob import TensorJob
@@ -20,8 +21,6 @@ from schemas.codec import JSON, decode_plain
 from schemas.errors import ErrorCode, ResplitError
 from schemas.request import EmbeddingRequest, OipTensor, Request, TensorRequest, TextRequest
 from schemas.tensor import Array
-
-Protocol = Literal["openai", "oip"]
 
 STOPS_MAX = 4
 """As many as OpenAI takes; the others are watched for here."""

@@ -44,17 +44,13 @@ class Disk:
         self._audit = audit
         self._limit = limit_bytes
 
-    @property
-    def free_bytes(self) -> int:
-        """What files of models may still take; none is kept back."""
-        usage = shutil.disk_usage(self._store.blobs_folder)
-        return usage.free if self._limit is None else min(usage.free, max(0, self._limit - self._taken()))
-
-    @property
-    def models_bytes(self) -> int:
-        """What they may take at most, once all that is not needed has gone."""
-        most = shutil.disk_usage(self._store.blobs_folder).free + self._taken()
-        return most if self._limit is None else min(most, self._limit)
+    def room(self) -> tuple[int, int]:
+        """Bytes that files of models may still take, none kept back, and what they may take at most, once all that is
+        not needed has gone."""
+        free, taken = shutil.disk_usage(self._store.blobs_folder).free, self._taken()
+        if self._limit is None:
+            return free, free + taken
+        return min(free, max(0, self._limit - taken)), min(free + taken, self._limit)
 
     async def room_for_plan(self, refs: Collection[BlobRef]) -> None:
         """Make room for files that a plan needs. Raises MODEL_TOO_LARGE with the bytes short where there is none."""
@@ -73,7 +69,7 @@ class Disk:
     async def _short(self, refs: Collection[BlobRef], wanted: Iterable[StoredBlocks], reserve_bytes: int) -> int:
         """How many bytes are missing once all has gone that may."""
         needs = sum(ref.size_bytes for ref in refs) + reserve_bytes
-        short = needs - self.free_bytes
+        short = needs - self.room()[0]
         if short <= 0:
             return 0
         keep = self._needed(wanted) | {ref.digest for ref in refs}
@@ -83,7 +79,7 @@ class Disk:
             self._audit().record(
                 AuditKind.BLOCKS_SWEPT, "files that nothing needs as much made room for others", files=len(swept)
             )
-        return needs - self.free_bytes
+        return needs - self.room()[0]
 
     def _taken(self) -> int:
         taken = 0

@@ -49,7 +49,6 @@ class CapacityPublisher:
         clouds: tuple[str, ...],
         link: str,
         version: str,
-        disk_models_bytes: Callable[[], int],
         read: Callable[[], Reading],
         stages: Callable[[], tuple[HostedStage, ...]],
         block_times: Callable[[], tuple[BlockTime, ...]],
@@ -78,7 +77,6 @@ class CapacityPublisher:
             "version": version,
             **placed(),
         }
-        self._disk_models_bytes = disk_models_bytes
         self._read = read
         self._stages = stages
         self._block_times = block_times
@@ -124,7 +122,7 @@ class CapacityPublisher:
             memory_total_bytes=reading.memory.total_bytes,
             memory_free_bytes=reading.memory.free_bytes,
             disk_free_bytes=reading.disk_free_bytes,
-            disk_models_bytes=self._disk_models_bytes(),
+            disk_models_bytes=reading.disk_models_bytes,
             load=reading.load,
             pressure=reading.pressure.cpu,
             memory_pressure=reading.pressure.memory,

@@ -186,7 +186,6 @@ class Agent:
             clouds=tuple(sorted(self._config.clouds)),
             link=self._config.advertise or f"{host}:{port}",
             version=version("resplit"),
-            disk_models_bytes=lambda: self._disk.models_bytes,
             read=self._read,
             stages=lambda: core.hosted(self._state, self._running),
             block_times=lambda: self._block_times.now(self._loader.block_times, self._plans()),
@@ -478,7 +477,8 @@ class Agent:
         found = self._meter.read(
             time.monotonic(), self._config.memory_bytes, used, promised, at_rest=self._block_times.at_rest
         )
-        return replace(found, disk_free_bytes=self._disk.free_bytes)
+        free_bytes, models_bytes = self._disk.room()
+        return replace(found, disk_free_bytes=free_bytes, disk_models_bytes=models_bytes)
 
     def _memory_free(self) -> int:
         return within_budget(device_memory(self._device), self._config.memory_bytes, *self._memory_used()).free_bytes

@@ -6,7 +6,7 @@ whose memory is worth least by GreedyDual-Size (`residency.memory`; mathematics.
 where nobody else can, and not before it has had its time: they end first, as with any plan that drains.
 """
 
-from collections.abc import Callable, Collection, Mapping, Set
+from collections.abc import Callable, Collection, Set
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -14,7 +14,7 @@ from orchestrator.fold import Snapshot
 from orchestrator.planner import Proposal, check_shape
 from orchestrator.residency.memory import Memory, Rule, leaving
 from orchestrator.rollout import Rollout
-from orchestrator.rooms import plan_bytes, taken_bytes
+from orchestrator.rooms import taken_bytes
 from schemas.base import DeploymentName, NodeId
 from schemas.deployment import Deployment, Stage
 from schemas.errors import ErrorCode, ResplitError
@@ -216,7 +216,4 @@ def used(memory: Memory[DeploymentName], before: Snapshot, after: Snapshot, now_
 
 def size_bytes(snapshot: Snapshot, name: DeploymentName) -> int:
     """What a deployment takes of memories, over all nodes."""
-    current = snapshot.rollout(name).current
-    manifest: Manifest | None = None if current is None else snapshot.manifests.get(current.model)
-    sizes: Mapping[NodeId, int] = {} if current is None or manifest is None else plan_bytes(current, manifest)
-    return sum(sizes.values())
+    return sum(taken_bytes(snapshot, (name,)).values())

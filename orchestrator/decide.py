@@ -238,7 +238,7 @@ def conforms(plan: Plan, deployment: Deployment) -> bool:
     if (plan.model, plan.settings, plan.slo, plan.sealed, plan.cloud) != asked:
         return False
     if plan.cold:
-        return deployment.may_go_cold
+        return deployment.on_demand or deployment.cloud is not None
     if deployment.chains is not None:
         return plan.chains == deployment.chains
     if deployment.routes is not None and len(plan.routes) > deployment.routes:

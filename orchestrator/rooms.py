@@ -182,12 +182,6 @@ def _sum(taken: Iterable[_Taken]) -> int:
     return own + sum(sessions.values())
 
 
-def plan_bytes(plan: Plan, manifest: Manifest) -> dict[NodeId, int]:
-    """What a plan alone takes of each node's memory, weights and caches."""
-    weights, caches = sizes_of(manifest).loaded_bytes, _cache_bytes(manifest, plan.settings)
-    return {NodeId(node): sum(weights[block] + caches[block] for block in plan.blocks_on(node)) for node in plan.nodes}
-
-
 def _missing_bytes(promised: Mapping[Hosted, _Taken], capacity: Capacity) -> int:
     """What live plans put on the node and its last heartbeat does not show as loaded."""
     if not promised:

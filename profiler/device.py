@@ -40,6 +40,8 @@ class Reading:
 
     memory: Memory
     disk_free_bytes: int
+    disk_models_bytes: int | None
+    """What files of models may take at most; None where nobody asked."""
     disk_read_bytes_per_s: float | None
     load: float
     pressure: Pressure
@@ -83,6 +85,7 @@ class DeviceMeter:
         return Reading(
             memory=within_budget(device_memory(self._provider), budget_bytes, used_bytes, promised_bytes),
             disk_free_bytes=psutil.disk_usage(str(self._disk)).free,
+            disk_models_bytes=None,
             disk_read_bytes_per_s=self._disk_meter.read(),
             load=psutil.cpu_percent() / 100,
             pressure=read_pressure(),

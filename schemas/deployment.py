@@ -122,11 +122,6 @@ class Deployment(Value):
         return self.models is not None and self.model not in self.models
 
     @property
-    def may_go_cold(self) -> bool:
-        """Whether a plan of it may have nothing loaded."""
-        return self.on_demand or self.cloud is not None
-
-    @property
     def outside(self) -> Cloud | None:
         """`cloud`, where requests may leave the cluster: not where any block is sensitive, whoever says so."""
         return None if self.has_sensitive else self.cloud
