@@ -107,7 +107,7 @@ class Generation:
             token_id=token.token,
             text=text,
             logprob=token.logprob,
-            top_logprobs=_top(token) if self.request.logprobs else None,
+            top_logprobs=self._top(token) if self.request.logprobs else None,
             finish_reason=finish,
             usage=None if finish is None else self.meter.usage(len(self.prompt), len(self.tokens), now),
         )
@@ -132,10 +132,13 @@ class Generation:
             token_ids=tuple(token.token for token in self.tokens),
             text="".join(self.pieces),
             logprobs=tuple(t.logprob for t in self.tokens if t.logprob is not None) if wants_logprobs else None,
-            top_logprobs=tuple(_top(token) for token in self.tokens) if wants_logprobs else None,
+            top_logprobs=tuple(self._top(token) for token in self.tokens) if wants_logprobs else None,
             finish_reason=last.finish_reason,
             usage=last.usage,
         )
+
+    def _top(self, token: Token) -> tuple[TokenLogprob, ...]:
+        return tuple(TokenLogprob(token_id=i, logprob=p, text=self.text.spelled(i)) for i, p in token.top)
 
 
 def prompt_ids(request: TextRequest, text: Text, spec: TextSpec, context_tokens: int) -> tuple[int, ...]:
@@ -158,7 +161,3 @@ def prompt_ids(request: TextRequest, text: Text, spec: TextSpec, context_tokens:
         message = f"the prompt has {len(ids)} tokens; with one to generate, {context_tokens - 1} fit"
         raise ResplitError(ErrorCode.CONTEXT_EXCEEDED, message, field_name)
     return tuple(ids)
-
-
-def _top(token: Token) -> tuple[TokenLogprob, ...]:
-    return tuple(TokenLogprob(token_id=i, logprob=p) for i, p in token.top)

@@ -16,7 +16,7 @@ from schemas.roster import Policy, Role, TrustTier
 
 CLUSTER = "cluster"
 """The folder of the root, among those of the members."""
-OPERATOR, CLIENT = NodeId("operator"), NodeId("client")
+OPERATOR, CLIENT, OBSERVER = NodeId("operator"), NodeId("client"), NodeId("observer")
 LIFETIME = timedelta(days=3600)
 RENEWED_BEFORE = timedelta(days=30)
 """What expires within this is renewed."""
@@ -29,8 +29,8 @@ def make_members(
     policy: Policy | None = None,
     hosts: Sequence[str] = (),
 ) -> None:
-    """Found a cluster in `folder` and join an orchestrator, an operator, a client and each of `agents` to it, each in a
-    folder of its name there. All agents are trusted but those in `edge`; `hosts`: where they reach the NATS server,
+    """Found a cluster in `folder` and join an orchestrator, an operator, a client, an observer and each of `agents` to it,
+    each in a folder of its name there. All agents are trusted but those in `edge`; `hosts`: where they reach the NATS server,
     beside loopback.
 
     The root's key lies beside them unencrypted: whoever has the machine has the cluster.
@@ -43,6 +43,7 @@ def make_members(
         (ORCHESTRATOR, "orchestrator", None),
         (OPERATOR, "operator", None),
         (CLIENT, "client", None),
+        (OBSERVER, "observer", None),
         *((name, "agent", "edge" if name in edge else "trusted") for name in agents),
     ]
     bundles = {name: enrol(cluster, name, role, tier, LIFETIME, roots, now=now) for name, role, tier in members}

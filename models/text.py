@@ -80,6 +80,10 @@ class Text:
         """The text of these ids, special tokens left out."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def spelled(self, token_id: int) -> str:
+        """One token by itself, special ones by their name."""
+        return str(self._tokenizer.decode([token_id], skip_special_tokens=False))
+
     def stream(self) -> "Detokenizer":
         """A decoder for one output, token by token."""
         return Detokenizer(self)

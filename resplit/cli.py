@@ -11,6 +11,7 @@ from resplit.commands import (
     doctor,
     events,
     explain,
+    gateway,
     infer,
     members,
     models,
@@ -36,6 +37,8 @@ app = typer.Typer(
 app.command(rich_help_panel=SERVE)(serve.up)
 app.command(rich_help_panel=SERVE)(serve.agent)
 app.command(rich_help_panel=SERVE)(serve.orchestrator)
+app.command(rich_help_panel=SERVE)(gateway.gateway)
+app.command(rich_help_panel=SERVE)(gateway.api_key)
 app.command(rich_help_panel=KEEP)(members.init)
 app.command(rich_help_panel=KEEP)(members.enroll)
 app.command(rich_help_panel=KEEP)(members.join)

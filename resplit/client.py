@@ -104,6 +104,11 @@ class Client:
                 await connection.flush(CLOSE_TIMEOUT_S)  # the last cancellations are out before the line closes
             await connection.close()
 
+    @property
+    def is_connected(self) -> bool:
+        """Whether the server can be reached now."""
+        return self._nats is not None and self._nats.is_connected
+
     async def stream(
         self,
         deployment: str,

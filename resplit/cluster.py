@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import shutil
+import socket
 import sys
 from collections import defaultdict
 from collections.abc import Coroutine, Mapping, Sequence
@@ -13,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
 
+import httpx2
 from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
@@ -21,7 +23,7 @@ from bus.following import publish_roster
 from bus.identity import ORCHESTRATOR
 from bus.natsconf import LOGINS_FILE
 from bus.server_certificate import SERVER_CERTIFICATE, server_files
-from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
+from bus.together import CLIENT, CLUSTER, OBSERVER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.access import Access
 from resplit.child import Child
 from resplit.control import status_on
@@ -33,6 +35,9 @@ from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
 ORCHESTRATOR_READY_S = 60.0
+GATEWAY = "gateway"
+"""Its name among the processes of a cluster."""
+GATEWAY_READY_S = 30.0
 AGENTS_READY_S = 120.0
 """An agent imports ONNX Runtime and measures its processor before it reports."""
 ASK_S = 0.5
@@ -62,7 +67,8 @@ class LocalCluster:
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
     run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
-    demand stay loaded, and `clouds` is a file of endpoints that agents may ask. Keys and what the processes stored
+    demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a gateway serves HTTP
+    at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
     stay in `folder` for the next start.
     """
 
@@ -84,6 +90,7 @@ class LocalCluster:
         orchestrators: int = 1,
         keep: Literal["worth", "recent"] = "worth",
         clouds: Path | None = None,
+        http_port: int | None = None,
         verbose: bool = False,
     ) -> None:
         for field, count in (("agents", agents), ("orchestrators", orchestrators)):
@@ -102,6 +109,7 @@ class LocalCluster:
         self._disk_bytes = disk_bytes
         self._keep = keep
         self._clouds = clouds
+        self._http_port = http_port
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
@@ -131,6 +139,17 @@ class LocalCluster:
         return self.keys / CLIENT
 
     @property
+    def observer_keys(self) -> Path:
+        """The folder of the member that watches."""
+        return self.keys / OBSERVER
+
+    @property
+    def http_url(self) -> str:
+        """Where the gateway serves HTTP."""
+        assert self._http_port, "the cluster was told to have a gateway, and has been started"
+        return f"http://{HOST}:{self._http_port}"
+
+    @property
     def operator(self) -> Access:
         """The way in for whoever deploys, drains and asks."""
         return Access(self.url, self.operator_keys)
@@ -153,6 +172,10 @@ class LocalCluster:
             self._children |= {node: self._agent(i, node) for i, node in enumerate(self.agents)}
             await self._start_and_await(self.orchestrators)
             await self._start_and_await(self.agents)
+            if self._http_port is not None:
+                self._http_port = self._http_port or free_port()
+                self._children[GATEWAY] = self._gateway()
+                await self._start_gateway()
         except BaseException:
             await self._stop()
             raise
@@ -181,6 +204,8 @@ class LocalCluster:
         """Start a process that was killed, and wait until it is back."""
         if name == NATS:
             await self._server.start()
+        elif name == GATEWAY:
+            await self._start_gateway()
         else:
             await self._start_and_await([name])
 
@@ -231,6 +256,11 @@ class LocalCluster:
         if agents:
             await _until_known(watch, agents)
 
+    async def _start_gateway(self) -> None:
+        child = self._children[GATEWAY]
+        await child.start()
+        await _unless_one_ends([child], _until_healthy(self.http_url))
+
     async def _stop(self) -> None:
         others = [child for name, child in self._children.items() if name != NATS]
         try:
@@ -263,6 +293,8 @@ class LocalCluster:
             make_members(fresh, self.agents, hosts=[self._host])
             fresh.rename(self.keys)
         renew_if_due(self.keys, self._host)
+        if not self.observer_keys.exists():  # made by an earlier release
+            add_member(self.keys, OBSERVER, "observer", None)
         for node in self.agents:
             if not (self.keys / node).exists():
                 add_member(self.keys, node, "agent", "trusted")
@@ -298,12 +330,41 @@ class LocalCluster:
             arguments += ["--listen", f"{place.host}:0"]
         return self._child(node, arguments, self.folder / node / "store", () if place is None else place.enter)
 
+    def _gateway(self) -> Child:
+        arguments = ["gateway", "--listen", f"{HOST}:{self._http_port}", "--watch-keys", str(self.observer_keys)]
+        keys = ["--url", self.url, "--keys", str(self.client_keys)]
+        verbose = ["--verbose"] if self._verbose else []
+        return Child(
+            GATEWAY,
+            [sys.executable, "-m", "resplit", *arguments, *keys, *verbose],
+            self.folder / GATEWAY / "log",
+        )
+
     def _child(self, name: str, arguments: Sequence[str], store: Path, enter: Sequence[str] = ()) -> Child:
         keys = self.keys / (ORCHESTRATOR if name in self.orchestrators else name)
         common = ["--url", self.url, "--keys", str(keys), "--store", str(store)]
         verbose = ["--verbose"] if self._verbose else []
         command = [*enter, sys.executable, "-m", "resplit", *arguments, *common, *verbose]
         return Child(name, command, self.folder / name / "log")
+
+
+def free_port() -> int:
+    """A port of this machine on which nobody listens now."""
+    with socket.create_server((HOST, 0)) as found:
+        return int(found.getsockname()[1])
+
+
+async def _until_healthy(url: str) -> None:
+    try:
+        async with asyncio.timeout(GATEWAY_READY_S), httpx2.AsyncClient() as client:
+            while True:
+                with suppress(httpx2.TransportError):
+                    if (await client.get(f"{url}/health")).status_code == 200:
+                        return
+                await asyncio.sleep(POLL_S)
+    except TimeoutError as error:
+        message = f"the gateway does not answer at {url} after {GATEWAY_READY_S:g} s"
+        raise ResplitError(ErrorCode.TIMEOUT, message) from error
 
 
 Heard = defaultdict[str, asyncio.Event]

@@ -147,6 +147,11 @@ async def explain(at: Access, name: DeploymentName | None) -> ExplainReply:
     return await _ask_at(at, "explain", ExplainRequest(name=name), ExplainReply)
 
 
+async def explain_on(connection: Nats, name: DeploymentName | None, timeout_s: float = ANSWER_S) -> ExplainReply:
+    """The same, over a connection that is there already."""
+    return await _ask(connection, "explain", ExplainRequest(name=name), ExplainReply, timeout_s)
+
+
 async def dry_run(at: Access, name: DeploymentName) -> PlanReply:
     """What would be done about a deployment now. Nothing is changed."""
     return await _ask_at(at, "plan", PlanRequest(name=name), PlanReply)

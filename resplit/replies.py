@@ -99,6 +99,8 @@ class TokenLogprob:
 
     token_id: int
     logprob: float
+    text: str | None = None
+    """How it is spelled; None where the agent is of a release that does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,8 @@ class Completion:
     usage: Usage
     logprobs: tuple[float, ...] | None = None
     top_logprobs: tuple[tuple[TokenLogprob, ...], ...] | None = None
+    texts: tuple[str, ...] = ()
+    """What each token made certain; together they are `text`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,6 +251,7 @@ def gather(tokens: list[Token]) -> Completion:
         request_id=last.request_id,
         token_ids=tuple(token.token_id for token in tokens),
         text="".join(token.text for token in tokens),
+        texts=tuple(token.text for token in tokens),
         finish_reason=last.finish_reason,
         usage=last.usage,
         logprobs=tuple(t.logprob for t in tokens if t.logprob is not None) if scored else None,
@@ -255,4 +260,8 @@ def gather(tokens: list[Token]) -> Completion:
 
 
 def _read_top(top: Any) -> tuple[TokenLogprob, ...] | None:
-    return None if top is None else tuple(TokenLogprob(entry["token_id"], entry["logprob"]) for entry in top)
+    return (
+        None
+        if top is None
+        else tuple(TokenLogprob(entry["token_id"], entry["logprob"], entry.get("text")) for entry in top)
+    )

@@ -252,6 +252,8 @@ class TokenLogprob(Value):
 
     token_id: int
     logprob: float
+    text: str | None = None
+    """How it is spelled by itself; a part of a character as the replacement character."""
 
 
 class TokenReply(Value):

@@ -22,6 +22,7 @@ KeepName = Literal["worth", "recent"]
 TierName = Literal["edge", "cloud"]
 UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 NATS_PORT = 4222
+HTTP_PORT = 8000
 
 Provider = Annotated[ProviderName, typer.Option(help="Where blocks run; `auto` takes a GPU where there is one.")]
 Threads = Annotated[int | None, typer.Option(min=1, help="Compute threads of an agent; default: its share of cores.")]
@@ -44,6 +45,9 @@ def up(
     port: Annotated[
         int, typer.Option(min=0, max=65535, help="The NATS server's port; 0 takes a free one.")
     ] = NATS_PORT,
+    http: Annotated[
+        int, typer.Option(min=0, max=65535, help="The port of the HTTP gateway on this machine; 0 takes a free one.")
+    ] = HTTP_PORT,
     provider: Provider = "cpu",
     threads: Threads = None,
     memory: Memory = None,
@@ -52,7 +56,8 @@ def up(
     as_json: AsJson = False,
     verbose: Verbose = False,
 ) -> None:
-    """Run a whole cluster on this machine: NATS, an orchestrator and agents, until Ctrl-C or SIGTERM."""
+    """Run a whole cluster on this machine: NATS, an orchestrator, agents and an HTTP gateway with a dashboard, until
+    Ctrl-C or SIGTERM."""
     from resplit.cluster import LocalCluster  # noqa: PLC0415
     from resplit.running import log_to_stderr, run_until_told  # noqa: PLC0415
 
@@ -68,6 +73,7 @@ def up(
         disk_bytes=None if disk is None else parse_size(disk),
         orchestrators=orchestrators,
         clouds=clouds,
+        http_port=http,
         verbose=verbose,
     )
     run_until_told(_keep_up(cluster, as_json))
@@ -181,9 +187,11 @@ def _announce(cluster: "LocalCluster", as_json: bool) -> None:
     if as_json:
         clients = str(cluster.client_keys)
         paths = {"store": str(cluster.store), "keys": str(keys), "client_keys": clients, "folder": str(cluster.folder)}
-        print_json({"url": cluster.url, **paths, "processes": cluster.processes})
+        print_json({"url": cluster.url, "http": cluster.http_url, **paths, "processes": cluster.processes})
         return
     print(f"{len(cluster.agents)} agents are up at {cluster.url}  (Ctrl-C stops everything)")
+    print(f"  dashboard     {cluster.http_url}/dashboard/")
+    print(f"  OpenAI's API  {cluster.http_url}/v1")
     print(f"  models from   {cluster.store}")
     print(f"  keys and logs {cluster.folder}")
     print(f"\nIn another terminal:\n  export RESPLIT_URL={cluster.url} RESPLIT_STORE={cluster.store}")

@@ -1,0 +1,140 @@
+"""The HTTP application: its routes, who is let in, and how errors are told."""
+
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from resplit.access import Access
+from resplit.client import Client
+from resplit.exchange import Sealer
+from resplit.gateway import dashboard_routes, oip_routes, openai_routes
+from resplit.gateway.answering import REQUESTS_MAX, Answering
+from resplit.gateway.api_keys import Door
+from resplit.gateway.connections import ClientGoneError
+from resplit.gateway.failures import Dialect, body_of, headers_of, status_of
+from resplit.gateway.house import House
+from resplit.gateway.measures import Measures
+from resplit.gateway.watching import Watch
+from resplit.replies import RequestError
+from schemas.errors import ResplitError
+from schemas.request import MAX_REQUEST_BYTES
+
+BODY_BYTES_MAX = 4 * MAX_REQUEST_BYTES
+"""JSON may take more room than what it says takes on the wire; what the wire does not take it refuses itself."""
+CLIENT_CLOSED = 499
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class GatewayConfig:
+    """What a gateway is told."""
+
+    url: str
+    keys: Path
+    """The folder of a member that was enrolled as a client."""
+    watch_keys: Path | None = None
+    """The folder of an observer: the list of models, the dashboard, the cluster's metrics."""
+    api_keys: Path | None = None
+    """A file of API keys; without one nobody is asked for any."""
+    idle_timeout_s: float = 75.0
+    requests_max: int = REQUESTS_MAX
+    sealed: bool = False
+    """Whether requests are sealed here to the agents that may read them."""
+
+
+def make_app(config: GatewayConfig) -> FastAPI:
+    """The application; it connects when it is started. Raises what reading the file of API keys raises."""
+    door = Door(config.api_keys)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with AsyncExitStack() as stack:
+            access = Access(config.url, config.keys)
+            login = dict(access.credentials("client").nats_options)
+            sealer = _sealer(config.keys) if config.sealed else None
+            timeout_s = config.idle_timeout_s
+            client = Client(config.url, nats_options=login, idle_timeout_s=timeout_s, sealer=sealer)
+            await stack.enter_async_context(client)
+            watch = None
+            if config.watch_keys is not None:
+                watch = await stack.enter_async_context(Watch(Access(config.url, config.watch_keys)))
+            measures = Measures()
+            answering = Answering(client, measures, config.requests_max)
+            app.state.house = House(door, answering, measures, watch, int(time.time()))
+            yield
+
+    # The pages that FastAPI makes of the API come from elsewhere; a gateway may stand where there is no elsewhere.
+    app = FastAPI(title="Resplit", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.add_exception_handler(RequestError, _failed)
+    app.add_exception_handler(ResplitError, _failed)
+    app.add_exception_handler(RequestValidationError, _malformed)
+    app.add_exception_handler(HTTPException, _not_here)
+    app.add_exception_handler(ClientGoneError, _gone)
+    app.add_exception_handler(Exception, _broke)
+    for routes in (openai_routes.routes, oip_routes.routes, dashboard_routes.routes):
+        app.include_router(routes)
+    return app
+
+
+def _sealer(keys: Path) -> Sealer:
+    from resplit.sealing import Sealer as ByRoster  # noqa: PLC0415
+
+    return ByRoster(keys)
+
+
+def _dialect(request: Request) -> Dialect:
+    return "oip" if request.url.path.startswith("/v2") else "openai"
+
+
+def _told(request: Request, error: RequestError) -> Response:
+    return JSONResponse(body_of(error, _dialect(request)), status_of(error.code), headers_of(error))
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    if isinstance(error, ResplitError):
+        error = RequestError(error.code, error.message, error.field, None, error.estimate_ms)
+    assert isinstance(error, RequestError)
+    return _told(request, error)
+
+
+async def _malformed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    # The first word says that it is the body; where a field may be of several types, their names stand between.
+    path = [str(part) for part in first["loc"][1:] if "[" not in str(part)]
+    field = ".".join(path) or None
+    said = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "extra_forbidden":
+        said = f"there is no field {path[-1]!r} here"
+    shown = "" if field is None or first["type"] in ("extra_forbidden", "missing") else f" (got {_short(first)})"
+    return _told(request, RequestError("invalid_request", f"{field or 'the request'}: {said}{shown}", field))
+
+
+def _short(fault: dict[str, object]) -> str:
+    text = repr(fault.get("input"))
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+async def _not_here(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    code = "invalid_request" if error.status_code < 500 else "internal"
+    body = body_of(RequestError(code, f"{request.method} {request.url.path}: {error.detail}"), _dialect(request))
+    return JSONResponse(body, error.status_code, error.headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=CLIENT_CLOSED)  # nobody reads it; logs do
+
+
+async def _broke(request: Request, error: Exception) -> Response:
+    log.error("%s %s failed", request.method, request.url.path, exc_info=error)
+    return _told(request, RequestError("internal", f"the gateway failed: {type(error).__name__}"))
