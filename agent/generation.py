@@ -7,6 +7,7 @@ from typing import Literal
 from agent.replies import ReplyTo
 from agent.urgency import UNHURRIED, Urgency
 from agent.usage import Meter
+from models.constraint import Constrained
 from models.text import StopText, Text
 from schemas.base import Digest, RequestId
 from schemas.errors import ErrorCode, ResplitError
@@ -49,6 +50,8 @@ class Generation:
     pieces: list[str] = field(default_factory=list)
     slo: Slo = BEST_EFFORT
     urgency: Urgency = UNHURRIED
+    constrained: Constrained | None = None
+    """The state of the grammar that the output follows; None where it is free."""
 
     def __post_init__(self) -> None:
         self._detokenizer = self.text.stream()
@@ -77,6 +80,15 @@ class Generation:
     @property
     def slots_needed(self) -> int:
         return len(self.prompt) + self.max_tokens
+
+    @property
+    def allowed(self) -> bytes | None:
+        """Which tokens may follow those that came out so far; None: any. Raises what `Constrained.after` raises."""
+        return None if self.constrained is None else self.constrained.after(self.known)
+
+    def allowed_after(self, token: Token) -> bytes | None:
+        """Which may follow `token`, the newest. Raises what `Constrained.follow` raises."""
+        return None if self.constrained is None else self.constrained.follow(token.index, token.token)
 
     def ends_with(self, token: Token) -> FinishReason | None:
         """Whether `token`, by its id and index alone, is the last one."""
@@ -151,7 +163,7 @@ def prompt_ids(request: TextRequest, text: Text, spec: TextSpec, context_tokens:
         ids, field_name = list(request.token_ids), "token_ids"
     elif request.messages is not None:
         messages = [message.model_dump() for message in request.messages]
-        ids, field_name = text.encode_messages(messages), "messages"
+        ids, field_name = text.encode_messages(messages, request.tools), "messages"
     else:
         assert request.prompt is not None
         ids, field_name = text.encode(request.prompt), "prompt"

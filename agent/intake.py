@@ -54,6 +54,12 @@ def promised(manifest: Manifest, plan: Plan, request: Request) -> Slo | None:
     return None if task is None else manifest.pipeline.tasks[task].slo
 
 
+def must_learn(text: Text | None, request: Request) -> bool:
+    """Whether a request needs what takes `Text.learn_vocabulary` a while."""
+    constrained = isinstance(request, TextRequest) and request.constraint is not None
+    return constrained and text is not None and not text.knows_vocabulary
+
+
 def asked_for(manifest: Manifest, request: Request) -> str | None:
     """Of a pipeline, the task."""
     return None if manifest.pipeline is None else task_of(manifest.pipeline, request)
@@ -110,4 +116,5 @@ def open_request(
         deadline,
         slo=slo,
         urgency=urgency(slo, arrived, tokens),
+        constrained=None if request.constraint is None else text.constrained(request.constraint),
     )

@@ -131,6 +131,7 @@ class RouteRun:
         known: tuple[int, ...],
         now: float,
         urgency: Urgency = UNHURRIED,
+        allowed: bytes | None = None,
     ) -> Prompt | None:
         """Admit a sequence that may grow to `tokens_max`; None if no slot is free now. `known`: see `Prompt`; where
         the deployment prefers it fast, they are prefilled with the prompt instead.
@@ -151,7 +152,7 @@ class RouteRun:
             self._slots.take(sequence, capacity)
         else:
             self._reuse(old, sequence, cached, capacity, sampling)
-        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, said, urgency)
+        prompt = Prompt(sequence, tokens, capacity, sampling, known, cached, said, urgency, allowed)
         self.driver.admit(prompt)
         return prompt
 
@@ -227,9 +228,9 @@ class RouteRun:
                 fresh.append(Answered(sequence, now - call.sent, None))
         return fresh
 
-    def go_on(self, sequence: SequenceId, token: int) -> None:
-        """Feed the token that came out last."""
-        self.driver.go_on(sequence, token)
+    def go_on(self, sequence: SequenceId, token: int, allowed: bytes | None = None) -> None:
+        """Feed the token that came out last; `allowed` may come next."""
+        self.driver.go_on(sequence, token, allowed)
 
     def finish(self, sequence: SequenceId, now: float) -> None:
         """It has ended well: keep its caches for the next turn, as long as nobody needs the slot."""

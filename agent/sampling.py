@@ -4,15 +4,19 @@ Random numbers are keyed by (seed, index of the token), so a token that is compu
 frame was lost, or a stage moved - is the same token.
 """
 
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
 
+from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Sampling
 from schemas.tensor import Array
 
 GOLDEN = 0x9E3779B97F4A7C15
 MASK = (1 << 64) - 1
+MASK_SPARE_BYTES = 64
+"""A mask is made of whole words."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,15 +31,35 @@ class Choice:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def choose(logits: Array, sampling: Sampling, index: int) -> Choice:
-    """Pick token number `index` of a sequence from `logits` (shape [vocabulary], any float type).
+def masked(logits: Array, allowed: bytes) -> Array:
+    """`logits` ([vocabulary]) with what is not in the mask of `schemas.frame.Item.allowed` put out of reach.
+
+    Raises `ResplitError(INVALID_REQUEST)` for a mask that is none, or that allows nothing."""
+    size = (len(logits) + 7) // 8
+    try:
+        unpacker = zlib.decompressobj()
+        bits = np.frombuffer(unpacker.decompress(allowed, size + MASK_SPARE_BYTES), np.uint8)
+    except zlib.error as error:
+        raise ResplitError(ErrorCode.INVALID_REQUEST, f"a mask of tokens that is not packed: {error}") from error
+    may = np.unpackbits(bits, bitorder="little")[: len(logits)].astype(bool)
+    # A model may have more logits than its tokenizer has tokens: those stand for nothing.
+    may = np.concatenate([may, np.zeros(len(logits) - len(may), bool)])
+    if not may.any():
+        raise ResplitError(ErrorCode.INVALID_REQUEST, "a mask that allows no token of this model")
+    return np.where(may, logits, -np.inf)
+
+
+def choose(logits: Array, sampling: Sampling, index: int, allowed: bytes | None = None) -> Choice:
+    """Pick token number `index` of a sequence from `logits` (shape [vocabulary], any float type), among those that
+    are `allowed`; log probabilities are those without that.
 
     Temperature 0 takes the largest logit, the lowest id among equals. Otherwise, in this order:
     temperature, top-k, top-p (the smallest set whose probability reaches p), min-p (relative to the
     likeliest token), then one draw. The likeliest token always survives the filters.
     """
     scores = logits.astype(np.float64) if sampling.temperature or sampling.logprobs else logits
-    token = int(np.argmax(logits)) if sampling.temperature == 0 else _draw(scores, sampling, index)
+    open_ = scores if allowed is None else masked(scores, allowed)
+    token = int(np.argmax(open_)) if sampling.temperature == 0 else _draw(open_, sampling, index)
     if not sampling.logprobs:
         return Choice(token)
     logprobs = scores - _log_sum_exp(scores)

@@ -449,10 +449,15 @@ class Served:
         return ((job, run, sequence) for sequence, (job, run) in self.jobs.items())
 
     def _start(self, job: Job, run: RouteRun, now: float) -> bool:
+        try:
+            allowed = job.allowed if isinstance(job, Generation) else None
+        except ResplitError as error:
+            self.end(job, error)
+            return True
         match job:
             case Generation():
                 job.meter.ahead_tokens = run.driver.unfilled_tokens
-                started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now, job.urgency)
+                started = run.start(job.prompt, job.slots_needed, job.sampling, job.known, now, job.urgency, allowed)
                 sequence = None if started is None else started.sequence
                 job.meter.cached_tokens = 0 if started is None else started.cached
             case TensorJob():

@@ -192,7 +192,7 @@ class StageHost:
             spent = self._now_us() - started
             if ran and first.kind != "replay":
                 self._note(_call(self._model, engine, ran, started, spent))
-            return failed + [self._successor(engine, queued, tensors, spent) for queued, tensors in ran]
+            return failed + [self._followed(engine, queued, tensors, spent) for queued, tensors in ran]
         except ResplitError as error:
             return [_failure(queued.frame, error) for queued in batch]
         except Exception as error:  # ONNX Runtime raises many types; none may end the agent.
@@ -346,6 +346,13 @@ class StageHost:
             raise _beyond(item, slot.tokens)
         return item.position >= progress.last
 
+    def _followed(self, engine: Engine, queued: Queued, tensors: dict[str, Array], spent_us: int) -> StageOutput:
+        """What follows a frame; one whose masks are no good fails alone."""
+        try:
+            return self._successor(engine, queued, tensors, spent_us)
+        except ResplitError as error:
+            return _failure(queued.frame, error)
+
     def _successor(self, engine: Engine, queued: Queued, tensors: dict[str, Array], spent_us: int) -> StageOutput:
         frame = queued.frame
         spent = StageTime(frame.stage, spent_us, queued.waited_us)
@@ -362,7 +369,7 @@ class StageHost:
                 if not item.wants_token:
                     done.append((item.sequence, item.step))
                     continue
-                choice = choose(tensors[X][row, -1], self._sampling(item.sequence), item.index)
+                choice = choose(tensors[X][row, -1], self._sampling(item.sequence), item.index, item.allowed)
                 token = Token(item.sequence, item.step, item.index, choice.token, choice.logprob, choice.top)
                 tokens.append(token)
         times = (*frame.times, spent)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import jinja2.meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from tokenizers import Tokenizer
 
+from models.constraint import Constrained, Vocabulary
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import TextSpec
+from schemas.request import Constraint
 
 UNFINISHED = "�"
 # Tokens decoded again with each new one. A character has four bytes at most, so more tokens than this
@@ -37,22 +40,27 @@ class Text:
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
         self._template = _compile(spec.chat_template) if spec.chat_template is not None else None
+        self._path = tokenizer_path
+        self._vocabulary: Vocabulary | ResplitError | None = None
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a text, with the special tokens that the tokenizer's own post-processor adds."""
         return list(self._tokenizer.encode(prompt).ids)
 
-    def encode_messages(self, messages: Sequence[dict[str, Any]]) -> list[int]:
-        """The ids of a conversation by the model's chat template, up to where the assistant begins to answer.
+    def encode_messages(
+        self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
+    ) -> list[int]:
+        """The ids of a conversation by the model's chat template, up to where the assistant begins to answer; `tools`
+        are what it may call.
 
-        Raises INVALID_REQUEST when the model has no template or the template refuses the messages.
+        Raises INVALID_REQUEST when the model has no template, or none that knows tools, or it refuses the messages.
         """
-        rendered = self.render(messages)
+        rendered = self.render(messages, tools)
         # A template that writes the first token itself must not get a second one from the post-processor.
         special = not (self._spec.bos_token and rendered.startswith(self._spec.bos_token))
         return list(self._tokenizer.encode(rendered, add_special_tokens=special).ids)
 
-    def render(self, messages: Sequence[dict[str, Any]]) -> str:
+    def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None) -> str:
         """The text the chat template makes of a conversation. Raises as `encode_messages`."""
         if self._template is None:
             raise ResplitError(
@@ -60,9 +68,13 @@ class Text:
                 "this model has no chat template; send a prompt instead of messages",
                 "messages",
             )
+        if tools and not self._template.knows_tools:
+            message = "the chat template of this model knows no tools; leave them out"
+            raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tools")
         try:
-            return self._template.render(
-                messages=list(messages),
+            return self._template.compiled.render(
+                messages=[_with_read_arguments(message) for message in messages],
+                tools=None if tools is None else list(tools),
                 bos_token=self._spec.bos_token or "",
                 eos_token=self._spec.eos_token or "",
                 add_generation_prompt=True,
@@ -71,6 +83,31 @@ class Text:
             # A template is a program: it may raise whatever its filters raise on content it did not expect.
             message = f"the chat template refuses the messages ({error}); check their roles and order"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "messages") from error
+
+    @property
+    def knows_vocabulary(self) -> bool:
+        """Whether outputs can be constrained now, without what `learn_vocabulary` takes."""
+        return self._vocabulary is not None
+
+    def learn_vocabulary(self) -> None:
+        """Get ready to constrain outputs: a second, and a hundred megabytes, of a vocabulary of 150,000 tokens. May run
+        in a thread."""
+        if self._vocabulary is not None:
+            return
+        try:
+            self._vocabulary = Vocabulary(self._spec, self._path)
+        except Exception as error:  # llguidance raises what it likes for what it does not know
+            message = f"outputs of this model cannot be constrained: its tokenizer is not understood ({error})"
+            self._vocabulary = ResplitError(ErrorCode.UNSUPPORTED_MODEL, message, "constraint")
+
+    def constrained(self, constraint: Constraint) -> Constrained:
+        """An output that follows `constraint`. Raises `ResplitError(INVALID_REQUEST)` for one that cannot be met, and
+        `UNSUPPORTED_MODEL` where none can."""
+        self.learn_vocabulary()
+        if not isinstance(self._vocabulary, Vocabulary):
+            assert self._vocabulary is not None
+            raise self._vocabulary
+        return self._vocabulary.constrained(constraint)
 
     def encode_output(self, text: str) -> list[int]:
         """The ids of what a model has said: no special token is added."""
@@ -178,17 +215,42 @@ class StopText:
         return longest
 
 
-def _compile(source: str) -> jinja2.Template:
+@dataclass(frozen=True)
+class _Template:
+    compiled: jinja2.Template
+    knows_tools: bool
+
+
+def _compile(source: str) -> _Template:
     # A template comes with the model, from strangers: the sandbox keeps it from Python's internals.
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _refuse
     environment.globals["strftime_now"] = lambda form: datetime.now().astimezone().strftime(form)
     try:
-        return environment.from_string(source)
+        names = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        return _Template(environment.from_string(source), "tools" in names)
     except jinja2.TemplateError as error:
         message = f"the model's chat template is not valid ({error}); import the model with a corrected one"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "chat_template") from error
+
+
+def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn whose calls have their arguments as values, as templates want them, and not as JSON, as clients send them."""
+    calls = message.get("tool_calls")
+    if not isinstance(calls, list | tuple):
+        return message
+    return {**message, "tool_calls": [_with_values(call) for call in calls]}
+
+
+def _with_values(call: Any) -> Any:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("arguments"), str):
+        return call
+    try:
+        return {**call, "function": {**function, "arguments": json.loads(function["arguments"])}}
+    except (ValueError, RecursionError):
+        return call
 
 
 def _tojson(value: Any, indent: int | None = None, ensure_ascii: bool = False, **_: Any) -> str:

@@ -37,6 +37,8 @@ class Item:
     `wants_token` is set on the last prefill chunk and on every decode step; the token's index is then
     `index` (0 for the first one). `capacity` is the number of tokens the sequence may grow to, which
     decides the KV length class; `sampling` is what the head needs. Both travel in every prefill frame.
+    `allowed` goes with a step that wants a token of an output that is constrained: one bit for each token of the
+    vocabulary, the lowest first, compressed by zlib.
     """
 
     sequence: SequenceId
@@ -47,6 +49,7 @@ class Item:
     index: int
     capacity: int
     sampling: Sampling | None = None
+    allowed: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -177,6 +177,7 @@ def _item_fields(item: Item) -> tuple[Any, ...]:
     sampling = None if item.sampling is None else _sampling_fields(item.sampling)
     return (
         item.sequence, item.step, item.position, item.count, item.wants_token, item.index, item.capacity, sampling,
+        item.allowed,
     )  # fmt: skip
 
 
@@ -185,9 +186,11 @@ def _sampling_fields(s: Sampling) -> tuple[float, ...]:
 
 
 def _read_item(fields: tuple[Any, ...]) -> Item:
-    sequence, step, position, count, wants_token, index, capacity, s = fields
+    sequence, step, position, count, wants_token, index, capacity, s, allowed = fields
     sampling = None if s is None else Sampling(*s)
-    item = Item(sequence, step, position, count, bool(wants_token), index, capacity, sampling)
+    if allowed is not None and not isinstance(allowed, bytes):
+        raise _malformed("an item whose mask is not bytes")
+    item = Item(sequence, step, position, count, bool(wants_token), index, capacity, sampling, allowed)
     whole = (item.sequence, item.step, item.position, item.count, item.index, item.capacity)
     if not all(isinstance(n, int) and n >= 0 for n in whole):
         raise _malformed("an item with a number that is not a count")

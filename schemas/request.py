@@ -1,5 +1,6 @@
 """Requests and replies of the wire, field for field (`docs/protocol.md`)."""
 
+import json
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -14,6 +15,8 @@ DEFAULT_MAX_TOKENS = 256
 MAX_STOPS = 16
 MAX_COUNT = 1 << 31
 MAX_LOGPROBS = 20
+MAX_TOOLS = 128
+CONSTRAINT_CHARS_MAX = 1 << 16
 
 
 class Message(Value):
@@ -23,6 +26,25 @@ class Message(Value):
 
     role: str
     content: str
+
+
+class Constraint(Value):
+    """The form that an output must have; exactly one of these says it."""
+
+    json_schema: dict[str, Any] | None = None
+    """A JSON document that meets this schema, without white space that it does not need."""
+    regex: str | None = Field(default=None, min_length=1, max_length=CONSTRAINT_CHARS_MAX)
+    """The whole output matches it."""
+    lark: str | None = Field(default=None, min_length=1, max_length=CONSTRAINT_CHARS_MAX)
+    """A context-free grammar in llguidance's form of Lark."""
+
+    @model_validator(mode="after")
+    def _is_one(self) -> Self:
+        if sum(one is not None for one in (self.json_schema, self.regex, self.lark)) != 1:
+            raise ValueError("give exactly one of json_schema, regex and lark")
+        if self.json_schema is not None and len(json.dumps(self.json_schema)) > CONSTRAINT_CHARS_MAX:
+            raise ValueError(f"json_schema has more than {CONSTRAINT_CHARS_MAX} characters")
+        return self
 
 
 class RequestBase(Value):
@@ -80,6 +102,11 @@ class TextRequest(RequestBase):
     """How many alternatives to report with each token; 0 reports none, not even the token's own."""
     ignore_eos: bool = False
     """Generate `max_tokens` tokens whatever they are; for measurements."""
+    tools: tuple[dict[str, Any], ...] | None = Field(default=None, min_length=1, max_length=MAX_TOOLS)
+    """With `messages`: what the model may call, as its chat template reads it. Calls come in the text, as the model
+    writes them."""
+    constraint: Constraint | None = None
+    """The form that the output must have."""
 
     @model_validator(mode="before")
     @classmethod
@@ -97,6 +124,10 @@ class TextRequest(RequestBase):
         given = [n for n in ("prompt", "messages", "token_ids") if getattr(self, n) is not None]
         if len(given) != 1:
             raise ValueError(f"give exactly one of prompt, messages and token_ids, not {given or 'none'}")
+        if self.tools is not None and self.messages is None:
+            raise ValueError("tools go with messages")
+        if self.constraint is not None and self.ignore_eos:
+            raise ValueError("constraint says where the output ends, and ignore_eos that it does not")
         return self
 
 

@@ -13,6 +13,7 @@ import base64
 import binascii
 import hashlib
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -112,14 +113,12 @@ class Door:
         return found
 
     def _read_again(self, path: Path) -> None:
-        try:
-            if _stamp(path) != self._stamp:
+        if _stamp(path) != self._stamp:
+            with suppress(ResplitError):
                 self._read(path)
-        except (ResplitError, OSError):
-            return
 
     def _read(self, path: Path) -> None:
-        stamp = _stamp(path)
+        stamp = _stamp(path)  # before it is read: what changes meanwhile is read once more
         self._keys = {key.sha256: key for key in read_keys(path).keys.values()}
         self._stamp = stamp
 
@@ -140,6 +139,9 @@ def _hash(key: str) -> str:
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _stamp(path: Path) -> tuple[int, int]:
-    found = path.stat()
+def _stamp(path: Path) -> tuple[int, int] | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
     return found.st_mtime_ns, found.st_ino

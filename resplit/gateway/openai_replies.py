@@ -15,6 +15,7 @@ from resplit.replies import Completion, Embeddings, Token, TokenLogprob, Usage
 Json = dict[str, Any]
 Kind = Literal["chat", "text"]
 
+UNFINISHED = "\ufffd"
 PREFIX = {"chat": "chatcmpl-", "text": "cmpl-"}
 WHOLE = {"chat": "chat.completion", "text": "text_completion"}
 CHUNK = {"chat": "chat.completion.chunk", "text": "text_completion"}
@@ -67,7 +68,7 @@ def text_choice(index: int, done: Completion) -> Json:
         logprobs = {
             "tokens": list(done.texts),
             "token_logprobs": list(done.logprobs),
-            "top_logprobs": [{_name(one): one.logprob for one in top} for top in done.top_logprobs or ()],
+            "top_logprobs": [_by_name(top) for top in done.top_logprobs or ()],
             "text_offset": ends,
         }
     return {"index": index, "text": done.text, "finish_reason": done.finish_reason, "logprobs": logprobs}
@@ -91,7 +92,7 @@ def text_delta(index: int, token: Token, offset: int) -> Json:
         logprobs = {
             "tokens": [token.text],
             "token_logprobs": [token.logprob],
-            "top_logprobs": [{_name(one): one.logprob for one in token.top_logprobs or ()}],
+            "top_logprobs": [_by_name(token.top_logprobs or ())],
             "text_offset": [offset],
         }
     return {"index": index, "text": token.text, "finish_reason": token.finish_reason, "logprobs": logprobs}
@@ -147,9 +148,21 @@ def _scored(text: str, logprob: float, top: Sequence[TokenLogprob]) -> Json:
     return {"token": text, "logprob": logprob, "bytes": _bytes(text), "top_logprobs": others}
 
 
+def _by_name(top: Sequence[TokenLogprob]) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for one in top:
+        name = _name(one)
+        found[_number(one) if name in found else name] = one.logprob
+    return found
+
+
 def _name(one: TokenLogprob) -> str:
-    """The text of a token; where an older agent does not say it, its number."""
-    return f"token_id:{one.token_id}" if one.text is None else one.text
+    """The text of a token; its number where that is a part of a character, or an older agent does not say it."""
+    return _number(one) if one.text is None or UNFINISHED in one.text else one.text
+
+
+def _number(one: TokenLogprob) -> str:
+    return f"token_id:{one.token_id}"
 
 
 def _bytes(text: str) -> list[int]:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from resplit.gateway.tool_calls import schema_of_calls
 from schemas.request import MAX_COUNT, MAX_LOGPROBS
 
 CHOICES_MAX = 16
@@ -236,6 +237,9 @@ class ChatRequest(Generating):
             raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
         if self.tool_choice == "required" and not names:
             raise ValueError("tool_choice is `required` and there are no tools")
+        form = None if self.response_format is None else self.response_format.schema_of_answer
+        if names and self.tool_choice != "none" and form is not None:
+            raise ValueError("response_format is of answers, and goes with tool_choice `none`")
         return self
 
     def wires(self) -> Sequence[Wire]:
@@ -248,7 +252,20 @@ class ChatRequest(Generating):
         }
         if self.logprobs:
             wire["logprobs"] = max(1, self.top_logprobs)
+        tools = [tool.model_dump(exclude_none=True) for tool in self.tools or ()]
+        if tools and self.tool_choice != "none":
+            wire["tools"] = tools
+        if (schema := self._schema(tools)) is not None:
+            wire["constraint"] = {"json_schema": schema}
         return [self.seeded(wire, number) for number in range(self.n)]
+
+    def _schema(self, tools: Sequence[Json]) -> Json | None:
+        """Of the whole answer, where it must have one: that of a call, if one must be made."""
+        if isinstance(self.tool_choice, NamedTool):
+            return schema_of_calls(tools, self.tool_choice.function.name)
+        if self.tool_choice == "required":
+            return schema_of_calls(tools)
+        return None if self.response_format is None else self.response_format.schema_of_answer
 
 
 class CompletionRequest(Generating):

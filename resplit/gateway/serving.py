@@ -5,6 +5,7 @@ import ipaddress
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -77,6 +78,7 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
     """Serve until cancelled; answers that are being given then go on for `drain_s`. Raises `ResplitError` and
     `RequestError` where it cannot begin."""
     app = make_app(config)
+    _check_certificate(at)
     settings = uvicorn.Config(
         app,
         backlog=BACKLOG,
@@ -109,6 +111,16 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Signals are the command's: it cancels what it runs."""
         yield
+
+
+def _check_certificate(at: Listening) -> None:
+    if at.certificate is None:
+        return
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(at.certificate, at.key)
+    except (OSError, ValueError) as error:  # ssl's own errors are OSErrors
+        message = f"{at.certificate} with {at.key} is no certificate with its key: {error}"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tls") from error
 
 
 def _listener(at: Listening) -> socket.socket:

@@ -3,6 +3,7 @@
 
 const KEPT_S = 300;            // what the plots and timelines show
 const EVENTS_MAX = 200;        // of the trail, in the page
+const PAST_MAX = 4;            // epochs before the one in force, as strips
 const COLOURS = ["#3366cc", "#c2571a", "#2a8f5b", "#a03a8c", "#8a6d00", "#107c91", "#b5304a", "#6a55c2", "#5b7a1f", "#7a5a44"];
 const QUIET = new Set(["checkpoint", "request_ended", "blocks_staged", "blob_fetched", "prediction_judged"]);
 const SVG = "http://www.w3.org/2000/svg";
@@ -38,6 +39,7 @@ function colour(node) {
   return coloured.get(node);
 }
 
+const short = (value) => /^[0-9a-f]{64}$/.test(value) ? value.slice(0, 12) : value;  // digests
 const bytes = (n) => n >= 2 ** 30 ? `${(n / 2 ** 30).toFixed(1)} GiB` : `${Math.round(n / 2 ** 20)} MiB`;
 const clock = (at) => new Date(at * 1000).toLocaleTimeString([], { hour12: false });
 const ms = (value) => value >= 100 ? value.toFixed(0) : value.toPrecision(2);
@@ -50,8 +52,8 @@ function owners(route, blocks) {
   return found;
 }
 
-function strip(plan, route, before, next) {
-  const picture = svg("svg", { class: next ? "strip next" : "strip", viewBox: `0 0 ${plan.blocks * 40} 34`, preserveAspectRatio: "none", role: "img" });
+function strip(plan, route, before, kind) {
+  const picture = svg("svg", { class: `strip ${kind}`, viewBox: `0 0 ${plan.blocks * 40} 34`, preserveAspectRatio: "none", role: "img" });
   const now = owners(route, plan.blocks), old = before ? owners(before, plan.blocks) : now;
   picture.setAttribute("aria-label", route.map(([node, first, last]) => `${node}: blocks ${first} to ${last}`).join(", "));
   for (let b = 0; b < plan.blocks; b++) {
@@ -76,16 +78,20 @@ function timeline(name) {
     if (!found || !found.current) continue;
     const last = spans[spans.length - 1];
     if (last && last.epoch === found.current.epoch) last.to = look.at;
-    else spans.push({ epoch: found.current.epoch, from: last ? last.to : look.at, to: look.at, reason: found.current.reason });
+    else spans.push({ epoch: found.current.epoch, from: last ? last.to : look.at, to: look.at, plan: found.current });
   }
   const x = (at) => Math.max(0, (at - from) / KEPT_S * 1000);
   for (const span of spans) {
     const left = x(span.from), right = Math.max(left + 2, x(span.to));
-    picture.append(titled(svg("rect", { x: left, y: 0, width: right - left, height: 30, class: span.epoch % 2 ? "odd" : "" }), `epoch ${span.epoch}: ${span.reason}`));
+    picture.append(titled(svg("rect", { x: left, y: 0, width: right - left, height: 30, class: span.epoch % 2 ? "odd" : "" }), `epoch ${span.epoch}: ${span.plan.reason}`));
     if (span !== spans[0]) picture.append(svg("line", { x1: left, x2: left, y1: 0, y2: 30 }));
   }
-  const labels = el("p", { class: "what" }, `epochs of the last ${KEPT_S / 60} minutes: ` + (spans.map((span) => `${span.epoch} from ${clock(span.from)}`).join(", ") || "none"));
-  return [picture, labels];
+  // What was before, the newest first, so that it is seen what moved.
+  const past = spans.slice(0, -1).reverse().slice(0, PAST_MAX).flatMap((span) => [
+    el("p", { class: "what" }, `epoch ${span.epoch}, ${clock(span.from)} to ${clock(span.to)}${span.plan.cold ? ": cold" : ""}`),
+    ...(span.plan.cold ? [] : span.plan.routes.map((route) => strip(span.plan, route, null, "past"))),
+  ]);
+  return [el("p", { class: "what" }, `epochs of the last ${KEPT_S / 60} minutes`), picture, ...past];
 }
 
 function deployment(found) {
@@ -95,20 +101,20 @@ function deployment(found) {
   const card = el("article", { id: `deployment-${found.name}` }, el("h2", {}, el("b", {}, found.name),
     el("span", { class: `chip ${found.state}` }, found.state), el("span", { class: "soft" }, facts.filter(Boolean).join(" · "))));
   if (plan && plan.cold) card.append(el("p", { class: "what" }, "cold: nothing is loaded; requests are taken and wait"));
-  if (plan && !plan.cold) for (const route of plan.routes) card.append(strip(plan, route, null, false), legend(route));
+  if (plan && !plan.cold) for (const route of plan.routes) card.append(strip(plan, route, null, "now"), legend(route));
   if (next) {
     card.append(el("p", { class: "what" }, `epoch ${next.epoch} loads (${found.ready.length} nodes ready):`));
-    next.routes.forEach((route, i) => card.append(strip(next, route, plan && !plan.cold ? plan.routes[Math.min(i, plan.routes.length - 1)] : null, true), legend(route)));
+    next.routes.forEach((route, i) => card.append(strip(next, route, plan && !plan.cold ? plan.routes[Math.min(i, plan.routes.length - 1)] : null, "next"), legend(route)));
   }
   for (const old of found.draining) card.append(el("p", { class: "what" }, `epoch ${old.epoch} drains`));
-  card.append(...timeline(found.name));
   const why = (next || plan || {}).reason;
   if (why) card.append(el("p", { class: "reason" }, why));
   if (found.remarks) card.append(el("p", { class: "what" }, found.remarks));
+  card.append(...timeline(found.name));
   return card;
 }
 
-// --- plots: one line a series, all over the same five minutes ---
+// --- plots: a line a node or deployment, a dot a request, all over the same five minutes ---
 
 function plot(id, series, top) {
   const picture = $(id), to = seen.last.at, from = to - KEPT_S, width = 300, height = 130, left = 34, bottom = 112;
@@ -125,8 +131,9 @@ function plot(id, series, top) {
     const shown = one.points.filter(([at]) => at >= from);
     if (!shown.length) return;
     const stroke = one.colour || COLOURS[i % COLOURS.length];
-    const path = svg("path", { d: shown.map(([at, value], k) => `${k ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}`).join(""), stroke });
-    parts.push(titled(path, one.name));
+    const steps = shown.map(([at, value], k) => `${k && !one.dots ? "L" : "M"}${x(at).toFixed(1)} ${y(value).toFixed(1)}${one.dots ? "h0" : ""}`);
+    parts.push(titled(svg("path", { d: steps.join(""), stroke, class: one.dots ? "dots" : "" }), one.name));
+    if (one.dots) return;
     const [at, value] = shown[shown.length - 1];
     parts.push(titled(svg("circle", { cx: x(at), cy: y(value), r: 2.4, fill: stroke }), `${one.name}: ${ms(value)}`));
   });
@@ -140,7 +147,7 @@ function requests(field) {
     if (!by.has(one.deployment)) by.set(one.deployment, []);
     by.get(one.deployment).push([one.at, one[field]]);
   }
-  return [...by].map(([name, points]) => ({ name, points: points.sort((a, b) => a[0] - b[0]) }));
+  return [...by].map(([name, points]) => ({ name, points, dots: true }));
 }
 
 function over(of, pick, value, colourOf) {
@@ -199,7 +206,7 @@ function events() {
   const shown = seen.events.filter((one) => wanted ? JSON.stringify(one).toLowerCase().includes(wanted) : !QUIET.has(one.kind));
   $("events").replaceChildren(...shown.slice(-EVENTS_MAX).reverse().map((one) => {
     const about = one.deployment ? `${one.deployment}${one.epoch ? `/${one.epoch}` : ""}` : "";
-    const facts = Object.entries(one.fields).map(([name, value]) => `${name}=${value}`).join("  ");
+    const facts = Object.entries(one.fields).map(([name, value]) => `${name}=${short(value)}`).join("  ");
     const mark = one.standing === "verified" ? "" : ` [${one.standing}]`;
     return el("li", {}, el("time", {}, clock(one.at)), el("span", { class: "who" }, one.source), el("b", { class: mark ? one.standing : "" }, one.kind + mark),
       el("span", { class: "said" }, `${about} ${one.message}${one.why ? `: ${one.why}` : ""} `, el("span", { class: "soft" }, facts)));
@@ -218,6 +225,7 @@ function note(look) {
 
 function draw() {
   if (!seen.last) return;
+  for (const node of seen.last.nodes || []) colour(node.name);
   const silent = seen.last.silence, look = silent ? [...seen.looks].reverse().find((one) => !one.silence) : seen.last;
   $("heard").className = silent ? "silent" : "";
   $("heard").textContent = silent ? `${clock(seen.last.at)}: ${silent}` : clock(seen.last.at);

@@ -1,0 +1,242 @@
+"""Who a gateway lets in, what it shows to whom, and how it ends: its keys, its metrics, its restart."""
+
+import asyncio
+import base64
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import openai
+import pytest
+import pytest_asyncio
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.store import Store
+from resplit.child import Child
+from resplit.cluster import free_port
+from resplit.gateway.api_keys import add_key
+from resplit.gateway.app import GatewayConfig
+from resplit.gateway.serving import Listening, parse_listen, serve
+from schemas.errors import ResplitError
+from tests.integration.cluster_fixtures import CHAT, PROMPT, Oracle, command
+from tests.integration.gateway_fixtures import Front, busy_front, openai_client
+
+pytestmark = pytest.mark.asyncio(loop_scope="session")
+
+ASKED: dict[str, Any] = {"model": CHAT, "prompt": PROMPT, "max_tokens": 4, "ignore_eos": True}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="session")
+async def front(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle) -> AsyncIterator[Front]:
+    async with busy_front(tmp_path_factory.mktemp("ways") / "cluster", zoo_store, oracle) as found:
+        yield found
+
+
+@asynccontextmanager
+async def gateway(front: Front, folder: Path, *options: str, watch: bool = True) -> AsyncIterator[tuple[str, Child]]:
+    """One more gateway to the same cluster: its URL, and its process."""
+    cluster, port = front.serving.cluster, free_port()
+    arguments = ["gateway", "--listen", f"127.0.0.1:{port}", "--url", cluster.url, "--keys", str(cluster.client_keys)]
+    watching = ["--watch-keys", str(cluster.observer_keys)] if watch else []
+    child = Child("gateway", [sys.executable, "-m", "resplit", *arguments, *watching, *options], folder / "log")
+    await child.start()
+    try:
+        url = f"http://127.0.0.1:{port}"
+        async with httpx2.AsyncClient() as client, asyncio.timeout(20):
+            while True:
+                try:
+                    if (await client.get(f"{url}/health")).status_code == 200:
+                        break
+                except httpx2.TransportError:
+                    assert child.pid is not None, child.tail()
+                    await asyncio.sleep(0.05)
+        yield url, child
+    finally:
+        await child.stop()
+
+
+async def test_api_keys(front: Front, tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    everything = add_key(file, "ops", None, watch=True)
+    narrow = add_key(file, "app", ("elsewhere",), watch=False)
+    async with gateway(front, tmp_path, "--api-keys", str(file)) as (url, _):
+        async with openai_client(url, "rsp-wrong") as client:
+            with pytest.raises(openai.AuthenticationError):
+                await client.models.list()
+        async with openai_client(url, narrow) as client:
+            with pytest.raises(openai.PermissionDeniedError):
+                await client.completions.create(model=CHAT, prompt=PROMPT, max_tokens=2)
+            assert [model.id async for model in client.models.list()] == []
+        async with openai_client(url, everything) as client:
+            assert (await client.completions.create(model=CHAT, prompt=PROMPT, max_tokens=2)).id
+        async with httpx2.AsyncClient(base_url=url) as http:
+            for path in ("/metrics", "/dashboard/", "/dashboard/watch", "/dashboard/why"):
+                bare = await http.get(path)
+                assert bare.status_code == 401
+                assert "Basic" in bare.headers["www-authenticate"]
+                assert (await http.get(path, headers=_basic(narrow))).status_code == 403
+            assert (await http.get("/dashboard/", headers=_basic(everything))).status_code == 200
+            assert (await http.post("/v1/completions", json=ASKED)).status_code == 401
+            assert (await http.post("/v2/models/cnn/infer", json={})).status_code == 401
+            # A key that is taken out opens nothing any more, and one that is put in does.
+            file.write_text("")
+            late = add_key(file, "late", None, watch=False)
+            assert (await http.post("/v1/completions", json=ASKED, headers=_bearer(everything))).status_code == 401
+            assert (await http.post("/v1/completions", json=ASKED, headers=_bearer(late))).status_code == 200
+            file.write_text("keys = [")  # a slip of the pen locks nobody out, and lets nobody in
+            assert (await http.post("/v1/completions", json=ASKED, headers=_bearer(late))).status_code == 200
+            assert (await http.post("/v1/completions", json=ASKED, headers=_bearer(everything))).status_code == 401
+
+
+async def test_a_key_is_drawn_once_and_kept_as_a_hash(tmp_path: Path) -> None:
+    file = tmp_path / "keys.toml"
+    status, key, _ = await command("api-key", "app", "--file", str(file), "--model", "chat")
+    assert status == 0
+    assert key.startswith("rsp-")
+    assert key.strip() not in file.read_text()
+    assert file.stat().st_mode & 0o077 == 0
+    status, _, error = await command("api-key", "app", "--file", str(file))
+    assert status == 2
+    assert "already" in error
+    status, _, error = await command("api-key", "a b", "--file", str(file))
+    assert status == 2
+
+
+async def test_what_is_not_safe_is_refused_at_the_start(front: Front, tmp_path: Path) -> None:
+    cluster = front.serving.cluster
+    common = ["gateway", "--url", cluster.url, "--keys", str(cluster.client_keys)]
+    add_key(tmp_path / "keys.toml", "app", None, watch=False)
+    keyed = ["--listen", "0.0.0.0:0", "--api-keys", str(tmp_path / "keys.toml")]
+    for options, code, word in (
+        (["--listen", "0.0.0.0:0"], 4, "--api-keys"),
+        (keyed, 4, "--tls-certificate"),
+        (["--listen", "nowhere"], 2, "HOST:PORT"),
+        (["--tls-certificate", "x"], 2, "--tls-key"),
+    ):
+        status, _, error = await command(*common, *options)
+        assert status == code
+        assert error.startswith("error: ")
+        assert word in error
+    config = GatewayConfig(cluster.url, cluster.client_keys)
+    taken = Listening(*parse_listen(front.url.removeprefix("http://")))
+    free = Listening("127.0.0.1", 0)
+    missing = tmp_path / "missing"
+    for wrong, at, field in (
+        (config, taken, "listen"),
+        (replace(config, api_keys=missing), free, "file"),
+        (replace(config, watch_keys=cluster.client_keys), free, "keys"),
+        (replace(config, keys=cluster.observer_keys), free, "keys"),
+        (config, replace(free, certificate=missing, key=missing), "tls"),
+    ):
+        with pytest.raises(ResplitError) as refusal:
+            await serve(wrong, at)
+        assert refusal.value.field == field
+
+
+async def test_metrics_are_read_by_prometheus(front: Front) -> None:
+    before = await _metrics(front.url)
+    for _ in range(3):
+        await front.openai.completions.create(model=CHAT, prompt=PROMPT, max_tokens=5, extra_body={"ignore_eos": True})
+    await front.http.post("/v1/completions", json={**ASKED, "model": "made-up-by-a-client"})
+    after = await _metrics(front.url)
+
+    def grown(name: str, **labels: str) -> float:
+        key = (name, frozenset(labels.items()))
+        return after.get(key, 0.0) - before.get(key, 0.0)
+
+    about = {"gen_ai_operation_name": "text_completion", "gen_ai_request_model": CHAT}
+    assert grown("gen_ai_server_request_duration_seconds_count", **about, error_type="") == 3
+    assert grown("gen_ai_server_time_to_first_token_seconds_count", **about) == 3
+    assert grown("gen_ai_server_time_per_output_token_seconds_count", **about) == 3
+    assert grown("gen_ai_client_token_usage_sum", **about, gen_ai_token_type="output") == 15
+    unknown = {**about, "gen_ai_request_model": "unknown", "error_type": "unknown_deployment"}
+    assert grown("gen_ai_server_request_duration_seconds_count", **unknown) == 1
+    assert not any("made-up" in str(key) for key in after)
+    assert after["resplit_gateway_requests_running", frozenset()] == 0
+
+
+async def test_without_an_observer_it_answers_and_shows_nothing(front: Front, tmp_path: Path) -> None:
+    async with gateway(front, tmp_path, watch=False) as (url, _), httpx2.AsyncClient(base_url=url) as http:
+        assert (await http.post("/v1/completions", json=ASKED)).status_code == 200
+        assert (await http.get("/dashboard/")).status_code == 403
+        assert (await http.get("/v1/models")).json()["data"] == []
+
+
+async def test_what_is_sealed_is_answered_too(front: Front, tmp_path: Path) -> None:
+    async with gateway(front, tmp_path, "--sealed") as (url, _), openai_client(url) as client:
+        found = await client.completions.create(
+            model=CHAT, prompt=PROMPT, max_tokens=4, extra_body={"ignore_eos": True}
+        )
+    assert found.choices[0].text == front.serving.oracle.text.decode(front.serving.oracle.tokens(PROMPT, 4))
+
+
+async def test_told_to_stop_it_finishes_what_it_began(front: Front, tmp_path: Path, oracle: Oracle) -> None:
+    async with gateway(front, tmp_path) as (url, child), openai_client(url) as client:
+        watching = asyncio.create_task(_first_events(url))
+        await asyncio.sleep(0.3)
+        pieces: list[str] = []
+        async for chunk in await client.completions.create(
+            model=CHAT, prompt=PROMPT, max_tokens=200, stream=True, extra_body={"ignore_eos": True}
+        ):
+            if not pieces:
+                child.signal(signal.SIGTERM)
+            pieces.append(chunk.choices[0].text)
+        assert "".join(pieces) == oracle.text.decode(oracle.tokens(PROMPT, 200))
+        assert await asyncio.wait_for(child.ended(), 10) == 0
+        assert "past" in await watching, "who watches is sent away, and comes back by itself"
+
+
+async def test_a_socket_of_systemd_outlives_the_gateway(front: Front, tmp_path: Path) -> None:
+    """systemd listens, and hands the socket over: requests that come between two lives of a gateway wait."""
+    cluster = front.serving.cluster
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        program = (
+            "import os, sys; os.dup2(int(sys.argv[1]), 3, inheritable=True); "
+            "os.environ.update(LISTEN_PID=str(os.getpid()), LISTEN_FDS='1'); "
+            "os.execv(sys.executable, [sys.executable, '-m', 'resplit', *sys.argv[2:]])"
+        )
+        arguments = ["gateway", "--url", cluster.url, "--keys", str(cluster.client_keys)]
+        for _ in range(2):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable, "-c", program, str(listener.fileno()), *arguments, pass_fds=[listener.fileno()]
+            )
+            try:
+                async with httpx2.AsyncClient(base_url=url, timeout=20) as http:
+                    assert (await http.post("/v1/completions", json=ASKED)).status_code == 200
+            finally:
+                process.terminate()
+                assert await asyncio.wait_for(process.wait(), 10) == 0
+
+
+async def _first_events(url: str) -> list[str]:
+    found = []
+    async with httpx2.AsyncClient(base_url=url, timeout=20) as http, http.stream("GET", "/dashboard/watch") as response:
+        async for line in response.aiter_lines():
+            if line.startswith("event: "):
+                found.append(line.removeprefix("event: "))
+    return found
+
+
+async def _metrics(url: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
+    async with httpx2.AsyncClient(base_url=url) as http:
+        page = (await http.get("/metrics")).text
+    return {
+        (sample.name, frozenset(sample.labels.items())): sample.value
+        for family in text_string_to_metric_families(page)
+        for sample in family.samples
+    }
+
+
+def _bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def _basic(key: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
