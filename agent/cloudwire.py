@@ -51,7 +51,14 @@ def can_say(request: Request, protocol: Protocol) -> bool:
     """Whether a cloud can be asked this."""
     match request:
         case TextRequest():
-            plain = not (request.logprobs or request.ignore_eos or request.top_k or request.min_p)
+            plain = not (
+                request.logprobs
+                or request.ignore_eos
+                or request.top_k
+                or request.min_p
+                or request.constraint
+                or request.tools
+            )
             return protocol == "openai" and plain
         case EmbeddingRequest():
             return protocol == "openai"

@@ -18,7 +18,7 @@ from agent.tensorjob import TensorJob
 from schemas.audit import AuditKind
 from schemas.deployment import Cloud
 from schemas.errors import ErrorCode, ResplitError
-from schemas.request import CloudUse, Request, TextRequest
+from schemas.request import CloudUse, Request
 
 if TYPE_CHECKING:
     from agent.served import Served
@@ -59,7 +59,7 @@ class Fallback:
     def may_take(self, request: Request, *, sealed: bool, deadline_ms: float | None = None) -> bool:
         """Whether a request may leave the cluster, and somebody outside would take it now."""
         cloud, clouds = self._cloud, self._served.desk.clouds
-        if cloud is None or clouds is None or sealed or request.edge_only or _is_formed(request):
+        if cloud is None or clouds is None or sealed or request.edge_only:
             return False
         return clouds.may_ask(self._served.name, cloud, request, deadline_ms)
 
@@ -160,8 +160,3 @@ class Fallback:
             self._served.queue.add(job)
         else:
             self._served.end(job, error)
-
-
-def _is_formed(request: Request) -> bool:
-    """Whether it asks for what not every cloud can do: an output of a given form, or calls of tools."""
-    return isinstance(request, TextRequest) and (request.constraint is not None or request.tools is not None)

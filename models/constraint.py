@@ -111,7 +111,9 @@ class _Spelled:
 
     def __call__(self, text: str | bytes) -> list[int]:
         plain = text if isinstance(text, str) else text.decode()
-        return list(self._tokenizer.encode(plain, add_special_tokens=False).ids)
+        found = list(self._tokenizer.encode(plain, add_special_tokens=False).ids)
+        # What it has no tokens for it encodes as something else: an unknown token is no way to write it.
+        return found if b"".join(self.tokens[one] for one in found) == plain.encode() else []
 
 
 def _grammar(constraint: Constraint) -> str:

@@ -73,7 +73,7 @@ class Text:
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tools")
         try:
             return self._template.compiled.render(
-                messages=[_with_read_arguments(message) for message in messages],
+                messages=[with_read_arguments(message) for message in messages],
                 tools=None if tools is None else list(tools),
                 bos_token=self._spec.bos_token or "",
                 eos_token=self._spec.eos_token or "",
@@ -235,8 +235,8 @@ def _compile(source: str) -> _Template:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "chat_template") from error
 
 
-def _with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
-    """A turn whose calls have their arguments as values, as templates want them, and not as JSON, as clients send them."""
+def with_read_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    """A turn whose calls have their arguments as values, as templates want them; clients send them as JSON."""
     calls = message.get("tool_calls")
     if not isinstance(calls, list | tuple):
         return message

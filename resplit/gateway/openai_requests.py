@@ -21,8 +21,8 @@ Wire = dict[str, Any]
 Json = dict[str, Any]
 
 INERT = frozenset({
-    "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention", "user",
-    "parallel_tool_calls", "reasoning_effort", "verbosity",
+    "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "prompt_cache_options", "user", "parallel_tool_calls", "reasoning_effort", "verbosity",
 })  # fmt: skip
 """Accepted and ignored: what answers are asked for does not depend on them."""
 NEUTRAL: Mapping[str, tuple[Any, ...]] = {
@@ -32,6 +32,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "modalities": (["text"], None),
     "audio": (None,),
     "prediction": (None,),
+    "moderation": (None,),
     "web_search_options": (None,),
     "functions": (None,),
     "function_call": (None,),

@@ -137,10 +137,11 @@ async def test_log_probabilities_are_the_models(front: Front, oracle: Oracle) ->
 
 async def test_embeddings_as_lists_and_as_bytes(front: Front, oracle: Oracle) -> None:
     texts = ["the quick brown fox", "a lazy dog"]
-    for form in ("float", "base64"):
-        found = await front.openai.embeddings.create(model=EMBED, input=texts, encoding_format=form)  # type: ignore[arg-type]
+    forms: list[Any] = ["float", "base64"]
+    for form in forms:
+        found = await front.openai.embeddings.create(model=EMBED, input=texts, encoding_format=form)
         for text, one in zip(texts, found.data, strict=True):
-            raw = one.embedding
+            raw: Any = one.embedding
             vector = (
                 struct.unpack(f"<{len(oracle.vector(text))}f", base64.b64decode(raw)) if isinstance(raw, str) else raw
             )

@@ -173,14 +173,15 @@ async def test_and_when_a_node_dies_under_it(formed: Front) -> None:
 
 async def test_a_call_that_must_be_made_is_made(formed: Front) -> None:
     tools: Any = [WEATHER, CLOCK]
-    for choice in ("required", {"type": "function", "function": {"name": "weather"}}):
+    choices: list[Any] = ["required", {"type": "function", "function": {"name": "weather"}}]
+    for choice in choices:
         found = await formed.openai.chat.completions.create(
             model=TOOLER,
             messages=HELLO,
             tools=tools,
             tool_choice=choice,
             temperature=1.0,
-            seed=1,  # type: ignore[arg-type]
+            seed=1,
         )
         message = found.choices[0].message
         assert found.choices[0].finish_reason == "tool_calls"

@@ -5,6 +5,7 @@
 
 import io
 import ssl
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -16,11 +17,12 @@ import msgpack
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from nats.aio.client import Client as Nats
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from agent.asking import reply_in
 from agent.busroad import PIECE_TYPE, BusRoad
 from agent.cloudwire import read_said
+from agent.sampling import masked
 from bus.blobs import piece_wanted
 from bus.enrolment import enrol
 from bus.folders import FIRST_ROOT, ROSTER
@@ -35,9 +37,14 @@ from bus.sealed_plans import open_section
 from bus.sealed_requests import open_request, seal_request
 from bus.subject_log import MovedError, NoRoomError, UnsureError, read_answer
 from models.sealing import FileContext, open_file, seal_file
+from models.text import with_read_arguments
 from resplit import exchange, replies
 from resplit.cloudevents import as_line, envelopes
 from resplit.control import read_reply
+from resplit.gateway.api_keys import Door
+from resplit.gateway.oip_bodies import read_body
+from resplit.gateway.openai_requests import ChatRequest, CompletionRequest
+from resplit.gateway.tool_calls import CallReader
 from resplit.replies import RequestError
 from resplit.standing import Reader, trust_of
 from schemas import subjects
@@ -73,6 +80,8 @@ write an empty array in one byte and two, and Python takes 64 for it; an error a
 REQUESTS = (
     b'{"prompt":"12+30=","max_tokens":4,"temperature":0.5,"stop":["a"],"stream":true,"request_id":"r1"}',
     b'{"messages":[{"role":"user","content":"Hello"}],"logprobs":3,"deadline_ms":100,"priority":-1}',
+    b'{"prompt":"a","constraint":{"json_schema":{"type":"array","items":{"enum":[1,"a",null]}}}}',
+    b'{"messages":[{"role":"user","content":"a"}],"tools":[{"type":"function","function":{"name":"f","parameters":{}}}]}',
     b'{"input":["text","text"]}',
     b'{"id":"a","inputs":[{"name":"x","shape":[1,3],"datatype":"INT64","data":[1,2,3]}],"outputs":[{"name":"y"}]}',
 )
@@ -84,6 +93,13 @@ CLOUDS = (
 )
 _USAGE = {"prompt_tokens": 1, "completion_tokens": 0, "total_tokens": 1, "queued_ms": 0.1, "total_ms": 2.5,
           "network_ms": 0.1, "epoch": 1, "route": 0, "stages": []}  # fmt: skip
+OIP_JSON = (
+    b'{"id":"a","inputs":[{"name":"x","shape":[1,3],"datatype":"FP32","data":[[1,2,3]]}],"outputs":[{"name":"y"}]}'
+)
+OIP_BINARY = (
+    b'{"inputs":[{"name":"x","shape":[3],"datatype":"FP32","parameters":{"binary_data_size":12}},'
+    b'{"name":"t","shape":[1],"datatype":"BYTES","parameters":{"binary_data_size":5}}]}'
+)
 ANSWERS = (
     {"request_id": "r1", "status": "accepted", "deployment": "chat", "epoch": 1},
     {"request_id": "r1", "error": {"code": "overloaded", "message": "try again later"}, "refused": True},
@@ -96,8 +112,8 @@ FRAMES = tuple(
     b"".join(pack(frame))
     for frame in (
         Activation(
-            "d", 1, 0, 1, "decode", (Item(1, 2, 3, 1, True, 0, 64, _SAMPLED),), {"x": np.ones((1, 1, 8), np.float32)},
-            "n0", (StageTime(0, 5, 6),),
+            "d", 1, 0, 1, "decode", (Item(1, 2, 3, 1, True, 0, 64, _SAMPLED, zlib.compress(b"\x03")),),
+            {"x": np.ones((1, 1, 8), np.float32)}, "n0", (StageTime(0, 5, 6),),
         ),
         Result("d", 1, 0, (Token(1, 2, 0, 7, -0.5, ((7, -0.5),)),), ((1, 2),), {}, "n0", ()),
         Close("d", 1, 0, 1, (1, 2)),
@@ -148,6 +164,12 @@ WHERE: dict[str, str] = {
     "agent/asking.py:reply_in": "reply to an agent",
     "agent/busroad.py:BusRoad._opened": "piece of a frame",
     "agent/cloudwire.py:read_said": "answer of a cloud",
+    "agent/sampling.py:masked": "mask of tokens",
+    "models/text.py:_with_values": "conversation",
+    "resplit/gateway/api_keys.py:_key_in": "authorization",
+    "resplit/gateway/oip_bodies.py:read_body": "tensors over HTTP",
+    "resplit/gateway/oip_bodies.py:_texts": "tensors over HTTP",
+    "resplit/gateway/tool_calls.py:CallReader._calls": "calls in an answer",
     "resplit/cloudevents.py:envelopes": "line of an export",
     "resplit/exchange.py:_decode": "reply",
     "resplit/exchange.py:_unpacked": "reply",
@@ -289,6 +311,39 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
         "answer of a cloud": Decoder(lambda data: read_said(data, generation()), CLOUDS[:2]),
         "vectors of a cloud": Decoder(lambda data: read_said(data, embedding_job(["a", "b"], 2)), CLOUDS[2:3]),
         "tensors of a cloud": Decoder(lambda data: read_said(data, tensor_job()), CLOUDS[3:]),
+        "mask of tokens": Decoder(
+            lambda data: masked(np.zeros(17, np.float32), data), (zlib.compress(b"\xff\x01\x00\x00"),)
+        ),
+        "conversation": Decoder(
+            lambda data: with_read_arguments(
+                {"tool_calls": [{"function": {"name": "f", "arguments": data.decode(errors="replace")}}]}
+            ),
+            (b'{"a":[1,2]}',),
+        ),
+        "authorization": Decoder(
+            lambda data: Door(None).opened_by(data.decode(errors="replace")), (b"Bearer rsp-x", b"Basic bWU6cnNwLXg=")
+        ),
+        "tensors over HTTP": Decoder(lambda data: read_body(data, None), (OIP_JSON,), (RequestError,)),
+        "tensors over HTTP, binary": Decoder(
+            lambda data: read_body(data, str(min(len(data), len(OIP_BINARY)))),
+            (OIP_BINARY + bytes(12) + b"\x01\x00\x00\x00a",),
+            (RequestError,),
+        ),
+        "chat over HTTP": Decoder(
+            ChatRequest.model_validate_json,
+            (
+                b'{"model":"a","messages":[{"role":"user","content":[{"type":"text","text":"b"}]}],"stop":["c"],"n":2,'
+                b'"tools":[{"type":"function","function":{"name":"f","parameters":{"type":"object"}}}]}',
+            ),
+            (ValidationError,),
+        ),
+        "texts over HTTP": Decoder(
+            CompletionRequest.model_validate_json, (b'{"model":"a","prompt":[[1,2],[3]]}',), (ValidationError,)
+        ),
+        "calls in an answer": Decoder(
+            lambda data: CallReader(["f"], "r").push(data.decode(errors="replace")),
+            (b'<tool_call>{"name":"f","arguments":{"a":1}}</tool_call>',),
+        ),
         "reply to an agent": Decoder(lambda data: reply_in(data, MSGPACK), tuple(map(msgpack.packb, ANSWERS))),
         "reply": Decoder(lambda data: _reply(data, JSON), (text,), (RequestError,)),
         "reply msgpack": Decoder(
