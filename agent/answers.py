@@ -151,7 +151,9 @@ class Answers:
             request=job.request_id,
             code=error.code.value,
             error=error.message,
+            trace=job.meter.trace.id,
         )
+        job.meter.trace.ended(error.code.value)
 
     def broke(self, job: Job, error: Exception) -> None:
         """A defect of ours: it ends this request and no other."""
@@ -250,5 +252,11 @@ class Answers:
             request=job.request_id,
             cloud=None if job.meter.cloud is None else job.meter.cloud.name,
             cost=None if job.meter.cloud is None else job.meter.cloud.cost,
+            trace=job.meter.trace.id,
             **fields,
         )
+        tokens = {
+            "gen_ai.usage.input_tokens": usage.prompt_tokens,
+            "gen_ai.usage.output_tokens": usage.completion_tokens,
+        }
+        job.meter.trace.ended(None, **tokens, **{"resplit.epoch": usage.epoch, "resplit.route": usage.route})

@@ -16,6 +16,7 @@ from nats.errors import MaxPayloadError
 from pydantic import ValidationError
 
 from agent.bounces import NO_RESPONDERS
+from agent.traces import HEADER as TRACE
 from bus.identity import Identity
 from bus.sealed_requests import Seal, seal_request
 from schemas import subjects
@@ -54,11 +55,12 @@ class Asker:
         """Listen for replies."""
         await self._client.subscribe(f"{self._inbox}.*", cb=self._arrived)
 
-    async def ask(self, deployment: DeploymentName, request: Request, *, sealed: bool) -> Reply:
+    async def ask(self, deployment: DeploymentName, request: Request, *, sealed: bool, trace: str = "") -> Reply:
         """The reply to a request, which has an id and asks to be acknowledged. Raises the `ResplitError` that it ends
         in, UNKNOWN_DEPLOYMENT where nobody serves it, and UNREACHABLE while the bus is away.
 
-        It waits for as long as it takes: whoever asks cancels it in time, and the request with it.
+        It waits for as long as it takes: whoever asks cancels it in time, and the request with it. `trace` is the
+        `traceparent` of what it is asked for.
         """
         assert request.request_id is not None, "a request that may be asked twice has an id"
         assert request.acknowledge, "else it would be asked twice without need"
@@ -66,7 +68,7 @@ class Asker:
         inbox = self._open[address] = asyncio.Queue()
         asked, over = None, False
         try:
-            asked = _Asked(self, deployment, request, request.request_id, address, sealed=sealed)
+            asked = _Asked(self, deployment, request, request.request_id, address, sealed=sealed, trace=trace)
             reply = await asked.answer(inbox)
             over = True
         except ResplitError:
@@ -121,6 +123,7 @@ class _Asked:
         address: str,
         *,
         sealed: bool,
+        trace: str,
     ) -> None:
         self._asker = asker
         self._deployment = deployment
@@ -131,6 +134,8 @@ class _Asked:
         if sealed:
             self._data, self._seal = asker.seal(self._data, deployment, request_id)
             self._headers = {CONTENT_TYPE: SEALED, REQUEST_ID: request_id}
+        if trace:
+            self._headers[TRACE] = trace
         self.times = 0
         """It was sent."""
         self._taken = False

@@ -113,7 +113,8 @@ class Conductor:
         while True:
             try:
                 request = self._asked(job, step, values)
-                reply = await self._asker.ask(service_deployment(pipeline, name), request, sealed=sealed)
+                at, trace = service_deployment(pipeline, name), job.meter.trace.header
+                reply = await self._asker.ask(at, request, sealed=sealed, trace=trace)
             except ResplitError as error:
                 patience_s = FULL_PATIENCE_S if error.code is ErrorCode.OVERLOADED else PATIENCE_S
                 if error.code not in PASSING or self._now() - began > patience_s:

@@ -17,6 +17,7 @@ from agent.intake import Job, must_learn, open_request, opened, read
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
+from agent.traces import Trace
 from bus.audit import AuditTrail
 from bus.identity import Identity
 from bus.journal import SupersededError
@@ -28,7 +29,15 @@ from schemas.codec import REQUEST_ID, SEALED
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import AcceptedRequest
 from schemas.plan import Plan
-from schemas.request import MAX_REQUEST_BYTES, AcceptedReply, ErrorReply, Request
+from schemas.request import (
+    MAX_REQUEST_BYTES,
+    AcceptedReply,
+    EmbeddingRequest,
+    ErrorReply,
+    Request,
+    TensorRequest,
+    TextRequest,
+)
 from schemas.slo import Slo
 
 OVERTAKING_S = 1.0
@@ -136,6 +145,7 @@ class Door:
             full = served.full(request, sealed=reply.seal is not None)
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
             served.appraise(job, full)
+            job.meter.trace = Trace.begun(msg.headers, _operation(request), served.name, request_id)
         except ResplitError as error:
             if served is not None and request is not None and own is not None:
                 served.turned_down(request, own, error.code)
@@ -240,3 +250,14 @@ def _check_sealed(plan: Plan, asked: Asked) -> None:
             f"{plan.deployment} takes sealed requests alone; seal it (`resplit infer --sealed`, or a client's `sealer`)"
         )
         raise ResplitError(ErrorCode.FORBIDDEN, message)
+
+
+def _operation(request: Request) -> str:
+    """What OpenTelemetry's conventions call it."""
+    match request:
+        case TextRequest():
+            return "text_completion" if request.messages is None else "chat"
+        case EmbeddingRequest():
+            return "embeddings"
+        case TensorRequest():
+            return "infer"

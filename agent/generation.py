@@ -60,7 +60,7 @@ class Generation:
     @property
     def sampling(self) -> Sampling:
         r = self.request
-        return Sampling(r.temperature, r.top_k, r.top_p, r.min_p, self.seed, r.logprobs)
+        return Sampling(r.temperature, r.top_k, r.top_p, r.min_p, self.seed, r.logprobs, self.meter.trace.header)
 
     @property
     def known(self) -> tuple[int, ...]:

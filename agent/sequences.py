@@ -30,6 +30,14 @@ class Record:
     arrived: dict[int, int] = field(default_factory=dict)
     """By block: the tokens whose caches were copied here for the epoch that adopts it."""
     moved_bytes: int = 0
+    began_us: int = field(init=False)
+    compute_us: int = 0
+    """In calls that it took part in, here,"""
+    calls: int = 0
+    """and how many these were."""
+
+    def __post_init__(self) -> None:
+        self.began_us = self.seen_us
 
     @property
     def written(self) -> int:

@@ -18,6 +18,7 @@ from agent.handover import Handover
 from agent.kv import KvPool
 from agent.numbers import boot_number_of
 from agent.sampling import choose
+from agent.traces import stage_ended
 from agent.sequences import Progress, Record, Records
 from profiler.blocks import Call
 from schemas.base import Digest, NodeId
@@ -62,6 +63,7 @@ class StageHost:
         now_us: Callable[[], int] = lambda: time.monotonic_ns() // 1000,
     ) -> None:
         """`note` hears of every call that ended, on the thread that `run` is called on."""
+        self._node = node
         self._model = model
         self._pool = pool
         self._note = note
@@ -128,7 +130,7 @@ class StageHost:
                 record.adopting = None
             if epoch is None or record.epoch == epoch or (record.epoch is None and record.adopting is None):
                 self._pool.close(sequence)
-                del self._records[sequence]
+                self._traced(self._records.pop(sequence))
 
     def reuse(self, frame: Reuse) -> None:
         """Let a new sequence begin as one that has ended; if that is not here, its first chunk finds a step lost."""
@@ -190,6 +192,7 @@ class StageHost:
                 case "tensor":
                     ran = [(batch[0], engine.run_tensors(first.tensors))]
             spent = self._now_us() - started
+            self._count(batch, spent)
             if ran and first.kind != "replay":
                 self._note(_call(self._model, engine, ran, started, spent))
             return failed + [self._followed(engine, queued, tensors, spent) for queued, tensors in ran]
@@ -198,6 +201,28 @@ class StageHost:
         except Exception as error:  # ONNX Runtime raises many types; none may end the agent.
             message = f"stage {first.stage} failed: {type(error).__name__}: {error}"
             return [_failure(queued.frame, ResplitError(ErrorCode.STAGE_FAILED, message)) for queued in batch]
+
+    def _count(self, batch: Sequence[Queued], spent_us: int) -> None:
+        for item in (item for queued in batch for item in queued.frame.items):
+            if (record := self._records.get(item.sequence)) is not None:
+                record.compute_us += spent_us
+                record.calls += 1
+
+    def _traced(self, record: Record) -> None:
+        if record.sampling is None or not record.sampling.trace:
+            return
+        blocks = sorted(
+            {block.index for key, e in self._engines.items() if key[0] == record.epoch for block in e.blocks}
+        )
+        attributes = {
+            "resplit.node": self._node,
+            "resplit.epoch": record.epoch or 0,
+            "resplit.route": record.route,
+            "resplit.blocks": blocks,
+            "resplit.compute_ms": record.compute_us / 1e3,
+            "resplit.calls": record.calls,
+        }
+        stage_ended(record.sampling.trace, f"stage {self._node}", self._now_us() - record.began_us, attributes)
 
     def _prefill(self, engine: Engine, queued: Queued) -> list[tuple[Queued, dict[str, Array]]]:
         frame = queued.frame

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Literal
 
+from agent.traces import Trace
 from schemas.deployment import Stage
 from schemas.frame import StageTime
 from schemas.plan import Route
@@ -40,6 +41,7 @@ class Meter:
     """Whether it has missed a target of its class for good, and was counted so."""
     cloud: CloudUse | None = None
     """What answered it, if that was none of the nodes."""
+    trace: Trace = field(default_factory=Trace)
     has_run: bool = False
     """Whether a frame of it came back."""
     _steps: int = 0
@@ -87,6 +89,8 @@ class Meter:
 
     def token(self, now: float) -> None:
         """A token came out."""
+        if self.first_token is None:
+            self.trace.saw("first token")
         self.first_token = now if self.first_token is None else self.first_token
         self.last_token = now
 

@@ -29,9 +29,9 @@ def make_members(
     policy: Policy | None = None,
     hosts: Sequence[str] = (),
 ) -> None:
-    """Found a cluster in `folder` and join an orchestrator, an operator, a client, an observer and each of `agents` to it,
-    each in a folder of its name there. All agents are trusted but those in `edge`; `hosts`: where they reach the NATS server,
-    beside loopback.
+    """Found a cluster in `folder` and join an orchestrator, an operator, a client, an observer and each of `agents` to
+    it, each in a folder of its name there. All agents are trusted but those in `edge`; `hosts`: where they reach the
+    NATS server, beside loopback.
 
     The root's key lies beside them unencrypted: whoever has the machine has the cluster.
     """

@@ -62,7 +62,8 @@ class Client:
     code the cluster gave, or `unknown_deployment` (nobody serves it), `timeout` (nothing came for
     `idle_timeout_s`), `payload_too_large` or `unreachable`. Once connected, the connection outlives
     restarts of the NATS server. `keys` is the folder of a member that was enrolled as a client: it logs in with that,
-    over TLS with the authority in it; `nats_options` are passed to nats-py.
+    over TLS with the authority in it; `nats_options` are passed to nats-py. `headers` says what goes with each request
+    beside it: a `traceparent` (W3C) has the cluster's spans belong to the caller's.
 
     With a `sealer` every request and its answer are sealed: the bus and its disk see neither. It takes newer rosters
     from the bus while the client is connected, and remembers them in its folder.
@@ -81,12 +82,14 @@ class Client:
         connect_timeout_s: float = CONNECT_TIMEOUT_S,
         nats_options: Mapping[str, Any] | None = None,
         sealer: Sealer | None = None,
+        headers: Callable[[], Mapping[str, str]] = dict,
     ) -> None:
         self._url = url
         self._idle_timeout_s = idle_timeout_s
         self._connect_timeout_s = connect_timeout_s
         self._options = {**({} if keys is None else _login(Path(keys))), **(nats_options or {})}
         self._sealer = sealer
+        self._headers = headers
         self._nats: Nats | None = None
 
     async def __aenter__(self) -> Self:
@@ -212,7 +215,7 @@ class Client:
         request_id = body["request_id"]
         inbox = connection.new_inbox()
         data = msgpack.packb(body) if content_type == MSGPACK else json.dumps(body).encode()
-        headers = {CONTENT_TYPE: content_type}
+        headers = {**self._headers(), CONTENT_TYPE: content_type}
         sealer, sealed = self._sealer, None
         if sealer is not None:
             await sealer.follow(connection)
@@ -220,7 +223,7 @@ class Client:
         subject = f"resplit.v1.infer.{deployment}"
 
         async def ask() -> None:
-            sent, said = (data, headers) if sealed is None else (sealed.data, sealed.headers)
+            sent, said = (data, headers) if sealed is None else (sealed.data, {**headers, **sealed.headers})
             await send(connection.publish(subject, sent, inbox, said), request_id)
 
         async def seal_anew() -> Sealed | None:

@@ -18,7 +18,7 @@ SequenceId = int
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the head picks the next token of a sequence; travels once, with the sequence's first frame."""
+    """How the head picks the next token of a sequence; travels with the sequence, wherever it goes."""
 
     temperature: float = 0.0
     top_k: int = 0
@@ -26,6 +26,8 @@ class Sampling:
     min_p: float = 0.0
     seed: int = 0
     logprobs: int = 0
+    trace: str = ""
+    """The `traceparent` of its request, if that is traced: by it each stage says what its part took."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,8 +181,8 @@ def _item_fields(item: Item) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
-def _sampling_fields(s: Sampling) -> tuple[float, ...]:
-    return (s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.logprobs)
+def _sampling_fields(s: Sampling) -> tuple[float | str, ...]:
+    return (s.temperature, s.top_k, s.top_p, s.min_p, s.seed, s.logprobs, s.trace)
 
 
 def _read_item(fields: tuple[Any, ...]) -> Item:

@@ -10,6 +10,7 @@ from pathlib import Path
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.exceptions import HTTPException
 
 from resplit.access import Access
@@ -30,6 +31,8 @@ from schemas.request import MAX_REQUEST_BYTES
 BODY_BYTES_MAX = 4 * MAX_REQUEST_BYTES
 """JSON may take more room than what it says takes on the wire; what the wire does not take it refuses itself."""
 CLIENT_CLOSED = 499
+
+_TRACE = TraceContextTextMapPropagator()
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +65,7 @@ def make_app(config: GatewayConfig) -> FastAPI:
             login = dict(access.credentials("client").nats_options)
             sealer = _sealer(config.keys) if config.sealed else None
             timeout_s = config.idle_timeout_s
-            client = Client(config.url, nats_options=login, idle_timeout_s=timeout_s, sealer=sealer)
+            client = Client(config.url, nats_options=login, idle_timeout_s=timeout_s, sealer=sealer, headers=_traced)
             await stack.enter_async_context(client)
             watch = None
             if config.watch_keys is not None:
@@ -83,6 +86,13 @@ def make_app(config: GatewayConfig) -> FastAPI:
     for routes in (openai_routes.routes, oip_routes.routes, dashboard_routes.routes):
         app.include_router(routes)
     return app
+
+
+def _traced() -> dict[str, str]:
+    """The span that asks, as the cluster is told it: FastAPI's own, whose parent is the HTTP client's."""
+    carrier: dict[str, str] = {}
+    _TRACE.inject(carrier)
+    return carrier
 
 
 def _sealer(keys: Path) -> Sealer:
