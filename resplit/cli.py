@@ -17,6 +17,7 @@ from resplit.commands import (
     nodes,
     roster,
     serve,
+    services,
     simulate,
     status,
     topology,
@@ -36,6 +37,7 @@ app = typer.Typer(
 app.command(rich_help_panel=SERVE)(serve.up)
 app.command(rich_help_panel=SERVE)(serve.agent)
 app.command(rich_help_panel=SERVE)(serve.orchestrator)
+app.command(rich_help_panel=SERVE)(services.install_service)
 app.command(rich_help_panel=KEEP)(members.init)
 app.command(rich_help_panel=KEEP)(members.enroll)
 app.command(rich_help_panel=KEEP)(members.join)

@@ -125,7 +125,7 @@ def test_work_is_as_old_as_the_call_that_runs_longest_even_when_nobody_waits_for
     running.start()
     assert begun.wait(DEADLINE_S)
     now[0] = 17.0
-    assert work.watched(lambda: work.longest_s())() == 7.0
+    assert work.watched(work.longest_s)() == 7.0
     go.set()
     running.join()
     assert work.longest_s() == 0.0
