@@ -90,5 +90,9 @@ simulate: .venv/dev
 schemas: .venv/base
 	$(BIN)/python -m schemas.export docs/schemas
 
+## deploy/nats/ from the code that configures servers.
+nats-examples: .venv/base
+	$(BIN)/python -m bus.examples deploy/nats
+
 clean:
 	rm -rf .venv build *.egg-info

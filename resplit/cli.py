@@ -17,6 +17,7 @@ from resplit.commands import (
     nodes,
     roster,
     serve,
+    servers,
     services,
     simulate,
     status,
@@ -44,6 +45,8 @@ app.command(rich_help_panel=KEEP)(members.join)
 app.command(rich_help_panel=KEEP)(members.rotate)
 app.command(rich_help_panel=KEEP)(members.revoke)
 app.command(rich_help_panel=KEEP)(members.certify)
+app.command(rich_help_panel=KEEP)(servers.servers)
+app.command(rich_help_panel=KEEP)(servers.leaf)
 app.add_typer(roster.app, name="roster", rich_help_panel=KEEP)
 app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)

@@ -219,7 +219,7 @@ def _shown(step: Step) -> str:
 
 def _server_files(files: Mapping[str, bytes]) -> list[Step]:
     folder = SETTINGS / "nats"
-    secret = {name for name in files if name.endswith((".key", ".nk"))}
+    secret = {name for name in files if name.endswith(".key")}
     return [
         Write(
             folder / name,

@@ -147,11 +147,13 @@ def _nats_server(prefix: Path | None) -> PurePosixPath:
 
 
 def _server_files(folder: Path) -> dict[str, bytes]:
+    from bus.cluster_folder import LEAF_SEED  # noqa: PLC0415
     from bus.natsconf import LOGINS_FILE, SERVER_FILE  # noqa: PLC0415
     from bus.server_certificate import SERVER_CERTIFICATE, SERVER_KEY  # noqa: PLC0415
     from natstls.contexts import AUTHORITY  # noqa: PLC0415
 
-    needed = (SERVER_FILE, LOGINS_FILE, AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY)
+    needed = [SERVER_FILE, LOGINS_FILE, AUTHORITY, SERVER_CERTIFICATE, SERVER_KEY]
+    needed += [LEAF_SEED] if (folder / LEAF_SEED).exists() else []
     return {name: read_given(folder / name, "server") for name in needed}
 
 
