@@ -1,4 +1,4 @@
-"""What puts Resplit on machines: units of systemd, configurations of NATS servers, manifests for Kubernetes.
+"""What puts Resplit on machines: units of systemd, configurations of NATS servers, manifests for Kubernetes, the bundle.
 
-No code. An installed Resplit has the units along, so that `resplit install-service` finds them.
+No part of the program. An installed Resplit has the units along, so that `resplit install-service` finds them.
 """
