@@ -2,7 +2,7 @@
 version of Python, since that is whose wheels pip fetches.
 
 It holds wheels (Resplit's own and all that it needs, each in the version that constraints.txt says), the units, the
-configurations of NATS servers, the manifests for Kubernetes, the documents, `install.sh`, and the SHA-256 of every file.
+configurations of NATS servers, the manifests for Kubernetes, the documents, `install.sh`, and every file's SHA-256.
 """
 
 import argparse
