@@ -21,6 +21,7 @@ from typing import TypeVar
 
 SOCKET, ALIVE_FILE = "NOTIFY_SOCKET", "RESPLIT_ALIVE"
 WATCHDOG_USEC, WATCHDOG_PID = "WATCHDOG_USEC", "WATCHDOG_PID"
+STARTING = "EXTEND_TIMEOUT_USEC="
 WATCHDOG_S = 30.0
 """How often to be heard of, where nobody says: for those who look at a file."""
 WORDS_PER_WATCHDOG = 4
@@ -91,7 +92,7 @@ class Supervised:
         if self._watchdog_s is None:
             await asyncio.Event().wait()
             return
-        more = f"EXTEND_TIMEOUT_USEC={round(self._watchdog_s * 1e6)}"
+        more = f"{STARTING}{round(self._watchdog_s * 1e6)}"
         while True:
             if not self._is_ready:
                 say(more, self._line(), environ=self._environ)
@@ -150,7 +151,7 @@ class Work:
 
 def _mark(path: Path, fields: tuple[str, ...]) -> None:
     try:
-        if "STOPPING=1" in fields:
+        if "STOPPING=1" in fields or fields[0].startswith(STARTING):  # one that ended without a word left its file
             path.unlink(missing_ok=True)
         elif "READY=1" in fields or "WATCHDOG=1" in fields:
             path.touch()

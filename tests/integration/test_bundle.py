@@ -55,7 +55,8 @@ def test_it_installs_without_a_network_and_runs_the_demonstration(unpacked: Path
         done = offline("sh", str(unpacked / "install.sh"), str(prefix), home=tmp_path)
         assert done.returncode == 0, done.stderr
         assert f"is in {prefix}" in done.stdout
-    shown = offline(str(prefix / "bin" / "resplit"), "install-service", "orchestrator", "--dry-run", "--prefix", "/opt/resplit", home=tmp_path)  # fmt: skip
+    dry = ("install-service", "orchestrator", "--dry-run", "--prefix", "/opt/resplit")
+    shown = offline(str(prefix / "bin" / "resplit"), *dry, home=tmp_path)
     assert (unpacked / "deploy/systemd/resplit-orchestrator.service").read_text() in shown.stdout
     ran = offline(str(prefix / "bin" / "resplit"), "demo", home=tmp_path)
     assert ran.returncode == 0, ran.stderr

@@ -54,8 +54,9 @@ def test_nothing_is_said_where_nobody_listens(tmp_path: Path, caplog: pytest.Log
 def test_a_file_is_there_while_the_process_serves_and_changes_while_it_lives(tmp_path: Path) -> None:
     path = tmp_path / "alive"
     environ = {ALIVE_FILE: str(path)}
-    say("STATUS=waits", environ=environ)
-    assert not path.exists()
+    path.touch()
+    say("EXTEND_TIMEOUT_USEC=1000000", "STATUS=waits", environ=environ)
+    assert not path.exists(), "what a process left that was killed is no sign of life"
     say("READY=1", environ=environ)
     os.utime(path, (1, 1))
     say("STATUS=hangs", environ=environ)
