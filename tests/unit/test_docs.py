@@ -185,7 +185,7 @@ def _shown_in_blocks(page: Path) -> Iterator[list[str]]:
     """The arguments of every command line in a shell block."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
-            if found := re.match(r"(?:sudo -u resplit )?(?:/opt/resplit/bin/)?resplit (.*)", line):
+            if found := re.match(r"(?:sudo (?:-u resplit )?)?(?:/opt/resplit/bin/)?resplit (.*)", line):
                 words = shlex.split(found[1], comments=True)
                 yield words[: words.index(">")] if ">" in words else words
 
