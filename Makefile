@@ -5,7 +5,7 @@ BIN := .venv/bin
 BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas clean
+.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -89,6 +89,18 @@ simulate: .venv/dev
 ## docs/schemas/*.json from the types.
 schemas: .venv/base
 	$(BIN)/python -m schemas.export docs/schemas
+
+## deploy/nats/ from the code that configures servers.
+nats-examples: .venv/base
+	$(BIN)/python -m bus.examples deploy/nats
+
+## One archive that installs Resplit on machines like this one without a network; with more: make bundle EXTRAS=models
+bundle: .venv/base
+	$(BIN)/python -m deploy.bundle.build $(if $(EXTRAS),--extras $(EXTRAS))
+
+## It is built, installed where there is no network, and runs the demonstration.
+test-bundle: .venv/dev
+	$(BIN)/python -m pytest -m slow tests/integration/test_bundle.py
 
 clean:
 	rm -rf .venv build *.egg-info

@@ -41,6 +41,8 @@ class ComputeThread:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self.completed = 0
+        """Calls that have run, whatever came of them."""
         self._thread = threading.Thread(target=self._run, name="compute", daemon=True)
         self._thread.start()
 
@@ -86,6 +88,7 @@ class ComputeThread:
                 call()
             except Exception:  # a defect in one call must not leave the node without its compute thread
                 log.exception("a call on the compute thread raised")
+            self.completed += 1
 
 
 @dataclass(frozen=True, slots=True)

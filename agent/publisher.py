@@ -63,8 +63,10 @@ class CapacityPublisher:
         guidance: Callable[[], Guidance | None],
         ingresses: Callable[[DeploymentName], Collection[NodeName]],
         on_said: Callable[[Capacity], None],
+        on_published: Callable[[], object] = lambda: None,
     ) -> None:
-        """`ingresses` are told what runs here for them; `on_said` hears what this node says, all of it."""
+        """`ingresses` are told what runs here for them; `on_said` hears what this node says, all of it, and
+        `on_published` is called when that has gone."""
         self._client = client
         self._identity = identity
         self._fixed = {
@@ -91,6 +93,7 @@ class CapacityPublisher:
         self._guidance = guidance
         self._ingresses = ingresses
         self._on_said = on_said
+        self._on_published = on_published
         self._boot = boot
         self._sequence = itertools.count()
         self._changed = asyncio.Event()
@@ -108,6 +111,7 @@ class CapacityPublisher:
             data = seal_heartbeat(capacity, self._ingresses, self._identity)
             with contextlib.suppress(NatsError):  # the bus is away and its buffer full: the next one will do
                 await self._client.publish(subjects.capacity(self._identity.name), data)
+                self._on_published()
             pause = HEARTBEAT_IN_PLAN_S if capacity.stages else HEARTBEAT_SPARE_S
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause):

@@ -7,6 +7,7 @@ import os
 import secrets
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from importlib.metadata import version
@@ -39,6 +40,7 @@ from agent.peers import Peers
 from agent.plans import PlanInbox
 from agent.policy import check_allowed, check_block_count
 from agent.publisher import CapacityPublisher
+from agent.pulse import Life
 from agent.stage import StageHost
 from agent.stages import EXPIRE_EVERY_S, Stages, ToIngress
 from agent.staging import Stager
@@ -50,7 +52,7 @@ from bus.following import RosterInbox
 from bus.identity import Identity, load_credentials, load_identity
 from bus.sealed_heartbeats import open_heartbeat, read_hosting
 from bus.sole import sole
-from bus.stopping import stoppable
+from bus.stopping import end, stoppable
 from bus.streams import wait_for_streams
 from models.store import Store
 from models.text import Text
@@ -90,23 +92,42 @@ async def run(config: AgentConfig) -> None:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     identity = load_identity(config.keys, config.node)
     with sole(identity.folder, config.node):
-        store = Store(config.store)
-        forget_folders()
-        device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
-        client = await connect(config.url, f"agent {config.node}", credentials=load_credentials(config.keys))
-        agent = Agent(config, identity, store, client, device, provider)
+        life = Life(config.url)
+        telling = asyncio.create_task(life.supervised.run())
         try:
-            await agent.run()
+            await _serve(config, identity, life)
         finally:
-            await agent.stop()
+            await end([telling])
+
+
+async def _serve(config: AgentConfig, identity: Identity, life: Life) -> None:
+    store = Store(config.store)
+    forget_folders()
+    device, provider = await asyncio.to_thread(choose_provider, config.provider, config.thread_count)
+    client = await connect(config.url, f"agent {config.node}", credentials=load_credentials(config.keys))
+    agent = Agent(config, identity, store, client, device, provider, life.supervised.ready)
+    life.begun(agent.compute, lambda: agent.status)
+    try:
+        await agent.run()
+    finally:
+        await agent.stop()
 
 
 class Agent:
     """One edge node."""
 
     def __init__(
-        self, config: AgentConfig, identity: Identity, store: Store, client: Client, device: Device, provider: Provider
+        self,
+        config: AgentConfig,
+        identity: Identity,
+        store: Store,
+        client: Client,
+        device: Device,
+        provider: Provider,
+        on_said: Callable[[], object] = lambda: None,
     ) -> None:
+        """`on_said` is called whenever a heartbeat was published."""
+        self._on_said = on_said
         self._config = config
         self._identity = identity
         self._store = store
@@ -117,14 +138,14 @@ class Agent:
         self._state = core.State(config.node)
         self._boot = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
-        self._compute = ComputeThread(self._loop)
+        self.compute = ComputeThread(self._loop)
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
         guard = RosterGuard(identity, self._ingresses_of, lambda: self._audit)
         self._stages = Stages(
             config.node,
-            self._compute,
+            self.compute,
             self._peers,
             self._to_ingress,
             self._open_host,
@@ -200,6 +221,7 @@ class Agent:
             guidance=lambda: beacons.guidance,
             ingresses=self._ingresses_of,
             on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
+            on_published=self._on_said,
         )
         await self._ingress.start()
         await self._bus.start()
@@ -235,6 +257,16 @@ class Agent:
             ):
                 group.create_task(stoppable(job))
 
+    @property
+    def status(self) -> str:
+        """What it does now, in one line."""
+        if not hasattr(self, "_publisher"):
+            return "waits for an orchestrator"
+        hosted = core.hosted(self._state, self._running)
+        held = [f"{one.deployment} ({one.state}, blocks {spans(one.blocks)})" for one in hosted]
+        away = "" if self._client.is_connected else "; the NATS server is away"
+        return f"{', '.join(held) or 'spare'}; {sum(one.sequences for one in hosted)} sequence(s){away}"
+
     async def stop(self) -> None:
         """Leave the bus and close the links."""
         for task in self._loading.values():
@@ -251,7 +283,7 @@ class Agent:
             telling.cancel()
         with contextlib.suppress(Exception):  # leaving must not fail because the server left first
             await asyncio.wait_for(self._client.close(), 2.0)
-        await asyncio.to_thread(self._compute.stop)
+        await asyncio.to_thread(self.compute.stop)
 
     def _recheck(self) -> None:
         """Others are members now."""

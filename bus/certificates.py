@@ -64,10 +64,13 @@ def issue_to_server(
     authority_key: ec.EllipticCurvePrivateKey,
     not_before: datetime,
     not_after: datetime,
+    *,
+    asks: bool = False,
 ) -> x509.Certificate:
-    """A certificate by which `key` is the NATS server at `hosts`: names, and addresses of either kind."""
+    """A certificate by which `key` is the NATS server at `hosts`: names, and addresses of either kind. `asks`: it is a
+    client too, of other servers."""
     names = [_general_name(host) for host in hosts]
-    usages = [ExtendedKeyUsageOID.SERVER_AUTH]
+    usages = [ExtendedKeyUsageOID.SERVER_AUTH, *([ExtendedKeyUsageOID.CLIENT_AUTH] if asks else [])]
     return _leaf(SERVER_NAME, names, usages, key, authority, authority_key, not_before, not_after)
 
 

@@ -3,7 +3,8 @@
 It holds `root-0.key` and so on, one file for each holder, which may be taken to machines of their own; and what is
 public: `root.1.signed`, `roster.signed` (the newest, and in front of it the later roots), `ca.pem`; `nats-server.conf`
 with the server's certificate (`bus.server_certificate`), whose key is the one other secret here, and `logins.conf`
-which goes with the roster: whom the cluster's nats-server lets in.
+which goes with the roster: whom the cluster's nats-server lets in. Where there are several servers, each has a folder
+of its own in `servers` (`bus.servers`).
 
 Each change is a new version of the roster. Where fewer holders sign it than it takes, it waits as `roster.pending`
 until the others have (`bus.holders`), and is not in force.
@@ -20,7 +21,7 @@ from bus.certificates import fingerprint
 from bus.credentials import logins_of
 from bus.folders import FIRST_ROOT, ROSTER, read_public
 from bus.founding import Holder
-from bus.natsconf import LOGINS_FILE, logins_conf
+from bus.natsconf import LOGINS_FILE, LeafLogin, leaf_logins_conf, logins_conf
 from bus.remembered import PUBLIC, write_durably
 from natstls.contexts import AUTHORITY
 from schemas.errors import ErrorCode, ResplitError
@@ -29,6 +30,10 @@ from schemas.roster import RootKeys, Roster, open_roster, presented
 from schemas.signed import KeyId, key_id
 
 PENDING = "roster.pending"
+SERVERS = "servers"
+"""The folders of NATS servers, where there are several, each called like its server."""
+LEAF_LOGIN, LEAF_SEED = "leaf.pub", "leaf.key"
+"""The NKey of a leaf node, by which its folder is known, and with what it logs in, which only its machine needs."""
 Signers = dict[KeyId, Ed25519PrivateKey]
 
 
@@ -95,8 +100,18 @@ def put_in_force(cluster: Cluster, data: bytes) -> Roster:
     """Keep the roster `data`, and the logins that go with it; errors are those of `root_of` and `open_roster`."""
     roster = open_roster(root_of(cluster.root, data), data)
     write_durably(cluster.folder / ROSTER, data, PUBLIC)
-    write_durably(cluster.folder / LOGINS_FILE, logins_conf(logins_of(roster)).encode(), PUBLIC)
+    write_logins(cluster.folder, roster)
     return roster
+
+
+def write_logins(folder: Path, roster: Roster) -> None:
+    """Write anew who may log in at the NATS server, and at each where there are several (`bus.servers`)."""
+    logins, servers = logins_of(roster), sorted(path for path in (folder / SERVERS).glob("*") if path.is_dir())
+    leaves = {there: read_public(there / LEAF_LOGIN).decode() for there in servers if (there / LEAF_LOGIN).exists()}
+    whole = logins_conf(logins, [LeafLogin(there.name, nkey) for there, nkey in leaves.items()]).encode()
+    write_durably(folder / LOGINS_FILE, whole, PUBLIC)
+    for there in servers:
+        write_durably(there / LOGINS_FILE, leaf_logins_conf(logins).encode() if there in leaves else whole, PUBLIC)
 
 
 def signers_of(root: RootKeys, roots: Sequence[Holder], *more: RootKeys) -> Signers:

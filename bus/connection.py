@@ -48,9 +48,10 @@ async def connect(
 ) -> Client:
     """Connect as `name`, trying until a server answers: says once that it is waiting, and once that it is in.
 
-    The connection then outlives any number of server restarts. With `credentials` it speaks TLS, logs in with their
-    NKey and has their inboxes; what the server then refuses, the login or what is done with it, is logged once each,
-    and so is why it is not believed. Who is not let in, not yet or not any more, tries until it is.
+    `url` may be several, with commas between: any of them will do. The connection then outlives any number of server
+    restarts. With `credentials` it speaks TLS, logs in with their NKey and has their inboxes; what the server then
+    refuses, the login or what is done with it, is logged once each, and so is why it is not believed. Who is not let
+    in, not yet or not any more, tries until it is.
     """
     is_up = waiting = False
     said_once: set[str] = set()
@@ -90,7 +91,7 @@ async def connect(
 
     login: NatsOptions | dict[str, Any] = {} if credentials is None else credentials.nats_options
     await client.connect(
-        url,
+        url.split(","),
         name=name,
         max_reconnect_attempts=-1,
         reconnect_time_wait=RECONNECT_S,  # type: ignore[arg-type]  # it is only slept for

@@ -1,5 +1,9 @@
 """PURE: the configuration of a cluster's nats-server, as text: the server in one file, who may log in in another.
 
+Of several servers each has a file of its own: those of a cluster of servers name each other as routes, and a leaf node,
+which serves a site, names those that it hangs on. Only EDGE reaches a leaf: those who steer are at the hub, and so is
+all that JetStream keeps.
+
 The server's file includes the other one. To enrol somebody, or to revoke somebody, write that one anew (to a new
 file, then rename) and send the server SIGHUP: connections whose login stays go on, a login that has gone is cut off.
 A file that cannot be read, or that has a mistake, leaves a running server as it was, and stops one that starts.
@@ -18,6 +22,11 @@ LOGINS_FILE = "logins.conf"
 SERVER_FILE = "nats-server.conf"
 MAX_PAYLOAD_BYTES = 8 << 20
 MAX_FILE_STORE_BYTES = 20 << 30
+CLIENT_PORT, ROUTE_PORT, LEAF_PORT = 4222, 6222, 7422
+ROUTE_NAME = "route.resplit.internal"
+"""Stands in the certificates of servers that may be routes to each other, and in no member's: every member has one of
+the same authority, and could otherwise pass for a server, to which all is told."""
+WRITTEN = "# Written by enrolment; whatever is changed by hand is lost. The reasons are those of bus/permissions.py."
 NOBODY = f"""\
     {{
       # Nobody is enrolled, and a server without any login would let everybody in. Nobody knows this password either.
@@ -36,9 +45,37 @@ class TlsFiles:
     authority: Path
 
 
+@dataclass(frozen=True)
+class Routes:
+    """How a server meets the others of its cluster."""
+
+    listen: str
+    """host:port"""
+    others: tuple[str, ...]
+    """host:port of each, as the others' certificates name the host."""
+
+
+@dataclass(frozen=True)
+class Hub:
+    """What a leaf node hangs on."""
+
+    servers: tuple[str, ...]
+    """host:port of each, where leaf nodes are let in."""
+    login_file: str
+    """With its own NKey's seed (`leaf_login`), beside the configuration."""
+
+
+@dataclass(frozen=True)
+class LeafLogin:
+    """A leaf node as those that it hangs on know it."""
+
+    name: str
+    nkey: str
+
+
 def server_conf(
     listen: str,
-    store: Path,
+    store: Path | None,
     tls: TlsFiles,
     *,
     name: str = "resplit-1",
@@ -47,23 +84,32 @@ def server_conf(
     max_file_store_bytes: int = MAX_FILE_STORE_BYTES,
     ports_folder: Path | None = None,
     survives_power_cuts: bool = True,
+    advertise: str | None = None,
+    routes: Routes | None = None,
+    leaves: str | None = None,
+    hub: Hub | None = None,
 ) -> str:
     """The whole configuration but for the logins, which stand in `logins_file` beside it.
 
-    `listen` is "host:port"; port -1 takes any that is free, and the server writes it into `ports_folder`. Without
-    `survives_power_cuts` a write is acknowledged before it is on the disk, which is quicker. Raises
+    `listen` is "host:port"; port -1 takes any that is free, and the server writes it into `ports_folder`. `store`:
+    where JetStream keeps what it keeps; None: this server, a leaf node, has none. Without `survives_power_cuts` a write
+    is acknowledged before it is on the disk, which is quicker. `advertise`: host:port by which members of the others of
+    its cluster hear of this server; `leaves`: host:port where leaf nodes are let in. Raises
     `ResplitError(INVALID_REQUEST)` for what cannot stand in the file.
     """
+    told = "" if advertise is None else f"client_advertise: {quoted(advertise)}\n"
+    more = [] if routes is None else [_cluster(routes, tls)]
+    more += [] if leaves is None else [_leaves(leaves, tls)]
+    more += [] if hub is None else [_hub(hub, tls)]
+    kept = [] if store is None else [_jetstream(store, max_file_store_bytes, survives_power_cuts)]
+    between = "\n".join((*kept, *more))
     ports = "" if ports_folder is None else f"ports_file_dir: {quoted(str(ports_folder))}\n"
-    sync = """
-  # JetStream acknowledges before it has written to the disk unless it is told otherwise.
-  sync_interval: always"""
     return f"""\
 # The NATS server of a Resplit cluster: nats-server -c nats-server.conf (check it first with -t).
 
 server_name: {quoted(name)}
 listen: {quoted(listen)}
-{ports}
+{told}{ports}
 # Requests are taken up to 1 MiB, events up to 1 MiB, files travel in pieces of 512 KiB. Replies may be larger; one
 # that is larger than this is answered payload_too_large.
 max_payload: {_size(max_payload_bytes)}
@@ -76,13 +122,7 @@ max_pending: 128MB
 ping_interval: "10s"
 ping_max: 2
 
-jetstream {{
-  store_dir: {quoted(str(store))}
-  max_memory_store: 64MB
-  # Plans, receipts and desired state are megabytes; what grows is the audit stream, which nothing deletes.
-  max_file_store: {_size(max_file_store_bytes)}{sync if survives_power_cuts else ""}
-}}
-
+{between}
 tls {{
   # A path that is not whole begins in the working directory of the server, not beside this file.
   cert_file: {quoted(str(tls.certificate))}
@@ -101,20 +141,46 @@ include {_included(logins_file)}
 """
 
 
-def logins_conf(logins: Iterable[Login]) -> str:
+def logins_conf(logins: Iterable[Login], leaves: Iterable[LeafLogin] = ()) -> str:
     """Every login and what it may do, each line with its reason; the same logins give the same text.
 
     Raises `ResplitError(INVALID_REQUEST)` where a name or a key stands twice.
     """
     found = sorted(logins, key=lambda login: (login.role, login.name))
+    sites = sorted(leaves, key=lambda leaf: leaf.name)
     _check_single("name", [login.name for login in found])
-    _check_single("nkey", [login.nkey for login in found])
+    _check_single("nkey", [*(login.nkey for login in found), *(leaf.nkey for leaf in sites)])
     return f"""\
-# Written by enrolment; whatever is changed by hand is lost. The reasons are those of bus/permissions.py.
+{WRITTEN}
 
 accounts {{
 {_account("CONTROL", found)}
-{_account("EDGE", found)}
+{_account("EDGE", found, sites)}
+}}
+"""
+
+
+def leaf_login(seed: str) -> str:
+    """With what a leaf node logs in at its hub: the file that its configuration includes."""
+    return f"nkey: {quoted(seed)}\n"
+
+
+def leaf_logins_conf(logins: Iterable[Login]) -> str:
+    """The logins at a leaf node: of those who serve and ask, which is all that reaches it. What they ask of those who
+    steer the servers answer that it hangs on. Errors are those of `logins_conf`."""
+    found = sorted((one for one in logins if ACCOUNT_OF[one.role] == "EDGE"), key=lambda one: (one.role, one.name))
+    _check_single("name", [login.name for login in found])
+    _check_single("nkey", [login.nkey for login in found])
+    users = "\n".join(_user(login) for login in found) or NOBODY
+    return f"""\
+{WRITTEN}
+
+accounts {{
+  EDGE {{
+    users: [
+{users}
+    ]
+  }}
 }}
 """
 
@@ -128,7 +194,86 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _account(account: Account, logins: Sequence[Login]) -> str:
+def _jetstream(store: Path, max_file_store_bytes: int, survives_power_cuts: bool) -> str:
+    sync = """
+  # JetStream acknowledges before it has written to the disk unless it is told otherwise.
+  sync_interval: always"""
+    return f"""\
+jetstream {{
+  store_dir: {quoted(str(store))}
+  max_memory_store: 64MB
+  # Plans, receipts and desired state are megabytes; what grows is the audit stream, which nothing deletes.
+  max_file_store: {_size(max_file_store_bytes)}{sync if survives_power_cuts else ""}
+}}
+"""
+
+
+def _cluster(routes: Routes, tls: TlsFiles) -> str:
+    others = "\n".join(f"    {quoted(f'tls://{other}')}" for other in routes.others)
+    return f"""\
+# The other servers of the cluster: each keeps its part, and any of them serves.
+cluster {{
+  name: resplit
+  listen: {quoted(routes.listen)}
+  routes: [
+{others}
+  ]
+  tls {{
+    cert_file: {quoted(str(tls.certificate))}
+    key_file: {quoted(str(tls.key))}
+    ca_file: {quoted(str(tls.authority))}
+    # Members have certificates of the same authority: only one that names this is a server's.
+    verify_and_map: true
+    min_version: "1.3"
+    timeout: 5
+  }}
+  authorization {{ user: {quoted(ROUTE_NAME)} }}
+}}
+"""
+
+
+def _leaves(listen: str, tls: TlsFiles) -> str:
+    return f"""\
+# Servers of sites, each with a login of its own in the file of logins.
+leafnodes {{
+  listen: {quoted(listen)}
+  tls {{
+    cert_file: {quoted(str(tls.certificate))}
+    key_file: {quoted(str(tls.key))}
+    ca_file: {quoted(str(tls.authority))}
+    verify: true
+    min_version: "1.3"
+    handshake_first: true
+  }}
+}}
+"""
+
+
+def _hub(hub: Hub, tls: TlsFiles) -> str:
+    urls = ", ".join(quoted(f"tls://{server}") for server in hub.servers)
+    return f"""\
+# The servers that this one hangs on: what its members say to others goes there, and what is for them comes from there.
+leafnodes {{
+  remotes: [
+    {{
+      urls: [{urls}]
+      # With the seed of its own NKey: secret.
+      include {_included(hub.login_file)}
+      account: EDGE
+      tls {{
+        cert_file: {quoted(str(tls.certificate))}
+        key_file: {quoted(str(tls.key))}
+        ca_file: {quoted(str(tls.authority))}
+        min_version: "1.3"
+        handshake_first: true
+      }}
+    }}
+  ]
+}}
+"""
+
+
+def _account(account: Account, logins: Sequence[Login], leaves: Sequence[LeafLogin] = ()) -> str:
     asked = asked_of_control().items()
     control = account == "CONTROL"
     heard, other = (HEARD_IN_CONTROL, "EDGE") if control else (HEARD_AT_THE_EDGE, "CONTROL")
@@ -143,6 +288,7 @@ def _account(account: Account, logins: Sequence[Login]) -> str:
             for here, there in asked
         ]
     users = [_user(login) for login in logins if ACCOUNT_OF[login.role] == account]
+    users += [_leaf(leaf) for leaf in leaves]
     if not logins and not control:
         users = [NOBODY]
     lines = "\n".join
@@ -160,12 +306,22 @@ def _account(account: Account, logins: Sequence[Login]) -> str:
   }}"""
 
 
+def _leaf(leaf: LeafLogin) -> str:
+    return f"""\
+    {{
+      # The leaf node {leaf.name}: it carries what its members may say, and all that they may hear.
+      nkey: {leaf.nkey}
+      allowed_connection_types: ["LEAFNODE"]
+    }}"""
+
+
 def _user(login: Login) -> str:
     may = allowed(login)
     return f"""\
     {{
       # {login.role} {login.name}
       nkey: {login.nkey}
+      allowed_connection_types: ["STANDARD"]
       permissions: {{
         publish: {{ allow: [
 {_lines(may.publish)}

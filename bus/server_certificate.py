@@ -46,22 +46,31 @@ def server_files(folder: Path) -> TlsFiles:
 
 
 def certify(
-    folder: Path, hosts: Sequence[str], authority_key: ec.EllipticCurvePrivateKey, *, now: datetime
+    folder: Path,
+    hosts: Sequence[str],
+    authority_key: ec.EllipticCurvePrivateKey,
+    *,
+    now: datetime,
+    into: Path | None = None,
+    names: Sequence[str] = (),
 ) -> ServerCertificate:
     """Make the server's key and certificate anew, for `hosts` and loopback, in the cluster's `folder`.
 
-    Raises `ResplitError(INVALID_REQUEST)` for what is no host, and for the key of another authority than the folder's.
+    Of one server among several they go `into` a folder of its own, are good for asking other servers too, and bear
+    `names` besides, which are no hosts. Raises `ResplitError(INVALID_REQUEST)` for what is no host, and for the key of
+    another authority than the folder's.
     """
-    named = checked_hosts(hosts)
+    named = (*checked_hosts(hosts), *names)
     authority = _read(folder / AUTHORITY)
     if authority.public_key() != authority_key.public_key():
         message = f"this root-N.key is not of the cluster in {folder}; bring the file of one of its holders"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "root")
     key = ec.generate_private_key(ec.SECP256R1())
     until = min(now + LIFETIME, authority.not_valid_after_utc)
-    certificate = issue_to_server(named, key.public_key(), authority, authority_key, now - CLOCK_BEHIND_MAX, until)
-    write_durably(folder / SERVER_KEY, key_pem(key), PRIVATE)
-    write_durably(folder / SERVER_CERTIFICATE, certificate_pem(certificate), PUBLIC)
+    begins, asks, there = now - CLOCK_BEHIND_MAX, into is not None, into or folder
+    certificate = issue_to_server(named, key.public_key(), authority, authority_key, begins, until, asks=asks)
+    write_durably(there / SERVER_KEY, key_pem(key), PRIVATE)
+    write_durably(there / SERVER_CERTIFICATE, certificate_pem(certificate), PUBLIC)
     return ServerCertificate(hosts_of(certificate), certificate.not_valid_after_utc)
 
 

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from typing import assert_never
 
 from bus.audit import AuditTrail
+from bus.supervision import Work
 from orchestrator.fold import Report, Snapshot, Tick
 from orchestrator.log import PlanLog
 from orchestrator.mind import Mind
@@ -41,7 +42,10 @@ class Core:
         now: Callable[[], datetime],
         policy: Policy = DEFAULT_POLICY,
         keeping: Keeping = "worth",
+        work: Work | None = None,
     ) -> None:
+        """`work` counts what runs in threads of this one's."""
+        self._work = work or Work()
         self.now = now
         self.audit = audit
         self._mind = Mind(snapshot, audit, now, keeping)
@@ -49,7 +53,7 @@ class Core:
         self.policy = policy
         self._waiting: deque[tuple[Report, datetime, asyncio.Future[None] | None]] = deque(maxlen=WAITING_MAX)
         self._wake = asyncio.Event()
-        self._scales = Scales(policy, self._wake.set)
+        self._scales = Scales(policy, self._wake.set, self._work)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -105,7 +109,7 @@ class Core:
                 case Solve(make):
                     try:
                         # Heartbeats must be heard meanwhile.
-                        answer = await asyncio.to_thread(make)
+                        answer = await asyncio.to_thread(self._work.watched(make))
                     except ResplitError as refused:
                         error = refused
                 case _:

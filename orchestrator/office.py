@@ -7,7 +7,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from nats.aio.client import Client
@@ -20,6 +20,7 @@ from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.identity import Identity
 from bus.stopping import first_of
+from bus.supervision import Work
 from models.store import Store
 from orchestrator import wishes
 from orchestrator.beacons import Beacons
@@ -65,6 +66,8 @@ class Surroundings:
     heard_since: datetime
     """When this process began to hear heartbeats."""
     keeping: Keeping = "worth"
+    work: Work = field(default_factory=Work)
+    """What is decided in threads."""
 
 
 class Term:
@@ -100,6 +103,15 @@ class Term:
                     reason=reason,
                 )
 
+    def status(self) -> str:
+        """What it does now, in one line."""
+        if self._core is None or self._leadership is None:
+            return "takes the lead over"
+        snapshot = self._core.snapshot
+        return (
+            f"leads in term {snapshot.term}: {len(snapshot.deployments)} deployment(s), {len(snapshot.nodes)} node(s)"
+        )
+
     @property
     def snapshot(self) -> Snapshot:
         """What to go on with as a bystander."""
@@ -121,7 +133,8 @@ class Term:
         for report in recovered:
             snapshot = fold(snapshot, report, here.now())
         snapshot = _with_manifests(snapshot, here.store, here.rejections, here.now())
-        self._core = core = Core(snapshot, plans, here.audit, here.now, keeping=here.keeping)
+        core = Core(snapshot, plans, here.audit, here.now, keeping=here.keeping, work=here.work)
+        self._core = core
         self._on_core(core)
         log.info("%s leads in term %d: %d deployment(s)", here.name, leadership.term, len(snapshot.deployments))
         standbys, offers = Standbys(here.now), Offers(BlobServer(here.client, here.store))

@@ -5,7 +5,9 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 
+from bus.supervision import Work
 from orchestrator.fold import Snapshot
 from orchestrator.outlook import Outlook
 from orchestrator.trigger import PLANNING_PERIOD_S, Policy, burns
@@ -94,9 +96,10 @@ def has_changed(before: Turn, after: Turn) -> bool:
 class Scales:
     """Solving may take seconds, and heartbeats must be heard meanwhile: what is weighed is a frozen snapshot."""
 
-    def __init__(self, policy: Policy, on_done: Callable[[], object]) -> None:
+    def __init__(self, policy: Policy, on_done: Callable[[], object], work: Work | None = None) -> None:
         self._policy = policy
         self._on_done = on_done
+        self._work = work or Work()
         self._turns = Turns()
         self._task: asyncio.Task[Outlook] | None = None
 
@@ -107,7 +110,8 @@ class Scales:
         name = self._turns.next(snapshot, now)
         if name is None:
             return
-        self._task = asyncio.create_task(asyncio.to_thread(weigh, snapshot, name, self._policy, now))
+        weighed = partial(weigh, snapshot, name, self._policy, now)
+        self._task = asyncio.create_task(asyncio.to_thread(self._work.watched(weighed)))
         self._task.add_done_callback(lambda _: self._on_done())
 
     def take(self) -> Outlook | None:

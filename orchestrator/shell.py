@@ -21,6 +21,7 @@ from bus.following import RosterInbox, offer_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.stopping import end, first_of
 from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
+from bus.supervision import Supervised, Work
 from models.store import Store
 from orchestrator.core import Core, steady_clock
 from orchestrator.fold import BusBack, BusLost, Report, RosterTaken, Snapshot
@@ -36,6 +37,8 @@ from schemas.errors import ErrorCode, ResplitError
 
 READY_RETRY_S = 0.5
 """A server that accepts connections may still be opening its streams."""
+PATIENCE = 15
+"""So many times as long as the event loop may a decision take: a quarter of an hour, with `WatchdogSec=60`."""
 GOODBYE_S = 2.0
 """For the last audit events and the connection; a server that is gone must not hold up the end."""
 
@@ -63,6 +66,15 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
 
     Raises `ResplitError` if the key folder or the name is unusable.
     """
+    life = _Life(config.url)
+    telling = asyncio.create_task(life.supervised.run())
+    try:
+        await _serve(config, on_ready, life)
+    finally:
+        await end([telling])
+
+
+async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], life: "_Life") -> None:
     identity = load_identity(config.keys, ORCHESTRATOR)
     name = config.name or default_name()
     if re.fullmatch(NAME_PATTERN, name) is None:
@@ -94,13 +106,14 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
             now,
             heard_since=now(),
             keeping=config.keeping,
+            work=life.work,
         )
         offering = asyncio.create_task(offer_roster(js, identity))
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
         try:
-            await first_of(_by_turns(here, ears, on_ready))
+            await first_of(_by_turns(here, ears, on_ready, life))
         finally:
             await audit.drain(GOODBYE_S)
             await end([offering, following, publishing])
@@ -134,7 +147,30 @@ class _Ears:
         self.hear(BusBack())
 
 
-async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], object]) -> None:
+class _Life:
+    """An orchestrator as the service manager sees it, from before it has connected.
+
+    It is alive while its loop turns and the threads in which it decides come back. What they do is bounded by states
+    and by a minute for each integer programme, of which a pipeline that fits nowhere takes several to say why. A leader
+    that is slow harms nobody, since what serves goes on; so only one that decides nothing for very long is hung.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.work = Work()
+        self._status: Callable[[], str] = lambda: f"waits for the NATS server at {url}"
+        self.supervised = Supervised(self._trouble, lambda: self._status())  # noqa: PLW0108 - another one later
+
+    def serves(self, status: Callable[[], str]) -> None:
+        """It stands by, or leads."""
+        self._status = status
+        self.supervised.ready()
+
+    def _trouble(self, watchdog_s: float) -> str | None:
+        longest_s = self.work.longest_s()
+        return None if longest_s < PATIENCE * watchdog_s else f"a decision has taken {longest_s:.0f} s so far"
+
+
+async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], object], life: _Life) -> None:
     """Stand by until the lease is free, lead until it is lost, and again."""
     lease = Lease(here.leases, here.name)
     snapshot = Snapshot(term=0, roster=here.identity.roster)
@@ -143,10 +179,12 @@ async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], obje
         ears.listened_to_by(standby)
         here.rejections.silent = True
         log.info("%s stands by", here.name)
+        life.serves(lambda: "stands by")
         try:
             await first_of(lease.acquire(), standby.run())
             here.rejections.silent = False
             term = Term(here, lease, standby, ears.listened_to_by)
+            life.serves(term.status)
             await term.serve(on_ready)
             snapshot = term.snapshot
         finally:

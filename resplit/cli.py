@@ -18,6 +18,8 @@ from resplit.commands import (
     nodes,
     roster,
     serve,
+    servers,
+    services,
     simulate,
     status,
     topology,
@@ -39,12 +41,15 @@ app.command(rich_help_panel=SERVE)(serve.agent)
 app.command(rich_help_panel=SERVE)(serve.orchestrator)
 app.command(rich_help_panel=SERVE)(gateway.gateway)
 app.command(rich_help_panel=SERVE)(gateway.api_key)
+app.command(rich_help_panel=SERVE)(services.install_service)
 app.command(rich_help_panel=KEEP)(members.init)
 app.command(rich_help_panel=KEEP)(members.enroll)
 app.command(rich_help_panel=KEEP)(members.join)
 app.command(rich_help_panel=KEEP)(members.rotate)
 app.command(rich_help_panel=KEEP)(members.revoke)
 app.command(rich_help_panel=KEEP)(members.certify)
+app.command(rich_help_panel=KEEP)(servers.servers)
+app.command(rich_help_panel=KEEP)(servers.leaf)
 app.add_typer(roster.app, name="roster", rich_help_panel=KEEP)
 app.add_typer(models.app, name="models", rich_help_panel=ASK)
 app.command(rich_help_panel=ASK)(deployments.deploy)

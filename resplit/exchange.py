@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 
 
 async def open_connection(url: str, name: str, timeout_s: float, options: Mapping[str, Any]) -> Nats:
-    """Connect to the server at `url`, which must be there now; raises `RequestError("unreachable")` if it is not.
+    """Connect to the server at `url`, or to any of several with commas between; raises `RequestError("unreachable")` if
+    none is there now.
 
     The connection then outlives restarts of the server.
     """
@@ -50,7 +51,7 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
     try:
         async with asyncio.timeout(timeout_s):
             settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 1, "error_cb": failed, **options}
-            await connection.connect(url, name=name, **settings)
+            await connection.connect(url.split(","), name=name, **settings)
     except (OSError, NatsError, TimeoutError, ValueError) as error:
         with suppress(NatsError, OSError):
             await connection.close()

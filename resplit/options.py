@@ -27,13 +27,22 @@ def _missing(variable: str, member: str, other: str | None = None) -> Callable[[
 
 
 def _server(url: str) -> str:
-    scheme, separator, _ = url.partition("://")
-    if separator and scheme not in ("nats", "tls"):
-        raise typer.BadParameter(f"{url} is no NATS server: it is said as nats://HOST:4222")
+    for one in url.split(","):
+        scheme, separator, _ = one.partition("://")
+        if separator and scheme not in ("nats", "tls"):
+            raise typer.BadParameter(f"{one} is no NATS server: it is said as nats://HOST:4222")
     return url
 
 
-Url = Annotated[str, typer.Option("--url", envvar="RESPLIT_URL", help="The NATS server.", callback=_server)]
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="RESPLIT_URL",
+        help="The NATS server; of several that are one, all with commas between.",
+        callback=_server,
+    ),
+]
 StoreFolder = Annotated[
     Path, typer.Option("--store", envvar="RESPLIT_STORE", help="Folder with the models of this machine.")
 ]

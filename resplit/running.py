@@ -1,11 +1,14 @@
 """How a command runs: its event loop, its logging, and how it stops when it is told to."""
 
 import asyncio
+import faulthandler
 import logging
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
+
+from bus.supervision import say
 
 T = TypeVar("T")
 LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
@@ -22,6 +25,8 @@ def run_service(service: Coroutine[Any, Any, None]) -> None:
     """Run an agent or an orchestrator on uvloop until SIGTERM; Ctrl-C raises KeyboardInterrupt. Both let it close."""
     import uvloop  # noqa: PLC0415
 
+    # Where every thread stood, into the log, when a watchdog ends a process that hangs (SIGABRT).
+    faulthandler.enable()
     run_until_told(service, uvloop.new_event_loop)
 
 
@@ -40,6 +45,7 @@ async def _until_sigterm(service: Coroutine[Any, Any, None]) -> None:
     def stop() -> None:
         nonlocal told
         told = True
+        say("STOPPING=1")
         running.cancel()
 
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop)

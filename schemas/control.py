@@ -229,9 +229,12 @@ class CandidateReport(Value):
 
     routes: Placement
     """The stages of each of its routes."""
-    origin: Literal["current", "reassigned", "resplit", "edge", "route added", "route given back", "failover"]
+    origin: Literal[
+        "current", "reassigned", "resplit", "edge", "at hand", "route added", "route given back", "failover",
+        "being prepared",
+    ]  # fmt: skip
     """How it came to be on the list: it serves; other nodes for the same cuts; other cuts; the best without the cloud;
-    one route more; fewer routes; the best without a node."""
+    the best of blocks that lie on disks; one route more; fewer routes; the best without a node; it is on its way."""
     without: NodeName | None = None
     """The node that a failover plan does without."""
     phi: float

@@ -45,15 +45,17 @@ class NatsServer:
     """One nats-server with JetStream on 127.0.0.1; it can be killed and started again on the same port and data.
 
     It lets everybody in: without TLS, for tests of what a connection carries, or with that of `cluster`, for tests
-    whose subject is a process or a command with a member's folder.
+    whose subject is a process or a command with a member's folder. If it is `guarded`, it lets in the members of
+    `cluster` alone, as an operator's does.
     """
 
-    def __init__(self, folder: Path, cluster: Path | None = None) -> None:
+    def __init__(self, folder: Path, cluster: Path | None = None, *, guarded: bool = False) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
         self._folder = folder
         self._cluster = cluster
+        self._guarded = guarded
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -66,7 +68,8 @@ class NatsServer:
         if self._cluster is not None:
             listen, tls = f"127.0.0.1:{self.port}", server_files(self._cluster)
             (self._folder / SERVER_FILE).write_text(server_conf(listen, self._folder, tls, survives_power_cuts=False))
-            (self._folder / LOGINS_FILE).write_text("")
+            logins = (self._cluster / LOGINS_FILE).read_text() if self._guarded else ""
+            (self._folder / LOGINS_FILE).write_text(logins)
             options = ["-c", str(self._folder / SERVER_FILE)]
         command = [nats_server_binary(), *options]
         with (self._folder / "server.log").open("ab") as log:
@@ -109,9 +112,9 @@ class NatsServer:
 
 
 @contextmanager
-def running_server(folder: Path, cluster: Path | None = None) -> Iterator[NatsServer]:
+def running_server(folder: Path, cluster: Path | None = None, *, guarded: bool = False) -> Iterator[NatsServer]:
     """A server that runs for as long as the block does."""
-    server = NatsServer(folder, cluster)
+    server = NatsServer(folder, cluster, guarded=guarded)
     server.start()
     try:
         yield server

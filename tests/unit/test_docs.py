@@ -162,12 +162,19 @@ def test_the_server_takes_the_configuration_of_a_cluster(members: Path) -> None:
     assert checked.returncode == 0, checked.stderr
 
 
-def test_the_units_start_commands_that_exist() -> None:
-    for unit in (ROOT / "deploy").glob("*.service"):
-        [started] = re.findall(r"^ExecStart=/opt/resplit/bin/resplit (.*)$", unit.read_text(), re.MULTILINE)
-        _walk([word for word in started.split() if not word.startswith("$")])
-    options = re.findall(r"^RESPLIT_AGENT_OPTIONS=(.*)$", (ROOT / "deploy" / "agent.env.example").read_text(), re.M)
-    _parse(["agent", "n1", "--keys", "k", *options[0].split()])
+UNITS = ROOT / "deploy" / "systemd"
+GATEWAY_IS_COMING = pytest.mark.xfail(strict=True, reason="the gateway's command is written beside this")
+
+
+@pytest.mark.parametrize("role", ["agent", "orchestrator", pytest.param("gateway", marks=GATEWAY_IS_COMING)])
+def test_the_units_start_commands_that_exist_and_their_examples_are_right(role: str) -> None:
+    [unit] = UNITS.glob(f"resplit-{role}*.service")
+    [started] = re.findall(r"^ExecStart=/opt/resplit/bin/resplit (.*)$", unit.read_text(), re.MULTILINE)
+    command, *words = started.split()
+    assert command == role
+    [variable] = [word for word in words if word.startswith("$RESPLIT_")]
+    [options] = re.findall(rf"^{variable[1:]}=(.*)$", (UNITS / f"{role}.env.example").read_text(), re.M)
+    _parse([role, *(["n1"] if "%i" in words else []), "--keys", "k", *options.split()])
 
 
 def _anchor(line: str) -> str:
@@ -178,7 +185,7 @@ def _shown_in_blocks(page: Path) -> Iterator[list[str]]:
     """The arguments of every command line in a shell block."""
     for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for line in block.splitlines():
-            if found := re.match(r"(?:sudo -u resplit )?(?:/opt/resplit/bin/)?resplit (.*)", line):
+            if found := re.match(r"(?:sudo (?:-u resplit )?)?(?:/opt/resplit/bin/)?resplit (.*)", line):
                 words = shlex.split(found[1], comments=True)
                 yield words[: words.index(">")] if ">" in words else words
 

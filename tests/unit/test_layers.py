@@ -7,6 +7,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 FLOORS = {
+    "deploy": 0,
     "schemas": 0,
     "natstls": 0,
     "bus": 1,
