@@ -47,6 +47,8 @@ class AgentConfig:
     """In the currency that all nodes are priced in."""
     clouds: Mapping[str, KnownCloud] = field(default_factory=dict)
     """Endpoints outside the cluster that this node may ask, by name (`agent.clouds`)."""
+    metrics: str | None = None
+    """host:port where Prometheus may read its figures."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.price_per_hour < inf:

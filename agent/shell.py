@@ -34,6 +34,7 @@ from agent.keys import BlockKeys
 from agent.kv import KvPool
 from agent.links import LinkServer
 from agent.loader import LoadedPlan, Loader
+from agent.measures import AgentMeasures
 from agent.memory import Device
 from agent.neighbours import Neighbours
 from agent.peers import Peers
@@ -58,11 +59,13 @@ from models.store import Store
 from models.text import Text
 from models.unsealed import forget_folders
 from profiler.device import DeviceMeter, Reading, device_memory, within_budget
+from profiler.exposition import exposed
 from profiler.kv import length_classes
+from profiler.tracing import traced
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import DeploymentName, Digest, NodeId, NodeName
-from schemas.capacity import Provider
+from schemas.capacity import Capacity, Provider
 from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
 from schemas.heartbeat import hosting_of
@@ -108,7 +111,8 @@ async def _serve(config: AgentConfig, identity: Identity, life: Life) -> None:
     agent = Agent(config, identity, store, client, device, provider, life.supervised.ready)
     life.begun(agent.compute, lambda: agent.status)
     try:
-        await agent.run()
+        with exposed(config.metrics, agent.measures.registry), traced("resplit-agent", config.node):
+            await agent.run()
     finally:
         await agent.stop()
 
@@ -139,6 +143,7 @@ class Agent:
         self._boot = secrets.token_hex(8)
         self._loop = asyncio.get_running_loop()
         self.compute = ComputeThread(self._loop)
+        self.measures = AgentMeasures()
         self._files = BlobServer(client, store)
         self._peers = Peers(identity, self._link_changed)
         self._block_times = BlockTimes(config.node)
@@ -220,7 +225,7 @@ class Agent:
             finished=lambda: self._ingress.finished,
             guidance=lambda: beacons.guidance,
             ingresses=self._ingresses_of,
-            on_said=lambda capacity: self._ingress.speaks(self._config.node, hosting_of(capacity)),
+            on_said=self._said,
             on_published=self._on_said,
         )
         await self._ingress.start()
@@ -256,6 +261,11 @@ class Agent:
                 self._expire_forever(),
             ):
                 group.create_task(stoppable(job))
+
+    def _said(self, capacity: Capacity) -> None:
+        """A heartbeat is about to leave."""
+        self._ingress.speaks(self._config.node, hosting_of(capacity))
+        self.measures.said(capacity, self._audit.counts)
 
     @property
     def status(self) -> str:

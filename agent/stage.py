@@ -18,8 +18,8 @@ from agent.handover import Handover
 from agent.kv import KvPool
 from agent.numbers import boot_number_of
 from agent.sampling import choose
-from agent.traces import stage_ended
 from agent.sequences import Progress, Record, Records
+from agent.traces import stage_ended
 from profiler.blocks import Call
 from schemas.base import Digest, NodeId
 from schemas.errors import ErrorCode, ResplitError

@@ -22,7 +22,7 @@ import contextlib
 import logging
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -115,6 +115,8 @@ class AuditTrail:
         """The server said at the last attempt that it has no room. (Of a full disk it may say nothing at all: then
         `backlog` grows.)"""
         self._before = None if memory is None else read_head(memory, identity.name)
+        self.counts: Counter[AuditKind] = Counter()
+        """Events of each kind that were recorded."""
         self._waiting: deque[AuditEvent] = deque()
         self._sealed: _Sealed | None = None
         self._lost = 0
@@ -148,6 +150,7 @@ class AuditTrail:
             fields={name: v[:TEXT_MAX] if isinstance(v, str) else v for name, v in fields.items()},
         )
         log.info("%s: %s %s", kind.value, message, fields)
+        self.counts[kind] += 1
         if self._identity.is_out:
             return
         if len(self._waiting) >= BACKLOG_MAX:

@@ -39,6 +39,7 @@ from orchestrator.wishes import Desired
 from schemas import subjects
 from schemas.audit import AuditKind
 from schemas.base import Digest, NodeId
+from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 
@@ -80,6 +81,7 @@ class Term:
         self._on_core = on_core
         self._core: Core | None = None
         self._leadership: Leadership | None = None
+        self._operators: Operators | None = None
 
     async def serve(self, on_ready: Callable[[], object]) -> None:
         """Lead until deposed; `on_ready` is called once operators are answered. Nothing is done any more when this
@@ -112,6 +114,10 @@ class Term:
             f"leads in term {snapshot.term}: {len(snapshot.deployments)} deployment(s), {len(snapshot.nodes)} node(s)"
         )
 
+    def seen(self) -> StatusReply | None:
+        """What operators would be told; None before they are answered."""
+        return None if self._operators is None else self._operators.seen()
+
     @property
     def snapshot(self) -> Snapshot:
         """What to go on with as a bystander."""
@@ -139,7 +145,7 @@ class Term:
         log.info("%s leads in term %d: %d deployment(s)", here.name, leadership.term, len(snapshot.deployments))
         standbys, offers = Standbys(here.now), Offers(BlobServer(here.client, here.store))
         office = Office(leadership, standbys, self._lease.may_act)
-        operators = Operators(core, here.store, keys, here.desired, offers, office, here.heard_since)
+        self._operators = operators = Operators(core, here.store, keys, here.desired, offers, office, here.heard_since)
         subscriptions = [await standbys.hear(here.client)]
         try:
             await offers.follow(snapshot)

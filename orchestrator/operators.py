@@ -290,9 +290,13 @@ class Operators:
         )
         await self._core.folded(NodeWished(wish), FOLDED_S)
 
-    async def _status(self, _: bytes) -> StatusReply:
+    def seen(self) -> StatusReply:
+        """The whole view, as operators are told it."""
         seen = status(self._core.snapshot, self._core.now())
         return seen.model_copy(update={"leader": self._office.leadership, "standbys": self._office.standbys.names})
+
+    async def _status(self, _: bytes) -> StatusReply:
+        return self.seen()
 
     async def _explain(self, data: bytes) -> ExplainReply:
         request = decode(ExplainRequest, data, "request")

@@ -27,18 +27,23 @@ from orchestrator.core import Core, steady_clock
 from orchestrator.fold import BusBack, BusLost, Report, RosterTaken, Snapshot
 from orchestrator.inbox import Inbox, Rejections
 from orchestrator.lease import LEASE_S, Lease
+from orchestrator.measures import OrchestratorMeasures
 from orchestrator.office import Surroundings, Term
 from orchestrator.residency.memory import Keeping
 from orchestrator.standby import Standby
 from orchestrator.wishes import Desired
+from profiler.exposition import exposed
 from schemas import subjects
 from schemas.base import NAME_PATTERN, NAME_RULE, NodeId
+from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
 READY_RETRY_S = 0.5
 """A server that accepts connections may still be opening its streams."""
 PATIENCE = 15
 """So many times as long as the event loop may a decision take: a quarter of an hour, with `WatchdogSec=60`."""
+SHOWN_S = 5.0
+"""Figures for Prometheus are as old as this at most."""
 GOODBYE_S = 2.0
 """For the last audit events and the connection; a server that is gone must not hold up the end."""
 
@@ -58,6 +63,8 @@ class OrchestratorConfig:
     """What tells it from other orchestrators of the cluster; default: host and process id."""
     keeping: Keeping = "worth"
     """Which deployments on demand stay loaded."""
+    metrics: str | None = None
+    """host:port where Prometheus may read its figures."""
 
 
 async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambda: None) -> None:
@@ -112,14 +119,23 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
+        measures = OrchestratorMeasures()
+        showing = asyncio.create_task(_show(measures, life, audit))
         try:
-            await first_of(_by_turns(here, ears, on_ready, life))
+            with exposed(config.metrics, measures.registry):
+                await first_of(_by_turns(here, ears, on_ready, life))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([offering, following, publishing])
+            await end([offering, following, publishing, showing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)
+
+
+async def _show(measures: OrchestratorMeasures, life: "_Life", audit: AuditTrail) -> None:
+    while True:
+        measures.told(life.seen(), audit.counts)
+        await asyncio.sleep(SHOWN_S)
 
 
 def default_name() -> NodeId:
@@ -158,11 +174,12 @@ class _Life:
     def __init__(self, url: str) -> None:
         self.work = Work()
         self._status: Callable[[], str] = lambda: f"waits for the NATS server at {url}"
+        self.seen: Callable[[], StatusReply | None] = lambda: None
         self.supervised = Supervised(self._trouble, lambda: self._status())  # noqa: PLW0108 - another one later
 
-    def serves(self, status: Callable[[], str]) -> None:
-        """It stands by, or leads."""
-        self._status = status
+    def serves(self, status: Callable[[], str], seen: Callable[[], StatusReply | None] = lambda: None) -> None:
+        """It stands by, or leads, and then operators are told what is `seen`."""
+        self._status, self.seen = status, seen
         self.supervised.ready()
 
     def _trouble(self, watchdog_s: float) -> str | None:
@@ -184,7 +201,7 @@ async def _by_turns(here: Surroundings, ears: _Ears, on_ready: Callable[[], obje
             await first_of(lease.acquire(), standby.run())
             here.rejections.silent = False
             term = Term(here, lease, standby, ears.listened_to_by)
-            life.serves(term.status)
+            life.serves(term.status, term.seen)
             await term.serve(on_ready)
             snapshot = term.snapshot
         finally:

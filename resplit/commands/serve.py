@@ -32,6 +32,9 @@ Memory = Annotated[
 Disk = Annotated[
     str | None, typer.Option(help="What an agent may use of its disk for models, as `20GiB`; default: what is free.")
 ]
+Metrics = Annotated[
+    str | None, typer.Option(help="ADDRESS:PORT where Prometheus may read figures; whoever reaches it reads them.")
+]
 Clouds = Annotated[
     Path | None, typer.Option(help="A TOML file of endpoints outside that agents may ask where a deployment names one.")
 ]
@@ -94,6 +97,7 @@ def agent(
     tier: Annotated[TierName, typer.Option(help="`cloud` for a rented machine: used at need, not trusted.")] = "edge",
     price_per_hour: Annotated[float, typer.Option(min=0, help="What the node costs while a plan uses it.")] = 0.0,
     clouds: Clouds = None,
+    metrics: Metrics = None,
     verbose: Verbose = False,
 ) -> None:
     """Run one agent on this machine until Ctrl-C or SIGTERM."""
@@ -117,6 +121,7 @@ def agent(
         tier=tier,
         price_per_hour=price_per_hour,
         clouds={} if clouds is None else read_clouds(clouds.expanduser()),
+        metrics=metrics,
     )
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     run_service(run(config))
@@ -132,6 +137,7 @@ def orchestrator(
     keep: Annotated[
         KeepName, typer.Option(help="Which deployments on demand stay loaded: those worth most, or used last.")
     ] = "worth",
+    metrics: Metrics = None,
     verbose: Verbose = False,
 ) -> None:
     """Run an orchestrator until Ctrl-C or SIGTERM; it offers the models in its store to the agents.
@@ -143,7 +149,8 @@ def orchestrator(
 
     log_to_stderr(logging.DEBUG if verbose else logging.INFO)
     called = None if name is None else NodeId(name)
-    run_service(run(OrchestratorConfig(url=url, keys=keys, store=store.expanduser(), name=called, keeping=keep)))
+    config = OrchestratorConfig(url, keys, store.expanduser(), called, keep, metrics)
+    run_service(run(config))
 
 
 def parse_size(text: str) -> int:

@@ -33,6 +33,11 @@ class Answering:
     def client(self) -> Client:
         return self._client
 
+    @property
+    def running(self) -> int:
+        """Requests that run or wait now."""
+        return self._running
+
     @asynccontextmanager
     async def admitted(self, operation: str, deployment: str) -> AsyncIterator["Taken"]:
         """A place among those that run; raises `RequestError("overloaded")` where there is none."""

@@ -13,6 +13,8 @@ from pathlib import Path
 
 import uvicorn
 
+from bus.supervision import Supervised
+from profiler.tracing import traced
 from resplit.gateway.app import GatewayConfig, make_app
 from schemas.errors import ErrorCode, ResplitError
 
@@ -91,11 +93,14 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
         ssl_keyfile=None if at.key is None else str(at.key),
     )
     # Its lifespan is run here, so that what cannot begin says why.
-    with _listener(at) as listener:
+    with _listener(at) as listener, traced("resplit-gateway", "gateway"):
         async with app.router.lifespan_context(app):
             _announce(listener, at)
             server = _Server(settings)
             serving = asyncio.ensure_future(server.serve([listener]))
+            supervised = Supervised(lambda _: None, lambda: f"{app.state.house.answering.running} requests")
+            telling = asyncio.ensure_future(supervised.run())
+            supervised.ready()
             try:
                 await asyncio.shield(serving)
             except asyncio.CancelledError:
@@ -104,6 +109,9 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
                     watch.dismiss()
                 await serving
                 raise
+            finally:
+                telling.cancel()
+                await asyncio.gather(telling, return_exceptions=True)
 
 
 class _Server(uvicorn.Server):
