@@ -21,6 +21,7 @@ from typing import TypeVar
 
 SOCKET, ALIVE_FILE = "NOTIFY_SOCKET", "RESPLIT_ALIVE"
 WATCHDOG_USEC, WATCHDOG_PID = "WATCHDOG_USEC", "WATCHDOG_PID"
+VARIABLES = (SOCKET, ALIVE_FILE, WATCHDOG_USEC, WATCHDOG_PID)
 STARTING = "EXTEND_TIMEOUT_USEC="
 WATCHDOG_S = 30.0
 """How often to be heard of, where nobody says: for those who look at a file."""

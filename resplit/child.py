@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from bus import supervision
 from resplit import leash
 from schemas.errors import ErrorCode, ResplitError
 
@@ -47,6 +48,8 @@ class Child:
         path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH")]))
         tether = [sys.executable, "-I", "-S", leash.__file__, str(os.getpid()), str(int(self._on_orphan))]
         self.log.parent.mkdir(parents=True, exist_ok=True)
+        # Whoever keeps this process running hears of it, and not of its children.
+        inherited = {name: value for name, value in os.environ.items() if name not in supervision.VARIABLES}
         with self.log.open("ab") as log:
             self._process = await asyncio.create_subprocess_exec(
                 *tether,
@@ -55,7 +58,7 @@ class Child:
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
-                env={**os.environ, "PYTHONPATH": path},
+                env={**inherited, "PYTHONPATH": path},
             )
 
     async def ended(self) -> int:

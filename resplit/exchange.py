@@ -41,17 +41,21 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
     """
     connection = TlsClient() if options.get("tls_handshake_first") else Nats()
     was_up = False
+    servers = url.split(",")
+    untried = len(servers)
 
     async def failed(error: Exception) -> None:
         # Before the first connection is up, nats-py would report a refused one here and try for ever. Later on,
         # raising would end its attempts to reconnect.
-        if not was_up:
+        nonlocal untried
+        untried -= 1
+        if not was_up and untried <= 0:
             raise error
 
     try:
         async with asyncio.timeout(timeout_s):
             settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 1, "error_cb": failed, **options}
-            await connection.connect(url.split(","), name=name, **settings)
+            await connection.connect(servers, name=name, **settings)
     except (OSError, NatsError, TimeoutError, ValueError) as error:
         with suppress(NatsError, OSError):
             await connection.close()

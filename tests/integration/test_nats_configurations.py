@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -31,6 +32,8 @@ from bus.together import CLIENT, CLUSTER, OPERATOR, make_members
 from resplit import control
 from resplit.access import Access
 from resplit.client import Client
+from resplit.exchange import open_connection
+from resplit.replies import RequestError
 from schemas import subjects
 from schemas.base import DeploymentName, NodeId
 from schemas.control import DeployRequest
@@ -204,6 +207,13 @@ async def test_who_names_several_servers_finds_the_one_that_is_there(servers: Se
     )
     assert client.is_connected
     await client.close()
+    urls = f"{nobody},{servers.url('c')}"
+    for _ in range(4):  # they are tried in any order
+        asking = await open_connection(urls, "operator", 5.0, credentials.nats_options)
+        assert asking.is_connected
+        await asking.close()
+    with pytest.raises(RequestError, match=re.escape(nobody)):
+        await open_connection(f"{nobody},{nobody}", "operator", 5.0, credentials.nats_options)
 
 
 async def test_a_site_is_heard_once_and_hears_once(servers: Servers) -> None:
