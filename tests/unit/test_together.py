@@ -9,7 +9,7 @@ from bus.folders import ROSTER
 from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR, load_identity, read_roster
 from bus.server_certificate import LIFETIME, SERVER_CERTIFICATE, certify
-from bus.together import CLIENT, CLUSTER, OPERATOR, add_member, make_members, renew_if_due
+from bus.together import CLIENT, CLUSTER, OBSERVER, OPERATOR, add_member, make_members, renew_if_due
 from schemas.base import NodeId
 
 N0, N1 = NodeId("n0"), NodeId("n1")
@@ -28,6 +28,7 @@ def test_everybody_knows_everybody_and_who_is_trusted(tmp_path: Path) -> None:
         ORCHESTRATOR: ("orchestrator", None),
         OPERATOR: ("operator", None),
         CLIENT: ("client", None),
+        OBSERVER: ("observer", None),
         N0: ("agent", "trusted"),
         N1: ("agent", "edge"),
     }
