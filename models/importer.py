@@ -6,6 +6,7 @@ hf:owner/name                                  the same, downloaded first
 folder/ with model.onnx (genai_config.json)    what the graph and the files beside it say
 file.onnx                                      the same
 file.toml                                      a pipeline of models that the store has (`models.pipelines`)
+adder                                          the small decoder that comes with Resplit, which adds numbers
 """
 
 import re
@@ -22,6 +23,7 @@ from schemas.base import Digest
 from schemas.errors import ErrorCode, ResplitError
 
 NAME_LENGTH = 64
+SHIPPED = "adder"
 
 
 def import_model(
@@ -43,6 +45,8 @@ def import_model(
         imported = import_pipeline(described, store, name or name_of(described.stem))
         progress("done", 1, 1)
         return imported
+    if source == SHIPPED and not Path(source).exists():
+        return _import_shipped(store, name or SHIPPED)
     with store.importing(), tempfile.TemporaryDirectory(prefix="resplit-import-") as scratch:
         path, origin = _locate(source, name, precision, provider, Path(scratch), progress)
         manifest = assemble(path, origin, store, progress)
@@ -50,6 +54,16 @@ def import_model(
         store.name(manifest.name, digest)
     progress("done", 1, 1)
     return manifest.name, digest
+
+
+def _import_shipped(store: Store, name: str) -> tuple[str, Digest]:
+    shipped = Store(Path(__file__).parent / SHIPPED / "store")
+    with store.importing():
+        for blob in sorted(shipped.blobs_folder.iterdir()):
+            store.put_file(blob)
+        digest = shipped.resolve(SHIPPED)
+        store.name(name, digest)
+    return name, digest
 
 
 def _locate(

@@ -27,7 +27,10 @@ Model = Annotated[str, typer.Argument(help="A model's name or the digest of its 
 @app.command("import")
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A Hugging Face folder, `hf:owner/name`, an ONNX file, or a pipeline's .toml.")
+        str,
+        typer.Argument(
+            help="A Hugging Face folder, `hf:owner/name`, an ONNX file, a pipeline's .toml, or `adder`, which is along."
+        ),
     ],
     name: Annotated[str | None, typer.Option(help="What to call it here; default: after its source.")] = None,
     precision: Annotated[

@@ -21,6 +21,9 @@ from schemas.errors import ErrorCode, ResplitError
 FIRST_FD = 3
 """Of the sockets that systemd hands over (sd_listen_fds)."""
 BACKLOG = 2048
+KEEP_ALIVE_S = 75
+"""For so long a connection on which nothing is asked stays open: longer than clients keep theirs (httpx, and so openai,
+5 s), since one that asks just as it is closed has an error for an answer."""
 
 log = logging.getLogger(__name__)
 
@@ -88,6 +91,7 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
         access_log=verbose,
         lifespan="off",
         timeout_graceful_shutdown=at.drain_s,
+        timeout_keep_alive=KEEP_ALIVE_S,
         server_header=False,
         ssl_certfile=at.certificate,
         ssl_keyfile=None if at.key is None else str(at.key),
