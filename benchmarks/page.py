@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import residency_page, scenarios_page, services_page
+from benchmarks import gateway_page, residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
 
 ROOT = Path(__file__).parents[1]
@@ -49,6 +49,8 @@ def main() -> None:
     ):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
+    gateway = json.loads((RESULTS / "gateway.json").read_text())
+    page.write_text(_between(page.read_text(), "gateway", [_under(gateway), "", *gateway_page.tables(gateway)]))
     compared = scenarios_page.lines_of(RESULTS / "scenarios")
     page.write_text(_between(page.read_text(), "scenarios", compared))
     services = json.loads((RESULTS / "services.json").read_text())

@@ -1,6 +1,6 @@
 """Make a Hugging Face folder of a tiny Llama with drawn weights, to import and to try things with: it talks nonsense.
 
-    python docs/examples/tiny_model.py ./tiny
+python docs/examples/tiny_model.py ./tiny
 """
 
 import json

@@ -16,7 +16,7 @@ class Measures:
     """The figures of one gateway."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
+        self.registry = CollectorRegistry()
         self._first = self._histogram("gen_ai_server_time_to_first_token", "Until the first token came.", SECONDS)
         self._pace = self._histogram("gen_ai_server_time_per_output_token", "Between tokens after the first.", PACE)
         self._duration = Histogram(
@@ -24,20 +24,20 @@ class Measures:
             "Of a request, from when it was read until its last byte was there.",
             (*ABOUT, "error_type"),
             buckets=SECONDS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._tokens = Histogram(
             "gen_ai_client_token_usage",
             "Tokens of a request, read (input) and said (output).",
             (*ABOUT, "gen_ai_token_type"),
             buckets=TOKENS,
-            registry=self._registry,
+            registry=self.registry,
         )
         self._running = Gauge(
-            "resplit_gateway_requests_running", "Requests that run or wait now.", registry=self._registry
+            "resplit_gateway_requests_running", "Requests that run or wait now.", registry=self.registry
         )
         self._refused = Counter(
-            "resplit_gateway_unauthorized", "Requests without an API key that is known.", registry=self._registry
+            "resplit_gateway_unauthorized", "Requests without an API key that is known.", registry=self.registry
         )
 
     def first_token(self, operation: str, deployment: str, seconds: float) -> None:
@@ -64,7 +64,7 @@ class Measures:
 
     def page(self) -> tuple[bytes, str]:
         """All of it as Prometheus reads it, and the content type of that."""
-        return generate_latest(self._registry), CONTENT_TYPE_LATEST
+        return generate_latest(self.registry), CONTENT_TYPE_LATEST
 
     def _histogram(self, name: str, what: str, buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"{name}_seconds", what, ABOUT, buckets=buckets, registry=self._registry)
+        return Histogram(f"{name}_seconds", what, ABOUT, buckets=buckets, registry=self.registry)
