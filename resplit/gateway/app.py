@@ -23,13 +23,11 @@ from resplit.gateway.connections import ClientGoneError
 from resplit.gateway.failures import Dialect, body_of, headers_of, status_of
 from resplit.gateway.house import House
 from resplit.gateway.measures import Measures
+from resplit.gateway.threshold import LOCAL_NAMES, BodyError, Threshold
 from resplit.gateway.watching import Watch
 from resplit.replies import RequestError
 from schemas.errors import ResplitError
-from schemas.request import MAX_REQUEST_BYTES
 
-BODY_BYTES_MAX = 4 * MAX_REQUEST_BYTES
-"""JSON may take more room than what it says takes on the wire; what the wire does not take it refuses itself."""
 CLIENT_CLOSED = 499
 
 _TRACE = TraceContextTextMapPropagator()
@@ -54,8 +52,9 @@ class GatewayConfig:
     """Whether requests are sealed here to the agents that may read them."""
 
 
-def make_app(config: GatewayConfig) -> FastAPI:
-    """The application; it connects when it is started. Raises what reading the file of API keys raises."""
+def make_app(config: GatewayConfig, *, is_local: bool) -> FastAPI:
+    """The application; it connects when it is started. `is_local`: nobody off this machine can reach it. Raises what
+    reading the file of API keys raises."""
     door = Door(config.api_keys)
 
     @asynccontextmanager
@@ -83,6 +82,7 @@ def make_app(config: GatewayConfig) -> FastAPI:
     app.add_exception_handler(HTTPException, _not_here)
     app.add_exception_handler(ClientGoneError, _gone)
     app.add_exception_handler(Exception, _broke)
+    app.add_middleware(Threshold, names=LOCAL_NAMES if is_local and door.is_open else None)
     for routes in (openai_routes.routes, oip_routes.routes, dashboard_routes.routes):
         app.include_router(routes)
     return app
@@ -136,6 +136,8 @@ def _short(fault: dict[str, object]) -> str:
 
 async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
+    if isinstance(error, BodyError):
+        return JSONResponse(body_of(error.refusal, _dialect(request)), error.status_code, error.headers)
     code = "invalid_request" if error.status_code < 500 else "internal"
     body = body_of(RequestError(code, f"{request.method} {request.url.path}: {error.detail}"), _dialect(request))
     return JSONResponse(body, error.status_code, error.headers)

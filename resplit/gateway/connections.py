@@ -16,6 +16,8 @@ T = TypeVar("T")
 
 QUIET_S = 10.0
 """A stream says a comment after so long a silence: proxies close connections on which nothing moves."""
+STUCK_LOOKS = 6
+"""So many times `QUIET_S` a client may leave unread what fills its connection: then it is taken to be gone."""
 DONE = b"data: [DONE]\n\n"
 COMMENT = b": waiting\n\n"
 
@@ -58,6 +60,9 @@ class EventStream(Response):
         del self.headers["content-length"]
         self._events = events
         self._sent = False
+        self._stuck = 0
+        """For so many looks in a row the client has not taken what it is being sent."""
+        self._sending = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async with aclosing(self._events):
@@ -75,17 +80,20 @@ class EventStream(Response):
     async def _pump(self, send: Send) -> None:
         try:
             async for data in self._events:
-                self._sent = True
+                self._sent = self._sending = True
                 await send({"type": "http.response.body", "body": data, "more_body": True})
+                self._sending, self._stuck = False, 0
         except RequestError as error:
             await send({"type": "http.response.body", "body": event(body_of(error, "openai")), "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _keep(self, send: Send) -> None:
-        while True:
+        """Say something when nothing else is said; ends where the client does not read."""
+        while self._stuck < STUCK_LOOKS:
             self._sent = False
             await asyncio.sleep(QUIET_S)
-            if not self._sent:
+            self._stuck += self._sending
+            if not self._sent and not self._sending:
                 await send({"type": "http.response.body", "body": COMMENT, "more_body": True})
 
 

@@ -3,9 +3,9 @@
 import re
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
@@ -15,6 +15,7 @@ from resplit.gateway.connections import DONE, EventStream, begun, event, while_t
 from resplit.gateway.house import House, house_of, key_of
 from resplit.gateway.openai_replies import (
     Head,
+    Json,
     Kind,
     call_body,
     chat_choice,
@@ -25,10 +26,12 @@ from resplit.gateway.openai_replies import (
     text_delta,
     usage_of,
 )
-from resplit.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest, Generating
+from resplit.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest, Wire
 from resplit.gateway.tool_calls import Call, CallReader
 from resplit.replies import RequestError, Token, Usage
 from schemas.base import NAME_PATTERN
+
+A = TypeVar("A", ChatRequest, CompletionRequest)
 
 routes = APIRouter(prefix="/v1")
 
@@ -52,34 +55,13 @@ async def model(request: Request, name: str) -> dict[str, Any]:
 @routes.post("/chat/completions")
 async def chat(request: Request, asked: ChatRequest) -> Response:
     """A chat, whole or as a stream."""
-    house = house_of(request)
-    _check(request, asked.model)
-    head = _head("chat", asked.model)
-    wires = [{**wire, **_named(head, number)} for number, wire in enumerate(asked.wires())]
-    if asked.stream:
-        events = _chat_events(house.answering, head, asked, wires)
-        return EventStream(await _begun(request, events), _told(head))
-    body = await while_there(request, _chat_whole(house.answering, head, asked, wires))
-    return JSONResponse(body, headers=_told(head))
+    return await _answered(request, "chat", asked, _chat_events, _chat_whole)
 
 
 @routes.post("/completions")
 async def completions(request: Request, asked: CompletionRequest) -> Response:
     """Texts that are continued, whole or as a stream."""
-    house = house_of(request)
-    _check(request, asked.model)
-    head = _head("text", asked.model)
-    wires = [{**wire, **_named(head, number)} for number, wire in enumerate(asked.wires())]
-    if asked.stream:
-        events = _text_events(house.answering, head, asked, wires)
-        return EventStream(await _begun(request, events), _told(head))
-
-    async def whole() -> dict[str, Any]:
-        async with house.answering.admitted("text_completion", head.model) as taken:
-            found = await house.answering.whole(head.model, wires, taken.token)
-        return head.whole([text_choice(n, done) for n, done in enumerate(found)], usage_of([d.usage for d in found]))
-
-    return JSONResponse(await while_there(request, whole()), headers=_told(head))
+    return await _answered(request, "text", asked, _text_events, _text_whole)
 
 
 @routes.post("/embeddings")
@@ -97,7 +79,34 @@ async def embeddings(request: Request, asked: EmbeddingsRequest) -> Response:
     return JSONResponse(await while_there(request, whole()))
 
 
-async def _chat_whole(answering: Answering, head: Head, asked: ChatRequest, wires: list[Any]) -> dict[str, Any]:
+async def _answered(
+    request: Request,
+    kind: Kind,
+    asked: A,
+    events: Callable[[Answering, Head, A, Sequence[Wire]], AsyncGenerator[bytes, None]],
+    whole: Callable[[Answering, Head, A, Sequence[Wire]], Awaitable[Json]],
+) -> Response:
+    """The answer to a request, in the form that it asks for, unless its client leaves before."""
+    _check(request, asked.model)
+    head = Head(kind, uuid.uuid4().hex, asked.model, int(time.time()))
+    # Under these ids the cluster and its trail know the answers.
+    wires = [
+        {**wire, "request_id": head.request if number == 0 else f"{head.request}-{number}"}
+        for number, wire in enumerate(asked.wires())
+    ]
+    answering, told = house_of(request).answering, {"X-Request-Id": head.request}
+    if asked.stream:
+        return EventStream(await while_there(request, begun(events(answering, head, asked, wires))), told)
+    return JSONResponse(await while_there(request, whole(answering, head, asked, wires)), headers=told)
+
+
+async def _text_whole(answering: Answering, head: Head, asked: CompletionRequest, wires: Sequence[Wire]) -> Json:
+    async with answering.admitted("text_completion", head.model) as taken:
+        found = await answering.whole(head.model, wires, taken.token)
+    return head.whole([text_choice(n, done) for n, done in enumerate(found)], usage_of([done.usage for done in found]))
+
+
+async def _chat_whole(answering: Answering, head: Head, asked: ChatRequest, wires: Sequence[Wire]) -> Json:
     async with answering.admitted("chat", head.model) as taken:
         found = await answering.whole(head.model, wires, taken.token)
     choices = []
@@ -112,7 +121,7 @@ async def _chat_whole(answering: Answering, head: Head, asked: ChatRequest, wire
 
 
 async def _chat_events(
-    answering: Answering, head: Head, asked: ChatRequest, wires: list[Any]
+    answering: Answering, head: Head, asked: ChatRequest, wires: Sequence[Wire]
 ) -> AsyncGenerator[bytes, None]:
     readers = [_reader(asked, head, number) for number in range(len(wires))]
     told = [False] * len(wires)
@@ -136,7 +145,7 @@ async def _chat_events(
 
 
 async def _text_events(
-    answering: Answering, head: Head, asked: Generating, wires: list[Any]
+    answering: Answering, head: Head, asked: CompletionRequest, wires: Sequence[Wire]
 ) -> AsyncGenerator[bytes, None]:
     offsets = [0] * len(wires)
     used: list[Usage] = []
@@ -179,10 +188,6 @@ def _reader(asked: ChatRequest, head: Head, number: int) -> CallReader | None:
     return CallReader([tool.function.name for tool in asked.tools], f"{head.request[:20]}{number:02}")
 
 
-async def _begun(request: Request, events: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    return await while_there(request, begun(events))
-
-
 async def _listed(house: House, request: Request) -> list[dict[str, Any]]:
     key = key_of(request)
     if house.watch is None:
@@ -206,16 +211,3 @@ def _check(request: Request, name: str) -> None:
 
 def _unknown(name: str) -> RequestError:
     return RequestError("unknown_deployment", f"there is no deployment {name[:80]!r} here", "model")
-
-
-def _head(kind: Kind, name: str) -> Head:
-    return Head(kind, uuid.uuid4().hex, name, int(time.time()))
-
-
-def _named(head: Head, number: int) -> dict[str, str]:
-    """Under which id the cluster knows an answer: the trail names it so."""
-    return {"request_id": head.request if number == 0 else f"{head.request}-{number}"}
-
-
-def _told(head: Head) -> dict[str, str]:
-    return {"X-Request-Id": head.request}

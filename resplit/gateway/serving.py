@@ -21,6 +21,8 @@ from schemas.errors import ErrorCode, ResplitError
 FIRST_FD = 3
 """Of the sockets that systemd hands over (sd_listen_fds)."""
 BACKLOG = 2048
+CONNECTIONS_SPARE = 1024
+"""Connections beyond those of requests that may run: what is more is told 503, and no memory goes with it."""
 KEEP_ALIVE_S = 75
 """For so long a connection on which nothing is asked stays open: longer than clients keep theirs (httpx, and so openai,
 5 s), since one that asks just as it is closed has an error for an answer."""
@@ -82,7 +84,7 @@ def check(config: GatewayConfig, at: Listening, open_to_all: bool) -> None:
 async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> None:
     """Serve until cancelled; answers that are being given then go on for `drain_s`. Raises `ResplitError` and
     `RequestError` where it cannot begin."""
-    app = make_app(config)
+    app = make_app(config, is_local=at.is_local)
     _check_certificate(at)
     settings = uvicorn.Config(
         app,
@@ -92,6 +94,7 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
         lifespan="off",
         timeout_graceful_shutdown=at.drain_s,
         timeout_keep_alive=KEEP_ALIVE_S,
+        limit_concurrency=config.requests_max + CONNECTIONS_SPARE,
         server_header=False,
         ssl_certfile=at.certificate,
         ssl_keyfile=None if at.key is None else str(at.key),

@@ -24,6 +24,8 @@ from schemas.errors import ResplitError
 T = TypeVar("T")
 
 LOOK_S = 1.0
+FRESH_S = 0.25
+"""However many ask, the orchestrator is asked no more often than this."""
 SELDOM_S = 5.0
 """While nobody watches: who comes sees what was before."""
 ASK_S = 5.0
@@ -46,7 +48,7 @@ class Watch:
         self._events: deque[Json] = deque(maxlen=EVENTS_KEPT)
         self._viewers: set[asyncio.Queue[tuple[str, Json]]] = set()
         self._looking: asyncio.Task[None] | None = None
-        self._last: tuple[float, StatusReply] | None = None
+        self._last: tuple[float, StatusReply | RequestError] | None = None
         self._asking = asyncio.Lock()
 
     async def __aenter__(self) -> Self:
@@ -70,11 +72,17 @@ class Watch:
             await self._connection.close()
 
     async def status(self) -> StatusReply:
-        """What the orchestrator sees, a second old at most; raises `RequestError("unreachable")` if none answers."""
+        """What the orchestrator sees, `FRESH_S` old at most; raises `RequestError("unreachable")` if none answers."""
         async with self._asking:
-            if self._last is None or time.monotonic() - self._last[0] >= LOOK_S:
-                reply = await self._asked(lambda connection: status_on(connection, ASK_S))
-                self._last = (time.monotonic(), reply)
+            if self._last is None or time.monotonic() - self._last[0] >= FRESH_S:
+                found: StatusReply | RequestError
+                try:
+                    found = await self._asked(lambda connection: status_on(connection, ASK_S))
+                except RequestError as error:
+                    found = error  # for as long as an answer: who comes meanwhile need not wait for it again
+                self._last = (time.monotonic(), found)
+            if isinstance(self._last[1], RequestError):
+                raise self._last[1]
             return self._last[1]
 
     async def why(self) -> ExplainReply:

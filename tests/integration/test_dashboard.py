@@ -74,8 +74,8 @@ async def test_it_shows_what_the_cluster_is(front: Front, page: Page) -> None:
     assert len(set(colours)) == 3
     for number in range(6):
         await front.openai.completions.create(model=CHAT, prompt=f"{PROMPT} {number}", max_tokens=5)
-    await page.wait_for_selector("#tpot path.dots")
-    await page.wait_for_selector("#load path")
+    await page.wait_for_selector("#tpot path.dots", state="attached")
+    await page.wait_for_selector("#load path", state="attached")
     await page.wait_for_selector("#links td:has-text('ms')")
     await _keep(page, "dashboard.png")
 

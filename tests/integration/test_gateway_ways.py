@@ -5,7 +5,7 @@ import base64
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -240,3 +240,56 @@ def _bearer(key: str) -> dict[str, str]:
 
 def _basic(key: str) -> dict[str, str]:
     return {"Authorization": "Basic " + base64.b64encode(f"me:{key}".encode()).decode()}
+
+
+async def test_bodies_that_are_too_large_or_asked_of_another_name_are_turned_away(front: Front) -> None:
+    large = b'{"model": "chat", "prompt": "' + b"a" * (5 << 20) + b'"}'
+    asked = {"Content-Type": "application/json"}
+
+    async def trickled() -> AsyncIterator[bytes]:
+        for start in range(0, len(large), 1 << 16):
+            yield large[start : start + (1 << 16)]
+
+    for content in (large, trickled()):
+        try:
+            found = await front.http.post("/v1/completions", content=content, headers=asked)
+        except httpx2.TransportError:
+            continue  # it was told, and the rest of it met a closed connection
+        assert found.status_code == 413
+        assert found.json()["error"]["resplit_code"] == "payload_too_large"
+    for path in ("/v1/models", "/dashboard/", "/metrics"):
+        for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+            found = await front.http.get(path, headers={"Host": host})
+            assert found.status_code in (400, 403)
+    for host in ("localhost", "LOCALHOST:8000", "[::1]:9", "127.0.0.1"):
+        assert (await front.http.get("/v1/models", headers={"Host": host})).status_code == 200
+    status, _ = await front.post("/v1/completions", {**ASKED, "prompt": "a" * (2 << 20)})
+    assert status == 413, "the wire takes a megabyte"
+
+
+async def test_who_reads_nothing_is_taken_to_be_gone(front: Front, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many streams that nobody reads: once the sockets are full, the requests end, and the gateway holds nothing."""
+    from resplit.gateway import connections  # noqa: PLC0415
+
+    monkeypatch.setattr(connections, "QUIET_S", 0.2)
+    written = asyncio.Event()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            written.set()
+            await asyncio.Event().wait()  # the client's window is full
+
+    async def receive() -> Any:
+        await asyncio.Event().wait()
+
+    async def endless() -> AsyncGenerator[bytes, None]:
+        try:
+            while True:
+                yield b"data: x\n\n"
+        finally:
+            closed.set()
+
+    closed = asyncio.Event()
+    await asyncio.wait_for(connections.EventStream(endless())({"type": "http"}, receive, send), 10)
+    assert written.is_set()
+    assert closed.is_set()

@@ -1,0 +1,103 @@
+"""What is turned away before anything reads it: bodies that are too large or too slow, and names that are not ours.
+
+A gateway without API keys listens on loopback, where browsers are too: a page from elsewhere whose name was made to
+point here (DNS rebinding) would be let in. So there only requests to a name of this machine are.
+"""
+
+import asyncio
+import json
+from collections.abc import Iterable
+
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from resplit.gateway.failures import Dialect, body_of, status_of
+from resplit.replies import RequestError
+from schemas.request import MAX_REQUEST_BYTES
+
+BODY_BYTES_MAX = 4 * MAX_REQUEST_BYTES
+"""JSON may take more room than what it says takes on the wire; what the wire does not take it refuses itself."""
+BODY_S = 60.0
+"""Within which a body has to be there."""
+LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+
+
+class Threshold:
+    """Everything that comes over HTTP passes here first."""
+
+    def __init__(self, app: ASGIApp, names: Iterable[str] | None = None) -> None:
+        """`names`: hosts that may be asked for; None: any."""
+        self._app = app
+        self._names = None if names is None else frozenset(names)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            self._check(dict(scope["headers"]))
+        except RequestError as error:
+            await _refuse(scope, send, error)
+            return
+        await self._app(scope, _Body(receive).receive, send)
+
+    def _check(self, headers: dict[bytes, bytes]) -> None:
+        host = headers.get(b"host", b"").decode("latin-1")
+        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
+        if self._names is not None and name.lower() not in self._names:
+            message = f"this gateway has no API keys and answers to this machine alone, not as {host[:100]!r}"
+            raise RequestError("forbidden", message, "Host")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > BODY_BYTES_MAX:
+            raise _too_large()
+
+
+class BodyError(HTTPException):
+    """A body that is not read to its end. (Whatever else is raised while a body is read, FastAPI calls malformed.)"""
+
+    def __init__(self, refusal: RequestError) -> None:
+        super().__init__(status_of(refusal.code), refusal.message, {"Connection": "close"})
+        self.refusal = refusal
+
+
+class _Body:
+    """What comes in, counted and timed until it is all there."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._bytes = 0
+        self._whole = False
+        self._until = asyncio.get_running_loop().time() + BODY_S
+
+    async def receive(self) -> Message:
+        if self._whole:
+            return await self._receive()
+        try:
+            async with asyncio.timeout_at(self._until):
+                message = await self._receive()
+        except TimeoutError:
+            text = f"the body was not there within {BODY_S:g} s"
+            raise BodyError(RequestError("timeout", text)) from None
+        self._bytes += len(message.get("body", b""))
+        if self._bytes > BODY_BYTES_MAX:
+            raise BodyError(_too_large())
+        self._whole = not message.get("more_body", False)
+        return message
+
+
+def _too_large() -> RequestError:
+    text = f"a body of more than {BODY_BYTES_MAX} bytes; a request is {MAX_REQUEST_BYTES} at most"
+    return RequestError("payload_too_large", text)
+
+
+async def _refuse(scope: Scope, send: Send, error: RequestError) -> None:
+    dialect: Dialect = "oip" if scope["path"].startswith("/v2") else "openai"
+    data = json.dumps(body_of(error, dialect)).encode()
+    # What of the body is still on its way nobody reads: the connection ends with this.
+    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    await send({
+        "type": "http.response.start",
+        "status": status_of(error.code),
+        "headers": [*headers, (b"connection", b"close")],
+    })  # fmt: skip
+    await send({"type": "http.response.body", "body": data})
