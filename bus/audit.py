@@ -149,7 +149,8 @@ class AuditTrail:
             request=request,
             fields={name: v[:TEXT_MAX] if isinstance(v, str) else v for name, v in fields.items()},
         )
-        log.info("%s: %s %s", kind.value, message, fields)
+        about = {"kind": kind.value, "deployment": deployment, "epoch": epoch, "request": request}
+        log.info("%s: %s %s", kind.value, message, fields, extra={k: v for k, v in about.items() if v is not None})
         self.counts[kind] += 1
         if self._identity.is_out:
             return

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from logging_journald import Facility, JournaldLogHandler, check_journal_stream
+
 from bus.supervision import say
 
 T = TypeVar("T")
@@ -15,10 +17,20 @@ LINE = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def log_to_stderr(level: int) -> None:
-    """One line per event on stderr: everything from `level` up, and of the libraries only warnings."""
-    logging.basicConfig(level=level, format=LINE, stream=sys.stderr, force=True)
+    """One line per event on stderr: everything from `level` up, and of the libraries only warnings. Where stderr is
+    systemd's journal, entries with fields go there instead: priorities, and of audit events what they are about
+    (`journalctl EXTRA_DEPLOYMENT=chat`)."""
+    if check_journal_stream():
+        logging.basicConfig(level=level, format="%(name)s: %(message)s", handlers=[_journal()], force=True)
+    else:
+        logging.basicConfig(level=level, format=LINE, stream=sys.stderr, force=True)
     for library in ("nats", "asyncio"):
         logging.getLogger(library).setLevel(logging.WARNING)
+
+
+def _journal() -> logging.Handler:
+    found: logging.Handler = JournaldLogHandler(identifier="resplit", facility=Facility.DAEMON, use_message_id=False)
+    return found
 
 
 def run_service(service: Coroutine[Any, Any, None]) -> None:
