@@ -8,6 +8,7 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Literal, assert_never
 
@@ -32,6 +33,8 @@ TEMPLATES: Mapping[ServiceRole, str] = {
     "gateway": "resplit-gateway.service",
     "nats": "nats-server.service",
 }
+SOCKET, SOCKET_LISTENS = "resplit-gateway.socket", "ListenStream=127.0.0.1:8000"
+"""Where a gateway is reached: the unit beside its own, and the line of it that says so."""
 OPTIONS_IN: Mapping[ServiceRole, str] = {
     "agent": "RESPLIT_AGENT_OPTIONS",
     "orchestrator": "RESPLIT_ORCHESTRATOR_OPTIONS",
@@ -114,6 +117,8 @@ class Given:
     """The text of its unit as it ships,"""
     users: str
     """and of the users that the services run as."""
+    socket: str
+    """That of the unit by which a gateway is reached."""
     programs: PurePosixPath
     """The folder with `resplit`,"""
     nats_server: PurePosixPath
@@ -151,6 +156,8 @@ def steps(wanted: Service, given: Given, *, live: bool, start: bool) -> tuple[St
         found.append(Run(("systemd-sysusers", str(USERS_FILE))))
     unit = rendered(given.template, given.programs, given.nats_server)
     found.append(Write(UNITS / TEMPLATES[wanted.role], unit.encode()))
+    if wanted.role == "gateway":
+        found.append(Write(UNITS / SOCKET, listening(given.socket, given.options).encode()))
     if wanted.role == "nats":
         found += _server_files(given.server_files)
     else:
@@ -179,6 +186,15 @@ def rendered(template: str, programs: PurePosixPath, nats_server: PurePosixPath)
             message = f"{path} is hidden from services; install Resplit elsewhere, as into /opt/resplit"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "prefix")
     return template.replace(f"{PROGRAMS}/nats-server", str(nats_server)).replace(f"{PROGRAMS}/", f"{programs}/")
+
+
+def listening(template: str, options: str) -> str:
+    """The socket of a gateway, at the address that its options say; raises what `option_words` raises."""
+    words = option_words(options)
+    said = [word.removeprefix("--listen=") for word in words if word.startswith("--listen=")]
+    said += [address for flag, address in pairwise(words) if flag == "--listen"]
+    # systemd takes a port alone for every address, and an empty host for none.
+    return template.replace(SOCKET_LISTENS, f"ListenStream={said[-1].removeprefix(':')}") if said else template
 
 
 def settings(wanted: Service, given: Given) -> str:

@@ -24,7 +24,10 @@ ApiKeys = Annotated[
 def gateway(
     keys: ClientKeys,
     url: Url = DEFAULT_URL,
-    listen: Annotated[str, typer.Option(help="HOST:PORT to serve HTTP at; port 0 is any.")] = LISTEN,
+    listen: Annotated[
+        str,
+        typer.Option(help="HOST:PORT to serve HTTP at; port 0 is any. A socket that systemd hands over goes before."),
+    ] = LISTEN,
     watch_keys: Annotated[
         Path | None,
         typer.Option(
@@ -51,10 +54,10 @@ def gateway(
     """Serve the cluster over HTTP until Ctrl-C or SIGTERM: OpenAI's API at /v1, the Open Inference Protocol at /v2, a
     dashboard at /dashboard/, figures for Prometheus at /metrics."""
     from resplit.gateway.app import GatewayConfig  # noqa: PLC0415
-    from resplit.gateway.serving import Listening, check, parse_listen, serve  # noqa: PLC0415
+    from resplit.gateway.serving import Listening, check, handed_over, parse_listen, serve  # noqa: PLC0415
     from resplit.running import log_to_stderr, run_service  # noqa: PLC0415
 
-    host, port = parse_listen(listen)
+    host, port = handed_over() or parse_listen(listen)
     at = Listening(host, port, tls_certificate, tls_key, drain)
     config = GatewayConfig(
         url,

@@ -17,6 +17,7 @@ from resplit.defaults import DEFAULT_URL
 from resplit.options import Url
 from resplit.units import (
     NATS_USER,
+    SOCKET,
     STATE,
     TEMPLATES,
     USER,
@@ -74,6 +75,7 @@ def install_service(
     given = Given(
         template=_shipped(TEMPLATES[role]),
         users=_shipped(USERS),
+        socket=_shipped(SOCKET),
         programs=_programs(prefix),
         nats_server=_nats_server(prefix) if role == "nats" else _programs(prefix) / "nats-server",
         url=url,

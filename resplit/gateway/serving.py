@@ -138,9 +138,18 @@ def _check_certificate(at: Listening) -> None:
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tls") from error
 
 
+def handed_over() -> tuple[str, int] | None:
+    """Where systemd listens for this process, if it does: host and port."""
+    if os.environ.get("LISTEN_PID") != str(os.getpid()) or os.environ.get("LISTEN_FDS", "0") == "0":
+        return None
+    with socket.socket(fileno=os.dup(FIRST_FD)) as there:
+        host, port = there.getsockname()[:2]
+        return str(host), int(port)
+
+
 def _listener(at: Listening) -> socket.socket:
     """The socket that systemd listens on for this process, else one of its own."""
-    if os.environ.get("LISTEN_PID") == str(os.getpid()) and os.environ.get("LISTEN_FDS", "0") != "0":
+    if handed_over() is not None:
         return socket.socket(fileno=FIRST_FD)
     try:
         family = socket.AF_INET6 if ":" in at.host else socket.AF_INET

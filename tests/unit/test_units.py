@@ -18,7 +18,7 @@ from bus.identity import load_identity
 from resplit.cli import app
 from resplit.commands import services
 from resplit.exits import Exit
-from resplit.units import PROGRAMS, TEMPLATES, Given, Join, Run, Write, rendered, service, steps
+from resplit.units import PROGRAMS, SOCKET, TEMPLATES, Given, Join, Run, Write, rendered, service, steps
 from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import Role, TrustTier
@@ -42,6 +42,7 @@ def unit(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     assert f"ExecStart={PROGRAMS}/" in text
     path = tmp_path / str(request.param).replace("@.", "@n0.")
     path.write_text(re.sub(rf"{PROGRAMS}/[\w-]+", "/bin/true", text))
+    (tmp_path / SOCKET).write_text(shipped(SOCKET))  # beside it, as it will be
     return path
 
 
@@ -142,6 +143,7 @@ def test_on_the_machine_that_runs_users_come_first_and_systemd_is_told_last() ->
     given = Given(
         template=shipped(TEMPLATES["agent"]),
         users=shipped("resplit.sysusers"),
+        socket=shipped(SOCKET),
         programs=PROGRAMS,
         nats_server=PROGRAMS / "nats-server",
         url="nats://10.0.0.2:4222",
@@ -224,10 +226,18 @@ def test_a_gateway_asks_as_a_client_and_looks_as_an_observer(tmp_path: Path, bun
     installed(tmp_path, "gateway", "--bundle", bundles / "app.bundle", "--watch", bundles / "eye.bundle")
     told = (tmp_path / "etc/resplit/gateway.env").read_text()
     assert "RESPLIT_GATEWAY_OPTIONS=--listen 127.0.0.1:8000\nRESPLIT_WATCH_KEYS=/var/lib/resplit/watch\n" in told
+    assert "ListenStream=127.0.0.1:8000\n" in (tmp_path / "etc/systemd/system" / SOCKET).read_text()
     state = tmp_path / "var/lib/resplit"
     assert (state / "gateway/app.nk").exists() and (state / "watch/eye.nk").exists()
     refused = run("gateway", "--bundle", bundles / "eye.bundle", "--root", tmp_path, *PREFIX)
     assert refused.exit_code == Exit.USAGE and "the bundle is of the observer 'eye'" in refused.stderr
+
+
+@pytest.mark.parametrize("options", ["--listen 10.0.0.2:443 --open", "--open --listen=10.0.0.2:443"])
+def test_a_gateway_is_reached_where_its_options_say(tmp_path: Path, options: str) -> None:
+    installed(tmp_path, "gateway", "--options", options)
+    path = tmp_path / "etc/systemd/system" / SOCKET
+    assert "ListenStream=10.0.0.2:443\n" in path.read_text()
 
 
 def test_anothers_bundle_is_refused_before_anything_of_it_is_written(tmp_path: Path, bundles: Path) -> None:
