@@ -18,6 +18,7 @@ from resplit.gateway.picture import Json, event_json, look_json
 from resplit.replies import RequestError
 from resplit.trail import follow_reader
 from schemas import subjects
+from schemas.audit import AuditKind
 from schemas.control import ExplainReply, StatusReply
 from schemas.errors import ResplitError
 
@@ -32,6 +33,9 @@ ASK_S = 5.0
 KEPT = 300
 """Looks that a new viewer is shown: five minutes."""
 EVENTS_KEPT = 500
+OFTEN = frozenset({AuditKind.REQUEST_ENDED, AuditKind.REQUEST_REFUSED, AuditKind.CLOUD_ASKED})
+"""Kinds that come with every request: at most so many of them a second are shown, and the trail has all."""
+OFTEN_MAX = 10
 WAITING_MAX = 64
 """What a viewer that does not read may have waiting; it is then shown the whole anew."""
 
@@ -50,6 +54,8 @@ class Watch:
         self._looking: asyncio.Task[None] | None = None
         self._last: tuple[float, StatusReply | RequestError] | None = None
         self._asking = asyncio.Lock()
+        self._often = (0, 0)
+        """A second, and how many events that come often were shown in it."""
 
     async def __aenter__(self) -> Self:
         """Raises what `Access.connect` raises."""
@@ -58,7 +64,9 @@ class Watch:
 
         async def take(message: Msg) -> None:
             with suppress(ResplitError):  # what is no event is no event to anybody
-                self._told("event", event_json(read(message.data)), self._events)
+                seen = read(message.data)
+                if seen.event.kind not in OFTEN or self._may_tell(time.monotonic()):
+                    self._told("event", event_json(seen), self._events)
 
         await connection.subscribe(subjects.ALL_AUDIT, cb=take)
         self._looking = asyncio.ensure_future(self._look())
@@ -103,6 +111,12 @@ class Watch:
             yield Viewer(queue, lambda: (list(self._looks), list(self._events)))
         finally:
             self._viewers.discard(queue)
+
+    def _may_tell(self, now: float) -> bool:
+        """Whether one more of what comes with every request is shown in this second."""
+        second = int(now)
+        self._often = (second, self._often[1] + 1 if self._often[0] == second else 1)
+        return self._often[1] <= OFTEN_MAX
 
     async def _asked(self, ask: Callable[[Nats], Awaitable[T]]) -> T:
         assert self._connection is not None

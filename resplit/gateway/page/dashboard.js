@@ -241,11 +241,10 @@ function draw() {
   plot("load", over("nodes", "name", (one) => 100 * one.load, colour), 100);
 }
 
-let waiting = false;
-function soon() {  // however much comes at once, it is drawn once
-  if (waiting) return;
-  waiting = true;
-  requestAnimationFrame(() => { waiting = false; draw(); });
+const waiting = new Set();
+function soon(what) {  // however much comes at once, it is drawn once
+  if (waiting.size === 0) requestAnimationFrame(() => { const all = [...waiting]; waiting.clear(); all.forEach((one) => one()); });
+  waiting.add(what);
 }
 
 const source = new EventSource("watch");
@@ -253,14 +252,14 @@ source.addEventListener("past", (message) => {
   const past = JSON.parse(message.data);
   Object.assign(seen, { looks: [], events: past.events, finished: new Map(), last: null });
   past.looks.forEach(note);
-  events();
-  soon();
+  soon(events);
+  soon(draw);
 });
-source.addEventListener("look", (message) => { note(JSON.parse(message.data)); soon(); });
+source.addEventListener("look", (message) => { note(JSON.parse(message.data)); soon(draw); });
 source.addEventListener("event", (message) => {
   seen.events.push(JSON.parse(message.data));
   seen.events = seen.events.slice(-2 * EVENTS_MAX);
-  events();
+  soon(events);
 });
 source.addEventListener("error", () => { $("heard").className = "silent"; $("heard").textContent = "the gateway does not answer; trying again"; });
 $("filter").addEventListener("input", events);
