@@ -13,7 +13,7 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
 from agent.generation import Generation
-from agent.intake import Job, must_learn, open_request, opened, read
+from agent.intake import Job, open_request, opened, prepare, read, takes_long
 from agent.outbox import Outbox
 from agent.replies import Replier, ReplyTo
 from agent.served import Served
@@ -42,6 +42,8 @@ from schemas.slo import Slo
 
 OVERTAKING_S = 1.0
 OVERTAKING_MAX = 1024
+PREPARING_MAX = 2
+"""Requests whose opening takes long, at once: blocks compute beside them."""
 CANCELLED = "the request was cancelled"
 
 log = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class Door:
         self._leave = leave
         self._asked_for = asked_for
         self._accepting: set[asyncio.Task[None]] = set()
+        self._preparing = asyncio.Semaphore(PREPARING_MAX)
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
         self.replier = Replier(client, self._client_gone)
 
@@ -115,7 +118,7 @@ class Door:
             reply, ErrorReply(request_id=request_id, error=error.body, refused=None if accepted else True), None
         )
 
-    async def _take_request(self, msg: Msg) -> None:
+    async def _take_request(self, msg: Msg, *, prepared: bool = False) -> None:
         reply = self.replier.to(msg)
         named = request_id = _named(msg) if reply.media_type == SEALED else None
         request: Request | None = None
@@ -137,8 +140,8 @@ class Door:
             request_id, request = read(asked, named)
             if self._cancelled_early.pop(request_id, 0.0) > self._now():
                 raise ResplitError(ErrorCode.CANCELLED, CANCELLED)
-            if must_learn(text, request):
-                self._spawn(self._take_once_learnt(text, msg))
+            if not prepared and takes_long(text, request, len(asked.data)):
+                self._spawn(self._take_prepared(text, request, msg))
                 return
             own = request.slo(served.promised_to(request))
             self._check_new(request_id, request)
@@ -160,10 +163,12 @@ class Door:
         served.accepting.add(job)
         self._spawn(self._accept(served, job, msg.data))
 
-    async def _take_once_learnt(self, text: Text | None, msg: Msg) -> None:
+    async def _take_prepared(self, text: Text | None, request: Request, msg: Msg) -> None:
         assert text is not None
-        await asyncio.to_thread(text.learn_vocabulary)
-        await self._take_request(msg)
+        async with self._preparing:
+            with contextlib.suppress(Exception):  # what is wrong with it is said when it is taken
+                await asyncio.to_thread(prepare, text, request)
+            await self._take_request(msg, prepared=True)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

@@ -20,7 +20,7 @@ from agent.desk import Desk
 from agent.door import Door
 from agent.generation import Generation
 from agent.heirs import Heirs, life_name, process_of
-from agent.intake import Job, must_learn, open_request, opened, read
+from agent.intake import Job, open_request, opened, prepare, read, takes_long
 from agent.numbers import sequence_numbers
 from agent.outbox import Outbox
 from agent.served import Served
@@ -319,8 +319,8 @@ class Ingress:
                 message = "the model that ran this request was replaced; ask again"
                 raise ResplitError(ErrorCode.NODE_LOST, message)
             text = served.text
-            if text is not None and must_learn(text, request):
-                await asyncio.to_thread(text.learn_vocabulary)
+            if text is not None and takes_long(text, request, len(asked.data)):
+                await asyncio.to_thread(prepare, text, request)
             job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
             self._door.refuse(served, reply, kept.request_id, error, accepted=True)

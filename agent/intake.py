@@ -11,13 +11,13 @@ from agent.usage import Meter
 from bus.identity import Identity
 from bus.sealed_requests import Asked
 from bus.sealed_requests import open_request as unseal
-from models.text import Text
+from models.text import LONG_CHARS, Text
 from schemas.base import DeploymentName, RequestId
 from schemas.codec import REQUEST_ID, SEALED, decode_plain, media_type_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.manifest import Manifest, ModelKind
 from schemas.plan import Plan
-from schemas.request import Request, TextRequest, read_request
+from schemas.request import EmbeddingRequest, Request, TensorRequest, TextRequest, read_request
 from schemas.slo import Slo
 
 Job = Generation | TensorJob | PipelineJob
@@ -54,10 +54,32 @@ def promised(manifest: Manifest, plan: Plan, request: Request) -> Slo | None:
     return None if task is None else manifest.pipeline.tasks[task].slo
 
 
-def must_learn(text: Text | None, request: Request) -> bool:
-    """Whether a request needs what takes `Text.learn_vocabulary` a while."""
-    constrained = isinstance(request, TextRequest) and request.constraint is not None
-    return constrained and text is not None and not text.knows_vocabulary
+def takes_long(text: Text | None, request: Request, size_bytes: int) -> bool:
+    """Whether opening a request of that size would hold an event loop up, unless `prepare` was called in a thread."""
+    if text is None or isinstance(request, TensorRequest):
+        return False
+    return size_bytes > LONG_CHARS or (_is_constrained(request) and not text.knows_vocabulary)
+
+
+def prepare(text: Text, request: Request) -> None:
+    """What takes long of opening a request: its texts are encoded, the vocabulary is read; `text` remembers. Raises
+    what `open_request` raises, which will raise it again."""
+    if _is_constrained(request):
+        text.learn_vocabulary()
+    match request:
+        case TextRequest(messages=messages) if messages is not None:
+            text.encode_messages([message.model_dump() for message in messages], request.tools)
+        case TextRequest(prompt=prompt) if prompt is not None:
+            text.encode(prompt)
+        case EmbeddingRequest(input=given):
+            for one in (given,) if isinstance(given, str) else given:
+                text.encode(one)
+        case _:
+            pass
+
+
+def _is_constrained(request: Request) -> bool:
+    return isinstance(request, TextRequest) and request.constraint is not None
 
 
 def asked_for(manifest: Manifest, request: Request) -> str | None:

@@ -112,7 +112,7 @@ def open_job(
     """Check the request against the manifest; raises `ResplitError` naming the field at fault."""
     job = TensorJob(request_id, request, reply, model, manifest, meter, deadline, deque())
     if manifest.kind is ModelKind.DECODER:
-        message = f"{manifest.name} generates text: send `prompt`, `messages` or `token_ids`"
+        message = f"{manifest.name} generates text and nothing else: send `prompt`, `messages` or `token_ids`"
         given = "inputs" if isinstance(request, TensorRequest) else "input"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, given)
     if isinstance(request, TensorRequest):

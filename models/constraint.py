@@ -44,7 +44,9 @@ class Vocabulary:
         matcher = llguidance.LLMatcher(self._tokenizer, _grammar(constraint), log_level=0, limits=LIMITS)
         found = Constrained(matcher)
         if matcher.is_error() or not found.is_possible():
-            why = matcher.get_error().splitlines()[0][:300] if matcher.is_error() else "no token may come first"
+            why = matcher.get_error().splitlines()[0][:300] if matcher.is_error() else ""
+            if not why or "NoExtension" in why:  # llguidance's word for a dead end
+                why = "with the tokens that it has nothing meets it"
             message = f"this model cannot be held to the constraint: {why}"
             raise ResplitError(ErrorCode.INVALID_REQUEST, message, "constraint")
         return found

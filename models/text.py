@@ -1,6 +1,7 @@
 """Text to token ids and back: templates in, incremental text out, stop strings watched for."""
 
 import json
+from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -22,6 +23,9 @@ UNFINISHED = "�"
 # Tokens decoded again with each new one. A character has four bytes at most, so more tokens than this
 # without a whole character among them are not text and are let through as they decode.
 WINDOW_TOKENS = 8
+LONG_CHARS = 1 << 15
+"""Encoding more than this takes an event loop more than some ten milliseconds; a megabyte takes a second."""
+LATELY_MAX = 8
 
 
 class Text:
@@ -41,11 +45,13 @@ class Text:
         self._tokenizer.no_truncation()
         self._template = _compile(spec.chat_template) if spec.chat_template is not None else None
         self._path = tokenizer_path
+        self._lately: OrderedDict[tuple[str, bool], list[int]] = OrderedDict()
+        """Long texts that were encoded lately: so it may be done in a thread, ahead of who needs it."""
         self._vocabulary: Vocabulary | ResplitError | None = None
 
     def encode(self, prompt: str) -> list[int]:
         """The ids of a text, with the special tokens that the tokenizer's own post-processor adds."""
-        return list(self._tokenizer.encode(prompt).ids)
+        return self._encoded(prompt, special=True)
 
     def encode_messages(
         self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None
@@ -58,7 +64,7 @@ class Text:
         rendered = self.render(messages, tools)
         # A template that writes the first token itself must not get a second one from the post-processor.
         special = not (self._spec.bos_token and rendered.startswith(self._spec.bos_token))
-        return list(self._tokenizer.encode(rendered, add_special_tokens=special).ids)
+        return self._encoded(rendered, special=special)
 
     def render(self, messages: Sequence[dict[str, Any]], tools: Sequence[dict[str, Any]] | None = None) -> str:
         """The text the chat template makes of a conversation. Raises as `encode_messages`."""
@@ -112,6 +118,17 @@ class Text:
     def encode_output(self, text: str) -> list[int]:
         """The ids of what a model has said: no special token is added."""
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def _encoded(self, text: str, *, special: bool) -> list[int]:
+        key = (text, special)
+        if (known := self._lately.get(key)) is not None:
+            return list(known)
+        ids = list(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        if len(text) > LONG_CHARS:
+            self._lately[key] = ids
+            while len(self._lately) > LATELY_MAX:
+                self._lately.popitem(last=False)
+        return list(ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special tokens left out."""

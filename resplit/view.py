@@ -52,7 +52,9 @@ def node_state(node: "NodeStatus", drained: tuple[str, ...]) -> str:
         said.append(f"cloud at {capacity.price_per_hour:g}/h" if capacity.price_per_hour else "cloud")
     if node.trusted != (capacity.tier == "edge"):
         said.append("trusted" if node.trusted else "not trusted")
-    return ", ".join([*said, *(["drained"] if capacity.node in drained else []), *astray(node)])
+    if capacity.node in drained:
+        said.append("draining" if capacity.stages else "drained")
+    return ", ".join([*said, *astray(node)])
 
 
 def astray(node: "NodeStatus") -> list[str]:

@@ -12,8 +12,8 @@ nothing any more.
 import base64
 import binascii
 import hashlib
+import logging
 import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -80,6 +80,9 @@ def _entry(name: str, sha256: str, models: tuple[str, ...] | None, watch: bool) 
     return "\n".join(lines) + "\n"
 
 
+log = logging.getLogger(__name__)
+
+
 class Door:
     """Who is let in, by the file as it is now; a file that became unreadable leaves it as it was."""
 
@@ -113,9 +116,14 @@ class Door:
         return found
 
     def _read_again(self, path: Path) -> None:
-        if _stamp(path) != self._stamp:
-            with suppress(ResplitError):
-                self._read(path)
+        stamp = _stamp(path)
+        if stamp == self._stamp:
+            return
+        try:
+            self._read(path)
+        except ResplitError as error:
+            self._stamp = stamp  # said once for each change
+            log.warning("the API keys are those from before, also such as were taken out since: %s", error.message)
 
     def _read(self, path: Path) -> None:
         stamp = _stamp(path)  # before it is read: what changes meanwhile is read once more

@@ -1,6 +1,7 @@
 """The HTTP application: its routes, who is let in, and how errors are told."""
 
 import logging
+import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -82,7 +83,7 @@ def make_app(config: GatewayConfig, *, is_local: bool) -> FastAPI:
     app.add_exception_handler(HTTPException, _not_here)
     app.add_exception_handler(ClientGoneError, _gone)
     app.add_exception_handler(Exception, _broke)
-    app.add_middleware(Threshold, names=LOCAL_NAMES if is_local and door.is_open else None)
+    app.add_middleware(Threshold, names=LOCAL_NAMES if is_local and door.is_open else None, door=door)
     for routes in (openai_routes.routes, oip_routes.routes, dashboard_routes.routes):
         app.include_router(routes)
     return app
@@ -113,6 +114,8 @@ async def _failed(request: Request, error: Exception) -> Response:
     if isinstance(error, ResplitError):
         error = RequestError(error.code, error.message, error.field, None, error.estimate_ms)
     assert isinstance(error, RequestError)
+    if error.code == "unknown_deployment" and error.field is None:
+        error.field = "model"
     return _told(request, error)
 
 
@@ -121,8 +124,12 @@ async def _malformed(request: Request, error: Exception) -> Response:
     first = error.errors()[0]
     # The first word says that it is the body; where a field may be of several types, their names stand between.
     path = [str(part) for part in first["loc"][1:] if "[" not in str(part)]
-    field = ".".join(path) or None
     said = str(first["msg"]).removeprefix("Value error, ")
+    if first["type"] == "json_invalid":
+        return _told(request, RequestError("invalid_request", f"the body is not JSON: {first['ctx']['error']}"))
+    if (named := re.match(r"([a-z_]+): (.*)", said, re.DOTALL)) is not None:  # a check of several fields names one
+        path, said = [*path, named[1]], named[2]
+    field = ".".join(path) or None
     if first["type"] == "extra_forbidden":
         said = f"there is no field {path[-1]!r} here"
     shown = "" if field is None or first["type"] in ("extra_forbidden", "missing") else f" (got {_short(first)})"

@@ -34,10 +34,18 @@ UNAUTHORIZED = "unauthorized"
 """The gateway's own: no API key, or none that it knows."""
 COMES_BACK = {429, 503}
 """What these refuse may be asked again, as it is."""
+REQUEST_ID = "X-Request-Id"
+"""The header with the id under which the trail names a request."""
 AGAIN_S = 1
 AGAIN_MAX_S = 60
 
-_TYPES = {400: "invalid_request_error", 401: "authentication_error", 403: "permission_error", 404: "not_found_error"}
+_TYPES = {
+    400: "invalid_request_error",
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 _CODES: dict[str, str] = {
     ErrorCode.UNKNOWN_DEPLOYMENT: "model_not_found",
     ErrorCode.CONTEXT_EXCEEDED: "context_length_exceeded",
@@ -45,6 +53,8 @@ _CODES: dict[str, str] = {
     UNAUTHORIZED: "invalid_api_key",
 }
 """Where OpenAI has a word for what ours says."""
+_PARAMS = {"constraint": "response_format", "deployment": "model"}
+"""Fields of the wire that stand for one of theirs."""
 
 
 def status_of(code: str) -> int:
@@ -58,14 +68,16 @@ def status_of(code: str) -> int:
 
 
 def headers_of(error: RequestError) -> dict[str, str]:
-    """`Retry-After`, in whole seconds, where the same request may fare better later."""
-    status = status_of(error.code)
+    """Its id, where it has one, and `Retry-After`, in whole seconds, where the same request may fare better later."""
+    status, found = status_of(error.code), dict[str, str]()
+    if error.request_id is not None:
+        found[REQUEST_ID] = error.request_id
     if status == 401:
-        return {"WWW-Authenticate": 'Bearer, Basic realm="resplit"'}
-    if status not in COMES_BACK:
-        return {}
-    seconds = AGAIN_S if error.estimate_ms is None else round(error.estimate_ms / 1e3)
-    return {"Retry-After": str(min(max(seconds, AGAIN_S), AGAIN_MAX_S))}
+        found["WWW-Authenticate"] = 'Basic realm="resplit", Bearer'
+    if status in COMES_BACK:
+        seconds = AGAIN_S if error.estimate_ms is None else round(error.estimate_ms / 1e3)
+        found["Retry-After"] = str(min(max(seconds, AGAIN_S), AGAIN_MAX_S))
+    return found
 
 
 def body_of(error: RequestError, dialect: Dialect) -> dict[str, Any]:
@@ -73,12 +85,12 @@ def body_of(error: RequestError, dialect: Dialect) -> dict[str, Any]:
     if dialect == "oip":
         return {"error": error.message, "code": error.code, "field": error.field, "request_id": error.request_id}
     status = status_of(error.code)
-    kind = "rate_limit_error" if status == 429 else _TYPES.get(status, "server_error" if status >= 500 else "error")
+    kind = _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
     return {
         "error": {
             "message": error.message,
             "type": kind,
-            "param": error.field,
+            "param": _PARAMS.get(error.field or "", error.field),
             "code": _CODES.get(error.code, error.code),
             "resplit_code": error.code,
             "request_id": error.request_id,

@@ -144,7 +144,7 @@ def _vector(vector: Sequence[float], encoding: Literal["float", "base64"]) -> li
 
 
 def _scored(text: str, logprob: float, top: Sequence[TokenLogprob]) -> Json:
-    others = [{"token": _name(one), "logprob": one.logprob, "bytes": _bytes(_name(one))} for one in top]
+    others = [{"token": _name(one), "logprob": one.logprob, "bytes": _bytes(one.text)} for one in top]
     return {"token": text, "logprob": logprob, "bytes": _bytes(text), "top_logprobs": others}
 
 
@@ -165,8 +165,9 @@ def _number(one: TokenLogprob) -> str:
     return f"token_id:{one.token_id}"
 
 
-def _bytes(text: str) -> list[int]:
-    return list(text.encode())
+def _bytes(text: str | None) -> list[int] | None:
+    """The bytes of a token; None where it is a part of a character, of which the wire says none."""
+    return None if not text or UNFINISHED in text else list(text.encode())
 
 
 def _detail(usage: Usage) -> Json:

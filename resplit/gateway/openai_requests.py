@@ -57,7 +57,7 @@ class Body(BaseModel):
             return data
         for name, neutral in NEUTRAL.items():
             if name in data and name not in cls.model_fields and data[name] not in neutral:
-                raise ValueError(f"{name} is not supported here; leave it out")
+                raise ValueError(f"{name}: {name} is not supported here; leave it out")
         # What is null was not said.
         asked = {name: value for name, value in data.items() if value is not None or name == "model"}
         return {
@@ -78,12 +78,12 @@ class StreamOptions(BaseModel):
 class Generating(Body):
     """What chats and completions have in common."""
 
-    max_tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    max_tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT, strict=True)
     temperature: float | None = None
     top_p: float | None = None
-    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63)
+    seed: int | None = Field(default=None, ge=-(1 << 63), lt=1 << 63, strict=True)
     stop: str | tuple[str, ...] | None = None
-    n: int = Field(default=1, ge=1, le=CHOICES_MAX)
+    n: int = Field(default=1, ge=1, le=CHOICES_MAX, strict=True)
     stream: bool = False
     stream_options: StreamOptions = StreamOptions()
     top_k: int | None = None
@@ -222,9 +222,9 @@ class ChatRequest(Generating):
     """`POST /v1/chat/completions`."""
 
     messages: tuple[Message, ...] = Field(min_length=1)
-    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT)
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=MAX_COUNT, strict=True)
     logprobs: bool = False
-    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS)
+    top_logprobs: int = Field(default=0, ge=0, le=MAX_LOGPROBS, strict=True)
     response_format: ResponseFormat | None = None
     tools: tuple[Tool, ...] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool = "auto"
@@ -232,15 +232,17 @@ class ChatRequest(Generating):
     @model_validator(mode="after")
     def _tools_are_there(self) -> Self:
         if self.top_logprobs and not self.logprobs:
-            raise ValueError("top_logprobs is given with logprobs: true")
+            raise ValueError("top_logprobs: top_logprobs is given with logprobs: true")
         names = [tool.function.name for tool in self.tools or ()]
         if isinstance(self.tool_choice, NamedTool) and self.tool_choice.function.name not in names:
-            raise ValueError(f"tool_choice names {self.tool_choice.function.name!r}, which is none of the tools")
+            raise ValueError(
+                f"tool_choice: tool_choice names {self.tool_choice.function.name!r}, which is none of the tools"
+            )
         if self.tool_choice == "required" and not names:
-            raise ValueError("tool_choice is `required` and there are no tools")
+            raise ValueError("tool_choice: tool_choice is `required` and there are no tools")
         form = None if self.response_format is None else self.response_format.schema_of_answer
         if names and self.tool_choice != "none" and form is not None:
-            raise ValueError("response_format is of answers, and goes with tool_choice `none`")
+            raise ValueError("response_format: response_format is of answers, and goes with tool_choice `none`")
         return self
 
     def wires(self) -> Sequence[Wire]:
@@ -273,7 +275,7 @@ class CompletionRequest(Generating):
     """`POST /v1/completions`: each prompt is answered `n` times."""
 
     prompt: str | tuple[str, ...] | tuple[int, ...] | tuple[tuple[int, ...], ...]
-    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS)
+    logprobs: int | None = Field(default=None, ge=0, le=MAX_LOGPROBS, strict=True)
 
     @property
     def prompts(self) -> Sequence[str | tuple[int, ...]]:
@@ -287,7 +289,7 @@ class CompletionRequest(Generating):
     @model_validator(mode="after")
     def _is_bounded(self) -> Self:
         if not 1 <= len(self.prompts) * self.n <= CHOICES_MAX:
-            raise ValueError(f"1 to {CHOICES_MAX} answers are given to one request: prompts times n")
+            raise ValueError(f"n: 1 to {CHOICES_MAX} answers are given to one request, prompts times n")
         return self
 
     def wires(self) -> Sequence[Wire]:
@@ -315,7 +317,7 @@ class EmbeddingsRequest(Body):
     @model_validator(mode="after")
     def _keeps_its_dimensions(self) -> Self:
         if self.dimensions is not None:
-            raise ValueError("dimensions is not supported here; leave it out")
+            raise ValueError("dimensions: dimensions is not supported here; leave it out")
         return self
 
     @property

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse
 
 from resplit.gateway.answering import Answering
 from resplit.gateway.connections import DONE, EventStream, begun, event, while_there
+from resplit.gateway.failures import REQUEST_ID
 from resplit.gateway.house import House, house_of, key_of
 from resplit.gateway.openai_replies import (
     Head,
@@ -94,7 +95,7 @@ async def _answered(
         {**wire, "request_id": head.request if number == 0 else f"{head.request}-{number}"}
         for number, wire in enumerate(asked.wires())
     ]
-    answering, told = house_of(request).answering, {"X-Request-Id": head.request}
+    answering, told = house_of(request).answering, {REQUEST_ID: head.request}
     if asked.stream:
         return EventStream(await while_there(request, begun(events(answering, head, asked, wires))), told)
     return JSONResponse(await while_there(request, whole(answering, head, asked, wires)), headers=told)

@@ -16,6 +16,7 @@ import uvicorn
 from bus.supervision import Supervised
 from profiler.tracing import traced
 from resplit.gateway.app import GatewayConfig, make_app
+from resplit.gateway.connecting import BoundedProtocol
 from schemas.errors import ErrorCode, ResplitError
 
 FIRST_FD = 3
@@ -96,10 +97,14 @@ async def serve(config: GatewayConfig, at: Listening, verbose: bool = False) -> 
         timeout_keep_alive=KEEP_ALIVE_S,
         limit_concurrency=config.requests_max + CONNECTIONS_SPARE,
         server_header=False,
+        http=BoundedProtocol,
+        ws="none",
         ssl_certfile=at.certificate,
         ssl_keyfile=None if at.key is None else str(at.key),
     )
     # Its lifespan is run here, so that what cannot begin says why.
+    # A line for each request that is malformed would be one for whoever likes to fill a disk.
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO if verbose else logging.ERROR)
     with _listener(at) as listener, traced("resplit-gateway", "gateway"):
         async with app.router.lifespan_context(app):
             _announce(listener, at)

@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resplit.gateway.failures import Dialect, body_of, status_of
+from resplit.gateway.api_keys import Door
+from resplit.gateway.failures import UNAUTHORIZED, Dialect, body_of, headers_of, status_of
 from resplit.replies import RequestError
 from schemas.request import MAX_REQUEST_BYTES
 
@@ -19,15 +20,18 @@ BODY_BYTES_MAX = 4 * MAX_REQUEST_BYTES
 """JSON may take more room than what it says takes on the wire; what the wire does not take it refuses itself."""
 BODY_S = 60.0
 """Within which a body has to be there."""
+OPEN_PATHS = frozenset({"/health", "/v2/health/live", "/v2/health/ready"})
+"""That a gateway is there is no secret: who looks after it asks without a key."""
 LOCAL_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
 
 
 class Threshold:
     """Everything that comes over HTTP passes here first."""
 
-    def __init__(self, app: ASGIApp, names: Iterable[str] | None = None) -> None:
-        """`names`: hosts that may be asked for; None: any."""
+    def __init__(self, app: ASGIApp, door: Door, names: Iterable[str] | None = None) -> None:
+        """`names`: hosts that may be asked for, and that pages which ask may be of; None: any."""
         self._app = app
+        self._door = door
         self._names = None if names is None else frozenset(names)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -35,21 +39,36 @@ class Threshold:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(dict(scope["headers"]))
+            self._check(
+                scope["method"], scope["path"], {name: value.decode("latin-1") for name, value in scope["headers"]}
+            )
         except RequestError as error:
+            if error.code == UNAUTHORIZED:
+                scope["app"].state.house.measures.unauthorized()
             await _refuse(scope, send, error)
             return
         await self._app(scope, _Body(receive).receive, send)
 
-    def _check(self, headers: dict[bytes, bytes]) -> None:
-        host = headers.get(b"host", b"").decode("latin-1")
-        name = host.rpartition(":")[0] if not host.endswith("]") and ":" in host else host
-        if self._names is not None and name.lower() not in self._names:
-            message = f"this gateway has no API keys and answers to this machine alone, not as {host[:100]!r}"
-            raise RequestError("forbidden", message, "Host")
-        length = headers.get(b"content-length", b"0")
+    def _check(self, method: str, path: str, headers: dict[bytes, str]) -> None:
+        for header, value in ((b"host", headers.get(b"host", "")), (b"origin", headers.get(b"origin"))):
+            if self._names is not None and value is not None and _name_in(value) not in self._names:
+                message = f"this gateway has no API keys and answers to this machine alone, not to {value[:100]!r}"
+                raise RequestError("forbidden", message, header.decode().capitalize())
+        if path not in OPEN_PATHS:
+            self._door.opened_by(headers.get(b"authorization"))
+        length = headers.get(b"content-length", "0")
         if length.isdigit() and int(length) > BODY_BYTES_MAX:
             raise _too_large()
+        kind = headers.get(b"content-type", "").partition(";")[0].strip().lower()
+        if path.startswith("/v1/") and method == "POST" and kind != "application/json":
+            message = f"the body is {kind or 'of no type'}; send JSON, with Content-Type: application/json"
+            raise RequestError("invalid_request", message, "Content-Type")
+
+
+def _name_in(value: str) -> str:
+    """The host in `host:port`, or in an origin, as `https://host:port`."""
+    host = value.rpartition("://")[2].lower()
+    return host.rpartition(":")[0] if ":" in host and not host.endswith("]") else host
 
 
 class BodyError(HTTPException):
@@ -95,6 +114,7 @@ async def _refuse(scope: Scope, send: Send, error: RequestError) -> None:
     data = json.dumps(body_of(error, dialect)).encode()
     # What of the body is still on its way nobody reads: the connection ends with this.
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
+    headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
     await send({
         "type": "http.response.start",
         "status": status_of(error.code),

@@ -169,14 +169,14 @@ def test_this_system_can_tell_whether_a_process_runs() -> None:
 
 async def hold(folder: Path) -> tuple[asyncio.subprocess.Process, dict[str, int]]:
     """`resplit up` as an operator runs it, once it says that it is up: (the process, its children)."""
-    command = [sys.executable, "-m", "resplit", "up", "--agents", "1", "--port", "0", "--json"]
+    command = [sys.executable, "-m", "resplit", "up", "--agents", "1", "--port", "0", "--http", "0", "--json"]
     command += ["--folder", str(folder / "cluster"), "--store", str(folder / "store")]
     up = await asyncio.create_subprocess_exec(*command, cwd=ROOT, stdout=subprocess.PIPE)
     assert up.stdout is not None
     async with asyncio.timeout(STEP_S):
         said = json.loads(await up.stdout.readline())
     processes: dict[str, int] = said["processes"]
-    assert set(processes) == {"nats", "orchestrator", "n0"}
+    assert set(processes) == {"nats", "orchestrator", "n0", "gateway"}
     return up, processes
 
 

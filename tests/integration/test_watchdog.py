@@ -94,6 +94,7 @@ def managed(folder: Path, program: list[str]) -> Iterator[Manager]:
         manager.close()
 
 
+@pytest.mark.slow
 def test_an_agent_is_alive_while_its_compute_thread_is(members: Path, tmp_path: Path) -> None:
     with running_server(tmp_path, members / CLUSTER, guarded=True) as server:
         options = ["--url", server.url, "--store", str(tmp_path / "store")]

@@ -31,7 +31,7 @@ from tests.sealed_events import whole
 from tests.security.believer import Believer
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted, ruled
 
-ANY_MODEL = "forbidden: '{}' must not run model {}, which roster 6 does not name"
+ANY_MODEL = "forbidden: '{}' must not run model {}, which roster 7 does not name"
 
 N2 = NodeId("n2")
 

@@ -3,6 +3,7 @@
 
 const KEPT_S = 300;            // what the plots and timelines show
 const EVENTS_MAX = 200;        // of the trail, in the page
+const FACTS_MAX = 6, FACT_CHARS = 60;  // of an event
 const PAST_MAX = 4;            // epochs before the one in force, as strips
 const COLOURS = ["#3366cc", "#c2571a", "#2a8f5b", "#a03a8c", "#8a6d00", "#107c91", "#b5304a", "#6a55c2", "#5b7a1f", "#7a5a44"];
 const QUIET = new Set(["checkpoint", "request_ended", "blocks_staged", "blob_fetched", "prediction_judged"]);
@@ -88,7 +89,7 @@ function timeline(name) {
   }
   // What was before, the newest first, so that it is seen what moved.
   const past = spans.slice(0, -1).reverse().slice(0, PAST_MAX).flatMap((span) => [
-    el("p", { class: "what" }, `epoch ${span.epoch}, ${clock(span.from)} to ${clock(span.to)}${span.plan.cold ? ": cold" : ""}`),
+    el("p", { class: "what" }, `epoch ${span.epoch}, until ${clock(span.to)}${span.plan.cold ? ": cold" : ""}`),
     ...(span.plan.cold ? [] : span.plan.routes.map((route) => strip(span.plan, route, null, "past"))),
   ]);
   return [el("p", { class: "what" }, `epochs of the last ${KEPT_S / 60} minutes`), picture, ...past];
@@ -138,6 +139,11 @@ function plot(id, series, top) {
     parts.push(titled(svg("circle", { cx: x(at), cy: y(value), r: 2.4, fill: stroke }), `${one.name}: ${ms(value)}`));
   });
   picture.replaceChildren(...parts);
+  // Who has which colour: of nodes that is said above.
+  const named = id === "load" || series.length < 2 ? [] : series.flatMap((one, i) => [el("span", { class: "dot", colour: one.colour || COLOURS[i % COLOURS.length] }), `${one.name}   `]);
+  let legend = picture.parentElement.querySelector("p");
+  if (!legend) picture.after(legend = el("p", { class: "what" }));
+  legend.replaceChildren(...named);
 }
 
 function requests(field) {
@@ -206,7 +212,9 @@ function events() {
   const shown = seen.events.filter((one) => wanted ? JSON.stringify(one).toLowerCase().includes(wanted) : !QUIET.has(one.kind));
   $("events").replaceChildren(...shown.slice(-EVENTS_MAX).reverse().map((one) => {
     const about = one.deployment ? `${one.deployment}${one.epoch ? `/${one.epoch}` : ""}` : "";
-    const facts = Object.entries(one.fields).map(([name, value]) => `${name}=${short(value)}`).join("  ");
+    // What is long is in the trail; here it would hide the rest.
+    const facts = Object.entries(one.fields).filter(([, value]) => String(short(value)).length <= FACT_CHARS)
+      .slice(0, FACTS_MAX).map(([name, value]) => `${name}=${short(value)}`).join("  ");
     const mark = one.standing === "verified" ? "" : ` [${one.standing}]`;
     return el("li", {}, el("time", {}, clock(one.at)), el("span", { class: "who" }, one.source), el("b", { class: mark ? one.standing : "" }, one.kind + mark),
       el("span", { class: "said" }, `${about} ${one.message}${one.why ? `: ${one.why}` : ""} `, el("span", { class: "soft" }, facts)));
