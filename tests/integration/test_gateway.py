@@ -150,11 +150,15 @@ async def test_embeddings_as_lists_and_as_bytes(front: Front, oracle: Oracle) ->
 
 BAD: list[tuple[str, dict[str, Any], tuple[int, str, str | None]]] = [
     ("chat/completions", {"messages": HELLO}, (400, "invalid_request", "model")),
-    ("chat/completions", {"model": "nowhere", "messages": HELLO}, (404, "unknown_deployment", None)),
+    ("chat/completions", {"model": "nowhere", "messages": HELLO}, (404, "unknown_deployment", "model")),
     ("chat/completions", {"model": "a.b>", "messages": HELLO}, (404, "unknown_deployment", "model")),
     ("chat/completions", {"model": CHAT, "messages": []}, (400, "invalid_request", "messages")),
     ("chat/completions", {"model": CHAT, "messages": HELLO, "colour": 1}, (400, "invalid_request", "colour")),
-    ("chat/completions", {"model": CHAT, "messages": HELLO, "logit_bias": {"1": 1}}, (400, "invalid_request", None)),
+    (
+        "chat/completions",
+        {"model": CHAT, "messages": HELLO, "logit_bias": {"1": 1}},
+        (400, "invalid_request", "logit_bias"),
+    ),
     ("chat/completions", {"model": CHAT, "messages": HELLO, "n": 99}, (400, "invalid_request", "n")),
     (
         "chat/completions",
@@ -167,10 +171,10 @@ BAD: list[tuple[str, dict[str, Any], tuple[int, str, str | None]]] = [
         (400, "invalid_request", "messages.0"),
     ),
     ("completions", {"model": CHAT, "prompt": "a " * 3000}, (400, "context_exceeded", "prompt")),
-    ("completions", {"model": CHAT, "prompt": [[1], [2]], "n": 9}, (400, "invalid_request", None)),
+    ("completions", {"model": CHAT, "prompt": [[1], [2]], "n": 9}, (400, "invalid_request", "n")),
     ("completions", {"model": CHAT, "prompt": PROMPT, "deadline_ms": 0}, (504, "deadline_exceeded", "deadline_ms")),
     ("completions", {"model": EMBED, "prompt": PROMPT}, (400, "invalid_request", "prompt")),
-    ("embeddings", {"model": EMBED, "input": "a", "dimensions": 3}, (400, "invalid_request", None)),
+    ("embeddings", {"model": EMBED, "input": "a", "dimensions": 3}, (400, "invalid_request", "dimensions")),
     ("embeddings", {"model": CHAT, "input": "a"}, (400, "invalid_request", "input")),
 ]
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from agent.pulse import PATIENCE
 from bus.identity import ORCHESTRATOR
 from bus.together import CLUSTER

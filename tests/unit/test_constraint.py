@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from agent.intake import prepare, takes_long
 from agent.sampling import choose, masked
 from models.constraint import Constrained, Vocabulary
+from models.text import LATELY_MAX, Text
 from schemas.errors import ErrorCode, ResplitError
 from schemas.frame import Sampling
 from schemas.manifest import TextSpec
-from schemas.request import Constraint
+from schemas.request import Constraint, read_request
 from tests import model_zoo
 
 SPEC_EOS = 1
@@ -113,3 +115,26 @@ def test_constraints_are_read_strictly() -> None:
         with pytest.raises(ValueError):
             Constraint.model_validate(wrong)
     assert json.loads(Constraint(regex="a").model_dump_json(exclude_none=True)) == {"regex": "a"}
+
+
+def test_what_takes_long_is_done_ahead_and_remembered(tmp_path: Path) -> None:
+    model_zoo.save_tokenizer(tmp_path)
+    text = Text(_spec(tmp_path), tmp_path / "tokenizer.json")
+    long, short = "the quick brown fox " * 3000, "the quick"
+    asked = read_request({"prompt": long})
+    assert takes_long(text, asked, len(long))
+    assert not takes_long(text, read_request({"prompt": short}), len(short))
+    assert not takes_long(text, read_request({"inputs": [_TENSOR]}), 1 << 20), "tensors are not read by a tokenizer"
+    prepare(text, asked)
+    assert text._lately.keys() == {(long, True)}
+    assert text.encode(long) == text._lately[long, True]
+    for number in range(20):
+        prepare(text, read_request({"input": [f"{number} {long}", short]}))
+    assert len(text._lately) == LATELY_MAX, "what is remembered is bounded"
+    constrained = read_request({"prompt": short, "constraint": {"regex": "a"}})
+    assert takes_long(text, constrained, 10)
+    prepare(text, constrained)
+    assert not takes_long(text, constrained, 10)
+
+
+_TENSOR = {"name": "x", "shape": [1], "datatype": "FP32", "data": [1.0]}
