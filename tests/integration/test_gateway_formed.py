@@ -229,13 +229,13 @@ async def test_tools_that_a_template_does_not_know_are_refused(formed: Front) ->
         "tools": [WEATHER],
         "tool_choice": {"type": "function", "function": {"name": "x"}},
     }
-    assert await formed.refused("/v1/chat/completions", body) == (400, "invalid_request", None)
+    assert await formed.refused("/v1/chat/completions", body) == (400, "invalid_request", "tool_choice")
     body = {
         "model": CHAT,
         "messages": HELLO,
         "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "?"}}},
     }
-    assert await formed.refused("/v1/chat/completions", body) == (400, "invalid_request", "constraint")
+    assert await formed.refused("/v1/chat/completions", body) == (400, "invalid_request", "response_format")
 
 
 async def test_nothing_of_it_stands_in_the_trail(formed: Front) -> None:

@@ -293,3 +293,49 @@ async def test_who_reads_nothing_is_taken_to_be_gone(front: Front, monkeypatch: 
     await asyncio.wait_for(connections.EventStream(endless())({"type": "http"}, receive, send), 10)
     assert written.is_set()
     assert closed.is_set()
+
+
+async def test_pages_from_elsewhere_and_bodies_of_another_kind_are_turned_away(front: Front) -> None:
+    """What a browser sends without asking first is no request: not of another type, nor in the name of another page."""
+    data = b'{"model": "chat", "prompt": "a", "max_tokens": 1}'
+    for kind in ({}, {"Content-Type": "text/plain"}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        found = await front.http.post("/v1/completions", content=data, headers=kind)
+        assert (found.status_code, found.json()["error"]["param"]) == (400, "Content-Type")
+    kind = {"Content-Type": "application/json; charset=utf-8"}
+    for origin, status in (
+        ("http://evil.example", 403),
+        ("null", 403),
+        ("http://localhost:3000", 200),
+        ("http://127.0.0.1", 200),
+    ):
+        for path in ("/v1/completions", "/v2/models/chat/infer"):
+            found = await front.http.post(path, content=data, headers={**kind, "Origin": origin})
+            assert found.status_code == (status if path.startswith("/v1") or status == 403 else 400)
+
+
+async def test_a_key_is_looked_at_before_anything_is_read(front: Front, tmp_path: Path) -> None:
+    add_key(tmp_path / "keys.toml", "app", None, watch=False)
+    async with (
+        gateway(front, tmp_path, "--api-keys", str(tmp_path / "keys.toml")) as (url, _),
+        httpx2.AsyncClient(base_url=url) as http,
+    ):
+        for path in ("/v1/completions", "/v2/models/cnn/infer", "/nowhere"):
+            found = await http.post(path, content=b"{", headers={"Content-Type": "application/json"})
+            assert found.status_code == 401
+        assert (await http.get("/health")).status_code == 200
+        assert (await http.get("/v2/health/ready")).status_code == 200
+
+
+async def test_a_head_without_end_ends_the_connection(front: Front) -> None:
+    host, port = front.url.removeprefix("http://").split(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
+    writer.write(b"GET /health HTTP/1.1\r\nHost: localhost\r\nX-Long: ")
+    with pytest.raises(ConnectionError):
+        async with asyncio.timeout(20):
+            while True:
+                writer.write(b"a" * (1 << 16))
+                await writer.drain()
+                await asyncio.sleep(0)
+    writer.close()
+    with pytest.raises(ConnectionError):
+        await reader.read()
