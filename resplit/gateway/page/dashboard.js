@@ -174,7 +174,8 @@ function meter(value, text) {
 }
 
 function nodes(look) {
-  const head = el("tr", {}, ...["node", "state", "runs on", "load", "GPU", "memory", "sequences", "°C", "W", "heard"].map((name) => el("th", {}, name)));
+  const names = ["node", "state", "runs on", "load", "GPU", "memory", "sequences", "°C", "W", "heard"];
+  const head = el("tr", {}, ...names.map((name) => el("th", {}, name)));
   const rows = look.nodes.map((node) => {
     const used = node.memory_total ? 1 - node.memory_free / node.memory_total : 0;
     return el("tr", {}, el("td", {}, el("span", { class: "dot", colour: colour(node.name) }), node.name),
@@ -184,6 +185,7 @@ function nodes(look) {
       el("td", {}, node.temperature === null ? "-" : node.temperature.toFixed(0)), el("td", {}, node.power === null ? "-" : node.power.toFixed(0)),
       el("td", {}, `${node.age} s ago`));
   });
+  for (const row of rows) [...row.children].forEach((cell, i) => cell.setAttribute("data-name", names[i]));  // where there is no head
   $("nodes").replaceChildren(el("thead", {}, head), el("tbody", {}, ...rows));
 }
 
