@@ -8,12 +8,10 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import Metric
 
-from profiler.exposition import Told, counter, gauge
+from profiler.exposition import FIRST_S, PACE_S, Told, counter, gauge
 from schemas.audit import AuditKind
 from schemas.capacity import Capacity, Service
 
-FIRST = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
-PACE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
 NODE, LINK, STAGE = ("node",), ("node", "peer"), ("node", "deployment", "epoch", "state")
 OF, COUNTED = ("gen_ai_request_model",), ("node", "deployment")
 
@@ -29,14 +27,14 @@ class AgentMeasures:
             "gen_ai_server_time_to_first_token_seconds",
             "From a request's admission to its first token, of those that ran over one route.",
             OF,
-            buckets=FIRST,
+            buckets=FIRST_S,
             registry=self.registry,
         )
         self._pace = Histogram(
             "gen_ai_server_time_per_output_token_seconds",
             "Between tokens after the first, of the same requests.",
             OF,
-            buckets=PACE,
+            buckets=PACE_S,
             registry=self.registry,
         )
         self._seen = -1

@@ -68,7 +68,7 @@ def families(seen: StatusReply | None, events: Mapping[AuditKind, int]) -> Itera
         [(of, None if value is None else value / 1e3) for of, value in predicted],
     )
     yield gauge("resplit_deployment_slo_met_ratio", "Of the requests of the last minutes.", OF, [
-        (of, None if one.attainment is None else _share(one.attainment.met, one.attainment.missed)) for of, one in found
+        (of, None if one.attainment is None else one.attainment.share) for of, one in found
     ])  # fmt: skip
     for window, name in enumerate(("short", "long")):
         yield gauge(
@@ -82,7 +82,3 @@ def families(seen: StatusReply | None, events: Mapping[AuditKind, int]) -> Itera
         )
     errors = [(of, (one.prediction_error or {}).get("tpot")) for of, one in found]
     yield gauge("resplit_deployment_prediction_error_ratio", "Median of |error| of tokens' times.", OF, errors)
-
-
-def _share(met: int, missed: int) -> float | None:
-    return met / (met + missed) if met + missed else None

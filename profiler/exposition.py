@@ -14,6 +14,10 @@ from prometheus_client.registry import Collector
 
 from schemas.errors import ErrorCode, ResplitError
 
+FIRST_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
+PACE_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+"""Buckets of seconds, to a first token or a whole answer and between tokens: the same wherever they are measured."""
+
 Labels = Mapping[str, str]
 Sample = tuple[Labels, float | None]
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from schemas.control import CloudStatus, DeploymentStatus, NodeStatus, StatusReply
     from schemas.plan import Plan
 
+REASONS = ("why", "reason")
+"""Fields of an event that say why; of one that has both the first is the more particular one."""
 NODE_COLUMNS = ["node", "state", "on", "threads", "memory free", "of", "load", "heard", "blocks"]
 DEPLOYMENT_COLUMNS = ["deployment", "model", "state", "epoch", "stages", "TPOT ms", "SLO met", "remarks"]
 

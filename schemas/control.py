@@ -161,6 +161,11 @@ class Attainment(Value):
     """How many times too fast the error budget is used up, over the short and the long window; None while too few
     requests ended to say."""
 
+    @property
+    def share(self) -> float | None:
+        """Of those that met them; None where nothing was counted."""
+        return self.met / (self.met + self.missed) if self.met + self.missed else None
+
 
 class CloudStatus(Value):
     """What the cloud of a deployment was asked by the agents that are present, since each began."""

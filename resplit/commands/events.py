@@ -8,13 +8,12 @@ import typer
 from resplit.defaults import DEFAULT_URL
 from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json
+from resplit.view import REASONS
 
 if TYPE_CHECKING:
     from resplit.access import Access
     from resplit.standing import Seen
 
-REASONS = ("why", "reason")
-"""Fields that say why; an event that has both says the first here, which is the more particular one."""
 MARKS = {"verified": "", "unverified": "  [unverified]", "late": "  [LATE]", "forged": "  [FORGED]"}
 
 

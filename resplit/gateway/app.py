@@ -21,13 +21,14 @@ from resplit.gateway import dashboard_routes, oip_routes, openai_routes
 from resplit.gateway.answering import REQUESTS_MAX, Answering
 from resplit.gateway.api_keys import Door
 from resplit.gateway.connections import ClientGoneError
-from resplit.gateway.failures import Dialect, body_of, headers_of, status_of
+from resplit.gateway.failures import body_of, dialect_of, headers_of, status_of
 from resplit.gateway.house import House
 from resplit.gateway.measures import Measures
 from resplit.gateway.threshold import LOCAL_NAMES, BodyError, Threshold
 from resplit.gateway.watching import Watch
 from resplit.replies import RequestError
 from schemas.errors import ResplitError
+from schemas.toml import shown as shown_value
 
 CLIENT_CLOSED = 499
 
@@ -72,7 +73,7 @@ def make_app(config: GatewayConfig, *, is_local: bool) -> FastAPI:
                 watch = await stack.enter_async_context(Watch(Access(config.url, config.watch_keys)))
             measures = Measures()
             answering = Answering(client, measures, config.requests_max)
-            app.state.house = House(door, answering, measures, watch, int(time.time()))
+            app.state.house = House(answering, measures, watch, int(time.time()))
             yield
 
     # The pages that FastAPI makes of the API come from elsewhere; a gateway may stand where there is no elsewhere.
@@ -102,12 +103,8 @@ def _sealer(keys: Path) -> Sealer:
     return ByRoster(keys)
 
 
-def _dialect(request: Request) -> Dialect:
-    return "oip" if request.url.path.startswith("/v2") else "openai"
-
-
 def _told(request: Request, error: RequestError) -> Response:
-    return JSONResponse(body_of(error, _dialect(request)), status_of(error.code), headers_of(error))
+    return JSONResponse(body_of(error, dialect_of(request.url.path)), status_of(error.code), headers_of(error))
 
 
 async def _failed(request: Request, error: Exception) -> Response:
@@ -132,21 +129,22 @@ async def _malformed(request: Request, error: Exception) -> Response:
     field = ".".join(path) or None
     if first["type"] == "extra_forbidden":
         said = f"there is no field {path[-1]!r} here"
-    shown = "" if field is None or first["type"] in ("extra_forbidden", "missing") else f" (got {_short(first)})"
+    shown = (
+        ""
+        if field is None or first["type"] in ("extra_forbidden", "missing")
+        else f" (got {shown_value(first.get('input'))})"
+    )
     return _told(request, RequestError("invalid_request", f"{field or 'the request'}: {said}{shown}", field))
-
-
-def _short(fault: dict[str, object]) -> str:
-    text = repr(fault.get("input"))
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 async def _not_here(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     if isinstance(error, BodyError):
-        return JSONResponse(body_of(error.refusal, _dialect(request)), error.status_code, error.headers)
+        return JSONResponse(body_of(error.refusal, dialect_of(request.url.path)), error.status_code, error.headers)
     code = "invalid_request" if error.status_code < 500 else "internal"
-    body = body_of(RequestError(code, f"{request.method} {request.url.path}: {error.detail}"), _dialect(request))
+    body = body_of(
+        RequestError(code, f"{request.method} {request.url.path}: {error.detail}"), dialect_of(request.url.path)
+    )
     return JSONResponse(body, error.status_code, error.headers)
 
 

@@ -57,6 +57,11 @@ _PARAMS = {"constraint": "response_format", "deployment": "model"}
 """Fields of the wire that stand for one of theirs."""
 
 
+def dialect_of(path: str) -> Dialect:
+    """The protocol that is spoken at a path."""
+    return "oip" if path.startswith("/v2") else "openai"
+
+
 def status_of(code: str) -> int:
     """The HTTP status of an error code."""
     if code == UNAUTHORIZED:

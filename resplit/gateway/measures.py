@@ -4,8 +4,8 @@ exist, written as Prometheus writes them."""
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 40.0, 80.0)
-PACE = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5)
+from profiler.exposition import FIRST_S, PACE_S
+
 TOKENS = (1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144)
 ABOUT = ("gen_ai_operation_name", "gen_ai_request_model")
 UNKNOWN = "unknown"
@@ -17,13 +17,13 @@ class Measures:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        self._first = self._histogram("gen_ai_server_time_to_first_token", "Until the first token came.", SECONDS)
-        self._pace = self._histogram("gen_ai_server_time_per_output_token", "Between tokens after the first.", PACE)
+        self._first = self._histogram("gen_ai_server_time_to_first_token", "Until the first token came.", FIRST_S)
+        self._pace = self._histogram("gen_ai_server_time_per_output_token", "Between tokens after the first.", PACE_S)
         self._duration = Histogram(
             "gen_ai_server_request_duration_seconds",
             "Of a request, from when it was read until its last byte was there.",
             (*ABOUT, "error_type"),
-            buckets=SECONDS,
+            buckets=FIRST_S,
             registry=self.registry,
         )
         self._tokens = Histogram(

@@ -1,7 +1,6 @@
 """`/v2`: the Open Inference Protocol over HTTP, its binary tensors included. A model is a deployment, by its name."""
 
 import json
-import re
 from importlib.metadata import version
 from typing import Any
 
@@ -9,10 +8,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from resplit.gateway.connections import while_there
-from resplit.gateway.house import house_of, key_of
+from resplit.gateway.house import check_model, house_of, unknown_model
 from resplit.gateway.oip_bodies import BINARY, LENGTH, read_body, reply_body
-from resplit.replies import RequestError
-from schemas.base import NAME_PATTERN
 from schemas.control import DeploymentStatus
 
 routes = APIRouter(prefix="/v2")
@@ -67,7 +64,7 @@ async def model_ready(request: Request, name: str) -> Response:
 async def infer(request: Request, name: str) -> Response:
     """One inference."""
     answering = house_of(request).answering
-    _check(request, name)
+    check_model(request, name)
     asked = read_body(await request.body(), request.headers.get(LENGTH))
 
     async def work() -> Response:
@@ -84,17 +81,11 @@ async def infer(request: Request, name: str) -> Response:
 
 async def _status_of(request: Request, name: str) -> DeploymentStatus | None:
     """A deployment as the orchestrator sees it; None where the gateway sees no cluster."""
-    _check(request, name)
+    check_model(request, name)
     watch = house_of(request).watch
     if watch is None:
         return None
     for found in (await watch.status()).deployments:
         if found.name == name:
             return found
-    raise RequestError("unknown_deployment", f"there is no deployment {name!r} here", "model")
-
-
-def _check(request: Request, name: str) -> None:
-    if re.fullmatch(NAME_PATTERN, name) is None:
-        raise RequestError("unknown_deployment", f"there is no deployment {name[:80]!r} here", "model")
-    key_of(request).check(name)
+    raise unknown_model(name)

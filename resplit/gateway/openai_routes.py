@@ -1,6 +1,5 @@
 """`/v1`: OpenAI's API. A model is a deployment, by its name."""
 
-import re
 import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
@@ -13,7 +12,7 @@ from fastapi.responses import JSONResponse
 from resplit.gateway.answering import Answering
 from resplit.gateway.connections import DONE, EventStream, begun, event, while_there
 from resplit.gateway.failures import REQUEST_ID
-from resplit.gateway.house import House, house_of, key_of
+from resplit.gateway.house import House, check_model, house_of, key_of, unknown_model
 from resplit.gateway.openai_replies import (
     Head,
     Json,
@@ -29,8 +28,7 @@ from resplit.gateway.openai_replies import (
 )
 from resplit.gateway.openai_requests import ChatRequest, CompletionRequest, EmbeddingsRequest, Wire
 from resplit.gateway.tool_calls import Call, CallReader
-from resplit.replies import RequestError, Token, Usage
-from schemas.base import NAME_PATTERN
+from resplit.replies import Token, Usage
 
 A = TypeVar("A", ChatRequest, CompletionRequest)
 
@@ -50,7 +48,7 @@ async def model(request: Request, name: str) -> dict[str, Any]:
     for found in await _listed(house_of(request), request):
         if found["id"] == name:
             return found
-    raise _unknown(name)
+    raise unknown_model(name)
 
 
 @routes.post("/chat/completions")
@@ -69,7 +67,7 @@ async def completions(request: Request, asked: CompletionRequest) -> Response:
 async def embeddings(request: Request, asked: EmbeddingsRequest) -> Response:
     """Texts as vectors."""
     answering = house_of(request).answering
-    _check(request, asked.model)
+    check_model(request, asked.model)
 
     async def whole() -> dict[str, Any]:
         async with answering.admitted("embeddings", asked.model) as taken:
@@ -88,7 +86,7 @@ async def _answered(
     whole: Callable[[Answering, Head, A, Sequence[Wire]], Awaitable[Json]],
 ) -> Response:
     """The answer to a request, in the form that it asks for, unless its client leaves before."""
-    _check(request, asked.model)
+    check_model(request, asked.model)
     head = Head(kind, uuid.uuid4().hex, asked.model, int(time.time()))
     # Under these ids the cluster and its trail know the answers.
     wires = [
@@ -201,14 +199,3 @@ async def _listed(house: House, request: Request) -> list[dict[str, Any]]:
         and (key.models is None or found.name in key.models)
         and (found.deployment is None or found.deployment.service_of is None)
     ]
-
-
-def _check(request: Request, name: str) -> None:
-    """Whether the key is for this deployment, and whether there may be one of this name."""
-    if re.fullmatch(NAME_PATTERN, name) is None:
-        raise _unknown(name)
-    key_of(request).check(name)
-
-
-def _unknown(name: str) -> RequestError:
-    return RequestError("unknown_deployment", f"there is no deployment {name[:80]!r} here", "model")

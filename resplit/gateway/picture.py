@@ -7,15 +7,12 @@ page counts it once by `key`. A picture has figures and names in it, and no cont
 from typing import Any
 
 from resplit.standing import Seen
-from resplit.view import attained, node_state, remarks
+from resplit.view import REASONS, attained, node_state, remarks
 from schemas.capacity import Capacity
 from schemas.control import DeploymentStatus, NodeStatus, StatusReply
 from schemas.plan import Plan
 
 Json = dict[str, Any]
-
-REASONS = ("why", "reason")
-"""Fields of an event that say why, the more particular one first."""
 
 
 def look_json(reply: StatusReply, at: float) -> Json:
@@ -98,7 +95,7 @@ def _deployment(found: DeploymentStatus) -> Json:
         "ready": list(found.ready),
         "estimate": found.estimate,
         "attained": None if found.attainment is None else attained(found),
-        "slo": None if found.attainment is None else _share(found.attainment.met, found.attainment.missed),
+        "slo": None if found.attainment is None else found.attainment.share,
         "prediction": found.prediction,
     }
 
@@ -125,7 +122,3 @@ def _finished(capacity: Capacity) -> list[Json]:
         }
         for one in capacity.finished
     ]
-
-
-def _share(met: int, missed: int) -> float | None:
-    return met / (met + missed) if met + missed else None

@@ -11,8 +11,9 @@ from collections.abc import Iterable
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from resplit.gateway.api_keys import Door
-from resplit.gateway.failures import UNAUTHORIZED, Dialect, body_of, headers_of, status_of
+from resplit.gateway.api_keys import ApiKey, Door
+from resplit.gateway.failures import UNAUTHORIZED, body_of, dialect_of, headers_of, status_of
+from resplit.gateway.house import KEY
 from resplit.replies import RequestError
 from schemas.request import MAX_REQUEST_BYTES
 
@@ -39,7 +40,7 @@ class Threshold:
             await self._app(scope, receive, send)
             return
         try:
-            self._check(
+            scope[KEY] = self._checked(
                 scope["method"], scope["path"], {name: value.decode("latin-1") for name, value in scope["headers"]}
             )
         except RequestError as error:
@@ -49,13 +50,13 @@ class Threshold:
             return
         await self._app(scope, _Body(receive).receive, send)
 
-    def _check(self, method: str, path: str, headers: dict[bytes, str]) -> None:
+    def _checked(self, method: str, path: str, headers: dict[bytes, str]) -> ApiKey | None:
+        """What the request may use; None where it needs no key. Raises `RequestError`."""
         for header, value in ((b"host", headers.get(b"host", "")), (b"origin", headers.get(b"origin"))):
             if self._names is not None and value is not None and _name_in(value) not in self._names:
                 message = f"this gateway has no API keys and answers to this machine alone, not to {value[:100]!r}"
                 raise RequestError("forbidden", message, header.decode().capitalize())
-        if path not in OPEN_PATHS:
-            self._door.opened_by(headers.get(b"authorization"))
+        key = None if path in OPEN_PATHS else self._door.opened_by(headers.get(b"authorization"))
         length = headers.get(b"content-length", "0")
         if length.isdigit() and int(length) > BODY_BYTES_MAX:
             raise _too_large()
@@ -63,6 +64,7 @@ class Threshold:
         if path.startswith("/v1/") and method == "POST" and kind != "application/json":
             message = f"the body is {kind or 'of no type'}; send JSON, with Content-Type: application/json"
             raise RequestError("invalid_request", message, "Content-Type")
+        return key
 
 
 def _name_in(value: str) -> str:
@@ -110,8 +112,7 @@ def _too_large() -> RequestError:
 
 
 async def _refuse(scope: Scope, send: Send, error: RequestError) -> None:
-    dialect: Dialect = "oip" if scope["path"].startswith("/v2") else "openai"
-    data = json.dumps(body_of(error, dialect)).encode()
+    data = json.dumps(body_of(error, dialect_of(scope["path"]))).encode()
     # What of the body is still on its way nobody reads: the connection ends with this.
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(data)).encode())]
     headers += [(name.lower().encode(), value.encode()) for name, value in headers_of(error).items()]
