@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager
 from nats.aio.client import Client
 
 from bus.blobs import Asking, BlobServer, fetch, size_of
-from models.session import verify_once
+from models.session import verify_again, verify_once
 from models.store import Store
 from schemas.base import Digest
 from schemas.capacity import StoredBlocks
@@ -48,9 +48,9 @@ class Fetcher:
             self._on_disk = None
         return self._known[model], fetched
 
-    async def missing(self, refs: Iterable[BlobRef]) -> list[BlobRef]:
-        """Those of these files that are not here, or not whole."""
-        return await asyncio.to_thread(lambda: [ref for ref in refs if not self._is_sound(ref)])
+    async def missing(self, refs: Iterable[BlobRef], again: Collection[Digest] = ()) -> list[BlobRef]:
+        """Those of these files that are not here, or not whole; those in `again` are hashed though they once were."""
+        return await asyncio.to_thread(lambda: [ref for ref in refs if not self._is_sound(ref, ref.digest in again)])
 
     async def bring(self, refs: Collection[BlobRef], gate: Gate | None = None) -> int:
         """Fetch these files, several at once, or one after the other and a piece at a time through `gate`; their
@@ -101,12 +101,12 @@ class Fetcher:
     def _has(self, refs: Iterable[BlobRef]) -> bool:
         return all(self._store.has(ref.digest) for ref in refs)
 
-    def _is_sound(self, ref: BlobRef) -> bool:
+    def _is_sound(self, ref: BlobRef, again: bool) -> bool:
         """Whether the file is here and whole; one that is damaged is reported and removed, to be fetched anew."""
         if not self._store.has(ref.digest):
             return False
         try:
-            verify_once(self._store, ref)
+            (verify_again if again else verify_once)(self._store, ref)
         except ResplitError as error:
             if error.code is not ErrorCode.CORRUPT_FILE:
                 raise

@@ -146,7 +146,10 @@ class Loader:
         refs = block_files(manifest, plan.blocks_on(self._node))
         if any(route.source == self._node for route in plan.routes):
             refs += tokenizer_file(manifest)
-        missing = await self._files.missing(refs)
+        # What is loaded already is not read again; what is to be read may have rotted since it was last.
+        loaded = self._loaded_graphs()
+        unread = [i for i in plan.blocks_on(self._node) if manifest.blocks[i].graph.digest not in loaded]
+        missing = await self._files.missing(refs, {ref.digest for ref in block_files(manifest, unread)})
         await self._disk.room_for_plan(missing)
         fetched += await self._files.bring(missing)
         await self._files.offer([plan.model, *(ref.digest for ref in refs)])
@@ -156,7 +159,7 @@ class Loader:
         # Blocks that another plan of this deployment has here already are shared with it, weights and caches; sessions
         # also with other models that have the same blocks.
         blocks = plan.blocks_on(self._node)
-        loaded = {graph for key in self._sessions for graph in key}
+        loaded = self._loaded_graphs()
         alike = [held for (family, _), held in self._held.items() if family == plan.family]
         cached = {block.index for held in alike for block in held.blocks}
         tokens = kv_tokens(plan.settings) if manifest.kind is ModelKind.DECODER else 0
@@ -168,6 +171,9 @@ class Loader:
             short = f"{needed} bytes here, {free} are free: {needed - free} short"
             message = f"{manifest.name}: {len(blocks)} blocks need {short}"
             raise ResplitError(ErrorCode.MODEL_TOO_LARGE, message)
+
+    def _loaded_graphs(self) -> set[Digest]:
+        return {graph for key in self._sessions for graph in key}
 
     async def _hold(self, manifest: Manifest, key: RangeKey) -> Engine:
         if key in self._engines:

@@ -47,12 +47,14 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent runs if not straight on this machine: in a network namespace, say."""
+    """Where a process runs if not straight on this machine: in a network namespace, say."""
 
-    enter: tuple[str, ...]
+    enter: tuple[str, ...] = ()
     """Goes before its command. It must become that command, as `nsenter` does, and not start it as a child."""
-    host: str
-    """The address that other agents reach it at."""
+    host: str | None = None
+    """The address that other agents reach it at; None: at this machine's own."""
+    url: str | None = None
+    """Where it finds the NATS server; None: where that listens."""
 
 
 class LocalCluster:
@@ -65,10 +67,10 @@ class LocalCluster:
     (`orchestrator`, `orchestrator-1`, ...) read `store`. Entering waits until every process has reported, and
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
-    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
-    run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
-    demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a gateway serves HTTP
-    at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
+    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents and
+    orchestrators run that do not run straight on this machine, `host` where the NATS server listens, `keep` which
+    deployments on demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a
+    gateway serves HTTP at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
     stay in `folder` for the next start.
     """
 
@@ -325,10 +327,12 @@ class LocalCluster:
             arguments += ["--clouds", str(self._clouds.absolute())]
         if self._cores is not None:
             arguments += ["--cores", ",".join(map(str, self._cores[index]))]
-        place = self._places.get(node)
-        if place is not None:
-            arguments += ["--listen", f"{place.host}:0"]
-        return self._child(node, arguments, self.folder / node / "store", () if place is None else place.enter)
+        if (host := self._place(node).host) is not None:
+            arguments += ["--listen", f"{host}:0"]
+        return self._child(node, arguments, self.folder / node / "store")
+
+    def _place(self, name: NodeId) -> Place:
+        return self._places.get(name, Place())
 
     def _gateway(self) -> Child:
         arguments = ["gateway", "--listen", f"{HOST}:{self._http_port}", "--watch-keys", str(self.observer_keys)]
@@ -340,11 +344,12 @@ class LocalCluster:
             self.folder / GATEWAY / "log",
         )
 
-    def _child(self, name: str, arguments: Sequence[str], store: Path, enter: Sequence[str] = ()) -> Child:
+    def _child(self, name: NodeId, arguments: Sequence[str], store: Path) -> Child:
         keys = self.keys / (ORCHESTRATOR if name in self.orchestrators else name)
-        common = ["--url", self.url, "--keys", str(keys), "--store", str(store)]
+        place = self._place(name)
+        common = ["--url", place.url or self.url, "--keys", str(keys), "--store", str(store)]
         verbose = ["--verbose"] if self._verbose else []
-        command = [*enter, sys.executable, "-m", "resplit", *arguments, *common, *verbose]
+        command = [*place.enter, sys.executable, "-m", "resplit", *arguments, *common, *verbose]
         return Child(name, command, self.folder / name / "log")
 
 

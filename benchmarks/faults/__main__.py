@@ -1,6 +1,6 @@
 """Faults on real processes under load, each with its promise.
 
-    python -m benchmarks.faults [--runs N] [--only NAME ...]
+    python -m benchmarks.faults [--runs N] [--only NAME ...] [--forget]
 
 A cluster of three agents serves the adder in two stages; eight streams of 200 tokens follow one another, every second
 one sampled with a seed, and each is compared with the uncut model. A fault comes at a random moment; what it broke is
@@ -17,13 +17,13 @@ import json
 import os
 import random
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from nats.aio.client import Client as Nats
 from rich.console import Console
@@ -31,10 +31,10 @@ from rich.table import Table
 
 from benchmarks.faults.load import INBOX, SILENCE_S, Load, Question, Wire, questions
 from benchmarks.faults.measure import Run, quantile, summed_up
-from benchmarks.faults.scenario import Scenario, SkippedError
+from benchmarks.faults.scenario import Scenario
 from benchmarks.faults.scenarios import SCENARIOS
 from benchmarks.faults.scene import Ear, Scene
-from benchmarks.faults.wires import Wires, why_not
+from benchmarks.faults.surroundings import SkippedError, surrounded
 from benchmarks.table import RESULTS, Row, write
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from models.store import Store
@@ -43,11 +43,9 @@ from resplit.cluster import LocalCluster
 from resplit.defaults import CONNECT_TIMEOUT_S
 from resplit.demo import shipped_store
 from resplit.exchange import open_connection
-from schemas.base import NodeId
 from schemas.errors import ResplitError
 
-AGENTS = 3
-RUNS = 4
+RUNS = 30
 BEFORE_S = (0.2, 1.2)
 """All streams run for so long, about, before the fault."""
 TITLE = "faults under load: 8 streams of 200 tokens over two of three agents"
@@ -87,38 +85,39 @@ async def tried(
     asked: tuple[Question, ...],
     found: list[Run],
 ) -> None:
-    """So many runs on a cluster of their own; adds each to `found` as soon as all is whole again."""
-    async with AsyncExitStack() as stack:
-        wires = await wired(folder / f"{scenario.name}-wires", stack) if scenario.wired else None
-        where: dict[str, Any] = {} if wires is None else {"host": wires.host, "places": wires.places}
-        orchestrators = scenario.orchestrators
-        cluster = await stack.enter_async_context(
-            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=orchestrators, **where)
-        )
-        connection, replies = [await connected(cluster, keys) for keys in (cluster.operator_keys, cluster.client_keys)]
-        for one in (connection, replies):
-            stack.push_async_callback(one.close)
-        ear = Ear(load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
-        await ear.listen(connection)
-        draw = random.Random(f"{scenario.name} {seed}")
-        for index in range(runs):
-            options = {"inbox_prefix": INBOX}
-            keys = cluster.client_keys
-            async with Client(cluster.url, keys=keys, idle_timeout_s=SILENCE_S, nats_options=options) as client:
-                wire = Wire()
-                listening = await wire.listen(replies)
-                scene = Scene(cluster, connection, ear, wire, Load(client, asked), draw, index, wires)
-                if index == 0:
-                    await scene.place(None)
-                    await scene.whole()
-                    if scenario.prepare is not None:
-                        await scenario.prepare(scene)
+    """So many runs, on as many clusters as that takes; adds each to `found` as soon as all is whole again."""
+    draw = random.Random(f"{scenario.name} {seed}")
+    per_cluster = scenario.runs_per_cluster or runs
+    for first in range(0, runs, per_cluster):
+        async with AsyncExitStack() as stack:
+            there = folder / f"{scenario.name}-{first}"
+            around = await stack.enter_async_context(surrounded(scenario.needs, there, store.root))
+            cluster = around.cluster
+            connection, replies = [
+                await connected(cluster, keys) for keys in (cluster.operator_keys, cluster.client_keys)
+            ]
+            for one in (connection, replies):
+                stack.push_async_callback(one.close)
+            ear = Ear(load_identity(cluster.keys / ORCHESTRATOR, ORCHESTRATOR))
+            await ear.listen(connection)
+            for index in range(first, min(first + per_cluster, runs)):
+                options = {"inbox_prefix": INBOX}
+                keys = cluster.client_keys
+                async with Client(cluster.url, keys=keys, idle_timeout_s=SILENCE_S, nats_options=options) as client:
+                    wire = Wire()
+                    listening = await wire.listen(replies)
+                    scene = Scene(around, connection, ear, wire, Load(client, asked), draw, index)
+                    if index == first:
+                        await scene.place(None)
                         await scene.whole()
-                run = await once(scenario, scene)
-                await listening.unsubscribe()
-            found.append(run)
-            tell(scenario, run, f"{index + 1}/{runs}")
-            await scene.whole()
+                        if scenario.prepare is not None:
+                            await scenario.prepare(scene)
+                            await scene.whole()
+                    run = await once(scenario, scene)
+                    await listening.unsubscribe()
+                found.append(run)
+                tell(scenario, run, f"{index + 1}/{runs}")
+                await scene.whole()
 
 
 async def connected(cluster: LocalCluster, keys: Path) -> Nats:
@@ -140,16 +139,6 @@ def tell(scenario: Scenario, run: Run, number: str) -> None:
     )
 
 
-async def wired(folder: Path, stack: AsyncExitStack) -> Wires:
-    """Wires for a cluster's agents; raises `SkippedError` where there can be none."""
-    if (why := why_not()) is not None:
-        raise SkippedError(why)
-    try:
-        return await stack.enter_async_context(Wires(folder, [NodeId(f"n{i}") for i in range(AGENTS)]))
-    except ResplitError as error:
-        raise SkippedError(f"no network namespaces here: {error.message}") from error
-
-
 async def once(scenario: Scenario, scene: Scene) -> Run:
     """Do it once, under load, and tell what became of every request."""
     async with scene.load.running():
@@ -160,12 +149,13 @@ async def once(scenario: Scenario, scene: Scene) -> Run:
     return run.breaking(f"two tokens of one index: {said}" for said in scene.wire.conflicts)
 
 
-async def published(scenarios: list[Scenario], runs: int, seed: int, folder: Path) -> list[Row]:
-    """The rows, each of them on disk as soon as it is known."""
+async def published(scenarios: list[Scenario], runs: int, seed: int, folder: Path, keep: bool) -> list[Row]:
+    """The rows, each of them on disk as soon as it is known if they are to be kept."""
     rows: list[Row] = []
     async for one in measure(scenarios, runs, seed, folder):
         rows.append(one)
-        write("faults", TITLE, merged(rows), command="python -m benchmarks.faults", seed=seed)
+        if keep:
+            write("faults", TITLE, merged(rows), command="python -m benchmarks.faults", seed=seed)
     return rows
 
 
@@ -250,13 +240,17 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=RUNS, help=f"of each fault ({RUNS})")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
     parser.add_argument("--seed", type=int, default=int(time.time()), help="of the moments and the victims")
+    parser.add_argument("--forget", action="store_true", help="show what is measured, and keep nothing of it")
     parser.add_argument("--folder", type=Path, help="an empty folder for the clusters' logs, which is kept")
     given = parser.parse_args()
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in given.only]
     say(f"seed {given.seed}")
     with tempfile.TemporaryDirectory(prefix="resplit-faults-") as scratch:
-        rows = asyncio.run(published(scenarios, given.runs, given.seed, given.folder or Path(scratch)))
+        folder = given.folder or Path(scratch)
+        rows = asyncio.run(published(scenarios, given.runs, given.seed, folder, not given.forget))
     show(rows)
+    if any(str(row["verdict"]).startswith("missed") for row in rows):
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -4,15 +4,22 @@ import asyncio
 import time
 from collections.abc import Callable
 
+from benchmarks.faults.load import DEPLOYMENT
 from benchmarks.faults.measure import Seen
 from benchmarks.faults.scene import Scene, Word, request
+from bus.sealed_plans import open_event
+from bus.streams import stored_messages
 from resplit import control
 from resplit.server import NATS
+from schemas import subjects
 from schemas.base import NodeId
+from schemas.control import DeployReply
 from schemas.deployment import Stage
+from schemas.envelope import PLAN_TYPE, open_envelope
 from schemas.errors import ResplitError
 from schemas.leader import Leadership
-from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from schemas.plan import Plan, PlanEvent, PlanPhase, Receipt, ReceiptStatus
+from schemas.section import SealedEvent
 
 OUTAGE_S = 2.0
 ZOMBIE_S = 1.0
@@ -104,10 +111,7 @@ async def leader_killed(scene: Scene) -> Seen:
     """At one step of a redeploy after the other: as soon as it is asked for, then at the first word of each step."""
     step = (ASKED, *STEPS)[scene.index % (1 + len(STEPS))]
     leader = await scene.leader()
-    stages = await scene.stages()
-    cut = scene.draw.choice([cut for cut in range(1, 9) if cut != stages[0].last])
-    nodes = scene.draw.sample(scene.cluster.agents, 2)
-    placement = (Stage(node=nodes[0], first=0, last=cut), Stage(node=nodes[1], first=cut + 1, last=9))
+    placement = _another(scene, await scene.stages())
     affected = tuple(scene.load.live)
     asked = time.monotonic()
     asking = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
@@ -117,21 +121,79 @@ async def leader_killed(scene: Scene) -> Seen:
     at = time.monotonic()
     await scene.cluster.kill(leader)
     elected, _ = await scene.ear.wait(lambda word: isinstance(word, Leadership) and word.leader != leader, at, STEP_S)
-    broken: tuple[str, ...] = ()
+    await _until_taken(scene, asking, placement)
+    until = await scene.went_on(affected)
+    await scene.cluster.start(leader)
+    await scene.whole()
+    broken = await _disputed(scene)
+    if await scene.stages() != placement:
+        broken.append(f"killed when {step}: the successor neither completed nor repeated what was under way")
+    return Seen(at, affected, until, took_s=elected - at, broken=tuple(broken), step=step)
+
+
+async def leader_hung(scene: Scene) -> Seen:
+    """Stopped at a step of a redeploy, past its lease, and resumed when another leads: it takes itself for the leader
+    until it looks."""
+    step = tuple(STEPS)[scene.index % len(STEPS)]
+    leader = await scene.leader()
+    placement = _another(scene, await scene.stages())
+    affected = tuple(scene.load.live)
+    asked = time.monotonic()
+    asking = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
+    await scene.ear.wait(STEPS[step], asked, STEP_S)
+    await asyncio.sleep(scene.draw.uniform(0, SPREAD_S))
+    at = time.monotonic()
+    await scene.cluster.pause(leader)
+    elected, _ = await scene.ear.wait(lambda word: isinstance(word, Leadership) and word.leader != leader, at, STEP_S)
+    await asyncio.sleep(scene.draw.uniform(0, ZOMBIE_S))
+    await scene.cluster.resume(leader)
+    await _until_taken(scene, asking, placement)
+    until = await scene.went_on(affected)
+    await scene.whole()
+    broken = await _disputed(scene)
+    if await scene.stages() != placement:
+        broken.append(f"hung when {step}: the successor neither completed nor repeated what was under way")
+    return Seen(at, affected, until, took_s=elected - at, broken=tuple(broken), step=step)
+
+
+def _another(scene: Scene, stages: tuple[Stage, ...]) -> tuple[Stage, ...]:
+    """Two stages on other nodes, cut elsewhere."""
+    cut = scene.draw.choice([cut for cut in range(1, 9) if cut != stages[0].last])
+    nodes = scene.draw.sample(scene.cluster.agents, 2)
+    return Stage(node=nodes[0], first=0, last=cut), Stage(node=nodes[1], first=cut + 1, last=9)
+
+
+async def _until_taken(scene: Scene, asking: asyncio.Task[DeployReply], placement: tuple[Stage, ...]) -> None:
+    """Where a wish was never stored, its owner asks again, until there is somebody to ask."""
     async with asyncio.timeout(STEP_S):
         while True:
             try:
                 await asking
                 break
-            except ResplitError:  # it was never stored, and its owner asks again, until there is somebody to ask
+            except ResplitError:
                 await asyncio.sleep(AGAIN_S)
                 asking = asyncio.create_task(control.deploy(scene.cluster.operator, request(placement)))
-    until = await scene.went_on(affected)
-    await scene.cluster.start(leader)
-    await scene.whole()
-    if await scene.stages() != placement:
-        broken = (f"killed when {step}: the successor neither completed nor repeated what was under way",)
-    return Seen(at, affected, until, took_s=elected - at, broken=broken, step=step)
+
+
+async def _disputed(scene: Scene) -> list[str]:
+    """What the log of plans holds against its leaders: an epoch of two plans, a term that ended and goes on."""
+    owner = await scene.cluster.owner("CONTROL")
+    try:
+        stored = await stored_messages(owner.jetstream(), subjects.STREAM_PLANS, subjects.plan(DEPLOYMENT))
+    finally:
+        await owner.close()
+    broken: list[str] = []
+    plans: dict[int, Plan] = {}
+    term = 0
+    for message in stored:
+        sealed, signer = open_envelope(message.data, SealedEvent, PLAN_TYPE, scene.ear.identity.orchestrators)
+        event = open_event(sealed, signer, scene.ear.identity)
+        if event.term < term:
+            broken.append(f"a word of term {event.term} behind one of term {term}")
+        term = max(term, event.term)
+        if event.current is not None and plans.setdefault(event.current.epoch, event.current) != event.current:
+            broken.append(f"two plans of epoch {event.current.epoch} were in force")
+    return broken
 
 
 async def nats_killed(scene: Scene) -> Seen:

@@ -3,10 +3,12 @@
 import asyncio
 import itertools
 import time
+from pathlib import Path
 
 from benchmarks.faults.measure import Seen
 from benchmarks.faults.pace import PERIOD_S, best_s, recovery
 from benchmarks.faults.scene import Scene
+from benchmarks.faults.wires import MACHINE
 from schemas.audit import AuditKind
 from schemas.base import NodeId
 from schemas.deployment import Stage
@@ -19,6 +21,10 @@ ZOMBIE_S = 3.0
 """For so long a node that was cut off is listened to when it is back: the kernel then sends what it had not."""
 CUT_S = 2.0
 POLL_S = 0.1
+NOTICED_S = 30.0
+GONE = b"the NATS server is gone"
+LATE_S = (0.1, 0.5)
+LATE_FOR_S = 10.0
 
 
 async def edge_cut(scene: Scene) -> Seen:
@@ -79,6 +85,56 @@ async def _cut_off(scene: Scene, node: str) -> Seen:
     except TimeoutError:
         broken = (f"{node} did not come back",)
     return Seen(at, affected, until, broken=broken, repeated=scene.wire.repeated)
+
+
+async def bus_cut(scene: Scene) -> Seen:
+    """From one node, as it writes to it; the nodes still reach each other."""
+    first, last = await scene.stages()
+    node = (last.node, first.node, await scene.spare())[scene.index % 3]
+    log = scene.cluster.log(node)
+    told = log.stat().st_size
+    affected = tuple(scene.load.live)
+    at = time.monotonic()
+    await scene.wires.cut(node, MACHINE)
+    try:
+        lost_s = await _noticed(log, told, at)
+        until = await scene.went_on(affected)
+    finally:
+        scene.wire.from_now()
+        await scene.wires.mend(node, MACHINE)
+    broken: tuple[str, ...] = ()
+    try:
+        await scene.whole()
+    except TimeoutError:
+        broken = (f"{node} did not come back",)
+    return Seen(at, affected, until, took_s=lost_s, broken=broken, repeated=scene.wire.repeated)
+
+
+async def _noticed(log: Path, offset: int, at: float) -> float:
+    """When a node said that the server is gone."""
+    while (now := time.monotonic()) - at < NOTICED_S:
+        with log.open("rb") as file:
+            file.seek(offset)
+            if GONE in file.read():
+                break
+        await asyncio.sleep(POLL_S)
+    return now - at
+
+
+async def bus_late(scene: Scene) -> Seen:
+    """For one node: what it says comes late, and what it is told."""
+    first, last = await scene.stages()
+    node = NodeId((last.node, first.node, await scene.spare())[scene.index % 3])
+    affected = tuple(scene.load.live)
+    at = time.monotonic()
+    scene.around.detours[node].delay(*LATE_S)
+    await asyncio.sleep(LATE_FOR_S)
+    scene.around.detours[node].delay()
+    until = await scene.went_on(affected)
+    broken = [*_declared_lost(scene, at)]
+    if plans := len(scene.ear.commits(at)):
+        broken.append(f"{plans} plans for nothing")
+    return Seen(at, affected, until, broken=tuple(broken), step=("last stage", "ingress", "spare")[scene.index % 3])
 
 
 async def _around(scene: Scene, at: float, edge: frozenset[str]) -> float | None:

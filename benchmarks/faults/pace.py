@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from benchmarks.faults.load import Asked
 from benchmarks.faults.measure import quantile, waits
-from benchmarks.faults.scenario import SkippedError
 from benchmarks.faults.scene import Scene
+from benchmarks.faults.surroundings import SkippedError
 from schemas.deployment import Stage
 from schemas.plan import PlanEvent
 

@@ -1,18 +1,15 @@
 """What a fault is, as a value: what it does, what is promised under it, and within which bound."""
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from benchmarks.faults.measure import Run, Seen
 from benchmarks.faults.scene import Scene
+from benchmarks.faults.surroundings import Needs
 
 GAP_S = 0.08
 GAPS = 3
-
-
-class SkippedError(Exception):
-    """This fault cannot be tried here; the reason is its text."""
 
 
 @dataclass(frozen=True)
@@ -28,15 +25,15 @@ class Scenario:
     """By how many seconds a run exceeds the bound (negative: it is within), or None where there is no bound."""
     measures: Literal["resume_s", "gap_s", "took_s"]
     act: Callable[[Scene], Awaitable[Seen]]
-    orchestrators: int = 1
+    needs: Needs = field(default_factory=Needs)
     runs_min: int = 1
     """Where each run tries another moment."""
     runs_max: int | None = None
-    """Where a cluster can go through it only so often, or it takes long."""
-    wired: bool = False
-    """Whether it takes wires between the agents."""
+    """Where one run says all."""
+    runs_per_cluster: int | None = None
+    """Where a cluster can go through it only so often."""
     prepare: Callable[[Scene], Awaitable[None]] | None = None
-    """Done once, before the first run."""
+    """Done before the first run on each cluster."""
 
     def runs(self, wanted: int) -> int:
         """How often it is tried."""

@@ -1,10 +1,12 @@
 """The faults: what is done, what is promised under it, and within which bound."""
 
-from benchmarks.faults import changes, crashes, cuts
+from benchmarks.faults import changes, crashes, cuts, hostile, shortages
 from benchmarks.faults.changes import NOISE, SLOWDOWN
 from benchmarks.faults.crashes import OUTAGE_S
 from benchmarks.faults.pace import PERIOD_S, WITHIN
 from benchmarks.faults.scenario import GAP_S, GAPS, Scenario, smooth, unbounded, within
+from benchmarks.faults.surroundings import Needs
+from resplit.server import NATS
 
 LEASE_S = 3.0
 """`orchestrator.lease.LEASE_S`: what the promise is made of, not what happens to be configured."""
@@ -73,7 +75,7 @@ SCENARIOS = (
         within(LEASE_S + 1, "took_s"),
         "took_s",
         crashes.leader_killed,
-        orchestrators=2,
+        needs=Needs(orchestrators=2),
         runs_min=1 + len(crashes.STEPS),
     ),
     Scenario(
@@ -103,7 +105,7 @@ SCENARIOS = (
         unbounded,
         "gap_s",
         changes.moved,
-        runs_max=len(changes.PLACEMENTS) - 1,
+        runs_per_cluster=len(changes.PLACEMENTS) - 1,
         prepare=changes.first_placed,
     ),
     Scenario("drained", "node drained", ANSWERED, "none: time until it may go", unbounded, "took_s", changes.drained),
@@ -115,7 +117,7 @@ SCENARIOS = (
         unbounded,
         "took_s",
         changes.joined,
-        runs_max=2,
+        runs_per_cluster=2,
     ),
     Scenario(
         "slowed",
@@ -125,7 +127,6 @@ SCENARIOS = (
         within(2 * PERIOD_S, "took_s"),
         "took_s",
         changes.slowed,
-        runs_max=2,
     ),
     Scenario(
         "link-slow",
@@ -135,8 +136,7 @@ SCENARIOS = (
         within(2 * PERIOD_S, "took_s"),
         "took_s",
         cuts.edge_slow,
-        runs_max=2,
-        wired=True,
+        needs=Needs(wires=True),
     ),
     Scenario(
         "link-cut",
@@ -146,7 +146,7 @@ SCENARIOS = (
         within(5),
         "resume_s",
         cuts.edge_cut,
-        wired=True,
+        needs=Needs(wires=True),
     ),
     Scenario(
         "agent-cut-off",
@@ -156,7 +156,7 @@ SCENARIOS = (
         within(6),
         "resume_s",
         cuts.node_cut_off,
-        wired=True,
+        needs=Needs(wires=True),
     ),
     Scenario(
         "ingress-cut-off",
@@ -166,6 +166,125 @@ SCENARIOS = (
         within(6),
         "resume_s",
         cuts.ingress_cut_off,
-        wired=True,
+        needs=Needs(wires=True),
+    ),
+    Scenario(
+        "bus-cut",
+        "link of one node to NATS cut as it writes to it",
+        f"{ANSWERED}; the loss is declared",
+        "declared <= 6 s",
+        within(6, "took_s"),
+        "took_s",
+        cuts.bus_cut,
+        needs=Needs(wires=True),
+    ),
+    Scenario(
+        "bus-late",
+        "link of one node to NATS late by {:g} to {:g} s each way, for {:g} s".format(*cuts.LATE_S, cuts.LATE_FOR_S),
+        f"{ANSWERED}; nobody is called lost, the plan stays",
+        "none: longest wait",
+        unbounded,
+        "gap_s",
+        cuts.bus_late,
+        needs=Needs(detour=True),
+    ),
+    Scenario(
+        "leader-hung",
+        "orchestrator hung (SIGSTOP) at each step of a redeploy, past its lease, then resumed",
+        f"{ANSWERED}; one plan an epoch, its late words are refused by term",
+        f"takes over <= {LEASE_S + 1:g} s",
+        within(LEASE_S + 1, "took_s"),
+        "took_s",
+        crashes.leader_hung,
+        needs=Needs(orchestrators=2),
+        runs_min=len(crashes.STEPS),
+    ),
+    Scenario(
+        "clock-skewed",
+        "clock of an agent or of the orchestrator an hour ahead or behind",
+        f"{ANSWERED}; nobody is called lost, the plan stays",
+        "none: longest wait",
+        unbounded,
+        "gap_s",
+        shortages.clock_skewed,
+        needs=Needs(clocks=True),
+    ),
+    Scenario(
+        "disk-full-agent",
+        "disk of a node full when it is to load, and again when it has",
+        f"{ANSWERED}; what does not fit is refused in bytes, the plan in force stays",
+        "told <= 10 s",
+        within(10, "took_s"),
+        "took_s",
+        shortages.agents_disk_full,
+        needs=Needs(disks={f"{shortages.SPARE}/store": 32 << 20}),
+        prepare=shortages.spare_is_empty,
+    ),
+    Scenario(
+        "disk-full-server",
+        f"disk of JetStream full for {shortages.FULL_S:g} s, its server then started again",
+        f"{ANSWERED}; nothing is accepted that is not kept",
+        "resumes <= 2 s after its return",
+        within(2),
+        "resume_s",
+        shortages.servers_disk_full,
+        needs=Needs(disks={NATS: 64 << 20}),
+    ),
+    Scenario(
+        "disk-full",
+        f"one disk for everything, full for {shortages.FULL_S:g} s, a node killed meanwhile",
+        f"{ANSWERED}; no file is torn",
+        "resumes <= 2 s after the server's return",
+        within(2),
+        "resume_s",
+        shortages.every_disk_full,
+        needs=Needs(disks={"": 256 << 20}),
+    ),
+    Scenario(
+        "memory-short",
+        f"a node that is to load has {shortages.FEW_BYTES >> 20} MiB of address space left",
+        f"{ANSWERED}; the plan in force serves on",
+        "resumes <= 1 s",
+        within(1),
+        "resume_s",
+        shortages.memory_short,
+    ),
+    Scenario(
+        "file-rotten",
+        "file of a model changed on a node's disk, by one bit or more",
+        f"{ANSWERED}; it never reaches the runtime, another is fetched",
+        "none: time until it serves",
+        unbounded,
+        "took_s",
+        hostile.file_rotten,
+        runs_min=len(hostile.ROT),
+    ),
+    Scenario(
+        "words-forged",
+        f"{hostile.FORGED} signed words forged, replayed, rolled back, misplaced",
+        f"{ANSWERED}; refused and audited, the state unchanged",
+        "audited <= 1 s",
+        within(1, "took_s"),
+        "took_s",
+        hostile.words_forged,
+    ),
+    Scenario(
+        "bytes-malformed",
+        f"{hostile.MALFORMED} malformed or huge messages on all subjects, and at links",
+        f"{ANSWERED}; typed refusals, every process lives, none takes {hostile.GROWN_BYTES >> 20} MiB more",
+        "refused <= 10 ms in the median",
+        within(0.01, "took_s"),
+        "took_s",
+        hostile.bytes_malformed,
+    ),
+    Scenario(
+        "model-too-large",
+        "a deployment for which there is no room",
+        f"{ANSWERED}; refused at planning, naming the bytes short",
+        "none: time until it is refused",
+        unbounded,
+        "took_s",
+        shortages.model_too_large,
+        needs=Needs(memory_bytes=1 << 30),
     ),
 )

@@ -10,12 +10,13 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 from benchmarks.faults.load import DEPLOYMENT, SETTINGS, Asked, Load, Wire
+from benchmarks.faults.owned import OwnedCluster
+from benchmarks.faults.surroundings import Clocks, Surroundings
 from benchmarks.faults.wires import Wires
 from bus.connection import settle
 from bus.identity import Identity
 from bus.sealed_plans import open_event
 from resplit import control
-from resplit.cluster import LocalCluster
 from resplit.standing import Reader, trust_of
 from schemas import subjects
 from schemas.audit import AuditEvent, AuditKind
@@ -99,21 +100,29 @@ class Ear:
 class Scene:
     """What a fault is done to."""
 
-    cluster: LocalCluster
+    around: Surroundings
     connection: Nats
+    """The operator's."""
     ear: Ear
     wire: Wire
     load: Load
     draw: random.Random
     index: int
     """Of this run among those of its fault."""
-    wired: Wires | None = None
-    """Where agents have wires of their own."""
+
+    @property
+    def cluster(self) -> OwnedCluster:
+        return self.around.cluster
 
     @property
     def wires(self) -> Wires:
-        assert self.wired is not None, "only a wired scenario asks for them"
-        return self.wired
+        assert self.around.wired is not None, "only a fault that needs them asks for them"
+        return self.around.wired
+
+    @property
+    def clocks(self) -> Clocks:
+        assert self.around.clocks is not None, "only a fault that needs them asks for them"
+        return self.around.clocks
 
     async def stages(self) -> tuple[Stage, ...]:
         """The chain in force, its ingress first."""

@@ -14,6 +14,7 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 
 import resplit.demo
+from benchmarks.faults.owned import OwnedCluster
 from bus.connection import settle
 from bus.identity import ORCHESTRATOR, Identity, load_identity
 from models.reference import Reference
@@ -30,7 +31,6 @@ from schemas.envelope import AUDIT_TYPE, LEADER_TYPE, RECEIPT_TYPE, open_envelop
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 from schemas.plan import PlanEvent, PlanPhase, Receipt, ReceiptStatus
-from tests.owned import OwnedCluster
 from tests.sealed_events import whole
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]

@@ -19,6 +19,7 @@ from nats.aio.msg import Msg
 from typer.testing import CliRunner
 
 import models
+from benchmarks.faults.owned import OwnedCluster
 from bus.connection import settle
 from bus.identity import Identity, load_credentials, load_identity
 from bus.together import OPERATOR
@@ -40,7 +41,6 @@ from schemas.deployment import Settings, Stage
 from schemas.envelope import AUDIT_TYPE, open_envelope
 from schemas.tensor import Array
 from tests import model_zoo
-from tests.owned import OwnedCluster
 
 ANSWER_S = 30.0
 CONNECT_S = 5.0

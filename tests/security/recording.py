@@ -11,6 +11,7 @@ from nats.aio.msg import Msg
 from pydantic import BaseModel
 
 import resplit.demo
+from benchmarks.faults.owned import OwnedCluster
 from bus.folders import ROSTER
 from bus.identity import ORCHESTRATOR, Identity, Keys, load_identity
 from bus.streams import stored_messages
@@ -41,7 +42,6 @@ from schemas.plan import Receipt
 from schemas.roster import Policy
 from schemas.section import SealedEvent
 from schemas.staging import Staging
-from tests.owned import OwnedCluster
 
 N0, N1 = NodeId("n0"), NodeId("n1")
 ADDER = DeploymentName("adder")

@@ -9,6 +9,7 @@ from pathlib import Path
 from nats.aio.client import Client as Nats
 
 import resplit.demo
+from benchmarks.faults.owned import OwnedCluster
 from bus.enrolment import revoke, rotate
 from bus.folders import ROSTER
 from bus.following import publish_roster
@@ -27,7 +28,6 @@ from schemas.base import LifeId, NodeId
 from schemas.envelope import AUDIT_TYPE, seal
 from tests.audit_trails import envelopes_at
 from tests.integration.cluster_fixtures import command
-from tests.owned import OwnedCluster
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S
 
 N2 = NodeId("n2")

@@ -11,12 +11,12 @@ import pytest
 from agent.config import AgentConfig
 from agent.shell import run
 from agent.stages import Stages
+from benchmarks.faults.owned import OwnedCluster
 from bus.stopping import end
 from resplit import Client, control
 from schemas.audit import AuditKind
 from schemas.frame import Activation, Cache, Fetch, Frame, Result, Token
 from schemas.section import SeenPlan
-from tests.owned import OwnedCluster
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted
 from tests.security.test_stolen_key import listening
 

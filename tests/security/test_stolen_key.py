@@ -10,6 +10,7 @@ import pytest
 from nats.aio.client import Client as Nats
 
 import resplit.demo
+from benchmarks.faults.owned import OwnedCluster
 from bus.identity import ORCHESTRATOR, Identity, load_identity
 from bus.letters import is_for
 from bus.sealed_plans import seal_event
@@ -26,7 +27,6 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import Plan, PlanEvent, PlanPhase, Route
 from schemas.roster import Policy
 from schemas.section import SealedEvent
-from tests.owned import OwnedCluster
 from tests.sealed_events import whole
 from tests.security.believer import Believer
 from tests.security.recording import ADDER, DEPLOYED, N0, N1, SERVING_S, half_trusted, ruled
