@@ -122,15 +122,25 @@ def faults_table(result: Row) -> list[str]:
 
 
 def _further(rows: list[Row]) -> list[str]:
-    """What some faults tell besides: at which step, at which pace, how many plans. A line for each run."""
+    """What some faults tell besides: how it was at each step, how many plans, at which pace. A line for each fault."""
     lines = []
     for row in rows:
-        steps, told = row.get("steps", []), row.get("told", [])
-        for number in range(max(len(steps), len(told))):
-            step = [f"when {steps[number]}: {row['samples_s'][number]:.2f} s"] if number < len(steps) else []
-            figures = [f"{name.replace('_', ' ')} {value:g}" for name, value in told[number].items()] if told else []
-            lines.append(f"- {row['name']}, run {number + 1}: {', '.join((*step, *figures))}")
+        at: dict[str, list[float]] = {}
+        for step, sample in zip(row.get("steps", []), row["samples_s"] if "steps" in row else [], strict=True):
+            at.setdefault(step, []).append(sample)
+        figures: dict[str, list[float]] = {}
+        for told in row.get("told", []):
+            for name, value in told.items():
+                figures.setdefault(name.replace("_", " "), []).append(value)
+        said = [f"{step} {_middle_and_worst(samples)} s" for step, samples in at.items()]
+        said += [f"{name} {_middle_and_worst(values)}" for name, values in figures.items()]
+        if said:
+            lines.append(f"- {row['name']} (median, worst of runs): {'; '.join(said)}")
     return ["", *lines] if lines else []
+
+
+def _middle_and_worst(values: list[float]) -> str:
+    return f"{statistics.median(values):.3g}, {max(values):.3g}"
 
 
 def _hardware(result: Row) -> str:

@@ -131,10 +131,9 @@ async def bus_late(scene: Scene) -> Seen:
     await asyncio.sleep(LATE_FOR_S)
     scene.around.detours[node].delay()
     until = await scene.went_on(affected)
-    broken = [*_declared_lost(scene, at)]
-    if plans := len(scene.ear.commits(at)):
-        broken.append(f"{plans} plans for nothing")
-    return Seen(at, affected, until, broken=tuple(broken), step=("last stage", "ingress", "spare")[scene.index % 3])
+    told = {"plans": len(scene.ear.commits(at))}
+    step = ("last stage", "ingress", "spare")[scene.index % 3]
+    return Seen(at, affected, until, broken=_declared_lost(scene, at), step=step, told=told)
 
 
 async def _around(scene: Scene, at: float, edge: frozenset[str]) -> float | None:

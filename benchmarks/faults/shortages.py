@@ -10,7 +10,7 @@ import psutil
 
 from benchmarks.faults.changes import PLACEMENTS
 from benchmarks.faults.measure import Seen
-from benchmarks.faults.scene import Scene
+from benchmarks.faults.scene import Scene, request
 from bus.identity import ORCHESTRATOR
 from resplit import control
 from resplit.server import NATS
@@ -19,14 +19,16 @@ from schemas.base import DeploymentName, NodeId
 from schemas.control import DeployRequest
 from schemas.deployment import Settings, Stage
 from schemas.errors import ErrorCode, ResplitError
+from schemas.plan import Receipt, ReceiptStatus
 
 HOUR_S = 3600
 SKEWED_S = 8.0
 """So long a clock is wrong: agents hear who leads every few seconds."""
 FULL_S = 3.0
-ALARM_S = 30.0
-ALARM_BYTES = 1 << 20
-"""What a disk whose free room is less than this is told to be: full."""
+TOLD_S = 60.0
+FULL_BYTES = 1 << 20
+"""A disk with less room than this is full."""
+LOADED_S = 30.0
 FEW_BYTES = 1 << 20
 POLL_S = 0.05
 SPARE = NodeId("n2")
@@ -47,10 +49,10 @@ async def clock_skewed(scene: Scene) -> Seen:
     scene.clocks.set(victim, 0)
     until = await scene.went_on(affected)
     await asyncio.sleep(1)
-    broken = [f"{node} was called lost" for node in scene.ear.audited(AuditKind.NODE_LOST, at)]
-    if plans := len(scene.ear.commits(at)):
-        broken.append(f"{plans} plans for nothing")
-    return Seen(at, affected, until, broken=tuple(broken), step=f"{victim} {ahead_s:+d} s")
+    broken = tuple(f"{node} was called lost" for node in scene.ear.audited(AuditKind.NODE_LOST, at))
+    whose = "orchestrator's" if victim == ORCHESTRATOR else "ingress's" if victim == first.node else "last stage's"
+    step = f"{whose}, {'ahead' if ahead_s > 0 else 'behind'}"
+    return Seen(at, affected, until, broken=broken, step=step, told={"plans": len(scene.ear.commits(at))})
 
 
 async def spare_is_empty(scene: Scene) -> None:
@@ -80,24 +82,27 @@ async def agents_disk_full(scene: Scene) -> Seen:
     if await scene.stages() != in_force:
         broken.append("the plan in force is another one")
     disk.free()
+    await _until_told(scene, False)
     await scene.place(UPON_SPARE)
     full = time.monotonic()
     disk.fill()
-    told_s = await _told(scene, full)
+    await _until_told(scene, True)
+    told_s = time.monotonic() - full
     disk.free()
     await scene.place(PLACEMENTS[0])
     until = await scene.went_on(affected)
     return Seen(at, affected, until, took_s=told_s, broken=tuple(broken))
 
 
-async def _told(scene: Scene, since: float) -> float:
-    """How long it took until the control plane knew that the disk is full."""
-    while time.monotonic() - since < ALARM_S:
-        status = await control.status_on(scene.connection)
-        if any(n.capacity.node == SPARE and n.capacity.disk_free_bytes < ALARM_BYTES for n in status.nodes):
-            break
-        await asyncio.sleep(POLL_S)
-    return time.monotonic() - since
+async def _until_told(scene: Scene, full: bool) -> None:
+    """Wait until the control plane knows that the disk is full, or is not."""
+    async with asyncio.timeout(TOLD_S):
+        while True:
+            status = await control.status_on(scene.connection)
+            free = next(n.capacity.disk_free_bytes for n in status.nodes if n.capacity.node == SPARE)
+            if (free < FULL_BYTES) == full:
+                break
+            await asyncio.sleep(POLL_S)
 
 
 async def servers_disk_full(scene: Scene) -> Seen:
@@ -135,7 +140,8 @@ async def every_disk_full(scene: Scene) -> Seen:
 
 
 async def memory_short(scene: Scene) -> Seen:
-    """The node that is to take the last stage is given next to nothing more than it has."""
+    """The node that is to take the last stage is given next to nothing more than it has, until it has said that it
+    cannot load, or has ended, or has loaded all the same."""
     first, last = await scene.stages()
     spare = NodeId(await scene.spare())
     pid = scene.cluster.processes[spare]
@@ -143,28 +149,34 @@ async def memory_short(scene: Scene) -> Seen:
     at = time.monotonic()
     before = resource.prlimit(pid, resource.RLIMIT_AS)
     resource.prlimit(pid, resource.RLIMIT_AS, (psutil.Process(pid).memory_info().vms + FEW_BYTES, before[1]))
-    broken = []
-    try:
-        await scene.place((first, Stage(node=spare, first=last.first, last=last.last)))
-        how = "it had room"
-    except ResplitError as error:
-        how = error.code.value
-        if await scene.stages() != (first, last):
-            broken.append("the plan in force is another one")
+    placement = (first, Stage(node=spare, first=last.first, last=last.last))
+    await control.deploy(scene.cluster.operator, request(placement))
+    how = await _end_of_loading(scene, spare, at)
     if spare in scene.cluster.processes:
         resource.prlimit(pid, resource.RLIMIT_AS, before)
     else:
-        how = f"it ended, {how}"
         await scene.cluster.start(spare)
     await scene.place(None)
     until = await scene.went_on(affected)
-    return Seen(at, affected, until, broken=tuple(broken), step=how)
+    return Seen(at, affected, until, broken=("nothing came of it",) if how is None else (), step=how)
+
+
+async def _end_of_loading(scene: Scene, node: NodeId, at: float) -> str | None:
+    """What became of a plan that the node is to load."""
+    while time.monotonic() - at < LOADED_S:
+        if node not in scene.cluster.processes:
+            return "it ended"
+        for when, word in scene.ear.heard:
+            if when >= at and isinstance(word, Receipt) and word.node == node:
+                return "it refused" if word.status is ReceiptStatus.REFUSED else "it had room"
+        await asyncio.sleep(POLL_S)
+    return None
 
 
 async def model_too_large(scene: Scene) -> Seen:
     """Caches for so many and so long sequences that no cut of the model fits."""
-    context = scene.draw.choice([1 << 17, 1 << 18, 1 << 19, 1 << 20])
-    settings = Settings(context_tokens=context, max_sequences=scene.draw.randint(64, 256))
+    # Half a gigabyte and more.
+    settings = Settings(context_tokens=256, max_sequences=scene.draw.randint(900, 1024))
     affected = tuple(scene.load.live)
     broken = []
     at = time.monotonic()
