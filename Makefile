@@ -71,10 +71,12 @@ bench-overhead: bench-journal
 $(BENCHES:%=bench-%): bench-%: .venv/dev
 	$(BIN)/python -m benchmarks.$*
 
-## Twenty minutes; as root also links that are cut or slow, and nodes that nothing reaches. For more kills:
-## .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
+## Every fault of docs/reliability.md on real processes, so many times each: hours (a row takes five to thirty minutes). For some
+## rows alone: .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
+RUNS ?= 30
 faults: .venv/dev
-	$(BIN)/python -m benchmarks.faults
+	$(BIN)/python -m benchmarks.faults --runs $(RUNS)
+	$(BIN)/python -m benchmarks.page
 
 ## Small worlds in virtual time in which everything goes wrong, two minutes of them on two cores; for half an hour of them:
 ## make simulate WORLDS=10000 SEED=2000000 LEDGER=benchmarks/results/swarm.json

@@ -249,7 +249,9 @@ def main() -> None:
         folder = given.folder or Path(scratch)
         rows = asyncio.run(published(scenarios, given.runs, given.seed, folder, not given.forget))
     show(rows)
-    if any(str(row["verdict"]).startswith("missed") for row in rows):
+    for one in rows:
+        say(f"{one['name']}: {one['verdict']}")
+    if any(one["verdict"].startswith("missed") for one in rows):
         sys.exit(1)
 
 

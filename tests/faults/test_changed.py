@@ -33,6 +33,7 @@ PLACEMENTS = (
 )
 
 
+@pytest.mark.slow
 async def test_no_request_fails_while_the_placement_changes(chat: Serving) -> None:
     changing = True
     answers = 0

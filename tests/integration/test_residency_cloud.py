@@ -26,6 +26,8 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 
 LARGE = Settings(context_tokens=1024, max_sequences=1024, max_queued=64)
 SMALL = Settings(context_tokens=1024, max_sequences=1, max_queued=0)
+LONG = 900
+"""Tokens that take a while also where nothing else runs."""
 BARE_BYTES = 160_000_000
 COUNT = 6
 TIMEOUT_S = 1.5
@@ -121,14 +123,14 @@ async def test_status_tells_what_it_was_asked_and_what_that_cost(edge: Serving) 
 
 
 async def test_a_queue_that_is_full_overflows_to_the_cloud_and_what_runs_is_not_disturbed(edge: Serving) -> None:
-    running = await Streaming(edge.client, deployment=LITTLE, max_tokens=300).began()
+    running = await Streaming(edge.client, deployment=LITTLE, max_tokens=LONG).began()
     answer = await edge.client.complete(LITTLE, PROMPT, max_tokens=COUNT)
     assert answer.usage.cloud is not None
     assert answer.token_ids == edge.oracle.tokens(PROMPT, COUNT)
     for kept in ({"logprobs": 2}, {"ignore_eos": True}, {"top_k": 3}, {"edge_only": True}):
         assert (await refusal(edge.client, LITTLE, **kept)).code == "overloaded"
     assert await running.end() is None
-    assert len(running.tokens) == 300
+    assert len(running.tokens) == LONG
     last = running.tokens[-1].usage
     assert last is not None and last.cloud is None
     here = await edge.client.complete(LITTLE, PROMPT, max_tokens=COUNT)

@@ -69,6 +69,7 @@ async def cramped(tmp_path_factory: pytest.TempPathFactory, oracle: Oracle) -> A
         yield Cramped(running, store, said, limit)
 
 
+@pytest.mark.slow
 async def test_what_a_plan_needs_comes_in_the_place_of_what_nobody_runs(cramped: Cramped) -> None:
     for name in (SELDOM, OFTEN, SELDOM, OFTEN):
         await cramped.ask(name)
@@ -78,6 +79,7 @@ async def test_what_a_plan_needs_comes_in_the_place_of_what_nobody_runs(cramped:
         await asyncio.gather(*(cramped.ask(name) for _ in range(3)))
 
 
+@pytest.mark.slow
 async def test_a_model_that_is_larger_than_the_disk_is_refused_in_bytes(cramped: Cramped) -> None:
     small = Settings(context_tokens=64, max_sequences=1)
     with pytest.raises(ResplitError) as caught:

@@ -6,6 +6,7 @@ import shutil
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
+import pytest
 from nats.aio.client import Client as Nats
 
 import resplit.demo
@@ -36,6 +37,7 @@ LATER = 10**6
 """A heartbeat that would follow every honest one."""
 
 
+@pytest.mark.slow
 async def test_the_trail_outlives_its_writers_and_their_keys_add_nothing_to_it(tmp_path: Path) -> None:
     store = Path(shutil.copytree(resplit.demo.shipped_store(), tmp_path / "store"))
     async with OwnedCluster(tmp_path / "cluster", store, agents=3, threads=1) as cluster:
