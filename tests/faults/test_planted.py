@@ -69,9 +69,13 @@ PLANTED = (
         1,
         (
             Without(
-                "orchestrator/fold.py", "LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)", "LOST_IN_PLAN = LOST_SPARE"
+                "orchestrator/fold.py",
+                "LOST_IN_PLAN = timedelta(seconds=LOST_AFTER_S)",
+                "LOST_IN_PLAN = timedelta(seconds=15)",
             ),
-            Without("orchestrator/fold.py", "LOST_STALLED = timedelta(seconds=2.5)", "LOST_STALLED = LOST_SPARE"),
+            Without(
+                "orchestrator/fold.py", "LOST_STALLED = timedelta(seconds=2.5)", "LOST_STALLED = timedelta(seconds=15)"
+            ),
         ),
         "late by",
     ),
