@@ -7,13 +7,12 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from bus.folders import KNOWN, ROSTER
-from natstls.client import TlsClient
+from natstls.client import SafeClient
 from natstls.contexts import AUTHORITY
 from profiler.gpu import gpu_name
 from resplit import control
@@ -72,10 +71,13 @@ def _without_password(url: str) -> str:
     return url.rpartition("@")[2] if "@" in url else url
 
 
-async def _ask(connection: Nats, facts: Facts) -> Facts:
+async def _ask(connection: SafeClient, facts: Facts) -> Facts:
     server = connection.connected_server_version
-    until = connection.certificate_until if isinstance(connection, TlsClient) else None
-    facts = replace(facts, server=f"nats-server {server.major}.{server.minor}.{server.patch}", certificate_until=until)
+    facts = replace(
+        facts,
+        server=f"nats-server {server.major}.{server.minor}.{server.patch}",
+        certificate_until=connection.certificate_until,
+    )
     try:
         facts = replace(facts, storage=await _storage(connection.jetstream(timeout=ANSWER_S)))
     except (NatsError, TimeoutError, OSError) as error:

@@ -13,9 +13,11 @@ from nats.aio.client import Client as Nats
 
 from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
 from bus.identity import load_credentials
-from natstls.client import TlsClient
+from natstls.client import SafeClient
+from natstls.patience import Backoff
 from resplit.cluster import LocalCluster
 
+SOON = Backoff(0.1, 0.1)
 ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
 
 
@@ -30,15 +32,13 @@ class OwnedCluster(LocalCluster):
 
     async def owner(self, account: Account) -> Nats:
         """A connection that may do everything in `account`."""
-        client = TlsClient()
+        client = SafeClient()
         await client.connect(
             self.url,
             nkeys_seed_str=self._seeds[account],
             tls=self.tls,
             tls_handshake_first=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # it is only slept for
-            error_cb=_quiet,
+            backoff=SOON,
         )
         return client
 
@@ -87,7 +87,3 @@ class OwnedCluster(LocalCluster):
             kept = [line for line in own.splitlines() if not any(f'"{subject}"' in line for subject in denied)]
             text = before + "\n".join(kept) + end + others
         return text
-
-
-async def _quiet(_: Exception) -> None:
-    """nats-py reports every failed attempt to reconnect; the tests that cut the line know."""
