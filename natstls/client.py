@@ -291,6 +291,10 @@ class SafeClient(Client):
         self._attempt += 1
         return servers[turn], 0.0 if turn else backoff_s(rounds, random.random(), self._backoff)
 
+    async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
+        self._server_info = {**self._server_info, **info}  # which nats-py keeps as it was when it connected
+        await super()._process_info(info, initial_connection)
+
     async def _connect_to_server(self, s: Any) -> None:
         self._attempts += 1
         await super()._connect_to_server(s)

@@ -1,4 +1,4 @@
-"""A cluster on one machine: NATS, orchestrators and agents, each a process as an operator would run it."""
+"""A cluster on one machine: NATS servers, orchestrators and agents, each a process as an operator would run it."""
 
 import asyncio
 import fcntl
@@ -7,9 +7,10 @@ import shutil
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -19,10 +20,13 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from bus.cluster_folder import SERVERS as SERVERS_FOLDER
 from bus.following import publish_roster
+from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR
 from bus.natsconf import LOGINS_FILE
 from bus.server_certificate import SERVER_CERTIFICATE, server_files
+from bus.servers import Ports, make_servers, routes_of
 from bus.together import CLIENT, CLUSTER, OBSERVER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.access import Access
 from resplit.child import Child
@@ -38,6 +42,8 @@ ORCHESTRATOR_READY_S = 60.0
 GATEWAY = "gateway"
 """Its name among the processes of a cluster."""
 GATEWAY_READY_S = 30.0
+SERVERS = {1: (NATS,), 3: (NATS, f"{NATS}-b", f"{NATS}-c")}
+"""Their names among the processes of a cluster."""
 AGENTS_READY_S = 120.0
 """An agent imports ONNX Runtime and measures its processor before it reports."""
 ASK_S = 0.5
@@ -56,7 +62,7 @@ class Place:
 
 
 class LocalCluster:
-    """`agents` agents `n0`, `n1`, ... with orchestrators and a NATS server of their own, in `folder`.
+    """`agents` agents `n0`, `n1`, ... with orchestrators and NATS servers of their own, in `folder`.
 
         async with LocalCluster(folder, store) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
             await control.deploy_and_wait(cluster.operator, ...)
@@ -67,9 +73,9 @@ class LocalCluster:
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
     run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
-    demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a gateway serves HTTP
-    at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
-    stay in `folder` for the next start.
+    demand stay loaded, `servers` how many NATS servers are one (1, or 3: `nats`, `nats-b`, `nats-c`), and `clouds` is a
+    file of endpoints that agents may ask. With `http_port` a gateway serves HTTP at that port of this machine, and 0
+    takes one that is free. Keys and what the processes stored stay in `folder` for the next start.
     """
 
     def __init__(
@@ -88,6 +94,7 @@ class LocalCluster:
         disk_bytes: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         orchestrators: int = 1,
+        servers: int = 1,
         keep: Literal["worth", "recent"] = "worth",
         clouds: Path | None = None,
         http_port: int | None = None,
@@ -98,6 +105,10 @@ class LocalCluster:
                 raise ResplitError(ErrorCode.INVALID_REQUEST, f"a cluster needs {field}, not {count}", field)
         if cores is not None and len(cores) != agents:
             raise ResplitError(ErrorCode.INVALID_REQUEST, f"{len(cores)} core lists for {agents} agents", "cores")
+        if servers not in SERVERS:
+            raise ResplitError(
+                ErrorCode.INVALID_REQUEST, f"one or three NATS servers make a cluster, not {servers}", "servers"
+            )
         self.folder = folder.absolute()
         self.store = store.absolute()
         self.agents = tuple(NodeId(f"n{i}") for i in range(agents))
@@ -113,15 +124,14 @@ class LocalCluster:
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
-        tls = server_files(self.keys / CLUSTER)
-        self._server = NatsServer(self.folder / NATS, self._logins, tls, port, max_payload_bytes, host)
-        self._children: dict[str, Child] = {NATS: self._server.child}
+        self._servers = {one.name: one for one in self._nats_servers(SERVERS[servers], port, max_payload_bytes)}
+        self._children: dict[str, Child] = {name: server.child for name, server in self._servers.items()}
         self._lock: IO[str] | None = None
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
-        return self._server.url
+        """Where clients connect: the servers, with commas between."""
+        return ",".join(server.url for server in self._servers.values())
 
     @property
     def keys(self) -> Path:
@@ -167,7 +177,7 @@ class LocalCluster:
         self._lock_folder()
         try:
             self._make_keys()
-            await self._server.start()
+            await asyncio.gather(*(server.start() for server in self._servers.values()))
             self._children |= {name: self._orchestrator(name) for name in self.orchestrators}
             self._children |= {node: self._agent(i, node) for i, node in enumerate(self.agents)}
             await self._start_and_await(self.orchestrators)
@@ -197,13 +207,13 @@ class LocalCluster:
         return node
 
     async def reload(self) -> None:
-        """Let the server know who belongs by now, and wait until it does."""
-        await self._server.reload()
+        """Let the servers know who belongs by now, and wait until they do."""
+        await asyncio.gather(*(one.reload() for one in self._servers.values() if one.child.pid is not None))
 
     async def start(self, name: str) -> None:
         """Start a process that was killed, and wait until it is back."""
-        if name == NATS:
-            await self._server.start()
+        if name in self._servers:
+            await self._servers[name].start()
         elif name == GATEWAY:
             await self._start_gateway()
         else:
@@ -262,10 +272,10 @@ class LocalCluster:
         await _unless_one_ends([child], _until_healthy(self.http_url))
 
     async def _stop(self) -> None:
-        others = [child for name, child in self._children.items() if name != NATS]
+        others = [child for name, child in self._children.items() if name not in self._servers]
         try:
             await asyncio.gather(*(child.stop() for child in others))
-            await self._server.child.stop()
+            await asyncio.gather(*(server.child.stop() for server in self._servers.values()))
         finally:
             for child in self._children.values():
                 await child.kill()
@@ -293,6 +303,9 @@ class LocalCluster:
             make_members(fresh, self.agents, hosts=[self._host])
             fresh.rename(self.keys)
         renew_if_due(self.keys, self._host)
+        if len(self._servers) > 1:
+            key = load_holder(self.keys / CLUSTER / "root-0.key").authority
+            make_servers(self.keys / CLUSTER, dict.fromkeys(self._servers, self._host), key, now=datetime.now(UTC))
         if not self.observer_keys.exists():  # made by an earlier release
             add_member(self.keys, OBSERVER, "observer", None)
         for node in self.agents:
@@ -307,6 +320,30 @@ class LocalCluster:
             await publish_roster(connection.jetstream(), roster)
         finally:
             await connection.close()
+
+    def _nats_servers(self, names: Sequence[str], port: int | None, max_payload_bytes: int) -> Iterator[NatsServer]:
+        """One, or several that are one, each in a folder of its name."""
+        cluster = self.keys / CLUSTER
+        if len(names) == 1:
+            yield NatsServer(
+                self.folder / NATS, self._logins, server_files(cluster), port, max_payload_bytes, self._host
+            )
+            return
+        hosts = dict.fromkeys(names, self._host)
+        first = free_port(self._host) if port is None or port < 0 else port
+        clients = (first, *(free_port(self._host) for _ in names[1:]))
+        ports = {one: Ports(self._host, own, free_port(self._host)) for one, own in zip(names, clients, strict=True)}
+        for name in names:
+            yield NatsServer(
+                self.folder / name,
+                self._logins,
+                server_files(cluster / SERVERS_FOLDER / name),
+                ports[name].clients,
+                max_payload_bytes,
+                self._host,
+                name=name,
+                routes=routes_of(name, hosts, ports),
+            )
 
     def _logins(self) -> str:
         """Whom the server lets in."""
@@ -348,9 +385,9 @@ class LocalCluster:
         return Child(name, command, self.folder / name / "log")
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     """A port of this machine on which nobody listens now."""
-    with socket.create_server((HOST, 0)) as found:
+    with socket.create_server((host, 0)) as found:
         return int(found.getsockname()[1])
 
 

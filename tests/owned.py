@@ -34,7 +34,7 @@ class OwnedCluster(LocalCluster):
         """A connection that may do everything in `account`."""
         client = SafeClient()
         await client.connect(
-            self.url,
+            self.url.split(","),
             nkeys_seed_str=self._seeds[account],
             tls=self.tls,
             tls_handshake_first=True,
@@ -49,7 +49,8 @@ class OwnedCluster(LocalCluster):
 
     def refusals(self) -> list[str]:
         """What the server refused its members, in its own words, but for what was provoked."""
-        lines = [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
+        logs = [self.log(name).read_text() for name in self._servers]
+        lines = [line for text in logs for line in text.splitlines() if "Violation" in line]
         return [line for line in lines if not any(subject in line for subject in self._provoked)]
 
     def provoke(self, subject: str) -> None:

@@ -238,8 +238,7 @@ async def test_nobody_waits_long_for_one_answer_of_jetstream(tmp_path: Path, ope
         await client.close()
 
 
-async def test_a_thousandth_attempt_is_made_at_a_moment_of_its_own(tmp_path: Path) -> None:
-    """Thirty that lost the same server: they are all back, and not all in the same instant."""
+async def test_those_who_lost_the_same_server_come_back_one_by_one(tmp_path: Path) -> None:
     with running_server(tmp_path) as plain:
         at: list[float] = []
 
