@@ -109,6 +109,29 @@ async def test_a_black_hole_is_noticed_in_time_and_survived(
 
 
 @needs_namespaces
+async def test_where_missed_pings_tell_first_leaving_the_dead_link_does_not_hang(
+    far: tuple[Wires, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nats-py waits without end until what was unsent is sent, and only then says that it is lost (its issue 671)."""
+    monkeypatch.delattr(socket, "TCP_USER_TIMEOUT")
+    monkeypatch.setattr(natstls.patience, "SILENT_S", 1000.0)
+    wires, url = far
+    async with connected(url) as (client, tale):
+        await client.flush()
+        await wires.cut(MACHINE, FAR)
+        publishing = [asyncio.create_task(publish_on(client)) for _ in range(4)]
+        try:
+            async with asyncio.timeout(3 * natstls.client.PING_S + natstls.client.GOODBYE_S + SLACK_S):
+                await tale.lost.wait()
+        finally:
+            for task in publishing:
+                task.cancel()
+            await wires.mend(MACHINE, FAR)
+        async with asyncio.timeout(SOON_S):
+            await tale.back.wait()
+
+
+@needs_namespaces
 async def test_leaving_over_a_black_hole_takes_no_longer_than_a_goodbye(far: tuple[Wires, str]) -> None:
     wires, url = far
     client = await connect(url, "n0")

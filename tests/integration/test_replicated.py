@@ -11,15 +11,21 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import StreamInfo
 
-from bus.connection import MemberClient, connect
+import bus.replicas
+import bus.streams
+from bus.connection import ForbiddenError, MemberClient, connect
 from bus.identity import ORCHESTRATOR, load_credentials
-from bus.replicas import servers_of
-from bus.streams import SPREAD, deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
+from bus.replicas import servers_of, spread
+from bus.stopping import end
+from bus.streams import SPREAD, deployments_bucket, ensure_streams, keep_spread, leader_bucket, nodes_bucket
+from bus.together import add_member
+from models.store import Store
+from orchestrator.lease import LEASE_S
 from resplit import control
 from resplit.cluster import SERVERS, LocalCluster
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName
+from schemas.base import DeploymentName, NodeId
 from schemas.control import DeployRequest
 from schemas.deployment import Settings
 from tests.integration.cluster_fixtures import (
@@ -32,7 +38,7 @@ from tests.integration.cluster_fixtures import (
     Oracle,
     Serving,
     Streaming,
-    cached_store,
+    command,
     serving,
     three_stages,
 )
@@ -40,15 +46,15 @@ from tests.integration.cluster_fixtures import (
 pytestmark = [pytest.mark.asyncio(loop_scope="module"), pytest.mark.slow]
 NAMES = SERVERS[3]
 EVERYTHING = (*SPREAD, subjects.STREAM_AUDIT)
+ARCHIVIST = NodeId("archivist")
 ELECTED_S = 60.0
 """Servers wait for 4 to 9 s for one that leads, and a machine may be busy."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def served(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> AsyncIterator[Serving]:
+async def served(tmp_path_factory: pytest.TempPathFactory, zoo_store: Store, oracle: Oracle) -> AsyncIterator[Serving]:
     """The decoder over three stages, three servers under it."""
-    store = cached_store(pytestconfig)
-    async with serving(tmp_path_factory.mktemp("three") / "cluster", store, Oracle(store), servers=3) as running:
+    async with serving(tmp_path_factory.mktemp("three") / "cluster", zoo_store, oracle, servers=3) as running:
         await running.deploy(CHAT, "llama", placement=three_stages(N0, N1, N2), settings=SETTINGS)
         yield running
 
@@ -135,47 +141,61 @@ async def test_plans_are_made_with_a_server_gone(served: Serving) -> None:
     assert not [event for event in served.ear.heard if event.kind is AuditKind.EVENT_REJECTED]
 
 
-async def test_what_was_kept_once_is_kept_thrice_after_an_upgrade(tmp_path: Path, pytestconfig: pytest.Config) -> None:
-    """Streams and buckets of an earlier release, on three servers of which one is away."""
-    store = cached_store(pytestconfig)
-    cluster = LocalCluster(tmp_path / "cluster", store.root, 1, servers=3, threads=1)
+async def test_what_was_kept_once_is_kept_thrice_after_an_upgrade(
+    tmp_path: Path, zoo_store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Streams and buckets of a release that knew of one server, on three of which one is away at first."""
+    cluster = LocalCluster(tmp_path / "cluster", zoo_store.root, 1, servers=3, threads=1)
     cluster._make_keys()
-    servers = cluster._servers
+    servers = list(cluster._servers.values())
     try:
-        await asyncio.gather(*(server.start() for server in servers.values()))
+        await asyncio.gather(*(server.start() for server in servers))
         async with steering(cluster) as client:
             js = client.jetstream()
-            await as_before(client)
-            kept = [await js.publish(subjects.plan(DeploymentName("chat")), b"%d" % number) for number in range(20)]
+            with monkeypatch.context() as earlier:
+                earlier.setattr(bus.replicas, "servers_of", lambda _: 1)
+                await made(client)
+            said = [await js.publish(subjects.plan(CHAT), b"%d" % number) for number in range(20)]
             assert {(await js.stream_info(stream)).config.num_replicas for stream in EVERYTHING} == {1}
-    finally:
-        for server in servers.values():
-            await server.child.stop()
-    cluster = LocalCluster(tmp_path / "cluster", store.root, 1, servers=3, threads=1)
-    async with cluster:
-        async with steering(cluster) as client:
-            js = client.jetstream()
+            monkeypatch.setattr(bus.streams, "SPREAD_EVERY_S", 1.0)
+            await servers[2].child.kill()
+            spreading = asyncio.create_task(keep_spread(client))
+            await asyncio.sleep(3)
+            await servers[2].start()
             await until_kept_by_all(js, SPREAD)
+            await end([spreading])
             state = (await js.stream_info(subjects.STREAM_PLANS)).state
-            assert state.messages >= len(kept), "nothing is lost on the way"
-            audit = await js.stream_info(subjects.STREAM_AUDIT)
-            assert audit.config.num_replicas == 1, "nobody who steers may change it"
+            assert (state.messages, state.last_seq) == (len(said), said[-1].seq)
+            # Nobody who steers may change the trail.
+            assert (await js.stream_info(subjects.STREAM_AUDIT)).config.num_replicas == 1
+            with pytest.raises(ForbiddenError, match=r"stream\.update\.resplit_audit"):
+                await spread(js, subjects.STREAM_AUDIT)
+    finally:
+        for server in servers:
+            await server.child.stop()
+    async with LocalCluster(tmp_path / "cluster", zoo_store.root, 1, servers=3, threads=1) as cluster:
         request = DeployRequest(name=DeploymentName("cnn"), model="cnn", settings=Settings())
         await control.deploy_and_wait(cluster.operator, request, ELECTED_S)
+        add_member(cluster.keys, ARCHIVIST, "archivist", None)
+        await cluster.reload()
+        code, said_of_it, _ = await command(
+            "audit", "spread", "--keys", str(cluster.keys / ARCHIVIST), "--url", cluster.url
+        )
+        assert code == 0 and "3 times" in said_of_it
+        async with steering(cluster) as client:
+            await until_kept_by_all(client.jetstream())
 
 
-async def as_before(client: MemberClient) -> None:
-    """The streams and buckets as a release made them that knew of one server."""
-    told = client._server_info
-    client._server_info = {key: value for key, value in told.items() if key != "cluster"}
+async def made(client: MemberClient) -> None:
+    """Every stream and bucket, as soon as the servers have one that leads."""
     async with asyncio.timeout(ELECTED_S):
         while True:
             try:
                 js = await ensure_streams(client)
-                await leader_bucket(js, 3.0)
-                await nodes_bucket(js)
+                await leader_bucket(js, LEASE_S)
                 await deployments_bucket(js)
-                break
+                await nodes_bucket(js)
             except (NatsError, TimeoutError):
                 await asyncio.sleep(0.2)
-    client._server_info = told
+            else:
+                return
