@@ -85,7 +85,7 @@ class Ingress:
         self._served: dict[DeploymentName, Served] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
-        self._outbox = Outbox(client)
+        self._outbox = Outbox(client, lambda request: self._door.client_gone(request))  # noqa: PLW0108 - made below
         later = asyncio.get_running_loop().call_later
         self._asker = Asker(client, identity)
         conductor = Conductor(self._asker, now)

@@ -55,6 +55,8 @@ PENDING_BYTES_MAX = 64 << 20
 PENDING_MESSAGES_MAX = 1 << 16
 PATIENT = Backoff(1.0, 1.0)
 """A client tries once a second at most, and every half a second at least."""
+SPREAD_S = 0.2
+"""Over so long come those whose server went, where there are others."""
 SAYINGS_MAX = 100
 """Different ones that are logged: subjects of inboxes never repeat."""
 PERMISSIONS = re.compile(r'permissions violation for (publish|subscription).*? (?:to|of) "(.*?)"', re.IGNORECASE)
@@ -289,6 +291,8 @@ class SafeClient(Client):
         servers.sort(key=lambda server: server.uri.netloc == self._last_server)
         rounds, turn = divmod(self._attempt, len(servers))
         self._attempt += 1
+        if not self._attempt - 1 and len(servers) > 1:
+            return servers[turn], SPREAD_S * random.random()  # the others are there
         return servers[turn], 0.0 if turn else backoff_s(rounds, random.random(), self._backoff)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:

@@ -28,6 +28,9 @@ To accept takes milliseconds, as a rule: the request is stored, whoever waits fo
 ASK_AGAIN_MAX = 16
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
 
+LOOK_S = 0.5
+"""A client that hears nothing looks whether its connection was another meanwhile."""
+
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
@@ -138,6 +141,7 @@ class Replies:
         self._content_type = content_type
         self._idle_timeout_s = idle_timeout_s
         self._arrived: asyncio.Queue[Msg | DeniedError] = asyncio.Queue()  # bounded by what one request may produce
+        self._reconnects = connection.stats["reconnects"]
         self.is_over = False
         """The cluster has ended the request: there is nothing left to cancel."""
 
@@ -220,7 +224,18 @@ class Replies:
         return await self._first()
 
     async def _first(self) -> Msg:
-        message = await self._arrived.get()
+        while True:
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    message = await self._arrived.get()
+                break
+            except TimeoutError:
+                pass
+            if self._connection.is_connected and self._connection.stats["reconnects"] != self._reconnects:
+                # What was said meanwhile is lost where this server is not the one that the ingress lost, too.
+                self._reconnects = self._connection.stats["reconnects"]
+                self._asked += 1
+                await self._ask()
         self._heard = True
         if isinstance(message, DeniedError):
             self.is_over = True

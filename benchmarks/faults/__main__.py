@@ -93,9 +93,9 @@ async def tried(
     async with AsyncExitStack() as stack:
         wires = await wired(folder / f"{scenario.name}-wires", stack) if scenario.wired else None
         where: dict[str, Any] = {} if wires is None else {"host": wires.host, "places": wires.places}
-        orchestrators = scenario.orchestrators
+        where |= {"orchestrators": scenario.orchestrators, "servers": scenario.servers}
         cluster = await stack.enter_async_context(
-            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, orchestrators=orchestrators, **where)
+            LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, **where)
         )
         connection, replies = [await connected(cluster, keys) for keys in (cluster.operator_keys, cluster.client_keys)]
         for one in (connection, replies):

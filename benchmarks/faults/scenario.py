@@ -29,6 +29,8 @@ class Scenario:
     measures: Literal["resume_s", "gap_s", "took_s"]
     act: Callable[[Scene], Awaitable[Seen]]
     orchestrators: int = 1
+    servers: int = 1
+    """NATS servers that are one."""
     runs_min: int = 1
     """Where each run tries another moment."""
     runs_max: int | None = None

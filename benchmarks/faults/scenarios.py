@@ -1,6 +1,6 @@
 """The faults: what is done, what is promised under it, and within which bound."""
 
-from benchmarks.faults import changes, crashes, cuts
+from benchmarks.faults import brokers, changes, crashes, cuts
 from benchmarks.faults.changes import NOISE, SLOWDOWN
 from benchmarks.faults.crashes import OUTAGE_S
 from benchmarks.faults.pace import PERIOD_S, WITHIN
@@ -167,5 +167,28 @@ SCENARIOS = (
         "resume_s",
         cuts.ingress_cut_off,
         wired=True,
+    ),
+    Scenario(
+        "server-killed",
+        "one of three NATS servers killed (SIGKILL), each in turn",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.server_killed,
+        servers=brokers.SERVERS_COUNT,
+        runs_min=brokers.SERVERS_COUNT,
+        prepare=brokers.kept_by_all,
+    ),
+    Scenario(
+        "server-leader-hung",
+        "of three NATS servers the one that leads the journal hung (SIGSTOP), then resumed",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.leader_hung,
+        servers=brokers.SERVERS_COUNT,
+        prepare=brokers.kept_by_all,
     ),
 )

@@ -155,7 +155,7 @@ async def test_a_stuck_flusher_that_keeps_pings_from_being_sent_is_noticed(tmp_p
             assert client._flusher_task is not None and client._flush_queue is not None
             never = asyncio.Event()
             monkeypatched = client._wire.drain
-            client._wire.drain = never.wait  # type: ignore[method-assign,assignment]  # as where a socket takes nothing
+            client._wire.drain = never.wait  # type: ignore[method-assign]  # as where a socket takes nothing
             await client.publish("x", b"1")
             await asyncio.sleep(0)
             with suppress(asyncio.QueueFull):
@@ -203,7 +203,38 @@ async def test_who_ends_its_attempts_is_made_to_go_on(tmp_path: Path) -> None:
             await settle(client)
 
 
-async def test_what_follows_from_a_loss_may_hang_or_fail(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_complaint_of_the_server_ends_no_connection_for_good(tmp_path: Path) -> None:
+    """nats-py closes whatever the server complains about that is no matter of permissions."""
+    with running_server(tmp_path) as server:
+        async with connected(server.url) as (client, tale):
+            await client._send_command(b"NONSENSE\r\n")
+            await client._flush_pending()
+            async with asyncio.timeout(SOON_S):
+                await tale.back.wait()
+            assert not client.is_closed and client.troubles["hung"] == 0
+            await settle(client)
+
+
+async def test_what_follows_from_a_loss_may_fail(tmp_path: Path) -> None:
+    """nats-py would end its attempts with it."""
+
+    async def fails() -> None:
+        raise ValueError("not foreseen")
+
+    with running_server(tmp_path) as server:
+        client = await connect(server.url, "n0", on_lost=fails, on_back=fails)
+        server.kill()
+        await asyncio.sleep(1)
+        server.start()
+        async with asyncio.timeout(SOON_S):
+            while not client.is_connected:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await settle(client)
+        assert client.troubles["hung"] == 0, "nobody had to see to it"
+        await client.close()
+
+
+async def test_what_follows_from_a_loss_may_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """nats-py waits for it, before it tries to reconnect."""
     monkeypatch.setattr(natstls.patience, "ATTEMPT_S", 2.0)
     back = asyncio.Event()
@@ -211,12 +242,11 @@ async def test_what_follows_from_a_loss_may_hang_or_fail(tmp_path: Path, monkeyp
     async def hangs() -> None:
         await asyncio.Event().wait()
 
-    async def fails() -> None:
+    async def on_back() -> None:
         back.set()
-        raise ValueError("not foreseen")
 
     with running_server(tmp_path) as server:
-        client = await connect(server.url, "n0", on_lost=hangs, on_back=fails)
+        client = await connect(server.url, "n0", on_lost=hangs, on_back=on_back)
         server.kill()
         await asyncio.sleep(1)
         server.start()

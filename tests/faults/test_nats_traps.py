@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -47,6 +47,12 @@ async def agent_of(server: GuardedServer) -> AsyncIterator[MemberClient]:
         yield client
     finally:
         await client.close()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(SOON_S):
+        while not true():  # noqa: ASYNC110 - a connection sends no events
+            await asyncio.sleep(0.01)
 
 
 # What the server denies
@@ -120,20 +126,15 @@ async def test_a_client_with_a_login_of_another_role_is_told_at_once(tmp_path: P
 
 
 async def test_who_may_not_log_in_any_more_tries_until_it_may(server: GuardedServer) -> None:
-    """nats-py closes for good when the server ends a login."""
     async with agent_of(server) as client:
         server.reload([ORCHESTRATOR])
         try:
-            async with asyncio.timeout(SOON_S):
-                while client.is_connected:  # noqa: ASYNC110
-                    await asyncio.sleep(0.05)
+            await until(lambda: not client.is_connected)
             await asyncio.sleep(0.5)
             assert not client.is_closed
         finally:
             server.reload([AGENT, ORCHESTRATOR])
-        async with asyncio.timeout(SOON_S):
-            while not client.is_connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: client.is_connected)
 
 
 # What waits
@@ -143,9 +144,7 @@ async def test_what_cannot_be_sent_is_bounded_and_refused(tmp_path: Path) -> Non
     with running_server(tmp_path) as plain:
         client = await connect(plain.url, "n0")
         plain.kill()
-        async with asyncio.timeout(SOON_S):
-            while client.is_connected:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: not client.is_connected)
         with pytest.raises(FullError, match="bytes wait to be sent") as full:
             for _ in range(100):
                 await client.publish("x", MIB)
@@ -153,9 +152,7 @@ async def test_what_cannot_be_sent_is_bounded_and_refused(tmp_path: Path) -> Non
         assert client.pending_data_size <= UNSENT_BYTES_MAX + len(MIB)
         assert client.troubles["unsent"] == 1
         plain.start()
-        async with asyncio.timeout(SOON_S):
-            while not client.is_connected or client.pending_data_size:  # noqa: ASYNC110
-                await asyncio.sleep(0.05)
+        await until(lambda: client.is_connected and not client.pending_data_size)
         await client.publish("x", MIB)  # and there is room again
         await client.close()
 
@@ -202,15 +199,11 @@ async def test_a_slow_consumer_holds_so_much_and_the_rest_is_counted_and_said(
         for _ in range(50):
             await quick.publish("x", b"1")
         await settle(quick)
-        async with asyncio.timeout(SOON_S):
-            while slow.troubles["dropped"] + subscription.pending_msgs < 49:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: slow.troubles["dropped"] + subscription.pending_msgs >= 49)
         assert subscription.pending_msgs <= 10 and slow.troubles["dropped"] in (39, 40)
         assert sum("messages of 'x' are dropped" in record.message for record in caplog.records) == 1
         go_on.set()
-        async with asyncio.timeout(SOON_S):
-            while handled + slow.troubles["dropped"] < 50:  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: handled + slow.troubles["dropped"] == 50)
         for client in (slow, quick):
             await client.close()
 
@@ -252,9 +245,7 @@ async def test_those_who_lost_the_same_server_come_back_one_by_one(tmp_path: Pat
         plain.kill()
         await asyncio.sleep(2.0)
         plain.start()
-        async with asyncio.timeout(SOON_S):
-            while len(at) < len(clients):  # noqa: ASYNC110
-                await asyncio.sleep(0.01)
+        await until(lambda: len(at) == len(clients))
         assert max(at) - min(at) > 0.1
         for client in clients:
             await client.close()
