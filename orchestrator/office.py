@@ -43,7 +43,7 @@ from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 
-LISTENING_S = 5.0
+LISTENING_S = 2.0
 LISTENING_RETRY_S = 0.5
 
 log = logging.getLogger(__name__)

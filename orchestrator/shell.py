@@ -16,7 +16,7 @@ from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from bus.audit import AuditTrail
-from bus.connection import connect
+from bus.connection import MemberClient, connect
 from bus.following import RosterInbox, offer_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.stopping import end, first_of
@@ -121,7 +121,7 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         publishing = asyncio.create_task(audit.run())
         spreading = asyncio.create_task(keep_spread(client))
         measures = OrchestratorMeasures()
-        showing = asyncio.create_task(_show(measures, life, audit))
+        showing = asyncio.create_task(_show(measures, life, audit, client))
         try:
             with exposed(config.metrics, measures.registry):
                 await first_of(_by_turns(here, ears, on_ready, life))
@@ -133,9 +133,9 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
             await asyncio.wait_for(client.close(), GOODBYE_S)
 
 
-async def _show(measures: OrchestratorMeasures, life: "_Life", audit: AuditTrail) -> None:
+async def _show(measures: OrchestratorMeasures, life: "_Life", audit: AuditTrail, client: MemberClient) -> None:
     while True:
-        measures.told(life.seen(), audit.counts)
+        measures.told(life.seen(), audit.counts, client.troubles)
         await asyncio.sleep(SHOWN_S)
 
 

@@ -29,7 +29,7 @@ ASK_AGAIN_MAX = 16
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
 
 LOOK_S = 0.5
-"""A client that hears nothing looks whether its connection was another meanwhile."""
+"""A client that hears nothing looks so often whether its connection is another by now."""
 
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
@@ -224,23 +224,25 @@ class Replies:
         return await self._first()
 
     async def _first(self) -> Msg:
-        while True:
-            try:
+        message: Msg | DeniedError | None = None
+        while message is None:
+            with suppress(TimeoutError):
                 async with asyncio.timeout(LOOK_S):
                     message = await self._arrived.get()
-                break
-            except TimeoutError:
-                pass
-            if self._connection.is_connected and self._connection.stats["reconnects"] != self._reconnects:
-                # What was said meanwhile is lost where this server is not the one that the ingress lost, too.
-                self._reconnects = self._connection.stats["reconnects"]
-                self._asked += 1
-                await self._ask()
+            await self._ask_if_away()
         self._heard = True
         if isinstance(message, DeniedError):
             self.is_over = True
             raise RequestError("forbidden", f"{message} (--keys)", "keys", self._request_id) from message
         return message
+
+    async def _ask_if_away(self) -> None:
+        """Ask again after a reconnection: where the ingress kept its own connection, what it said meanwhile is lost."""
+        reconnects = self._connection.stats["reconnects"]
+        if reconnects != self._reconnects and self._connection.is_connected:
+            self._reconnects = reconnects
+            self._asked += 1
+            await self._ask()
 
 
 def read(reader: Callable[[Argument], Result], reply: Argument, request_id: str) -> Result:
