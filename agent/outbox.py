@@ -21,6 +21,7 @@ from pydantic import BaseModel
 
 from agent.replies import ReplyTo
 from schemas.base import RequestId
+from schemas.request import ErrorReply
 
 SUBSCRIBE_AGAIN_S = 1.2
 """By then a client that tries once a second is back, and heard."""
@@ -73,9 +74,10 @@ class Outbox:
             self._on_gone(request)
 
     def say_again(self, inbox: str, request: RequestId) -> bool:
-        """Whether something was said lately to who asks the same again; it is then said again."""
+        """Whether something was said lately to who asks the same again; it is then said again. A refusal is not: who was
+        refused may ask again in earnest."""
         said = [one for _, _, one in self._lately if (one[0].inbox, _about(one)) == (inbox, request)]
-        if not said or not inbox:
+        if not inbox or not said or any(isinstance(value, ErrorReply) and value.refused for _, value, _ in said):
             return False
         now = time.monotonic()
         self._told_again = {key: at for key, at in self._told_again.items() if now - at < AGAIN_S}
