@@ -74,8 +74,8 @@ class Outbox:
             self._on_gone(request)
 
     def say_again(self, inbox: str, request: RequestId) -> bool:
-        """Whether something was said lately to who asks the same again; it is then said again. A refusal is not: who was
-        refused may ask again in earnest."""
+        """Whether something was said lately to who asks the same again; it is then said again. A refusal is
+        not: whoever was refused may ask again in earnest."""
         said = [one for _, _, one in self._lately if (one[0].inbox, _about(one)) == (inbox, request)]
         if not inbox or not said or any(isinstance(value, ErrorReply) and value.refused for _, value, _ in said):
             return False

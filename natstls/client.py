@@ -10,7 +10,8 @@
 - What waits here is bounded, and what is over is an error: unsent, or come and not yet handled.
 - Nobody waits longer than `ANSWER_S` for one answer of JetStream, unless told to: what is asked while a server dies is
   never answered, and has to be asked again.
-- After a loss, attempts come at random moments, and go to every server before one is tried twice.
+- After a loss, attempts come at random moments, and go to every server before one is tried twice. A server that loses
+  sight of most others, which a cut between them does, is left for another: nothing is stored there any more.
 """
 
 import asyncio
@@ -99,6 +100,9 @@ class SafeClient(Client):
         self._attempt = 0
         """Since the connection was lost."""
         self._last_server: str | None = None
+        self._servers_seen = 0
+        """The most that the server has said there are, since it was connected to."""
+        self._is_cut_off = False
         self._is_lost = False
         self._awaited: dict[str, set[Denied]] = {}
         """By subject in lower case: who is to be told that it is denied."""
@@ -297,6 +301,9 @@ class SafeClient(Client):
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         self._server_info = {**self._server_info, **info}  # which nats-py keeps as it was when it connected
+        if (urls := info.get("connect_urls")) is not None:
+            self._servers_seen = len(urls) if initial_connection else max(len(urls), self._servers_seen)
+            self._is_cut_off = 2 * len(urls) < self._servers_seen
         await super()._process_info(info, initial_connection)
 
     async def _connect_to_server(self, s: Any) -> None:
@@ -324,7 +331,7 @@ class SafeClient(Client):
             watch, looked_at = watched(watch, self._seen(), min(now - looked_at, 2 * TICK_S)), now
             why = fault(watch)
             if why is not None and not self.is_closed:
-                log.warning("the connection to NATS hangs (%s); trying another", why)
+                log.warning("the connection to NATS is given up (%s); trying another", why)
                 self.troubles["hung"] += 1
                 self._break_off()
                 watch = Watch(self._seen())
@@ -336,6 +343,7 @@ class SafeClient(Client):
             attempts=self._attempts,
             reading=_runs(self._reading_task),
             trying=_runs(self._reconnection_task),
+            cut_off=self._is_cut_off,
         )
 
     def _break_off(self) -> None:

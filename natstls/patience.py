@@ -21,6 +21,8 @@ class Seen:
     """Somebody reads what comes."""
     trying: bool
     """Somebody tries to reconnect."""
+    cut_off: bool = False
+    """The server sees fewer than half of those that it saw on this connection."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ def fault(watch: Watch) -> str | None:
     if seen.connected:
         if not seen.reading:
             return "nobody reads what comes"
+        if seen.cut_off:
+            return "the server is cut off from the others"
         return f"nothing came for {watch.still_s:.1f} s" if watch.still_s >= SILENT_S else None
     if not seen.trying:
         return "nobody tries to reconnect"

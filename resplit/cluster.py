@@ -7,7 +7,7 @@ import shutil
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Coroutine, Iterator, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -53,12 +53,12 @@ POLL_S = 0.05
 
 @dataclass(frozen=True)
 class Place:
-    """Where an agent runs if not straight on this machine: in a network namespace, say."""
+    """Where an agent or a server runs if not straight on this machine: in a network namespace, say."""
 
     enter: tuple[str, ...]
     """Goes before its command. It must become that command, as `nsenter` does, and not start it as a child."""
     host: str
-    """The address that other agents reach it at."""
+    """The address that others reach it at."""
 
 
 class LocalCluster:
@@ -72,10 +72,11 @@ class LocalCluster:
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
-    run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
-    demand stay loaded, `servers` how many NATS servers are one (1, or 3: `nats`, `nats-b`, `nats-c`), and `clouds` is a
-    file of endpoints that agents may ask. With `http_port` a gateway serves HTTP at that port of this machine, and 0
-    takes one that is free. Keys and what the processes stored stay in `folder` for the next start.
+    run, or several NATS servers, that do not run straight on this machine, `host` where the NATS server listens, `keep`
+    which deployments on demand stay loaded, `servers` how many NATS servers are one (1, or 3: `nats`, `nats-b`,
+    `nats-c`), and `clouds` is a file of endpoints that agents may ask. With `http_port` a gateway serves HTTP at that
+    port of this machine, and 0 takes one that is free. Keys and what the processes stored stay in `folder` for the next
+    start.
     """
 
     def __init__(
@@ -86,7 +87,7 @@ class LocalCluster:
         *,
         host: str = HOST,
         port: int | None = None,
-        places: Mapping[NodeId, Place] | None = None,
+        places: Mapping[str, Place] | None = None,
         provider: str = "cpu",
         cores: Sequence[Sequence[int]] | None = None,
         threads: int | None = None,
@@ -305,7 +306,7 @@ class LocalCluster:
         renew_if_due(self.keys, self._host)
         if len(self._servers) > 1:
             key = load_holder(self.keys / CLUSTER / "root-0.key").authority
-            make_servers(self.keys / CLUSTER, dict.fromkeys(self._servers, self._host), key, now=datetime.now(UTC))
+            make_servers(self.keys / CLUSTER, self._server_hosts(self._servers), key, now=datetime.now(UTC))
         if not self.observer_keys.exists():  # made by an earlier release
             add_member(self.keys, OBSERVER, "observer", None)
         for node in self.agents:
@@ -329,21 +330,29 @@ class LocalCluster:
                 self.folder / NATS, self._logins, server_files(cluster), port, max_payload_bytes, self._host
             )
             return
-        hosts = dict.fromkeys(names, self._host)
-        first = free_port(self._host) if port is None or port < 0 else port
-        clients = (first, *(free_port(self._host) for _ in names[1:]))
-        ports = {one: Ports(self._host, own, free_port(self._host)) for one, own in zip(names, clients, strict=True)}
-        for name in names:
+        hosts = self._server_hosts(names)
+        given = None if port is None or port < 0 else port
+        ports = {
+            name: Ports(host)  # nobody else is where it is
+            if name in self._places
+            else Ports(host, (given if name == NATS else None) or free_port(host), free_port(host))
+            for name, host in hosts.items()
+        }
+        for name, host in hosts.items():
             yield NatsServer(
                 self.folder / name,
                 self._logins,
                 server_files(cluster / SERVERS_FOLDER / name),
                 ports[name].clients,
                 max_payload_bytes,
-                self._host,
+                host,
                 name=name,
                 routes=routes_of(name, hosts, ports),
+                enter=self._places[name].enter if name in self._places else (),
             )
+
+    def _server_hosts(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self._places[name].host if name in self._places else self._host for name in names}
 
     def _logins(self) -> str:
         """Whom the server lets in."""

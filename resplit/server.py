@@ -6,7 +6,7 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from bus.natsconf import LOGINS_FILE, SERVER_FILE, Routes, TlsFiles, server_conf
@@ -43,7 +43,7 @@ class NatsServer:
 
     It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`, over TLS
     with the files `tls`. Its port, once known, stays its own over restarts, so that everyone finds it again. With
-    `routes` and a port it is one of several, by its `name`.
+    `routes` and a port it is one of several, by its `name`. `enter` goes before its command (`resplit.cluster.Place`).
     """
 
     def __init__(
@@ -57,6 +57,7 @@ class NatsServer:
         *,
         name: str = NATS,
         routes: Routes | None = None,
+        enter: Sequence[str] = (),
     ) -> None:
         assert routes is None or port is not None, "who has routes is told of, with its port"
         self.name = name
@@ -69,7 +70,7 @@ class NatsServer:
         self._max_payload_bytes = max_payload_bytes
         config = folder / SERVER_FILE
         # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
-        self.child = Child(name, [str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
+        self.child = Child(name, [*enter, str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
 
     @property
     def url(self) -> str:

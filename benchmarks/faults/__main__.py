@@ -29,6 +29,7 @@ from nats.aio.client import Client as Nats
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.faults import brokers
 from benchmarks.faults.load import INBOX, SILENCE_S, Load, Question, Wire, questions
 from benchmarks.faults.measure import Run, quantile, summed_up
 from benchmarks.faults.scenario import Scenario, SkippedError
@@ -91,8 +92,13 @@ async def tried(
 ) -> None:
     """So many runs on a cluster of their own; adds each to `found` as soon as all is whole again."""
     async with AsyncExitStack() as stack:
-        wires = await wired(folder / f"{scenario.name}-wires", stack) if scenario.wired else None
-        where: dict[str, Any] = {} if wires is None else {"host": wires.host, "places": wires.places}
+        wires, where = None, dict[str, Any]()
+        if scenario.wired:
+            wires = await wired(folder / f"{scenario.name}-wires", [f"n{i}" for i in range(AGENTS)], stack)
+            where = {"host": wires.host, "places": wires.places}
+        if scenario.parted:
+            wires = await wired(folder / f"{scenario.name}-wires", list(brokers.WIRED.values()), stack)
+            where = {"places": {name: wires.places[NodeId(end)] for name, end in brokers.WIRED.items()}}
         where |= {"orchestrators": scenario.orchestrators, "servers": scenario.servers}
         cluster = await stack.enter_async_context(
             LocalCluster(folder / scenario.name, store.root, AGENTS, threads=1, **where)
@@ -142,12 +148,12 @@ def tell(scenario: Scenario, run: Run, number: str) -> None:
     )
 
 
-async def wired(folder: Path, stack: AsyncExitStack) -> Wires:
-    """Wires for a cluster's agents; raises `SkippedError` where there can be none."""
+async def wired(folder: Path, ends: list[str], stack: AsyncExitStack) -> Wires:
+    """Wires for a cluster's agents, or servers; raises `SkippedError` where there can be none."""
     if (why := why_not()) is not None:
         raise SkippedError(why)
     try:
-        return await stack.enter_async_context(Wires(folder, [NodeId(f"n{i}") for i in range(AGENTS)]))
+        return await stack.enter_async_context(Wires(folder, [NodeId(end) for end in ends]))
     except ResplitError as error:
         raise SkippedError(f"no network namespaces here: {error.message}") from error
 

@@ -1,4 +1,4 @@
-"""Three NATS servers that are one, of which one is killed or hangs."""
+"""Three NATS servers that are one, of which one is killed, hangs, or is cut off from the others."""
 
 import asyncio
 import time
@@ -14,6 +14,8 @@ from schemas import subjects
 
 SERVERS_COUNT = 3
 NAMES = SERVERS[SERVERS_COUNT]
+WIRED = dict(zip(NAMES, ("a", "b", "c"), strict=True))
+"""The end of a wire that each is at, where they have wires."""
 KEPT = (*SPREAD, subjects.STREAM_AUDIT)
 ELECTED_S = 10.0
 """A server waits 4 to 9 s for one that leads before it stands itself, which nothing configures, and is then elected."""
@@ -45,6 +47,23 @@ async def leader_hung(scene: Scene) -> Seen:
     until = await scene.went_on(affected)
     scene.wire.from_now()
     await scene.cluster.resume(victim)
+    await asyncio.sleep(ZOMBIE_S)
+    await kept_by_all(scene)
+    return Seen(at, affected, until, step=victim)
+
+
+async def leader_cut(scene: Scene) -> Seen:
+    """The one that leads the stream of the journal is cut off from the two others; its members still reach it."""
+    victim = await leads(scene)
+    others = [name for name in NAMES if name != victim]
+    affected = tuple(scene.load.live)
+    at = time.monotonic()
+    for other in others:
+        await scene.wires.cut(WIRED[victim], WIRED[other])
+    until = await scene.went_on(affected)
+    scene.wire.from_now()
+    for other in others:
+        await scene.wires.mend(WIRED[victim], WIRED[other])
     await asyncio.sleep(ZOMBIE_S)
     await kept_by_all(scene)
     return Seen(at, affected, until, step=victim)

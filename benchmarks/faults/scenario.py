@@ -31,6 +31,8 @@ class Scenario:
     orchestrators: int = 1
     servers: int = 1
     """NATS servers that are one."""
+    parted: bool = False
+    """Whether it takes wires between them."""
     runs_min: int = 1
     """Where each run tries another moment."""
     runs_max: int | None = None

@@ -191,4 +191,16 @@ SCENARIOS = (
         servers=brokers.SERVERS_COUNT,
         prepare=brokers.kept_by_all,
     ),
+    Scenario(
+        "server-leader-cut",
+        "of three NATS servers the one that leads the journal cut off from the others, not from its members",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.leader_cut,
+        servers=brokers.SERVERS_COUNT,
+        parted=True,
+        prepare=brokers.kept_by_all,
+    ),
 )

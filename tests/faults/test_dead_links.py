@@ -17,6 +17,7 @@ from benchmarks.faults.wires import MACHINE, Wires, why_not
 from bus.connection import MemberClient, connect, settle
 from natstls.patience import SILENT_S
 from resplit.child import Child
+from resplit.cluster import free_port
 from resplit.server import nats_program
 from schemas.base import NodeId
 from tests.conftest import running_server
@@ -284,3 +285,35 @@ async def test_a_process_that_was_stopped_itself_blames_nobody(tmp_path: Path) -
                 time.sleep(1.2 * SILENT_S)  # noqa: ASYNC251 - nothing else runs here meanwhile, as if it had hung
                 await asyncio.sleep(1.0)
             assert not tale.losses and client.is_connected and not client.troubles["hung"]
+
+
+async def test_a_server_that_loses_sight_of_the_others_is_left_once(tmp_path: Path) -> None:
+    """Here they have ended, so there is no better one: whoever comes back to it stays."""
+    clients, routes = [free_port() for _ in range(3)], [free_port() for _ in range(3)]
+    others = ",".join(f"nats://127.0.0.1:{port}" for port in routes)
+    servers = []
+    for number, (own, route) in enumerate(zip(clients, routes, strict=True)):
+        address = ["-a", "127.0.0.1", "-p", str(own), "--server_name", f"s{number}", "--cluster_name", "c"]
+        cluster = ["--cluster", f"nats://127.0.0.1:{route}", "--routes", others]
+        servers.append(Child(f"s{number}", [str(nats_program()), *address, *cluster], tmp_path / f"log{number}"))
+    try:
+        for server in servers:
+            await server.start()
+        async with connected(f"nats://127.0.0.1:{clients[0]}") as (client, tale):
+            async with asyncio.timeout(SOON_S):
+                while len(client._server_info.get("connect_urls", ())) < 3:  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            await servers[1].kill()
+            await asyncio.sleep(2)
+            assert not tale.losses, "most are left"
+            await servers[2].kill()
+            async with asyncio.timeout(SOON_S):
+                await tale.lost.wait()
+                await tale.back.wait()
+            assert client.troubles["hung"] == 1
+            await asyncio.sleep(3)
+            assert tale.losses == 1 and client.is_connected
+            await settle(client)
+    finally:
+        for server in servers:
+            await server.kill()

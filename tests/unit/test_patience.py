@@ -45,6 +45,10 @@ def test_without_a_reader_it_is_given_up_at_once() -> None:
     assert "nobody reads" in str(fault(Watch(replace(UP, reading=False))))
 
 
+def test_a_server_that_is_cut_off_from_the_others_is_left_at_once() -> None:
+    assert "cut off" in str(fault(Watch(replace(UP, cut_off=True))))
+
+
 def test_a_lost_one_is_left_alone_while_attempts_are_made() -> None:
     watch = Watch(DOWN)
     for attempts in range(1000):
