@@ -12,7 +12,7 @@ what it may have missed.
 import asyncio
 import logging
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -54,6 +54,8 @@ class Outbox:
         self._lately: deque[tuple[float, int, Said]] = deque()
         """When each was said, and its size."""
         self._lately_bytes = 0
+        self._lately_at = Counter[str]()
+        """How many of those went to an inbox."""
         self._open = asyncio.Event()
         self._open.set()
 
@@ -76,8 +78,10 @@ class Outbox:
     def say_again(self, inbox: str, request: RequestId) -> bool:
         """Whether something was said lately to who asks the same again; it is then said again. A refusal is
         not: whoever was refused may ask again in earnest."""
+        if not inbox or inbox not in self._lately_at:  # as a rule
+            return False
         said = [one for _, _, one in self._lately if (one[0].inbox, _about(one)) == (inbox, request)]
-        if not inbox or not said or any(isinstance(value, ErrorReply) and value.refused for _, value, _ in said):
+        if not said or any(isinstance(value, ErrorReply) and value.refused for _, value, _ in said):
             return False
         now = time.monotonic()
         self._told_again = {key: at for key, at in self._told_again.items() if now - at < AGAIN_S}
@@ -123,8 +127,13 @@ class Outbox:
         now = time.monotonic()
         self._lately.append((now, size, said))
         self._lately_bytes += size
+        self._lately_at[reply.inbox] += 1
         while self._lately and (self._lately[0][0] < now - KEPT_S or self._lately_bytes > KEPT_BYTES_MAX):
-            self._lately_bytes -= self._lately.popleft()[1]
+            _, size, (reply, _, _) = self._lately.popleft()
+            self._lately_bytes -= size
+            self._lately_at[reply.inbox] -= 1
+            if not self._lately_at[reply.inbox]:
+                del self._lately_at[reply.inbox]
 
     async def _watch(self) -> None:
         """Keep still while the server is away and until clients are back; then say again what was said last."""
@@ -146,6 +155,7 @@ class Outbox:
         last = self._lately[-1][0] if self._lately else 0.0
         again = [said for at, _, said in self._lately if at >= last - SAID_LATELY_S]
         self._lately.clear()
+        self._lately_at.clear()
         self._lately_bytes = 0
         if again:
             log.info("the NATS server was away: saying again what was said last, %d replies", len(again))

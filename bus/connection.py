@@ -18,7 +18,7 @@ from schemas.errors import ErrorCode, ResplitError
 __all__ = ("PENDING_BYTES_MAX", "ForbiddenError", "FullError", "MemberClient", "connect", "settle")
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
-EAGER = Backoff(0.1, 0.5)
+EAGER = Backoff(0.1, 0.35)
 """Before clients (`natstls.client.PATIENT`), so that what they ask then finds somebody."""
 SETTLE_S = 10.0
 

@@ -249,8 +249,8 @@ class Journal:
 
     async def _make_room(self, why: str) -> None:
         """Refuse the requests that wait to be accepted; what is owed already waits until it fits."""
-        log.warning("the journal is full: %s", why)
-        message = f"the journal of requests is full ({why}); try again later, or give JetStream more room"
+        log.warning("the journal takes no more: %s", why)
+        message = f"the journal of requests takes no more ({why}); try again later, or give JetStream more room"
         refused = {waiting.accepts for waiting in self._waiting if waiting.accepts is not None}
         for waiting in self._waiting:
             if waiting.future is not None and not waiting.future.done():

@@ -338,7 +338,7 @@ async def test_a_full_journal_refuses_new_requests_and_keeps_those_it_has(client
         held = await b.journal.accept(asked("other", b"x" * 150_000))
         handle = await a.journal.accept(asked("r1"))
         for _ in range(2):
-            with pytest.raises(ResplitError, match="the journal of requests is full") as refused:
+            with pytest.raises(ResplitError, match="the journal of requests takes no more") as refused:
                 await a.journal.accept(asked("r2", b"x" * 100_000))
             assert refused.value.code is ErrorCode.OVERLOADED
         a.say(handle, 0)

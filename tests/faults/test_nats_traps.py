@@ -14,16 +14,18 @@ from nats.errors import TimeoutError as NatsTimeoutError
 import natstls.client
 from bus.connection import ForbiddenError, FullError, MemberClient, connect, settle
 from bus.streams import ensure_streams
+from bus.subject_log import NoRoomError, SubjectLog
 from natstls.client import ANSWER_S, UNSENT_BYTES_MAX, UnsentError
 from resplit.client import Client
 from resplit.exchange import open_connection
 from resplit.replies import RequestError
 from schemas import subjects
-from schemas.base import NodeId
+from schemas.base import DeploymentName, LifeId, NodeId
 from schemas.errors import ErrorCode, ResplitError
 from tests.conftest import NatsServer, running_server
 from tests.security.guarded_bus import GuardedServer, credentials, guarded
 
+CHAT = DeploymentName("chat")
 AT_ONCE_S = 1.0
 """Far below any timeout that is not the server's answer."""
 SOON_S = 15.0
@@ -87,6 +89,18 @@ async def test_a_denied_publish_to_a_stream_is_refused_at_once(server: GuardedSe
             return_exceptions=True,
         )
         assert not isinstance(asked[0], BaseException) and isinstance(asked[1], ForbiddenError)
+
+
+async def test_a_denied_append_to_a_journal_is_refused_at_once(server: GuardedServer) -> None:
+    steering = await connect(server.url, "orchestrator", credentials=ORCHESTRATOR)
+    journal = SubjectLog(steering, subjects.STREAM_JOURNAL, subjects.journal(CHAT, LifeId("n0-x-0")))
+    began = time.monotonic()
+    with pytest.raises(NoRoomError, match=r"publish to 'resplit\.v1\.journal"):
+        await journal.append(b"x", 0, 30)
+    assert time.monotonic() - began < AT_ONCE_S
+    await journal.close()
+    assert not steering._awaited
+    await steering.close()
 
 
 async def test_a_denied_subscription_is_told_to_who_settles(server: GuardedServer) -> None:
