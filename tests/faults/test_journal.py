@@ -357,7 +357,7 @@ async def test_a_round_that_finds_no_room_is_stored_once_there_is_some(client: C
         await js.update_stream(config.evolve(max_msgs_per_subject=1))
         a.say(handle, 0)
         await asyncio.sleep(0.5)
-        with pytest.raises(ResplitError, match="full"):
+        with pytest.raises(ResplitError, match="takes no more"):
             await a.journal.accept(asked("r2"))
         assert a.stored == []
         await js.update_stream(config)
