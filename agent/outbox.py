@@ -80,7 +80,8 @@ class Outbox:
         not: whoever was refused may ask again in earnest."""
         if not inbox or inbox not in self._lately_at:  # as a rule
             return False
-        said = [one for _, _, one in self._lately if (one[0].inbox, _about(one)) == (inbox, request)]
+        found = [one for _, _, one in self._lately if (one[0].inbox, _about(one)) == (inbox, request)]
+        said = list({id(one[1]): one for one in found}.values())  # each once, however often it was said again
         if not said or any(isinstance(value, ErrorReply) and value.refused for _, value, _ in said):
             return False
         now = time.monotonic()
