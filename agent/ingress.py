@@ -25,7 +25,6 @@ from agent.numbers import sequence_numbers
 from agent.outbox import Outbox
 from agent.served import Served
 from bus.audit import AuditTrail
-from bus.connection import PENDING_BYTES_MAX
 from bus.identity import Identity
 from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
 from bus.stopping import stoppable
@@ -132,7 +131,6 @@ class Ingress:
                 subjects.infer(served.name),
                 subjects.INGRESS_QUEUE,
                 cb=self._door.requested,
-                pending_bytes_limit=PENDING_BYTES_MAX,
             )
         served.admit()
         self.heirs.look()

@@ -10,12 +10,10 @@ from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
 from bus.credentials import Credentials, NatsOptions
-from natstls.client import PENDING_BYTES_MAX, DeniedError, Notify, SafeClient, UnsentError
+from natstls.client import DeniedError, Notify, SafeClient, UnsentError
 from natstls.faults import explained
 from natstls.patience import Backoff
 from schemas.errors import ErrorCode, ResplitError
-
-__all__ = ("PENDING_BYTES_MAX", "ForbiddenError", "FullError", "MemberClient", "connect", "settle")
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 EAGER = Backoff(0.1, 0.35)

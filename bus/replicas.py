@@ -35,7 +35,7 @@ def servers_of(client: Client) -> int:
     return max(3, len(told.get("connect_urls") or ())) if told.get("cluster") else 1
 
 
-async def at_most(js: JetStreamContext, make: Callable[[int], Awaitable[Made]]) -> Made:
+async def with_replicas(js: JetStreamContext, make: Callable[[int], Awaitable[Made]]) -> Made:
     """Make something, kept as often as can be now: `make` is given how often. Raises what it raises."""
     for count in counts(servers_of(js._nc)):
         try:

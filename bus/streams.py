@@ -17,7 +17,7 @@ from nats.js.api import (
 from nats.js.errors import BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
-from bus.replicas import at_most, spread
+from bus.replicas import spread, with_replicas
 from natstls.client import DeniedError
 from schemas import subjects
 
@@ -90,7 +90,7 @@ async def ensure_streams(client: Client) -> JetStreamContext:
         try:
             found = (await js.stream_info(config.name)).config
         except NotFoundError:
-            await at_most(js, lambda count, config=config: js.add_stream(config, num_replicas=count))  # type: ignore[misc]
+            await with_replicas(js, lambda count, config=config: js.add_stream(config, num_replicas=count))  # type: ignore[misc]
         else:  # made by an earlier release perhaps, with other limits, or without a subject
             await _add_subjects(js, config, found)
     return js
@@ -150,7 +150,7 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
 
 
 async def _made(js: JetStreamContext, config: KeyValueConfig) -> KeyValue:
-    return await at_most(js, lambda count: js.create_key_value(config, replicas=count))
+    return await with_replicas(js, lambda count: js.create_key_value(config, replicas=count))
 
 
 async def wait_for_streams(client: Client) -> JetStreamContext:

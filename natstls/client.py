@@ -295,9 +295,11 @@ class SafeClient(Client):
         servers.sort(key=lambda server: server.uri.netloc == self._last_server)
         rounds, turn = divmod(self._attempt, len(servers))
         self._attempt += 1
-        if not self._attempt - 1 and len(servers) > 1:
-            return servers[turn], SPREAD_S * random.random()  # the others are there
-        return servers[turn], 0.0 if turn else backoff_s(rounds, random.random(), self._backoff)
+        if turn:
+            return servers[turn], 0.0
+        if not rounds and len(servers) > 1:
+            return servers[turn], SPREAD_S * random.random()  # as a rule the others are there
+        return servers[turn], backoff_s(rounds, random.random(), self._backoff)
 
     async def _process_info(self, info: dict[str, Any], initial_connection: bool = False) -> None:
         self._server_info = {**self._server_info, **info}  # which nats-py keeps as it was when it connected

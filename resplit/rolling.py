@@ -11,7 +11,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
-from bus.replicas import at_most
+from bus.replicas import with_replicas
 from schemas import subjects
 from schemas.errors import ErrorCode, ResplitError
 
@@ -36,7 +36,7 @@ async def begin_anew(js: JetStreamContext, config: StreamConfig, exported: int) 
             raise ResplitError(ErrorCode.INTERNAL, message)
         await js.delete_stream(subjects.STREAM_AUDIT)
         fresh = config.evolve(sealed=False, first_seq=state.last_seq + 1)
-        await at_most(js, lambda count: js.add_stream(fresh, num_replicas=count))
+        await with_replicas(js, lambda count: js.add_stream(fresh, num_replicas=count))
     except (NatsError, TimeoutError) as error:
         message = f"the export is complete, but no new audit stream could be made ({error!r}); start an orchestrator"
         raise ResplitError(ErrorCode.UNREACHABLE, message) from error
