@@ -53,7 +53,7 @@ UNSENT_BYTES_MAX = 16 << 20
 """While no server takes it; more is refused."""
 PENDING_BYTES_MAX = 64 << 20
 """What one subscription may have waiting: a prefill of a large model is tens of megabytes of frames."""
-PENDING_MESSAGES_MAX = 1 << 16
+PENDING_MESSAGES_MAX = 1 << 18
 PATIENT = Backoff(1.0, 1.0)
 """A client tries once a second at most, and every half a second at least."""
 SPREAD_S = 0.2
