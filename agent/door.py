@@ -78,7 +78,7 @@ class Door:
         self._accepting: set[asyncio.Task[None]] = set()
         self._preparing = asyncio.Semaphore(PREPARING_MAX)
         self._cancelled_early: OrderedDict[RequestId, float] = OrderedDict()
-        self.replier = Replier(client, self._client_gone)
+        self.replier = Replier(client, outbox.missed)
 
     async def requested(self, msg: Msg) -> None:
         """A request off the bus."""
@@ -144,6 +144,8 @@ class Door:
                 self._spawn(self._take_prepared(text, request, msg))
                 return
             own = request.slo(served.promised_to(request))
+            if self._outbox.say_again(reply.inbox, request_id):
+                return  # its client was away, and may have missed some of that
             self._check_new(request_id, request)
             full = served.full(request, sealed=reply.seal is not None)
             job = open_request(request, request_id, reply, plan, served.manifest, text, self._now())
@@ -232,9 +234,9 @@ class Door:
         if request.deadline_ms is not None and request.deadline_ms <= 0:
             raise ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline has passed already", "deadline_ms")
 
-    def _client_gone(self, request: RequestId) -> None:
-        if self._outbox.is_open:
-            self._cancel(request, "nobody listens to the replies any more")
+    def client_gone(self, request: RequestId) -> None:
+        """Nobody listens to what is said about a request."""
+        self._cancel(request, "nobody listens to the replies any more")
 
     def _cancel(self, request: RequestId, why: str) -> None:
         if (found := self._in_flight.get(request)) is not None:

@@ -25,7 +25,6 @@ from agent.numbers import sequence_numbers
 from agent.outbox import Outbox
 from agent.served import Served
 from bus.audit import AuditTrail
-from bus.connection import PENDING_BYTES_MAX
 from bus.identity import Identity
 from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
 from bus.stopping import stoppable
@@ -85,7 +84,7 @@ class Ingress:
         self._served: dict[DeploymentName, Served] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
-        self._outbox = Outbox(client)
+        self._outbox = Outbox(client, lambda request: self._door.client_gone(request))  # noqa: PLW0108 - made below
         later = asyncio.get_running_loop().call_later
         self._asker = Asker(client, identity)
         conductor = Conductor(self._asker, now)
@@ -132,7 +131,6 @@ class Ingress:
                 subjects.infer(served.name),
                 subjects.INGRESS_QUEUE,
                 cb=self._door.requested,
-                pending_bytes_limit=PENDING_BYTES_MAX,
             )
         served.admit()
         self.heirs.look()

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.core import Metric
 
-from profiler.exposition import FIRST_S, PACE_S, Told, counter, gauge
+from profiler.exposition import FIRST_S, PACE_S, Told, counter, gauge, troubles
 from schemas.audit import AuditKind
 from schemas.capacity import Capacity, Service
 
@@ -40,10 +40,10 @@ class AgentMeasures:
         self._seen = -1
         """The newest finished request that was counted."""
 
-    def said(self, capacity: Capacity, events: Mapping[AuditKind, int]) -> None:
-        """A heartbeat; `events` were recorded since the process began. Of requests that end within one second only as
-        many are counted as a heartbeat names."""
-        self._told.tell(families(capacity, events))
+    def said(self, capacity: Capacity, events: Mapping[AuditKind, int], bus: Mapping[str, int]) -> None:
+        """A heartbeat; `events` were recorded, and `bus` met, since the process began. Of requests that end within one
+        second only as many are counted as a heartbeat names."""
+        self._told.tell([*families(capacity, events), troubles(str(capacity.node), bus)])
         for one in capacity.finished:
             if one.number <= self._seen:
                 continue

@@ -13,7 +13,6 @@ from functools import partial
 from importlib.metadata import version
 
 import psutil
-from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
@@ -48,7 +47,7 @@ from agent.staging import Stager
 from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
-from bus.connection import connect
+from bus.connection import MemberClient, connect
 from bus.following import RosterInbox
 from bus.identity import Identity, load_credentials, load_identity
 from bus.sealed_heartbeats import open_heartbeat, read_hosting
@@ -125,7 +124,7 @@ class Agent:
         config: AgentConfig,
         identity: Identity,
         store: Store,
-        client: Client,
+        client: MemberClient,
         device: Device,
         provider: Provider,
         on_said: Callable[[], object] = lambda: None,
@@ -265,7 +264,7 @@ class Agent:
     def _said(self, capacity: Capacity) -> None:
         """A heartbeat is about to leave."""
         self._ingress.speaks(self._config.node, hosting_of(capacity))
-        self.measures.said(capacity, self._audit.counts)
+        self.measures.said(capacity, self._audit.counts, self._client.troubles)
 
     @property
     def status(self) -> str:

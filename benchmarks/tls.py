@@ -28,7 +28,7 @@ from bus.identity import load_credentials
 from bus.natsconf import LOGINS_FILE
 from bus.server_certificate import server_files
 from bus.together import CLIENT, CLUSTER, make_members
-from natstls.client import TlsClient
+from natstls.client import SafeClient
 from resplit.server import NatsServer, nats_program
 from schemas.base import NodeId
 
@@ -83,7 +83,7 @@ async def _round(
 
 
 async def _connected(url: str, login: dict[str, Any], taken: dict[tuple[str, bool], list[float]], tls: bool) -> Nats:
-    client = TlsClient() if tls else Nats()
+    client = SafeClient() if tls else Nats()
     began = time.perf_counter()
     await client.connect(url, **login)
     taken["connect", tls].append(time.perf_counter() - began)

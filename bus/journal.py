@@ -8,6 +8,7 @@ silent about the requests it had accepted. On the event loop.
 import asyncio
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -41,6 +42,7 @@ ACK_S = 1.0
 """A server that is killed answers nothing; the same append is then sent again, which can do no harm."""
 ACK_S_MAX = 8.0
 RETRY_S = 0.1
+DOUBT_S = 2.0
 TICK_S = 1.0
 APPEND_BYTES = 256 << 10
 """Stored at once, unless one record is larger."""
@@ -108,6 +110,8 @@ class Journal:
         self._emptied = False
         """We had the server remove all our messages: to find none proves nothing."""
         self._lost = False
+        self._missing_since: float | None = None
+        """Since when the stream has shown less than it acknowledged."""
         self._cost = self._stated_cost = self._messages = 0
         """What it costs to read all since the last statement; that statement; how many messages all this is."""
         self._stated_at = now()
@@ -249,8 +253,8 @@ class Journal:
 
     async def _make_room(self, why: str) -> None:
         """Refuse the requests that wait to be accepted; what is owed already waits until it fits."""
-        log.warning("the journal is full: %s", why)
-        message = f"the journal of requests is full ({why}); try again later, or give JetStream more room"
+        log.warning("the journal takes no more: %s", why)
+        message = f"the journal of requests takes no more ({why}); try again later, or give JetStream more room"
         refused = {waiting.accepts for waiting in self._waiting if waiting.accepts is not None}
         for waiting in self._waiting:
             if waiting.future is not None and not waiting.future.done():
@@ -307,7 +311,7 @@ class Journal:
                 log.debug("an append is not acknowledged: %s", error)
                 ack_s = min(2 * ack_s, ACK_S_MAX)
             await asyncio.sleep(RETRY_S)
-        self._emptied = False
+        self._emptied, self._missing_since = False, None
         self._messages += 1
         self._cost += len(data) + MESSAGE_COST_BYTES
 
@@ -325,6 +329,8 @@ class Journal:
             log.error("message %d on our subject of the journal is not ours", line.sequence)
             self._last = line.sequence
         newest = await self._log.last()
+        if (0 if newest is None else newest.sequence) < self._last and not self._emptied:
+            self._doubt()
         if newest is None and self._last:
             if not self._emptied:
                 # Not even a fence is left: whoever removed it may have answered for our requests long ago.
@@ -334,6 +340,15 @@ class Journal:
             self._last, self._lost = newest.sequence, True
             raise _LostError
         return False
+
+    def _doubt(self) -> None:
+        """Raise `UnsureError` until what we stored has been missing for `DOUBT_S`: a server that leads the stream no
+        more, or not for long, may not have heard of it."""
+        now = time.monotonic()
+        if self._missing_since is None:
+            self._missing_since = now
+        if now - self._missing_since < DOUBT_S:
+            raise UnsureError("what was acknowledged is not there")
 
     def _statement_due(self) -> bool:
         return self._cost > SLACK_BYTES + 2 * self._stated_cost or self._messages > MESSAGES_MAX

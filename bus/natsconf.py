@@ -218,6 +218,9 @@ cluster {{
   routes: [
 {others}
   ]
+  # A server that is cut off from the others says so to its members, who then go to another, within seconds.
+  ping_interval: "2s"
+  ping_max: 2
   tls {{
     cert_file: {quoted(str(tls.certificate))}
     key_file: {quoted(str(tls.key))}

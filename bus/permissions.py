@@ -151,8 +151,8 @@ def _orchestrator(name: NodeId) -> Permissions:
             *(Grant(api("STREAM.CREATE", stream), "makes it") for stream in (*STREAMS, *_streams_of(BUCKETS))),
             *(Grant(api("STREAM.INFO", stream), "looks at it") for stream in (*STREAMS, *_streams_of(BUCKETS))),
             *(
-                Grant(api("STREAM.UPDATE", stream), "adds subjects that an earlier release did not have")
-                for stream in STREAMS
+                Grant(api("STREAM.UPDATE", stream), "adds subjects of later releases; has more servers keep it")
+                for stream in (*STREAMS, *_streams_of(BUCKETS))
                 if stream != subjects.STREAM_AUDIT
             ),
             Grant(api("STREAM.MSG.GET", subjects.STREAM_PLANS), "what leaders before it planned"),
@@ -237,7 +237,7 @@ def _archivist(name: NodeId) -> Permissions:
         publish=(
             *_reading(),
             Grant(api("STREAM.INFO", audit), "where the trail ends"),
-            Grant(api("STREAM.UPDATE", audit), "seals it, before it is exported to its end"),
+            Grant(api("STREAM.UPDATE", audit), "has more servers keep it; seals it, before it is exported to its end"),
             Grant(api("STREAM.DELETE", audit), "removes it, once all of it is exported"),
             Grant(api("STREAM.CREATE", audit), "begins it anew behind what was exported"),
         ),

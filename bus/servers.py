@@ -112,18 +112,24 @@ def make_leaf(
 
 def cluster_server_conf(name: str, hosts: Mapping[str, str], ports: Mapping[str, Ports], store: Path) -> str:
     """PURE: the configuration of the server `name` among those at `hosts`."""
-    at = {one: ports.get(one, Ports()) for one in hosts}
-    own = at[name]
-    others = tuple(f"{_bracketed(host)}:{at[one].routes}" for one, host in hosts.items() if one != name)
+    own = ports.get(name, Ports())
+    routes = routes_of(name, hosts, ports)
     return server_conf(
         f"{own.host}:{own.clients}",
         store,
         server_files(Path()),
         name=name,
-        advertise=f"{_bracketed(hosts[name])}:{own.clients}" if others else None,
-        routes=Routes(f"{own.host}:{own.routes}", others) if others else None,
+        advertise=None if routes is None else f"{_bracketed(hosts[name])}:{own.clients}",
+        routes=routes,
         leaves=f"{own.host}:{own.leaves}",
     )
+
+
+def routes_of(name: str, hosts: Mapping[str, str], ports: Mapping[str, Ports]) -> Routes | None:
+    """PURE: how the server `name` meets the others at `hosts`; None where there are none."""
+    at = {one: ports.get(one, Ports()) for one in hosts}
+    others = tuple(f"{_bracketed(host)}:{at[one].routes}" for one, host in hosts.items() if one != name)
+    return Routes(f"{at[name].host}:{at[name].routes}", others) if others else None
 
 
 def leaf_server_conf(name: str, hubs: Sequence[str], ports: Ports = Ports()) -> str:

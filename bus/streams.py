@@ -1,6 +1,7 @@
 """What JetStream keeps: plans, receipts, the audit trail, accepted requests, desired state, the leader's lease."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -13,9 +14,11 @@ from nats.js.api import (
     RetentionPolicy,
     StreamConfig,
 )
-from nats.js.errors import BadRequestError, BucketNotFoundError, NotFoundError
+from nats.js.errors import BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
+from bus.replicas import spread, with_replicas
+from natstls.client import DeniedError
 from schemas import subjects
 
 PLANS_KEPT = 64
@@ -29,6 +32,13 @@ JOURNAL_MESSAGES_MAX = 50_000
 JOURNAL_AGE_S = 48 * 3600.0
 """No deadline is longer than a day. The fence of a dead life is kept for as long."""
 
+SPREAD = (
+    subjects.STREAM_PLANS,
+    subjects.STREAM_RECEIPTS,
+    subjects.STREAM_JOURNAL,
+    *(f"KV_{bucket}" for bucket in (subjects.BUCKET_DEPLOYMENTS, subjects.BUCKET_NODES, subjects.BUCKET_LEADER)),
+)
+SPREAD_EVERY_S = 30.0
 RETRY_S = 0.5
 NO_MESSAGE = 10037
 """JetStream's error code for a message that there is not; a stream that there is not has another."""
@@ -37,7 +47,8 @@ log = logging.getLogger(__name__)
 
 
 async def ensure_streams(client: Client) -> JetStreamContext:
-    """Create the streams and buckets that are missing; leaves existing ones as they are."""
+    """Create the streams that are missing, each kept as often as the cluster has servers (`bus.replicas`). What exists
+    keeps its limits, and is kept as often as that by `keep_spread`."""
     js = client.jetstream()
     streams = [
         StreamConfig(
@@ -75,19 +86,38 @@ async def ensure_streams(client: Client) -> JetStreamContext:
         ),
     ]
     for config in streams:
+        assert config.name is not None
         try:
-            await js.add_stream(config)
-        except BadRequestError:  # it exists, made by an earlier release with other limits, or without a subject
-            await _add_subjects(js, config)
+            found = (await js.stream_info(config.name)).config
+        except NotFoundError:
+            await with_replicas(js, lambda count, config=config: js.add_stream(config, num_replicas=count))  # type: ignore[misc]
+        else:  # made by an earlier release perhaps, with other limits, or without a subject
+            await _add_subjects(js, config, found)
     return js
 
 
-async def _add_subjects(js: JetStreamContext, wanted: StreamConfig) -> None:
-    assert wanted.name is not None
-    found = (await js.stream_info(wanted.name)).config
+async def _add_subjects(js: JetStreamContext, wanted: StreamConfig, found: StreamConfig) -> None:
     missing = [subject for subject in wanted.subjects or () if subject not in (found.subjects or ())]
     if missing:
         await js.update_stream(found, subjects=[*(found.subjects or ()), *missing])
+
+
+async def keep_spread(client: Client) -> None:
+    """Have all but the audit trail kept as often as the cluster has servers, also what is there already, and once
+    servers are there that were away or are new; forever. For whoever may change them.
+
+    Nobody who steers may change the stream of the trail, whose limits could be made so small that nothing stays in it:
+    that is for an archivist (`resplit audit spread`).
+    """
+    js = client.jetstream()
+
+    async def look() -> None:
+        for stream in SPREAD:
+            # Not made yet; or not to be changed by a login of an earlier release, of which the log speaks.
+            with contextlib.suppress(NotFoundError, DeniedError):
+                await spread(js, stream)
+
+    await look_now_and_then(client, look, SPREAD_EVERY_S)
 
 
 async def leader_bucket(js: JetStreamContext, lease_s: float) -> KeyValue:
@@ -99,7 +129,7 @@ async def leader_bucket(js: JetStreamContext, lease_s: float) -> KeyValue:
     try:
         return await js.key_value(subjects.BUCKET_LEADER)
     except BucketNotFoundError:
-        return await js.create_key_value(KeyValueConfig(bucket=subjects.BUCKET_LEADER, history=1, ttl=lease_s))
+        return await _made(js, KeyValueConfig(bucket=subjects.BUCKET_LEADER, history=1, ttl=lease_s))
 
 
 async def deployments_bucket(js: JetStreamContext) -> KeyValue:
@@ -116,7 +146,11 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
     try:
         return await js.key_value(name)
     except BucketNotFoundError:
-        return await js.create_key_value(KeyValueConfig(bucket=name, history=8))
+        return await _made(js, KeyValueConfig(bucket=name, history=8))
+
+
+async def _made(js: JetStreamContext, config: KeyValueConfig) -> KeyValue:
+    return await with_replicas(js, lambda count: js.create_key_value(config, replicas=count))
 
 
 async def wait_for_streams(client: Client) -> JetStreamContext:

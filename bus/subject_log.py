@@ -18,6 +18,8 @@ from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import NotFoundError
 
+from natstls.client import DeniedError, SafeClient
+
 API_S = 2.0
 """What is asked while a server is killed is never answered: ask again soon."""
 WRONG_LAST = frozenset({10071, 10164})
@@ -57,11 +59,13 @@ class SubjectLog:
         self._subject = subject
         self._inbox = client.new_inbox()
         self._answers: Subscription | None = None
+        self._told = contextlib.ExitStack()
         self._attempt = 0
         self._answer: asyncio.Future[Msg | None] | None = None
 
     async def close(self) -> None:
         """Listen for answers no more."""
+        self._told.close()
         if self._answers is not None:
             with contextlib.suppress(NatsError, OSError):  # the connection may have gone first
                 await self._answers.unsubscribe()
@@ -81,8 +85,12 @@ class SubjectLog:
         try:
             if self._answers is None:
                 self._answers = await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
+                if isinstance(self._client, SafeClient):
+                    self._told.enter_context(self._client.when_denied((self._subject,), self._denied))
             await self._client.publish(self._subject, data, f"{self._inbox}.{self._attempt}", headers)
             msg = await answer
+        except DeniedError as error:
+            raise NoRoomError(str(error)) from error
         except (NatsError, OSError) as error:
             raise UnsureError(str(error)) from error
         finally:
@@ -120,6 +128,10 @@ class SubjectLog:
         # A late answer to an earlier attempt says nothing about this one.
         if self._answer is not None and msg.subject.endswith(f".{self._attempt}"):
             _settle(self._answer, msg)
+
+    def _denied(self, error: DeniedError) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(error)
 
     async def _get(self, at_or_after: int | None) -> Line | None:
         try:

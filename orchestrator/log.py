@@ -19,6 +19,7 @@ from nats.js.errors import APIError, NotFoundError
 
 from bus.identity import Identity
 from bus.sealed_plans import open_event, seal_event
+from bus.subject_log import WRONG_LAST
 from orchestrator.rollout import Rollout, recovered
 from schemas import subjects
 from schemas.audit import envelope_digest
@@ -32,8 +33,6 @@ from schemas.section import SealedEvent
 
 PUBLISH_TIMEOUT_S = 2.0
 RETRY_S = 0.5
-WRONG_LAST_SEQUENCE = 10071
-"""JetStream's error code for "another message stands last"."""
 EVERY_SUBJECT = ">"
 
 log = logging.getLogger(__name__)
@@ -144,7 +143,7 @@ class PlanLog:
             try:
                 ack = await self._js.publish(subject, data, timeout=PUBLISH_TIMEOUT_S, headers=headers)
             except APIError as error:
-                if error.err_code == WRONG_LAST_SEQUENCE:
+                if error.err_code in WRONG_LAST:
                     return False
                 await self._pause(error)
             except (NatsError, TimeoutError, OSError) as error:

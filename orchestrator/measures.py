@@ -6,7 +6,7 @@ from typing import get_args
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import Metric
 
-from profiler.exposition import Told, counter, gauge
+from profiler.exposition import Told, counter, gauge, troubles
 from schemas.audit import AuditKind
 from schemas.control import DeploymentStatus, StatusReply
 
@@ -22,9 +22,9 @@ class OrchestratorMeasures:
         self._told = Told()
         self.registry.register(self._told)
 
-    def told(self, seen: StatusReply | None, events: Mapping[AuditKind, int]) -> None:
-        """What it sees; None while it stands by. `events` were recorded since the process began."""
-        self._told.tell(families(seen, events))
+    def told(self, seen: StatusReply | None, events: Mapping[AuditKind, int], bus: Mapping[str, int]) -> None:
+        """What it sees; None while it stands by. `events` were recorded, and `bus` met, since the process began."""
+        self._told.tell([*families(seen, events), troubles("orchestrator", bus)])
 
 
 def families(seen: StatusReply | None, events: Mapping[AuditKind, int]) -> Iterator[Metric]:

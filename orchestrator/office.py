@@ -43,7 +43,7 @@ from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
 
-LISTENING_S = 5.0
+LISTENING_S = 2.0
 LISTENING_RETRY_S = 0.5
 
 log = logging.getLogger(__name__)
@@ -89,12 +89,12 @@ class Term:
         reason = "it was told to stop"
         try:
             reason = await first_of(self._lease.hold(), self._lead(on_ready))
+        except (NatsError, TimeoutError, OSError) as error:  # first: some of these are both
+            reason = f"the bus failed while the log was taken over: {error!r}"
         except ResplitError as error:
             reason = error.message
             if error.code is not ErrorCode.STALE_EPOCH:
                 raise
-        except (NatsError, TimeoutError, OSError) as error:
-            reason = f"the bus failed while the log was taken over: {error!r}"
         finally:
             if self._leadership is not None:
                 self._here.audit.record(

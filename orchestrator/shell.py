@@ -16,11 +16,11 @@ from nats.js import JetStreamContext
 from nats.js.kv import KeyValue
 
 from bus.audit import AuditTrail
-from bus.connection import connect
+from bus.connection import MemberClient, connect
 from bus.following import RosterInbox, offer_roster
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from bus.stopping import end, first_of
-from bus.streams import deployments_bucket, ensure_streams, leader_bucket, nodes_bucket
+from bus.streams import deployments_bucket, ensure_streams, keep_spread, leader_bucket, nodes_bucket
 from bus.supervision import Supervised, Work
 from models.store import Store
 from orchestrator.core import Core, steady_clock
@@ -119,22 +119,23 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
+        spreading = asyncio.create_task(keep_spread(client))
         measures = OrchestratorMeasures()
-        showing = asyncio.create_task(_show(measures, life, audit))
+        showing = asyncio.create_task(_show(measures, life, audit, client))
         try:
             with exposed(config.metrics, measures.registry):
                 await first_of(_by_turns(here, ears, on_ready, life))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([offering, following, publishing, showing])
+            await end([offering, following, publishing, spreading, showing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)
 
 
-async def _show(measures: OrchestratorMeasures, life: "_Life", audit: AuditTrail) -> None:
+async def _show(measures: OrchestratorMeasures, life: "_Life", audit: AuditTrail, client: MemberClient) -> None:
     while True:
-        measures.told(life.seen(), audit.counts)
+        measures.told(life.seen(), audit.counts, client.troubles)
         await asyncio.sleep(SHOWN_S)
 
 

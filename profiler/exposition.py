@@ -46,6 +46,16 @@ def counter(name: str, what: str, labels: Sequence[str], samples: Iterable[Sampl
     return _filled(CounterMetricFamily(name, what, labels=labels), labels, samples)
 
 
+def troubles(source: str, counts: Mapping[str, int]) -> Metric:
+    """What a connection to NATS met (`natstls.client.SafeClient.troubles`)."""
+    return counter(
+        "resplit_bus_troubles",
+        "Connections to NATS lost, hung; messages denied by the server, dropped unhandled, refused unsent.",
+        ("source", "kind"),
+        [({"source": source, "kind": kind}, count) for kind, count in sorted(counts.items())],
+    )
+
+
 @contextmanager
 def exposed(listen: str | None, registry: CollectorRegistry) -> Iterator[None]:
     """Show `registry` at `listen`, host:port, for as long as this lasts; nothing where it is None.

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nats.aio.client import Client as Nats
-
+from bus.connection import MemberClient
 from bus.credentials import Credentials
 from bus.identity import load_credentials
 from resplit.defaults import CONNECT_TIMEOUT_S
@@ -20,13 +19,15 @@ class Access:
     url: str
     keys: Path
 
-    async def connect(self, name: str, *roles: Role) -> Nats:
+    async def connect(self, name: str, *roles: Role) -> MemberClient:
         """A connection to the server, which has to be there now, for what only `roles` may do.
 
         Raises what `credentials` and `open_connection` raise.
         """
-        options = self.credentials(*roles).nats_options
-        return await open_connection(self.url, name, CONNECT_TIMEOUT_S, options)
+        credentials = self.credentials(*roles)
+        connection = MemberClient(credentials)
+        await open_connection(self.url, name, CONNECT_TIMEOUT_S, credentials.nats_options, connection)
+        return connection
 
     def credentials(self, *roles: Role) -> Credentials:
         """Those in the folder; raises `ResplitError(FORBIDDEN)` where it is not of a member of one of `roles`, rather

@@ -14,9 +14,9 @@ from types import TracebackType
 from typing import Any, Self
 
 import msgpack
-from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 
+from natstls.client import SafeClient
 from natstls.contexts import server_context
 from resplit.defaults import CONNECT_TIMEOUT_S, DEFAULT_URL, IDLE_TIMEOUT_S
 from resplit.exchange import (
@@ -90,7 +90,7 @@ class Client:
         self._options = {**({} if keys is None else _login(Path(keys))), **(nats_options or {})}
         self._sealer = sealer
         self._headers = headers
-        self._nats: Nats | None = None
+        self._nats: SafeClient | None = None
 
     async def __aenter__(self) -> Self:
         self._nats = await open_connection(self._url, "resplit-client", self._connect_timeout_s, self._options)
@@ -239,18 +239,19 @@ class Client:
             return sealed
 
         replies = Replies(connection, request_id, content_type, self._idle_timeout_s, ask, sealed, seal_anew)
-        # An inbox of its own for each request: once it is gone the server itself tells the ingress.
-        subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
-        try:
-            await ask()
-            yield replies
-        finally:
-            with suppress(NatsError, OSError):  # the connection may be gone; then nobody waits for this either
-                await subscription.unsubscribe()
-                if not replies.is_over:
-                    await connection.publish(f"resplit.v1.cancel.{request_id}")
+        with connection.when_denied((subject, inbox), replies.denied):
+            # An inbox of its own for each request: once it is gone the server itself tells the ingress.
+            subscription = await send(connection.subscribe(inbox, cb=replies.put), request_id)
+            try:
+                await ask()
+                yield replies
+            finally:
+                with suppress(NatsError, OSError):  # the connection may be gone; then nobody waits for this either
+                    await subscription.unsubscribe()
+                    if not replies.is_over:
+                        await connection.publish(f"resplit.v1.cancel.{request_id}")
 
-    def _connection(self) -> Nats:
+    def _connection(self) -> SafeClient:
         if self._nats is None:
             raise RequestError("unreachable", "the client is not connected; use it inside `async with`")
         return self._nats

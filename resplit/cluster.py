@@ -1,4 +1,4 @@
-"""A cluster on one machine: NATS, orchestrators and agents, each a process as an operator would run it."""
+"""A cluster on one machine: NATS servers, orchestrators and agents, each a process as an operator would run it."""
 
 import asyncio
 import fcntl
@@ -7,9 +7,10 @@ import shutil
 import socket
 import sys
 from collections import defaultdict
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal, Self
@@ -19,10 +20,13 @@ from nats.aio.client import Client as Nats
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from bus.cluster_folder import SERVERS as SERVERS_FOLDER
 from bus.following import publish_roster
+from bus.founding import load_holder
 from bus.identity import ORCHESTRATOR
 from bus.natsconf import LOGINS_FILE
 from bus.server_certificate import SERVER_CERTIFICATE, server_files
+from bus.servers import Ports, make_servers, routes_of
 from bus.together import CLIENT, CLUSTER, OBSERVER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.access import Access
 from resplit.child import Child
@@ -38,6 +42,8 @@ ORCHESTRATOR_READY_S = 60.0
 GATEWAY = "gateway"
 """Its name among the processes of a cluster."""
 GATEWAY_READY_S = 30.0
+SERVERS = {1: (NATS,), 3: (NATS, f"{NATS}-b", f"{NATS}-c")}
+"""Their names among the processes of a cluster."""
 AGENTS_READY_S = 120.0
 """An agent imports ONNX Runtime and measures its processor before it reports."""
 ASK_S = 0.5
@@ -52,13 +58,13 @@ class Place:
     enter: tuple[str, ...] = ()
     """Goes before its command. It must become that command, as `nsenter` does, and not start it as a child."""
     host: str | None = None
-    """The address that other agents reach it at; None: at this machine's own."""
+    """The address that others reach it at; None: at this machine's own."""
     url: str | None = None
     """Where it finds the NATS server; None: where that listens."""
 
 
 class LocalCluster:
-    """`agents` agents `n0`, `n1`, ... with orchestrators and a NATS server of their own, in `folder`.
+    """`agents` agents `n0`, `n1`, ... with orchestrators and NATS servers of their own, in `folder`.
 
         async with LocalCluster(folder, store) as cluster, Client(cluster.url, keys=cluster.client_keys) as client:
             await control.deploy_and_wait(cluster.operator, ...)
@@ -67,9 +73,10 @@ class LocalCluster:
     (`orchestrator`, `orchestrator-1`, ...) read `store`. Entering waits until every process has reported, and
     raises `ResplitError` with the end of its log if one dies before. Leaving ends and awaits every process,
     forcibly after a bounded time; should this process itself be killed, the kernel ends them. Unless `threads`
-    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents and
-    orchestrators run that do not run straight on this machine, `host` where the NATS server listens, `keep` which
-    deployments on demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a
+    says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents,
+    orchestrators and, where there are several, NATS servers run that do not run straight on this machine, `host` where
+    the NATS server listens, `keep` which deployments on demand stay loaded, `servers` how many NATS servers are one (1,
+    or 3: `nats`, `nats-b`, `nats-c`), and `clouds` is a file of endpoints that agents may ask. With `http_port` a
     gateway serves HTTP at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
     stay in `folder` for the next start.
     """
@@ -82,7 +89,7 @@ class LocalCluster:
         *,
         host: str = HOST,
         port: int | None = None,
-        places: Mapping[NodeId, Place] | None = None,
+        places: Mapping[str, Place] | None = None,
         provider: str = "cpu",
         cores: Sequence[Sequence[int]] | None = None,
         threads: int | None = None,
@@ -90,6 +97,7 @@ class LocalCluster:
         disk_bytes: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         orchestrators: int = 1,
+        servers: int = 1,
         keep: Literal["worth", "recent"] = "worth",
         clouds: Path | None = None,
         http_port: int | None = None,
@@ -100,6 +108,10 @@ class LocalCluster:
                 raise ResplitError(ErrorCode.INVALID_REQUEST, f"a cluster needs {field}, not {count}", field)
         if cores is not None and len(cores) != agents:
             raise ResplitError(ErrorCode.INVALID_REQUEST, f"{len(cores)} core lists for {agents} agents", "cores")
+        if servers not in SERVERS:
+            raise ResplitError(
+                ErrorCode.INVALID_REQUEST, f"one or three NATS servers make a cluster, not {servers}", "servers"
+            )
         self.folder = folder.absolute()
         self.store = store.absolute()
         self.agents = tuple(NodeId(f"n{i}") for i in range(agents))
@@ -115,15 +127,14 @@ class LocalCluster:
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
-        tls = server_files(self.keys / CLUSTER)
-        self._server = NatsServer(self.folder / NATS, self._logins, tls, port, max_payload_bytes, host)
-        self._children: dict[str, Child] = {NATS: self._server.child}
+        self._servers = {one.name: one for one in self._nats_servers(SERVERS[servers], port, max_payload_bytes)}
+        self._children: dict[str, Child] = {name: server.child for name, server in self._servers.items()}
         self._lock: IO[str] | None = None
 
     @property
     def url(self) -> str:
-        """Where clients connect."""
-        return self._server.url
+        """Where clients connect: the servers, with commas between."""
+        return ",".join(server.url for server in self._servers.values())
 
     @property
     def keys(self) -> Path:
@@ -169,7 +180,7 @@ class LocalCluster:
         self._lock_folder()
         try:
             self._make_keys()
-            await self._server.start()
+            await asyncio.gather(*(server.start() for server in self._servers.values()))
             self._children |= {name: self._orchestrator(name) for name in self.orchestrators}
             self._children |= {node: self._agent(i, node) for i, node in enumerate(self.agents)}
             await self._start_and_await(self.orchestrators)
@@ -199,13 +210,13 @@ class LocalCluster:
         return node
 
     async def reload(self) -> None:
-        """Let the server know who belongs by now, and wait until it does."""
-        await self._server.reload()
+        """Let the servers know who belongs by now, and wait until they do."""
+        await asyncio.gather(*(one.reload() for one in self._servers.values() if one.child.pid is not None))
 
     async def start(self, name: str) -> None:
         """Start a process that was killed, and wait until it is back."""
-        if name == NATS:
-            await self._server.start()
+        if name in self._servers:
+            await self._servers[name].start()
         elif name == GATEWAY:
             await self._start_gateway()
         else:
@@ -264,10 +275,10 @@ class LocalCluster:
         await _unless_one_ends([child], _until_healthy(self.http_url))
 
     async def _stop(self) -> None:
-        others = [child for name, child in self._children.items() if name != NATS]
+        others = [child for name, child in self._children.items() if name not in self._servers]
         try:
             await asyncio.gather(*(child.stop() for child in others))
-            await self._server.child.stop()
+            await asyncio.gather(*(server.child.stop() for server in self._servers.values()))
         finally:
             for child in self._children.values():
                 await child.kill()
@@ -295,6 +306,9 @@ class LocalCluster:
             make_members(fresh, self.agents, hosts=[self._host])
             fresh.rename(self.keys)
         renew_if_due(self.keys, self._host)
+        if len(self._servers) > 1:
+            key = load_holder(self.keys / CLUSTER / "root-0.key").authority
+            make_servers(self.keys / CLUSTER, self._server_hosts(self._servers), key, now=datetime.now(UTC))
         if not self.observer_keys.exists():  # made by an earlier release
             add_member(self.keys, OBSERVER, "observer", None)
         for node in self.agents:
@@ -309,6 +323,38 @@ class LocalCluster:
             await publish_roster(connection.jetstream(), roster)
         finally:
             await connection.close()
+
+    def _nats_servers(self, names: Sequence[str], port: int | None, max_payload_bytes: int) -> Iterator[NatsServer]:
+        """One, or several that are one, each in a folder of its name."""
+        cluster = self.keys / CLUSTER
+        if len(names) == 1:
+            yield NatsServer(
+                self.folder / NATS, self._logins, server_files(cluster), port, max_payload_bytes, self._host
+            )
+            return
+        hosts = self._server_hosts(names)
+        given = None if port is None or port < 0 else port
+        ports = {
+            name: Ports(host)  # nobody else is where it is
+            if name in self._places
+            else Ports(host, (given if name == NATS else None) or free_port(host), free_port(host))
+            for name, host in hosts.items()
+        }
+        for name, host in hosts.items():
+            yield NatsServer(
+                self.folder / name,
+                self._logins,
+                server_files(cluster / SERVERS_FOLDER / name),
+                ports[name].clients,
+                max_payload_bytes,
+                host,
+                name=name,
+                routes=routes_of(name, hosts, ports),
+                enter=self._place(name).enter,
+            )
+
+    def _server_hosts(self, names: Iterable[str]) -> dict[str, str]:
+        return {name: self._place(name).host or self._host for name in names}
 
     def _logins(self) -> str:
         """Whom the server lets in."""
@@ -331,7 +377,7 @@ class LocalCluster:
             arguments += ["--listen", f"{host}:0"]
         return self._child(node, arguments, self.folder / node / "store")
 
-    def _place(self, name: NodeId) -> Place:
+    def _place(self, name: str) -> Place:
         return self._places.get(name, Place())
 
     def _gateway(self) -> Child:
@@ -353,9 +399,9 @@ class LocalCluster:
         return Child(name, command, self.folder / name / "log")
 
 
-def free_port() -> int:
+def free_port(host: str = HOST) -> int:
     """A port of this machine on which nobody listens now."""
-    with socket.create_server((HOST, 0)) as found:
+    with socket.create_server((host, 0)) as found:
         return int(found.getsockname()[1])
 
 

@@ -54,6 +54,10 @@ class Storage:
     """None: the account has no limit of its own; the server's disk and configuration have."""
     missing: tuple[str, ...]
     """Streams of Resplit's that are not there."""
+    servers: int = 1
+    """That there are, as the one that answers says."""
+    kept_less: tuple[str, ...] = ()
+    """Streams that fewer of them keep than could."""
 
 
 @dataclass(frozen=True)
@@ -155,10 +159,17 @@ def _jetstream(facts: Facts) -> Finding:
     if storage.missing:
         fact = f"not there: {', '.join(storage.missing)}"
         return Finding("jetstream", None, "fail", fact, "start an orchestrator: it makes what is missing")
+    if storage.kept_less:
+        fact = (
+            f"of {storage.servers} servers not all keep {', '.join(storage.kept_less)}: what is lost with one is lost"
+        )
+        remedy = "an orchestrator sees to that once all servers are there, an archivist to the trail's (`audit spread`)"
+        return Finding("jetstream", None, "warn", fact, remedy)
+    each = f", on each of {storage.servers} servers" if storage.servers > 1 else ""
     if storage.limit_bytes is None:
-        return Finding("jetstream", None, "ok", f"{size(storage.used_bytes)} stored, the account sets no limit")
+        return Finding("jetstream", None, "ok", f"{size(storage.used_bytes)} stored{each}, the account sets no limit")
     share = storage.used_bytes / max(1, storage.limit_bytes)
-    fact = f"{size(storage.used_bytes)} of {size(storage.limit_bytes)} stored"
+    fact = f"{size(storage.used_bytes)} of {size(storage.limit_bytes)} stored{each}"
     if share < STORAGE_WARN_SHARE:
         return Finding("jetstream", None, "ok", fact)
     verdict: Verdict = "fail" if share >= STORAGE_FAIL_SHARE else "warn"

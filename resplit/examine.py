@@ -7,13 +7,13 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
-from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.errors import NotFoundError
 
 from bus.folders import KNOWN, ROSTER
-from natstls.client import TlsClient
+from bus.replicas import counts, servers_of
+from natstls.client import SafeClient
 from natstls.contexts import AUTHORITY
 from profiler.gpu import gpu_name
 from resplit import control
@@ -72,12 +72,15 @@ def _without_password(url: str) -> str:
     return url.rpartition("@")[2] if "@" in url else url
 
 
-async def _ask(connection: Nats, facts: Facts) -> Facts:
+async def _ask(connection: SafeClient, facts: Facts) -> Facts:
     server = connection.connected_server_version
-    until = connection.certificate_until if isinstance(connection, TlsClient) else None
-    facts = replace(facts, server=f"nats-server {server.major}.{server.minor}.{server.patch}", certificate_until=until)
+    facts = replace(
+        facts,
+        server=f"nats-server {server.major}.{server.minor}.{server.patch}",
+        certificate_until=connection.certificate_until,
+    )
     try:
-        facts = replace(facts, storage=await _storage(connection.jetstream(timeout=ANSWER_S)))
+        facts = replace(facts, storage=await _storage(connection.jetstream()))
     except (NatsError, TimeoutError, OSError) as error:
         facts = replace(facts, storage_fault=f"JetStream does not answer: {error or type(error).__name__}")
     try:
@@ -91,14 +94,18 @@ async def _ask(connection: Nats, facts: Facts) -> Facts:
 
 async def _storage(js: JetStreamContext) -> Storage:
     account = await js.account_info()
-    missing = []
+    servers = servers_of(js._nc)
+    most = counts(servers)[0]
+    missing, kept_less = [], []
     for name in STREAMS:
         try:
-            await js.stream_info(name)
+            if ((await js.stream_info(name)).config.num_replicas or 1) < most:
+                kept_less.append(name)
         except NotFoundError:
             missing.append(name)
     limit = account.limits.max_storage
-    return Storage(account.storage, limit if limit is not None and limit > 0 else None, tuple(missing))
+    known_limit = limit if limit is not None and limit > 0 else None
+    return Storage(account.storage, known_limit, tuple(missing), servers, tuple(kept_less))
 
 
 def key_files(folder: Path, node: NodeId | None) -> tuple[KeyFile, ...]:

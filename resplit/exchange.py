@@ -12,7 +12,7 @@ from nats.aio.msg import Msg
 from nats.errors import BadSubjectError, MaxPayloadError
 from nats.errors import Error as NatsError
 
-from natstls.client import TlsClient
+from natstls.client import DeniedError, SafeClient
 from natstls.faults import explained
 from resplit.replies import RequestError, read_error
 
@@ -28,18 +28,23 @@ To accept takes milliseconds, as a rule: the request is stored, whoever waits fo
 ASK_AGAIN_MAX = 16
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
 
+LOOK_S = 0.5
+"""A client that hears nothing looks so often whether its connection is another by now."""
+
 Reply = dict[str, Any]
 Argument = TypeVar("Argument")
 Result = TypeVar("Result")
 
 
-async def open_connection(url: str, name: str, timeout_s: float, options: Mapping[str, Any]) -> Nats:
+async def open_connection(
+    url: str, name: str, timeout_s: float, options: Mapping[str, Any], connection: SafeClient | None = None
+) -> SafeClient:
     """Connect to the server at `url`, or to any of several with commas between; raises `RequestError("unreachable")` if
     none is there now.
 
-    The connection then outlives restarts of the server.
+    The connection then outlives restarts of the server. `connection`: one of a kind of its own, not connected yet.
     """
-    connection = TlsClient() if options.get("tls_handshake_first") else Nats()
+    connection = SafeClient() if connection is None else connection
     was_up = False
     servers = url.split(",")
     untried = len(servers)
@@ -54,8 +59,7 @@ async def open_connection(url: str, name: str, timeout_s: float, options: Mappin
 
     try:
         async with asyncio.timeout(timeout_s):
-            settings = {"max_reconnect_attempts": -1, "reconnect_time_wait": 1, "error_cb": failed, **options}
-            await connection.connect(servers, name=name, **settings)
+            await connection.connect(servers, name=name, **{"error_cb": failed, **options})
     except (OSError, NatsError, TimeoutError, ValueError) as error:
         with suppress(NatsError, OSError):
             await connection.close()
@@ -136,12 +140,17 @@ class Replies:
         self._request_id = request_id
         self._content_type = content_type
         self._idle_timeout_s = idle_timeout_s
-        self._arrived: asyncio.Queue[Msg] = asyncio.Queue()  # bounded by what one request may produce
+        self._arrived: asyncio.Queue[Msg | DeniedError] = asyncio.Queue()  # bounded by what one request may produce
+        self._reconnects = connection.stats["reconnects"]
         self.is_over = False
         """The cluster has ended the request: there is nothing left to cancel."""
 
     async def put(self, message: Msg) -> None:
         self._arrived.put_nowait(message)
+
+    def denied(self, error: DeniedError) -> None:
+        """The server lets nobody with this login ask, or hear the replies."""
+        self._arrived.put_nowait(error)
 
     def finished(self) -> None:
         self.is_over = True
@@ -215,9 +224,25 @@ class Replies:
         return await self._first()
 
     async def _first(self) -> Msg:
-        message = await self._arrived.get()
+        message: Msg | DeniedError | None = None
+        while message is None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(LOOK_S):
+                    message = await self._arrived.get()
+            await self._ask_if_away()
         self._heard = True
+        if isinstance(message, DeniedError):
+            self.is_over = True
+            raise RequestError("forbidden", f"{message} (--keys)", "keys", self._request_id) from message
         return message
+
+    async def _ask_if_away(self) -> None:
+        """Ask again after a reconnection: where the ingress kept its own connection, what it said meanwhile is lost."""
+        reconnects = self._connection.stats["reconnects"]
+        if reconnects != self._reconnects and self._connection.is_connected:
+            self._reconnects = reconnects
+            self._asked += 1
+            await self._ask()
 
 
 def read(reader: Callable[[Argument], Result], reply: Argument, request_id: str) -> Result:

@@ -11,6 +11,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 from nats.js.api import StreamConfig
 
+from bus.replicas import with_replicas
 from schemas import subjects
 from schemas.errors import ErrorCode, ResplitError
 
@@ -34,7 +35,8 @@ async def begin_anew(js: JetStreamContext, config: StreamConfig, exported: int) 
             message = f"{exported} events were exported and {state.messages} are there; the stream stays, sealed"
             raise ResplitError(ErrorCode.INTERNAL, message)
         await js.delete_stream(subjects.STREAM_AUDIT)
-        await js.add_stream(config, sealed=False, first_seq=state.last_seq + 1)
+        fresh = config.evolve(sealed=False, first_seq=state.last_seq + 1)
+        await with_replicas(js, lambda count: js.add_stream(fresh, num_replicas=count))
     except (NatsError, TimeoutError) as error:
         message = f"the export is complete, but no new audit stream could be made ({error!r}); start an orchestrator"
         raise ResplitError(ErrorCode.UNREACHABLE, message) from error

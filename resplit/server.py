@@ -1,4 +1,4 @@
-"""The NATS server of a local cluster: where its program is, whom it lets in, where it listens."""
+"""A NATS server of a local cluster: where its program is, whom it lets in, where it listens."""
 
 import asyncio
 import json
@@ -6,15 +6,15 @@ import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from bus.natsconf import LOGINS_FILE, SERVER_FILE, TlsFiles, server_conf
+from bus.natsconf import LOGINS_FILE, SERVER_FILE, Routes, TlsFiles, server_conf
 from resplit.child import Child
 from schemas.errors import ErrorCode, ResplitError
 
 NATS = "nats"
-"""The server's name among the processes of a cluster."""
+"""The server's name among the processes of a cluster; of several, the first one's."""
 HOST = "127.0.0.1"
 MAX_PAYLOAD_BYTES = 1 << 20
 READY_S = 15.0
@@ -42,7 +42,8 @@ class NatsServer:
     another address of it.
 
     It lets in whom `logins` names (`bus.natsconf.logins_conf`), asked when it starts and at each `reload`, over TLS
-    with the files `tls`. Its port, once known, stays its own over restarts, so that everyone finds it again.
+    with the files `tls`. Its port, once known, stays its own over restarts, so that everyone finds it again. With
+    `routes` and a port it is one of several, by its `name`. `enter` goes before its command (`resplit.cluster.Place`).
     """
 
     def __init__(
@@ -53,7 +54,14 @@ class NatsServer:
         port: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         host: str = HOST,
+        *,
+        name: str = NATS,
+        routes: Routes | None = None,
+        enter: Sequence[str] = (),
     ) -> None:
+        assert routes is None or port is not None, "who has routes is told of, with its port"
+        self.name = name
+        self._routes = routes
         self._folder = folder
         self._logins = logins
         self._tls = tls
@@ -62,7 +70,7 @@ class NatsServer:
         self._max_payload_bytes = max_payload_bytes
         config = folder / SERVER_FILE
         # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
-        self.child = Child(NATS, [str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
+        self.child = Child(name, [*enter, str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
 
     @property
     def url(self) -> str:
@@ -116,10 +124,12 @@ class NatsServer:
             f"{self._host}:{ANY_PORT if self._port is None else self._port}",
             self._folder / "jetstream",
             self._tls,
-            name="resplit-local",
+            name="resplit-local" if self._routes is None else self.name,
             max_payload_bytes=self._max_payload_bytes,
             ports_folder=self._folder,
             survives_power_cuts=False,
+            advertise=None if self._routes is None else f"{self._host}:{self._port}",
+            routes=self._routes,
         )
         (self._folder / SERVER_FILE).write_text(config)
 

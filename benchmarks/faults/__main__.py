@@ -38,6 +38,7 @@ from benchmarks.faults.surroundings import SkippedError, surrounded
 from benchmarks.table import RESULTS, Row, write
 from bus.identity import ORCHESTRATOR, load_credentials, load_identity
 from models.store import Store
+from natstls.patience import Backoff
 from resplit.client import Client
 from resplit.cluster import LocalCluster
 from resplit.defaults import CONNECT_TIMEOUT_S
@@ -48,6 +49,7 @@ from schemas.errors import ResplitError
 RUNS = 30
 BEFORE_S = (0.2, 1.2)
 """All streams run for so long, about, before the fault."""
+SOON = Backoff(0.1, 0.1)
 TITLE = "faults under load: 8 streams of 200 tokens over two of three agents"
 
 say = Console(width=200, highlight=False).print
@@ -122,7 +124,7 @@ async def tried(
 
 async def connected(cluster: LocalCluster, keys: Path) -> Nats:
     """A connection of that member, which is back soon after the server is."""
-    options = {**load_credentials(keys).nats_options, "reconnect_time_wait": 0.1}
+    options = {**load_credentials(keys).nats_options, "backoff": SOON}
     return await open_connection(cluster.url, "resplit-bench", CONNECT_TIMEOUT_S, options)
 
 

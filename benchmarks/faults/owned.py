@@ -13,9 +13,11 @@ from nats.aio.client import Client as Nats
 
 from bus.credentials import SEED_BYTES, Account, nkey_seed, public_nkey
 from bus.identity import load_credentials
-from natstls.client import TlsClient
+from natstls.client import SafeClient
+from natstls.patience import Backoff
 from resplit.cluster import LocalCluster
 
+SOON = Backoff(0.1, 0.1)
 ACCOUNTS: tuple[Account, ...] = ("CONTROL", "EDGE")
 
 
@@ -30,15 +32,13 @@ class OwnedCluster(LocalCluster):
 
     async def owner(self, account: Account) -> Nats:
         """A connection that may do everything in `account`."""
-        client = TlsClient()
+        client = SafeClient()
         await client.connect(
-            self.url,
+            self.url.split(","),
             nkeys_seed_str=self._seeds[account],
             tls=self.tls,
             tls_handshake_first=True,
-            max_reconnect_attempts=-1,
-            reconnect_time_wait=0.1,  # type: ignore[arg-type]  # it is only slept for
-            error_cb=_quiet,
+            backoff=SOON,
         )
         return client
 
@@ -49,7 +49,8 @@ class OwnedCluster(LocalCluster):
 
     def refusals(self) -> list[str]:
         """What the server refused its members, in its own words, but for what was provoked."""
-        lines = [line for line in self.log("nats").read_text().splitlines() if "Violation" in line]
+        logs = [self.log(name).read_text() for name in self._servers]
+        lines = [line for text in logs for line in text.splitlines() if "Violation" in line]
         return [line for line in lines if not any(subject in line for subject in self._provoked)]
 
     def provoke(self, subject: str) -> None:
@@ -87,7 +88,3 @@ class OwnedCluster(LocalCluster):
             kept = [line for line in own.splitlines() if not any(f'"{subject}"' in line for subject in denied)]
             text = before + "\n".join(kept) + end + others
         return text
-
-
-async def _quiet(_: Exception) -> None:
-    """nats-py reports every failed attempt to reconnect; the tests that cut the line know."""

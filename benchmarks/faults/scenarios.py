@@ -1,6 +1,6 @@
 """The faults: what is done, what is promised under it, and within which bound."""
 
-from benchmarks.faults import changes, crashes, cuts, hostile, shortages
+from benchmarks.faults import brokers, changes, crashes, cuts, hostile, shortages
 from benchmarks.faults.changes import NOISE, SLOWDOWN
 from benchmarks.faults.crashes import OUTAGE_S
 from benchmarks.faults.pace import PERIOD_S, WITHIN
@@ -136,7 +136,7 @@ SCENARIOS = (
         within(2 * PERIOD_S, "took_s"),
         "took_s",
         cuts.edge_slow,
-        needs=Needs(wires=True),
+        needs=Needs(wires="agents"),
     ),
     Scenario(
         "link-cut",
@@ -146,7 +146,7 @@ SCENARIOS = (
         within(5),
         "resume_s",
         cuts.edge_cut,
-        needs=Needs(wires=True),
+        needs=Needs(wires="agents"),
     ),
     Scenario(
         "agent-cut-off",
@@ -156,7 +156,7 @@ SCENARIOS = (
         within(6),
         "resume_s",
         cuts.node_cut_off,
-        needs=Needs(wires=True),
+        needs=Needs(wires="agents"),
     ),
     Scenario(
         "ingress-cut-off",
@@ -166,7 +166,7 @@ SCENARIOS = (
         within(6),
         "resume_s",
         cuts.ingress_cut_off,
-        needs=Needs(wires=True),
+        needs=Needs(wires="agents"),
     ),
     Scenario(
         "bus-cut",
@@ -176,7 +176,7 @@ SCENARIOS = (
         within(6, "took_s"),
         "took_s",
         cuts.bus_cut,
-        needs=Needs(wires=True),
+        needs=Needs(wires="agents"),
     ),
     Scenario(
         "bus-late",
@@ -286,5 +286,39 @@ SCENARIOS = (
         "took_s",
         shortages.model_too_large,
         needs=Needs(memory_bytes=256 << 20),
+    ),
+    Scenario(
+        "server-killed",
+        "one of three NATS servers killed (SIGKILL), each in turn",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.server_killed,
+        needs=Needs(servers=len(brokers.NAMES)),
+        runs_min=len(brokers.NAMES),
+        prepare=brokers.kept_by_all,
+    ),
+    Scenario(
+        "server-leader-hung",
+        "of three NATS servers the one that leads the journal hung (SIGSTOP), then resumed",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.leader_hung,
+        needs=Needs(servers=len(brokers.NAMES)),
+        prepare=brokers.kept_by_all,
+    ),
+    Scenario(
+        "server-leader-cut",
+        "of three NATS servers the one that leads the journal cut off from the others, not from its members",
+        ANSWERED,
+        f"resumes <= {brokers.ELECTED_S:g} s",
+        within(brokers.ELECTED_S),
+        "resume_s",
+        brokers.leader_cut,
+        needs=Needs(servers=len(brokers.NAMES), wires="servers"),
+        prepare=brokers.kept_by_all,
     ),
 )

@@ -5,23 +5,25 @@ import os
 import random
 import shutil
 import struct
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Literal, Self
 
 from benchmarks.faults.owned import OwnedCluster
 from benchmarks.faults.wires import Wires, why_not
 from bus.identity import ORCHESTRATOR
-from resplit.cluster import Place, free_port
+from resplit.cluster import SERVERS, Place, free_port
 from resplit.server import HOST
 from schemas.base import NodeId
 from schemas.errors import ResplitError
 
 AGENTS = 3
 NODES = tuple(NodeId(f"n{i}") for i in range(AGENTS))
+SERVER_ENDS = {name: NodeId(end) for name, end in zip(SERVERS[3], "abc", strict=True)}
+"""The end of a wire that each of three servers is at."""
 SPARE_BYTES = 4096
 """What is left of a disk that is full: it takes the name of a file, and nothing in it."""
 PIECE_BYTES = 1 << 16
@@ -39,8 +41,10 @@ class Needs:
     orchestrators: int = 1
     memory_bytes: int | None = None
     """Of each agent."""
-    wires: bool = False
-    """Agents in network namespaces of their own."""
+    servers: int = 1
+    """NATS servers that are one."""
+    wires: Literal["agents", "servers"] | None = None
+    """Who is in network namespaces of their own: agents, or the servers where there are several."""
     disks: Mapping[str, int] = field(default_factory=dict)
     """Folders of the cluster that are disks of their own, and how many bytes they have."""
     clocks: bool = False
@@ -64,7 +68,10 @@ class Surroundings:
 async def surrounded(needs: Needs, folder: Path, store: Path) -> AsyncIterator[Surroundings]:
     """The cluster of a fault, with all its processes running; raises `SkippedError` where it cannot be had."""
     async with AsyncExitStack() as stack:
-        wires = await stack.enter_async_context(_wires(folder / "wires")) if needs.wires else None
+        wires = None
+        if needs.wires is not None:
+            ends = NODES if needs.wires == "agents" else tuple(SERVER_ENDS.values())
+            wires = await stack.enter_async_context(_wires(folder / "wires", ends))
         clocks = await stack.enter_async_context(Clocks(folder / "clocks")) if needs.clocks else None
         disks = {
             name: await stack.enter_async_context(Disk(folder / "cluster" / name, size))
@@ -72,34 +79,39 @@ async def surrounded(needs: Needs, folder: Path, store: Path) -> AsyncIterator[S
         }
         port = free_port()
         detours = {node: await stack.enter_async_context(Detour(port)) for node in (NODES if needs.detour else ())}
-        places = {} if wires is None else wires.places
+        places: dict[str, Place] = {}
+        if wires is not None and needs.wires == "agents":
+            places |= wires.places
+        elif wires is not None:
+            places |= {name: wires.places[end] for name, end in SERVER_ENDS.items()}
         if clocks is not None:
             names = (*NODES, ORCHESTRATOR, *(NodeId(f"{ORCHESTRATOR}-{i}") for i in range(1, needs.orchestrators)))
-            places = {name: Place(clocks.enter(name)) for name in names}
+            places |= {name: Place(clocks.enter(name)) for name in names}
         places |= {node: Place(url=detour.url) for node, detour in detours.items()}
         cluster = await stack.enter_async_context(
             OwnedCluster(
                 folder / "cluster",
                 store,
                 AGENTS,
-                host=HOST if wires is None else wires.host,
+                host=wires.host if wires is not None and needs.wires == "agents" else HOST,
                 port=port,
                 places=places,
                 threads=1,
                 memory_bytes=needs.memory_bytes,
                 orchestrators=needs.orchestrators,
+                servers=needs.servers,
             )
         )
         yield Surroundings(cluster, wires, disks, clocks, detours)
 
 
 @asynccontextmanager
-async def _wires(folder: Path) -> AsyncIterator[Wires]:
+async def _wires(folder: Path, ends: Sequence[NodeId]) -> AsyncIterator[Wires]:
     if (why := why_not()) is not None:
         raise SkippedError(why)
     async with AsyncExitStack() as stack:
         try:
-            wires = await stack.enter_async_context(Wires(folder, NODES))
+            wires = await stack.enter_async_context(Wires(folder, ends))
         except ResplitError as error:
             raise SkippedError(f"no network namespaces here: {error.message}") from error
         yield wires

@@ -67,8 +67,8 @@ class Wires:
         return self._address[MACHINE]
 
     @property
-    def places(self) -> dict[NodeId, Place]:
-        """Where agents are to run."""
+    def places(self) -> dict[str, Place]:
+        """Where they are to run."""
         return {node: Place(self._inside(node), self._address[node]) for node in self._holders}
 
     async def __aenter__(self) -> Self:

@@ -132,6 +132,20 @@ def export(
     print(f"{count} events exported", file=sys.stderr)
 
 
+@app.command()
+def spread(keys: Keys, url: Url = DEFAULT_URL) -> None:
+    """Have the trail kept by as many NATS servers as the cluster has, with an archivist's keys.
+
+    A trail that was begun on several servers is; one of an earlier release, or of a time with one server, is not.
+    """
+    from bus.replicas import spread as spread_stream  # noqa: PLC0415
+    from resplit.access import Access  # noqa: PLC0415
+    from schemas import subjects  # noqa: PLC0415
+
+    count = asyncio.run(_on_server(Access(url, keys), lambda js: spread_stream(js, subjects.STREAM_AUDIT)))
+    print(f"the trail is kept {'once' if count == 1 else f'{count} times'}")
+
+
 def _export(at: "Access", file: Path) -> int:
     """Write the trail into `file`, which then has all of it, on the disk, or is not there."""
     partial = file.with_name(f".{file.name}.part")

@@ -27,6 +27,7 @@ from bus.credentials import Credentials, nkey_seed
 from bus.natsconf import LOGINS_FILE, TlsFiles, logins_conf, server_conf
 from bus.server_certificate import server_files
 from bus.together import CLUSTER, make_members
+from natstls.client import DeniedError
 from natstls.contexts import server_context
 from schemas.base import NodeId
 from schemas.roster import Role
@@ -168,7 +169,7 @@ class Member:
         return self.refused[known]
 
     async def _failed(self, error: Exception) -> None:
-        found = re.search(r"permissions violation for (.*)", str(error), re.IGNORECASE)
-        if found is not None:
-            self.refused.append(found[1].strip("'").lower())
+        if isinstance(error, DeniedError):
+            what = "publish to" if error.verb == "publish to" else "subscription to"
+            self.refused.append(f'{what} "{error.subject}"')
             self._news.set()

@@ -28,7 +28,7 @@ from bus.natsconf import LOGINS_FILE, TlsFiles
 from bus.pem import certificate_pem, key_pem
 from bus.server_certificate import certify, read_server_certificate, server_files
 from bus.together import CLIENT, CLUSTER, OPERATOR, make_members
-from natstls.client import TlsClient
+from natstls.client import SafeClient
 from natstls.contexts import AUTHORITY
 from resplit import Client, RequestError
 from resplit.access import Access
@@ -112,7 +112,7 @@ async def test_members_connect_over_tls_1_3_whatever_the_url_calls_it(tmp_path: 
         two = await Access(url, cluster() / OPERATOR).connect("test", "operator")
         for client in (one, two):
             assert tls_of(client).version() == "TLSv1.3"
-            assert isinstance(client, TlsClient)
+            assert isinstance(client, SafeClient)
             assert client.certificate_until == read_server_certificate(cluster() / CLUSTER).not_after
             await client.close()
         async with Client(url, keys=cluster() / CLIENT):

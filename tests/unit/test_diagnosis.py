@@ -177,6 +177,7 @@ def test_each_fault_of_a_deployment_is_found(changed: DeploymentStatus, expected
         (replace(HEALTHY, storage=None, storage_fault="off"), ("jetstream", None, "fail")),
         (replace(HEALTHY, storage=Storage(0, None, ("KV_x",))), ("jetstream", None, "fail")),
         (replace(HEALTHY, storage=Storage(85, 100, ())), ("jetstream", None, "warn")),
+        (replace(HEALTHY, storage=Storage(0, None, (), 3, ("RESPLIT_AUDIT",))), ("jetstream", None, "warn")),
         (replace(HEALTHY, storage=Storage(96, 100, ())), ("jetstream", None, "fail")),
         (replace(HEALTHY, status=None, status_fault="silent"), ("orchestrator", None, "fail")),
         (replace(HEALTHY, keys=(KeyFile(Path("k/a.key"), None, True),)), ("keys", "a.key", "fail")),

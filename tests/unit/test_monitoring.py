@@ -8,7 +8,9 @@ from pathlib import Path
 import yaml
 
 from agent.measures import AgentMeasures, families
+from natstls.client import SafeClient
 from orchestrator.measures import families as orchestrator_families
+from profiler.exposition import troubles
 from resplit.gateway.measures import Measures
 from schemas.audit import AuditKind
 from schemas.capacity import Capacity, Provider
@@ -31,6 +33,7 @@ def known() -> set[str]:
     events = {AuditKind.DECISION: 1}
     names = {family.name for family in families(capacity, events)}
     names |= {family.name for family in orchestrator_families(StatusReply(term=1, nodes=(), deployments=()), events)}
+    names.add(troubles("n0", SafeClient().troubles).name)
     for registry in (AgentMeasures().registry, Measures().registry):
         names |= {family.name for family in registry.collect()}
     return {name + suffix for name in names for suffix in SUFFIXES}
@@ -63,7 +66,8 @@ def test_every_alarm_has_its_remedy_and_every_remedy_its_alarm() -> None:
 
 
 def test_kinds_of_events_that_alarms_name_exist() -> None:
-    kinds = {kind.value for kind in AuditKind}
+    audited, met = {kind.value for kind in AuditKind}, set(SafeClient().troubles)
     for rule in rules():
+        kinds = met if "resplit_bus_troubles" in rule["expr"] else audited
         for listed in re.findall(r'kind=~"([^"]+)"', rule["expr"]):
             assert set(listed.split("|")) <= kinds
