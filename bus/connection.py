@@ -11,9 +11,11 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from bus.credentials import Credentials, NatsOptions
+from bus.credentials import API_OF, Credentials, NatsOptions
 from natstls.client import TlsClient
 from natstls.faults import explained
+from schemas import subjects
+from schemas.base import Home
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
 PENDING_BYTES_MAX = 64 << 20
@@ -138,6 +140,13 @@ class MemberClient(TlsClient):
 
     def jetstream(self, **options: Any) -> JetStreamContext:
         return super().jetstream(**{"prefix": self._api_prefix, **options})
+
+
+def jetstream_at(client: Client, home: Home, **options: Any) -> JetStreamContext:
+    """What `home` keeps, as those at the EDGE ask for it; who steers or watches there asks `client.jetstream`."""
+    if home is not None:
+        options = {"prefix": subjects.at_edge(home, API_OF["EDGE"]), **options}
+    return client.jetstream(**options)
 
 
 def _set_user_timeout(client: Client) -> None:

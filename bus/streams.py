@@ -16,7 +16,9 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
+from bus.connection import jetstream_at
 from schemas import subjects
+from schemas.base import Home
 
 PLANS_KEPT = 64
 RECEIPTS_KEPT = 256
@@ -119,9 +121,10 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
         return await js.create_key_value(KeyValueConfig(bucket=name, history=8))
 
 
-async def wait_for_streams(client: Client) -> JetStreamContext:
-    """The streams, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is missing."""
-    js = client.jetstream()
+async def wait_for_streams(client: Client, home: Home) -> JetStreamContext:
+    """The streams of `home`, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is
+    missing."""
+    js = jetstream_at(client, home)
     for stream in (subjects.STREAM_PLANS, subjects.STREAM_JOURNAL):  # the first and the last that are made
         await js.stream_info(stream)
     return js

@@ -18,6 +18,10 @@ from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import NotFoundError
 
+from bus.connection import jetstream_at
+from schemas import subjects
+from schemas.base import Home
+
 API_S = 2.0
 """What is asked while a server is killed is never answered: ask again soon."""
 WRONG_LAST = frozenset({10071, 10164})
@@ -50,11 +54,13 @@ class Line:
 class SubjectLog:
     """Appends to one subject, reads it, and forgets its beginning."""
 
-    def __init__(self, client: Client, stream: str, subject: str) -> None:
+    def __init__(self, client: Client, stream: str, subject: str, home: Home = None) -> None:
+        """`home` is where the stream is, for those at the EDGE; it knows the subject as `subject`."""
         self._client = client
-        self._js = client.jetstream(timeout=API_S)
+        self._js = jetstream_at(client, home, timeout=API_S)
         self._stream = stream
         self._subject = subject
+        self._written_as = subjects.at_edge(home, subject)
         self._inbox = client.new_inbox()
         self._answers: Subscription | None = None
         self._attempt = 0
@@ -81,7 +87,7 @@ class SubjectLog:
         try:
             if self._answers is None:
                 self._answers = await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
-            await self._client.publish(self._subject, data, f"{self._inbox}.{self._attempt}", headers)
+            await self._client.publish(self._written_as, data, f"{self._inbox}.{self._attempt}", headers)
             msg = await answer
         except (NatsError, OSError) as error:
             raise UnsureError(str(error)) from error

@@ -1,6 +1,6 @@
 """Every subject, stream and bucket on the bus, in one place."""
 
-from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, Home, LifeId, NodeId, RequestId
 
 ROOT = "resplit.v1"
 
@@ -32,6 +32,12 @@ CONTROL = f"{ROOT}.control"
 INGRESS_QUEUE = "ingress"
 BLOB_QUEUE = "holders"
 ROSTER_QUEUE = "members"
+
+
+def at_edge(home: Home, subject: str) -> str:
+    """A subject of the control plane of `home` as those at the EDGE name it. A site's stand under the site's name
+    there; among those who steer at a site they are called as at the hub."""
+    return subject if home is None else f"{ROOT}.site.{home}{subject.removeprefix(ROOT)}"
 
 
 def capacity(node: NodeId) -> str:
