@@ -66,7 +66,7 @@ class RosterInbox:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        await self._client.subscribe(subjects.at_edge(self._home, subjects.ROSTER), cb=self._arrived)
+        await self._client.subscribe(subjects.at_edge(self._home, subjects.ROSTER), cb=self.arrived)
         if self._home is None:  # one of a process answers
             await self._client.subscribe(subjects.ROSTER_NEWEST, subjects.ROSTER_QUEUE, cb=self._asked)
         await look_now_and_then(self._client, self._look, LOOK_EVERY_S, lambda: self._look_again)
@@ -83,7 +83,8 @@ class RosterInbox:
                 break
         self._check_time()
 
-    async def _arrived(self, msg: Msg) -> None:
+    async def arrived(self, msg: Msg) -> None:
+        """Take a roster, if it is a newer one."""
         await self._took(msg)
 
     async def _asked(self, msg: Msg) -> None:

@@ -292,7 +292,7 @@ def _account(
 ) -> str:
     asked = asked_of_control(home).items()
     control = account == "CONTROL"
-    of_edge, of_control = {subject: subject for subject in heard_in_control(home)}, heard_at_the_edge(home)
+    of_edge, of_control = heard_in_control(home), heard_at_the_edge(home)
     heard, told, other = (of_edge, of_control, "EDGE") if control else (of_control, of_edge, "CONTROL")
     exports = [f"{{ stream: {quoted(subject)} }}" for subject in told]
     imports = [

@@ -80,9 +80,13 @@ class Permissions:
 
 def allowed(login: Login, sites: Sequence[SiteId] = ()) -> Permissions:
     """What `login` may do, by its role and for its own name, where `sites` are homes beside the hub."""
-    if login.role == "agent":
-        return _agent(login.name, login.home, (None, *sites))
-    return TABLE[login.role](login.name)
+    match login.role:
+        case "agent":
+            return _agent(login.name, login.home, (None, *sites))
+        case "orchestrator":
+            return _orchestrator(login.name, login.home)
+        case role:
+            return TABLE[role](login.name)
 
 
 def _agent(name: NodeId, home: Home, homes: Sequence[Home]) -> Permissions:
@@ -143,7 +147,8 @@ def _agent(name: NodeId, home: Home, homes: Sequence[Home]) -> Permissions:
     )
 
 
-def _orchestrator(name: NodeId) -> Permissions:
+def _orchestrator(name: NodeId, home: Home) -> Permissions:
+    elsewhere = () if home is None else (Grant(subjects.ROSTER_OF_HUB, "the same, as it is published at the hub"),)
     return Permissions(
         publish=(
             Grant(subjects.ALL_PLANS, "plans"),
@@ -183,6 +188,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         subscribe=(
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "answers to itself"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            *elsewhere,
             Grant(subjects.ROSTER_NEWEST, "asked by those who steer and watch who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
@@ -259,7 +265,6 @@ def _archivist(name: NodeId) -> Permissions:
 
 
 TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
-    "orchestrator": _orchestrator,
     "client": _client,
     "operator": _operator,
     "observer": _observer,
@@ -279,9 +284,11 @@ HEARD_AT_THE_EDGE = (
 )
 
 
-def heard_in_control(home: Home) -> tuple[str, ...]:
-    """What those who steer at `home` hear of the EDGE; at a site also of rosters that are published at the hub."""
-    return (subjects.ALL_CAPACITY,) if home is None else (subjects.ALL_CAPACITY, subjects.ROSTER)
+def heard_in_control(home: Home) -> Mapping[str, str]:
+    """What those who steer at `home` hear of the EDGE, and under which subject; at a site also what the EDGE hears of
+    the hub's rosters."""
+    heard = {subjects.ALL_CAPACITY: subjects.ALL_CAPACITY}
+    return heard if home is None else {**heard, subjects.ROSTER: subjects.ROSTER_OF_HUB}
 
 
 def heard_at_the_edge(home: Home) -> Mapping[str, str]:

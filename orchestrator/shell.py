@@ -120,6 +120,8 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         )
         offering = asyncio.create_task(offer_roster(js, identity))
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
+        if identity.home is not None:
+            await client.subscribe(subjects.ROSTER_OF_HUB, cb=rosters.arrived)
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
         measures = OrchestratorMeasures()
