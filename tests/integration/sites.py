@@ -181,6 +181,8 @@ class Sites:
         cluster, now, js = self.keys / CLUSTER, datetime.now(UTC), Path("jetstream")
         key = load_holder(cluster / "root-0.key").authority
         [hub_files] = make_servers(cluster, {"hub": LOOPBACK}, key, now=now, ports={"hub": hub}, store=js)
+        conf = hub_files / SERVER_FILE  # a leaf node that is told where the hub is itself goes around the link
+        conf.write_text(conf.read_text().replace("leafnodes {", "leafnodes {\n  no_advertise: true"))
         site_files = make_leaf(
             cluster, KITCHEN, LOOPBACK, [f"{LOOPBACK}:{self.link.port}"], key, now=now, ports=site, store=js
         )
