@@ -51,6 +51,8 @@ HOMES = {H0: None, K0: KITCHEN, K1: KITCHEN, K2: KITCHEN}
 SETTINGS = Settings(context_tokens=64)
 READY_S = 90.0
 POLL_S = 0.1
+SILENT_S = 20.0
+"""A reply that crosses the link as it goes is lost, as in any network: its client gives up after this."""
 
 
 def free_port() -> int:
@@ -131,11 +133,11 @@ class Load:
     async def run(self) -> None:
         dice = random.Random(7)
         loop = asyncio.get_running_loop()
-        async with Client(self.url, keys=self.keys) as client:
+        async with Client(self.url, keys=self.keys, idle_timeout_s=SILENT_S) as client:
             while True:
                 a, b, began = dice.randrange(1000), dice.randrange(1000), loop.time()
                 try:
-                    async with asyncio.timeout(60):
+                    async with asyncio.timeout(3 * SILENT_S):
                         answer = await client.complete(self.deployment, f"{a}+{b}=", max_tokens=8)
                     if answer.text.split("|")[0][::-1] == str(a + b):
                         self.right.append(began)
