@@ -163,8 +163,9 @@ class Load:
 class Sites:
     """The hub with the agent h0, and the site `kitchen` with k0, k1 and k2."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, memory_bytes: int | None = None) -> None:
         self.folder = folder
+        self._memory = [] if memory_bytes is None else ["--memory", str(memory_bytes)]
         self.keys = folder / "keys"
         make_members(self.keys, [H0])
         for name, role, tier, home in (
@@ -228,8 +229,10 @@ class Sites:
             tails = "\n".join(f"--- {child.name}\n{child.tail()[-3000:]}" for child in self.children)
             raise AssertionError(f"{last}\n{tails}") from None
 
-    async def deploy(self, home: Home, name: DeploymentName, stages: int | None = None) -> None:
-        request = DeployRequest(name=name, model="adder", settings=SETTINGS, stages=stages)
+    async def deploy(
+        self, home: Home, name: DeploymentName, stages: int | None = None, settings: Settings = SETTINGS
+    ) -> None:
+        request = DeployRequest(name=name, model="adder", settings=settings, stages=stages)
         await control.deploy_and_wait(self.operator(home), request, READY_S)
 
     @asynccontextmanager
@@ -281,7 +284,7 @@ class Sites:
         return self._resplit(name, home, ["orchestrator", "--id", name], self._store)
 
     def _agent(self, node: NodeId) -> Child:
-        options = ["agent", node, "--threads", "1", "--provider", "cpu"]
+        options = ["agent", node, "--threads", "1", "--provider", "cpu", *self._memory]
         return self._resplit(node, HOMES[node], options, self.folder / node)
 
     def _resplit(self, name: NodeId, home: Home, command: Sequence[str], store: Path) -> Child:
@@ -290,9 +293,9 @@ class Sites:
 
 
 @asynccontextmanager
-async def sites(folder: Path) -> AsyncIterator[Sites]:
-    """Both homes, each with a deployment: the hub's on h0, and the site's over a route that crosses the link."""
-    found = Sites(folder)
+async def homes(folder: Path, memory_bytes: int | None = None) -> AsyncIterator[Sites]:
+    """Both homes, with the agent h0 alone; `memory_bytes` are what each agent may take."""
+    found = Sites(folder, memory_bytes)
     async with AsyncExitStack() as stack:
         for child in found.children:
             stack.push_async_callback(child.kill)
@@ -302,6 +305,13 @@ async def sites(folder: Path) -> AsyncIterator[Sites]:
         for orchestrator in found.orchestrators.values():
             await orchestrator.start()
         await found.start(H0)
+        yield found
+
+
+@asynccontextmanager
+async def sites(folder: Path) -> AsyncIterator[Sites]:
+    """Both homes, each with a deployment: the hub's on h0, and the site's over a route that crosses the link."""
+    async with homes(folder) as found:
         await found.deploy(None, HUB_SUM)
         await found.start(K0)
         await found.deploy(KITCHEN, SITE_SUM, stages=2)

@@ -17,7 +17,7 @@ from schemas.base import DeploymentName, Home, NodeId
 from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 from schemas.plan import PlanEvent, PlanPhase
-from tests.integration.sites import H0, HUB_SUM, K0, K1, K2, KITCHEN, SITE_SUM, asking, sites
+from tests.integration.sites import H0, HUB_SUM, K0, K1, K2, KITCHEN, SETTINGS, SITE_SUM, asking, homes, sites
 
 pytestmark = [pytest.mark.asyncio(loop_scope="session"), pytest.mark.slow]
 
@@ -141,3 +141,26 @@ async def test_who_steers_at_a_site_moves_nothing_of_the_hub(tmp_path: Path) -> 
             await sites_own.rights(3)
         assert not (load.refused or load.wrong)
         assert await both.plans(None) == before
+
+
+async def test_two_homes_that_plan_with_the_same_memory_do_not_both_get_it(tmp_path: Path) -> None:
+    """Each sees room for its own caches, of 256 MiB, on h0: the node has it for one of them, and refuses the other at
+    prepare, unless that one's planner has heard of it by then."""
+    large = SETTINGS.model_copy(update={"max_sequences": 1024})
+    async with homes(tmp_path, memory_bytes=600 << 20) as both:
+        for home in (None, KITCHEN):
+            await both.until(home, lambda seen: seen.nodes)
+        ended = await asyncio.gather(
+            both.deploy(None, HUB_SUM, settings=large),
+            both.deploy(KITCHEN, SITE_SUM, settings=large),
+            return_exceptions=True,
+        )
+        [refused] = [one for one in ended if one is not None]
+        assert isinstance(refused, ResplitError) and refused.code is ErrorCode.MODEL_TOO_LARGE
+        serving = [
+            one.name
+            for home in (None, KITCHEN)
+            for one in (await control.status(both.operator(home))).deployments
+            if one.current is not None
+        ]
+        assert len(serving) == 1
