@@ -121,7 +121,7 @@ async def _bucket(js: JetStreamContext, name: str) -> KeyValue:
         return await js.create_key_value(KeyValueConfig(bucket=name, history=8))
 
 
-async def wait_for_streams(client: Client, home: Home) -> JetStreamContext:
+async def wait_for_streams(client: Client, home: Home = None) -> JetStreamContext:
     """The streams of `home`, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is
     missing."""
     js = jetstream_at(client, home)

@@ -1,6 +1,7 @@
 """A site that is cut off goes on for its own deployments, and so does the hub; on return terms and epochs decide."""
 
 import asyncio
+import sys
 from collections import Counter
 from datetime import UTC, datetime
 from itertools import pairwise
@@ -8,8 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from bus.identity import load_identity, orchestrator_of
+from bus.enrolment import renew
+from bus.folders import ROSTER
+from bus.following import publish_roster
+from bus.founding import load_holder
+from bus.identity import ORCHESTRATOR, load_identity, orchestrator_of
 from bus.sealed_plans import seal_event
+from bus.together import CLUSTER, OPERATOR
 from resplit import control
 from schemas import subjects
 from schemas.audit import AuditKind
@@ -164,3 +170,26 @@ async def test_two_homes_that_plan_with_the_same_memory_do_not_both_get_it(tmp_p
             if one.current is not None
         ]
         assert len(serving) == 1
+
+
+async def test_a_site_hears_of_the_hubs_rosters_and_each_home_has_a_trail_of_its_own(tmp_path: Path) -> None:
+    async with homes(tmp_path) as both, both.trail(KITCHEN) as told, both.member(OPERATOR, None) as operator:
+        await both.start(K0)
+        cluster = both.keys / CLUSTER
+        roster = renew(cluster, [load_holder(cluster / "root-0.key")], now=datetime.now(UTC))
+        await publish_roster(operator.jetstream(), (cluster / ROSTER).read_bytes())
+        taken = {orchestrator_of(KITCHEN), K0}
+        async with asyncio.timeout(30):
+            while True:
+                await asyncio.sleep(0.1)
+                if taken <= {event.source for event in told if event.fields.get("version") == roster.version}:
+                    break
+        for home, writers in ((None, {ORCHESTRATOR, H0}), (KITCHEN, taken)):
+            async with both.member(OPERATOR, home) as client:
+                info = await client.jetstream().stream_info(subjects.STREAM_AUDIT, subjects_filter=subjects.ALL_AUDIT)
+            assert {subject.split(".")[3] for subject in info.state.subjects or {}} == writers
+            command = ["audit", "verify", "--keys", str(both.keys / OPERATOR), "--url", both.url[home]]
+            verify = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "resplit", *command, stdout=-1, stderr=-1
+            )
+            assert await verify.wait() == 0, await verify.communicate()
