@@ -56,7 +56,7 @@ def leaf(
     as_json: AsJson = False,
 ) -> None:
     """Make what a leaf node takes: a NATS server for the agents and applications of a site, which hangs on others. Made
-    again it keeps its login."""
+    again it keeps its login, and is a home only if that is said again."""
     from bus.founding import JETSTREAM  # noqa: PLC0415
     from bus.servers import make_leaf  # noqa: PLC0415
 
