@@ -14,6 +14,7 @@ from bus.identity import Identity
 from bus.refusals import Refusals
 from schemas import subjects
 from schemas.audit import AuditKind
+from schemas.base import Home, called
 from schemas.beacon import Beacon
 from schemas.capacity import Guidance
 from schemas.envelope import BEACON_TYPE, open_envelope
@@ -37,8 +38,10 @@ class BeaconInbox:
         look_for_plans: Callable[[], None],
         look_for_roster: Callable[[], None],
         on_change: Callable[[], object],
+        home: Home = None,
     ) -> None:
-        """`on_change` hears that `guidance` is another."""
+        """`on_change` hears that `guidance` is another; `home`: whose leader's beacons they are."""
+        self._home = home
         self._client = client
         self._identity = identity
         self._audit = audit
@@ -46,7 +49,7 @@ class BeaconInbox:
         self._look_for_roster = look_for_roster
         self._on_change = on_change
         self._refusals = Refusals(audit, "a beacon was rejected and nothing was changed", REFUSED_MAX)
-        self._state = core.State(time.monotonic())
+        self._state = core.State(time.monotonic(), home)
 
     @property
     def guidance(self) -> Guidance | None:
@@ -55,7 +58,7 @@ class BeaconInbox:
 
     async def run(self) -> None:
         """Listen until cancelled."""
-        await self._client.subscribe(subjects.BEACON, cb=self._arrived)
+        await self._client.subscribe(subjects.at_edge(self._home, subjects.BEACON), cb=self._arrived)
         while True:
             await asyncio.sleep(core.TICK_S)
             known, connected = self._identity.known, self._client.is_connected
@@ -63,8 +66,8 @@ class BeaconInbox:
 
     async def _arrived(self, msg: Msg) -> None:
         try:
-            beacon, _ = open_envelope(msg.data, Beacon, BEACON_TYPE, self._identity.orchestrators)
-            await self._identity.take_beacon(beacon)
+            beacon, _ = open_envelope(msg.data, Beacon, BEACON_TYPE, self._identity.steering(self._home))
+            await self._identity.take_beacon(beacon, self._home)
         except ResplitError as error:
             self._refusals.record(msg, error)
             return
@@ -84,15 +87,18 @@ class BeaconInbox:
             case core.Look():
                 self._look_for_plans()
             case core.Unguided(silent_s):
-                log.warning("no beacon of a leader for %.0f s; serving on by the plans that are here", silent_s)
+                here = called(self._home)
+                log.warning("no beacon of a leader at %s for %.0f s; serving on by the plans here", here, silent_s)
                 self._audit.record(
                     AuditKind.NODE_UNGUIDED,
                     "no beacon of a leader comes: none leads, or beacons are kept from here; this node serves on",
                     silent_s=round(silent_s, 1),
+                    home=self._home,
                 )
             case core.Guided(silent_s):
-                log.warning("beacons of a leader come again, after %.0f s", silent_s)
-                self._audit.record(AuditKind.NODE_GUIDED, "beacons of a leader come again", silent_s=round(silent_s, 1))
+                log.warning("beacons of a leader at %s come again, after %.0f s", called(self._home), silent_s)
+                told = "beacons of a leader come again"
+                self._audit.record(AuditKind.NODE_GUIDED, told, silent_s=round(silent_s, 1), home=self._home)
             case core.Withheld():
                 self._say_withheld(step)
 

@@ -11,7 +11,7 @@ off from its server, blames nobody for what it could not hear.
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from schemas.base import DeploymentName
+from schemas.base import DeploymentName, Home
 from schemas.beacon import Beacon
 from schemas.capacity import Guidance
 from schemas.known import Known, PlanSeen, RosterSeen
@@ -48,6 +48,8 @@ class State:
 
     at: float
     """The last tick."""
+    home: Home = None
+    """Whose leader's beacons they are."""
     silent_s: float = 0.0
     is_unguided: bool = False
     beacon: Beacon | None = None
@@ -113,7 +115,7 @@ def ticked(state: State, known: Known, *, connected: bool, now: float) -> tuple[
     """After some time, with what is `known` by now."""
     awake_s = min(now - state.at, TICK_MAX_S) if connected else 0.0
     # Where others are the orchestrators now, what those before them said is void: no event of theirs will come.
-    beacon = None if known.beacon is None else state.beacon
+    beacon = None if known.steering(state.home).beacon is None else state.beacon
     missing = {} if beacon is None else _missing(state.missing, beacon, known)
     waited = {thing: replace(one, waited_s=one.waited_s + awake_s) for thing, one in missing.items()}
     state = replace(state, at=now, silent_s=state.silent_s + awake_s, missing=waited)

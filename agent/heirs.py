@@ -81,13 +81,16 @@ class Heirs:
             return False
 
     async def _look(self) -> None:
-        for served in self._ingress.served:
-            try:
-                await self._inherit(served)
-            except ResplitError as error:
-                log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
-            except Exception:  # whatever one life holds, the agent serves on and looks again
-                log.exception("requests of an ingress that is gone wait: %s", served.name)
+        # All at once: the journal of a home that is cut off answers late, or not at all.
+        await asyncio.gather(*(self._looked(served) for served in self._ingress.served))
+
+    async def _looked(self, served: Served) -> None:
+        try:
+            await self._inherit(served)
+        except ResplitError as error:
+            log.warning("requests of an ingress that is gone wait: %s: %s", served.name, error.message)
+        except Exception:  # whatever one life holds, the agent serves on and looks again
+            log.exception("requests of an ingress that is gone wait: %s", served.name)
 
     async def _inherit(self, served: Served) -> None:
         found = await lives(self._client, served.name)

@@ -14,13 +14,14 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from bus.audit import AuditTrail
+from bus.connection import jetstream_at
 from bus.identity import Identity
 from bus.refusals import Refusals
 from bus.sealed_plans import open_section
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import envelope_digest
-from schemas.base import DeploymentId, NodeId
+from schemas.base import DeploymentId, Home, NodeId
 from schemas.envelope import LEADER_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ErrorCode, ResplitError
 from schemas.leader import Leadership
@@ -36,27 +37,34 @@ log = logging.getLogger(__name__)
 
 
 class PlanInbox:
-    """Hears plan events live, and reads the newest one of each deployment at the start, after every reconnection
-    and now and then: an event is the whole state, so the newest one is enough. What it tells this node is delivered,
-    also that it is nothing."""
+    """Hears plan events of one home live, and reads the newest one of each deployment at the start, after every
+    reconnection and now and then: an event is the whole state, so the newest one is enough. What it tells this node is
+    delivered, also that it is nothing."""
 
     def __init__(
-        self, client: Client, identity: Identity, audit: AuditTrail, deliver: Callable[[EventSection], None]
+        self,
+        client: Client,
+        identity: Identity,
+        audit: AuditTrail,
+        deliver: Callable[[EventSection], None],
+        home: Home = None,
     ) -> None:
+        """`home`: whose deployments they are about."""
         self._client = client
+        self._home = home
         self._identity = identity
         self._refusals = Refusals(audit, "an orchestrator's event was rejected and nothing was changed")
         self._deliver = deliver
         self._term = 0
-        """The highest term heard of, whatever it was about."""
+        """The highest term of that home heard of, whatever it was about."""
         self._newest: dict[DeploymentId, tuple[int, int]] = {}
         """Of the events delivered by this process, by `_age`."""
         self._look_again = False
 
     async def run(self) -> None:
         """Deliver verified events until cancelled."""
-        await self._client.subscribe(subjects.LEADER, cb=self._led)
-        await self._client.subscribe(subjects.ALL_PLANS, cb=self._arrived)
+        await self._client.subscribe(subjects.at_edge(self._home, subjects.LEADER), cb=self._led)
+        await self._client.subscribe(subjects.at_edge(self._home, subjects.ALL_PLANS), cb=self._arrived)
         await look_now_and_then(self._client, self._catch_up, CATCH_UP_EVERY_S, lambda: self._look_again)
 
     def look(self) -> None:
@@ -71,7 +79,7 @@ class PlanInbox:
         """
         self._look_again = False
         found: dict[DeploymentId, list[tuple[Verified, Msg]]] = {}
-        js = self._client.jetstream()
+        js = jetstream_at(self._client, self._home)
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.LEADER):
             await self._led(message)
         for message in await stored_messages(js, subjects.STREAM_PLANS, subjects.ALL_PLANS):
@@ -111,7 +119,7 @@ class PlanInbox:
 
     async def _led(self, msg: Msg) -> None:
         try:
-            leadership, _ = open_envelope(msg.data, Leadership, LEADER_TYPE, self._identity.orchestrators)
+            leadership, _ = open_envelope(msg.data, Leadership, LEADER_TYPE, self._identity.steering(self._home))
         except ResplitError as error:
             self._refusals.record(msg, error)
             return
@@ -120,8 +128,10 @@ class PlanInbox:
     def _verified(self, msg: Msg) -> Verified | None:
         try:
             event, signer = open_envelope(msg.data, SealedEvent, PLAN_TYPE, self._identity.orchestrators)
-            if msg.subject != subjects.plan(event.deployment):
+            subject = subjects.plan(event.deployment)
+            if msg.subject not in (subject, subjects.at_edge(self._home, subject)):  # as it is stored, or came live
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, f"a plan of {event.deployment} came as {msg.subject}")
+            self._identity.check_steers(signer, event.deployment, self._home)
         except ResplitError as error:
             self._refusals.record(msg, error)
             return None

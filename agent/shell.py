@@ -18,7 +18,6 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from agent import step as core
-from agent.beacons import BeaconInbox
 from agent.blocktimes import BlockTimes
 from agent.busroad import BusRoad
 from agent.cloud import Clouds
@@ -28,6 +27,7 @@ from agent.disk import Disk
 from agent.fetching import Fetcher
 from agent.gate import Gate
 from agent.guard import RosterGuard
+from agent.guides import Guides
 from agent.ingress import Ingress
 from agent.keys import BlockKeys
 from agent.kv import KvPool
@@ -37,7 +37,6 @@ from agent.measures import AgentMeasures
 from agent.memory import Device
 from agent.neighbours import Neighbours
 from agent.peers import Peers
-from agent.plans import PlanInbox
 from agent.policy import check_allowed, check_block_count
 from agent.publisher import CapacityPublisher
 from agent.pulse import Life
@@ -48,7 +47,6 @@ from agent.survey import Survey
 from bus.audit import AuditTrail
 from bus.blobs import BlobServer
 from bus.connection import MemberClient, connect
-from bus.following import RosterInbox
 from bus.identity import Identity, load_credentials, load_identity
 from bus.sealed_heartbeats import open_heartbeat, read_hosting
 from bus.sole import sole
@@ -63,7 +61,7 @@ from profiler.kv import length_classes
 from profiler.tracing import traced
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, NodeId, NodeName
+from schemas.base import DeploymentName, Digest, NodeId, NodeName, home_of
 from schemas.capacity import Capacity, Provider
 from schemas.envelope import RECEIPT_TYPE, seal
 from schemas.errors import ErrorCode, ResplitError
@@ -183,8 +181,7 @@ class Agent:
         """Serve until cancelled."""
         js = await self._streams()
         memory = self._identity.folder / "trail.end"
-        self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory)
-        rosters = RosterInbox(self._client, self._identity, self._audit, self._recheck)
+        self._audit = AuditTrail(js, self._identity, boot=self._boot, memory=memory, home=self._identity.home)
         self._asks = Clouds(self._config.clouds, self._audit, time.monotonic, lambda: self._identity.roster.policy)
         self._ingress = Ingress(
             self._identity,
@@ -198,7 +195,6 @@ class Agent:
             lambda: self._publisher.changed(),  # noqa: PLW0108 - there is none yet
             self._asks,
         )
-        self._js = js
         host, port = await self._links.start(self._config.listen)
         self._publisher = CapacityPublisher(
             self._client,
@@ -222,18 +218,17 @@ class Agent:
             service=lambda: self._ingress.service,
             frame_ms=lambda: self._stages.frame_ms,
             finished=lambda: self._ingress.finished,
-            guidance=lambda: beacons.guidance,
+            guidance=lambda: self._guides.guidance,
             ingresses=self._ingresses_of,
             on_said=self._said,
             on_published=self._on_said,
         )
+        self._guides = Guides(
+            self._client, self._identity, self._audit, self._plan_arrived, self._recheck, self._publisher.changed
+        )
         await self._ingress.start()
         await self._bus.start()
         await self._client.subscribe(subjects.ALL_CAPACITY, cb=self._heartbeat_arrived)
-        plans = PlanInbox(self._client, self._identity, self._audit, self._plan_arrived)
-        beacons = BeaconInbox(
-            self._client, self._identity, self._audit, plans.look, rosters.look, self._publisher.changed
-        )
         stager = Stager(
             self._identity,
             self._store,
@@ -248,14 +243,12 @@ class Agent:
         async with asyncio.TaskGroup() as group:
             for job in (
                 self._audit.run(),
-                rosters.run(),
                 self._ingress.run(),
                 self._publisher.run(),
                 self._peers.ping(),
                 survey.run(),
                 stager.run(),
-                plans.run(),
-                beacons.run(),
+                self._guides.run(),
                 self._act_forever(),
                 self._expire_forever(),
             ):
@@ -300,11 +293,11 @@ class Agent:
         self._peers.recheck()
 
     async def _streams(self) -> JetStreamContext:
-        """The streams, as soon as an orchestrator has made them."""
+        """The streams of its home, as soon as an orchestrator has made them."""
         said = False
         while True:
             try:
-                return await wait_for_streams(self._client)
+                return await wait_for_streams(self._client, self._identity.home)
             except (NatsError, TimeoutError, OSError) as error:
                 if not said:
                     log.warning("an orchestrator has not made the streams yet; trying until one has: %r", error)
@@ -349,7 +342,7 @@ class Agent:
             case core.Free(plan):
                 await self._free(plan)
             case core.Answer():
-                await self._answer(instruction)
+                self._answer(instruction)
             case core.Ignore(event, why):
                 log.info("ignored a plan event of %s: %s", event.deployment, why)
 
@@ -417,7 +410,7 @@ class Agent:
         if (loaded := self._loaded.pop(key, None)) is not None:
             self._loader.unload(loaded, plan)
 
-    async def _answer(self, answer: core.Answer) -> None:
+    def _answer(self, answer: core.Answer) -> None:
         plan = answer.plan
         receipt = Receipt(
             node=self._identity.name,
@@ -441,13 +434,7 @@ class Agent:
                 error=answer.error,
             )
         data = seal(receipt, RECEIPT_TYPE, self._identity.name, self._identity.key)
-        while True:
-            try:
-                await self._js.publish(subjects.receipt(receipt.node), data)
-                break
-            except Exception as error:  # nats-py raises several types while the server is away
-                log.warning("a receipt could not be published yet: %s", error)
-                await asyncio.sleep(RETRY_S)
+        self._guides.answer(home_of(plan.deployment), data)
 
     def _text(self, plan: Plan, manifest: Manifest) -> Text | None:
         if manifest.text is None or not any(route.source == self._identity.name for route in plan.routes):

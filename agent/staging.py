@@ -94,8 +94,9 @@ class Stager:
         """Models of which there was no room for more when it was last tried: that is said once."""
 
     async def listen(self, client: Client) -> None:
-        """Hear advice from now on."""
-        await client.subscribe(subjects.staging(self._identity.name), cb=self._arrived)
+        """Hear advice from now on, of the home of this node alone: others know less of what its disk is for."""
+        subject = subjects.at_edge(self._identity.home, subjects.staging(self._identity.name))
+        await client.subscribe(subject, cb=self._arrived)
 
     async def run(self) -> None:
         """Bring what is wanted, until cancelled."""
@@ -113,7 +114,8 @@ class Stager:
 
     async def _arrived(self, msg: Msg) -> None:
         try:
-            staging, _ = open_envelope(msg.data, Staging, STAGING_TYPE, self._identity.orchestrators)
+            trusted = self._identity.steering(self._identity.home)
+            staging, _ = open_envelope(msg.data, Staging, STAGING_TYPE, trusted)
         except ResplitError as error:
             log.warning("dropped advice on what to stage: %s", error.message)
             return

@@ -40,7 +40,7 @@ from bus.identity import Identity
 from bus.subject_log import NO_ROOM
 from schemas import subjects
 from schemas.audit import NOTHING_BEFORE, AuditEvent, AuditKind, Checkpoint, Head, Link, envelope_digest
-from schemas.base import DeploymentName, Digest, LifeId, RequestId
+from schemas.base import DeploymentName, Digest, Home, LifeId, RequestId
 from schemas.envelope import AUDIT_TYPE, seal
 from schemas.merkle import Tree
 
@@ -103,7 +103,10 @@ class AuditTrail:
         boot: str | None = None,
         memory: Path | None = None,
         checkpoint_s: float = CHECKPOINT_S,
+        home: Home = None,
     ) -> None:
+        """`home`: whose trail it is, for those at the EDGE."""
+        self._home = home
         self._js = js
         self._identity = identity
         self._now = now
@@ -264,7 +267,7 @@ class AuditTrail:
 
     async def _publish(self, sealed: _Sealed) -> bool:
         """Send it once; whether there is nothing more to do about it."""
-        subject = subjects.audit(sealed.event.source, sealed.event.kind)
+        subject = subjects.at_edge(self._home, subjects.audit(sealed.event.source, sealed.event.kind))
         try:
             await self._js.publish(subject, sealed.data, headers={Header.MSG_ID.value: sealed.digest})
         except MaxPayloadError:  # nats-py refuses before anything is sent, so its number is free again

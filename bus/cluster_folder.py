@@ -18,12 +18,13 @@ from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from bus.certificates import fingerprint
-from bus.credentials import logins_of
+from bus.credentials import Login, logins_of
 from bus.folders import FIRST_ROOT, ROSTER, read_public
 from bus.founding import Holder
 from bus.natsconf import LOGINS_FILE, LeafLogin, leaf_logins_conf, logins_conf
 from bus.remembered import PUBLIC, write_durably
 from natstls.contexts import AUTHORITY
+from schemas.base import SiteId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import first_known, root_of
 from schemas.roster import RootKeys, Roster, open_roster, presented
@@ -34,6 +35,8 @@ SERVERS = "servers"
 """The folders of NATS servers, where there are several, each called like its server."""
 LEAF_LOGIN, LEAF_SEED = "leaf.pub", "leaf.key"
 """The NKey of a leaf node, by which its folder is known, and with what it logs in, which only its machine needs."""
+HOME = "home"
+"""An empty file by which the folder of a leaf node is known whose site is the home of deployments."""
 Signers = dict[KeyId, Ed25519PrivateKey]
 
 
@@ -111,7 +114,12 @@ def write_logins(folder: Path, roster: Roster) -> None:
     whole = logins_conf(logins, [LeafLogin(there.name, nkey) for there, nkey in leaves.items()]).encode()
     write_durably(folder / LOGINS_FILE, whole, PUBLIC)
     for there in servers:
-        write_durably(there / LOGINS_FILE, leaf_logins_conf(logins).encode() if there in leaves else whole, PUBLIC)
+        write_durably(there / LOGINS_FILE, _logins_at(there, logins) if there in leaves else whole, PUBLIC)
+
+
+def _logins_at(leaf: Path, logins: Sequence[Login]) -> bytes:
+    conf = logins_conf(logins, home=SiteId(leaf.name)) if (leaf / HOME).exists() else leaf_logins_conf(logins)
+    return conf.encode()
 
 
 def signers_of(root: RootKeys, roots: Sequence[Holder], *more: RootKeys) -> Signers:

@@ -9,10 +9,12 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.js import JetStreamContext
 
-from bus.credentials import Credentials, NatsOptions
+from bus.credentials import API_OF, Credentials, NatsOptions
 from natstls.client import DeniedError, Notify, SafeClient, UnsentError
 from natstls.faults import explained
 from natstls.patience import Backoff
+from schemas import subjects
+from schemas.base import Home
 from schemas.errors import ErrorCode, ResplitError
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
@@ -147,3 +149,10 @@ async def settle(client: Client, timeout_s: float = SETTLE_S) -> None:
     await subscription.unsubscribe()
     if isinstance(client, SafeClient) and client.unheard:
         raise next(iter(client.unheard.values()))
+
+
+def jetstream_at(client: Client, home: Home, **options: Any) -> JetStreamContext:
+    """What `home` keeps, as those at the EDGE ask for it; who steers or watches there asks `client.jetstream`."""
+    if home is not None:
+        options = {"prefix": subjects.at_edge(home, API_OF["EDGE"]), **options}
+    return client.jetstream(**options)

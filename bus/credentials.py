@@ -11,7 +11,7 @@ from typing import Literal, TypedDict
 
 import nkeys
 
-from schemas.base import NodeId, NodeName, Value
+from schemas.base import NodeId, NodeName, SiteName, Value
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import BusKey, Role, Roster
 
@@ -44,13 +44,15 @@ class Login(Value):
     role: Role
     nkey: BusKey
     """The public NKey of a user (`U...`)."""
+    home: SiteName | None = None
+    """As `Member.home`: an orchestrator is let in there alone, and an agent's trail is there."""
 
 
 def logins_of(roster: Roster) -> tuple[Login, ...]:
     """Who may log in: the members of `roster` but for those whose time was over when it was signed. A server does not
     look at clocks: whose time ends later is out with the roster's next version."""
     current = (member for member in roster.members if member.not_after > roster.issued_at)
-    return tuple(Login(name=member.name, role=member.role, nkey=member.bus) for member in current)
+    return tuple(Login(name=one.name, role=one.role, nkey=one.bus, home=one.home) for one in current)
 
 
 class NatsOptions(TypedDict):

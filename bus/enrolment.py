@@ -20,7 +20,7 @@ from bus.cluster_folder import Cluster, check_unchanged, open_cluster, propose, 
 from bus.credentials import SEED_BYTES, nkey_seed, public_nkey
 from bus.founding import ROSTER_LIFETIME, Holder
 from bus.joining import Bundle, PrivateKeys, pack
-from schemas.base import NodeId
+from schemas.base import Home, NodeId, SiteId
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import CLOCK_BEHIND_MAX
 from schemas.roster import (
@@ -47,8 +47,10 @@ def enrol(
     roots: Sequence[Holder],
     *,
     now: datetime,
+    home: Home = None,
 ) -> bytes:
-    """Make `name` a member for `lifetime`; its bundle, to be carried to its machine and used with `bus.joining.join`.
+    """Make `name` a member for `lifetime`, at `home`; its bundle, to be carried to its machine and used with
+    `bus.joining.join`.
 
     Where `roots` are fewer than it takes, the bundle opens only with the roster that the others have signed too
     (`bus.joining.with_roster`). Raises `ResplitError(INVALID_REQUEST)` where there is a member of that name, a change
@@ -58,7 +60,7 @@ def enrol(
     if cluster.roster.member(name) is not None:
         message = f"{name!r} is a member already; give it new keys with `rotate`, or `revoke` it first"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "name")
-    return _enrolled(cluster, name, role, tier, lifetime, roots, now)
+    return _enrolled(cluster, name, role, tier, home, lifetime, roots, now)
 
 
 def rotate(folder: Path, name: NodeId, roots: Sequence[Holder], *, now: datetime) -> bytes:
@@ -67,7 +69,8 @@ def rotate(folder: Path, name: NodeId, roots: Sequence[Holder], *, now: datetime
     member = _existing(cluster, name)
     # What lies before `now` in a lifetime is there for slow clocks, and would grow with each rotation.
     lifetime = member.not_after - member.not_before - CLOCK_BEHIND_MAX
-    return _enrolled(cluster, name, member.role, member.tier, lifetime, roots, now)
+    home = None if member.home is None else SiteId(member.home)
+    return _enrolled(cluster, name, member.role, member.tier, home, lifetime, roots, now)
 
 
 def revoke(folder: Path, name: NodeId, roots: Sequence[Holder], *, now: datetime) -> Roster:
@@ -89,6 +92,7 @@ def _enrolled(
     name: NodeId,
     role: Role,
     tier: TrustTier | None,
+    home: Home,
     lifetime: timedelta,
     roots: Sequence[Holder],
     now: datetime,
@@ -107,6 +111,7 @@ def _enrolled(
             name=name,
             role=role,
             tier=tier,
+            home=home,
             signing=spelled(signing.public_key()),
             sealing=spelled(sealing.public_key()),
             bus=public_nkey(seed),

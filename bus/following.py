@@ -19,6 +19,7 @@ from nats.errors import Error as NatsError
 from nats.js import JetStreamContext
 
 from bus.audit import AuditTrail
+from bus.connection import jetstream_at
 from bus.folders import ROSTER
 from bus.identity import Identity
 from bus.membership import Membership
@@ -26,6 +27,7 @@ from bus.refusals import Refusals
 from bus.streams import look_now_and_then, stored_messages
 from schemas import subjects
 from schemas.audit import AuditKind
+from schemas.base import Home
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import held
 
@@ -44,10 +46,17 @@ class RosterInbox:
     """Gives an identity every newer roster."""
 
     def __init__(
-        self, client: Client, identity: Identity, audit: AuditTrail, on_change: Callable[[], object] = lambda: None
+        self,
+        client: Client,
+        identity: Identity,
+        audit: AuditTrail,
+        on_change: Callable[[], object] = lambda: None,
+        home: Home = None,
     ) -> None:
-        """`on_change` hears that other members, or another policy, are in force."""
+        """`on_change` hears that other members, or another policy, are in force. `home`: whose rosters they are, for
+        those at the EDGE."""
         self._client = client
+        self._home = home
         self._identity = identity
         self._audit = audit
         self._on_change = on_change
@@ -57,8 +66,9 @@ class RosterInbox:
 
     async def run(self) -> None:
         """Follow until cancelled."""
-        await self._client.subscribe(subjects.ROSTER, cb=self._arrived)
-        await self._client.subscribe(subjects.ROSTER_NEWEST, subjects.ROSTER_QUEUE, cb=self._asked)
+        await self._client.subscribe(subjects.at_edge(self._home, subjects.ROSTER), cb=self.arrived)
+        if self._home is None:  # one of a process answers
+            await self._client.subscribe(subjects.ROSTER_NEWEST, subjects.ROSTER_QUEUE, cb=self._asked)
         await look_now_and_then(self._client, self._look, LOOK_EVERY_S, lambda: self._look_again)
 
     def look(self) -> None:
@@ -67,14 +77,14 @@ class RosterInbox:
 
     async def _look(self) -> None:
         self._look_again = False
-        for message in reversed(
-            await stored_messages(self._client.jetstream(), subjects.STREAM_PLANS, subjects.ROSTER)
-        ):
+        js = jetstream_at(self._client, self._home)
+        for message in reversed(await stored_messages(js, subjects.STREAM_PLANS, subjects.ROSTER)):
             if await self._took(message):
                 break
         self._check_time()
 
-    async def _arrived(self, msg: Msg) -> None:
+    async def arrived(self, msg: Msg) -> None:
+        """Take a roster, if it is a newer one."""
         await self._took(msg)
 
     async def _asked(self, msg: Msg) -> None:

@@ -22,14 +22,14 @@ from bus.credentials import Credentials
 from bus.folders import KNOWN, ROSTER, keep_roster, missing, read_file, read_root
 from bus.remembered import recall, remember
 from natstls.contexts import link_context, server_context
-from schemas.base import DeploymentName, Digest, NodeId
+from schemas.base import DeploymentName, Digest, Home, NodeId, SiteId, called, home_of
 from schemas.beacon import Beacon, after_beacon
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import BeaconSeen, Known, after_plan, after_roster, held, root_of
 from schemas.roster import WRITERS, Member, Role, RootKeys, Roster, open_roster, public_key, spelled
 
 ORCHESTRATOR = NodeId("orchestrator")
-"""The name under which the orchestrators of a cluster of our own making are members: all have the same keys."""
+"""The name under which the orchestrators of the hub are members: all have the same keys."""
 
 BEACONS_PER_WRITE = 30
 """One beacon of so many is on the disk: to a process that starts again those of a minute at most can be shown twice."""
@@ -60,7 +60,7 @@ class Identity:
         self.sealing = sealing
         self.folder = folder
         self._known = known
-        self._beacon_on_disk = known.beacon
+        self._on_disk = known
         self._now = now
         self._writing = asyncio.Lock()
         self._by_role: dict[Role, dict[NodeId, Ed25519PublicKey]] = {}
@@ -78,8 +78,28 @@ class Identity:
 
     @property
     def orchestrators(self) -> Keys:
-        """Whose plans are obeyed."""
+        """Whose plans are obeyed, of deployments at home where they steer (`check_steers`)."""
         return self._of("orchestrator")
+
+    def steering(self, home: Home) -> Keys:
+        """Who steers the deployments of `home`."""
+        return {name: key for name, key in self.orchestrators.items() if self._home_of(name) == home}
+
+    def check_steers(self, signer: NodeId, deployment: DeploymentName, home: Home) -> None:
+        """That a word of the orchestrator `signer` about `deployment`, from the control plane of `home`, is of that
+        home; raises `ResplitError(FORBIDDEN)`."""
+        at, steers = home_of(deployment), self._home_of(signer)
+        if not at == steers == home:
+            message = (
+                f"{signer!r} steers the deployments of {called(steers)}, and spoke at {called(home)} of "
+                f"{deployment!r}, which is at home at {called(at)}"
+            )
+            raise ResplitError(ErrorCode.FORBIDDEN, message, "deployment")
+
+    @property
+    def home(self) -> Home:
+        """Of an orchestrator, the home whose deployments it steers; of an agent, the one whose trail it writes."""
+        return self._home_of(self.name)
 
     @property
     def agents(self) -> Keys:
@@ -132,11 +152,11 @@ class Identity:
         async with self._writing:
             await self._keep(after_plan(self._known, deployment, term, revision, digest))
 
-    async def take_beacon(self, beacon: Beacon) -> None:
-        """Remember a beacon, on the disk only now and then. Errors are those of `after_beacon`."""
+    async def take_beacon(self, beacon: Beacon, home: Home = None) -> None:
+        """Remember a beacon of `home`, on the disk only now and then. Errors are those of `after_beacon`."""
         async with self._writing:
-            known = after_beacon(self._known, beacon)
-            if _is_due(beacon, self._beacon_on_disk):
+            known = after_beacon(self._known, beacon, home)
+            if _is_due(beacon, self._on_disk.steering(home).beacon):
                 await self._keep(known)
             else:
                 self._known = known
@@ -147,7 +167,11 @@ class Identity:
             self._kept(known)
 
     def _kept(self, known: Known) -> None:
-        self._known, self._beacon_on_disk = known, known.beacon
+        self._known = self._on_disk = known
+
+    def _home_of(self, name: NodeId) -> Home:
+        found = self.roster.member(name)
+        return None if found is None or found.home is None else SiteId(found.home)
 
     def _believe(self, roster: Roster) -> None:
         self.roster = roster
@@ -169,6 +193,11 @@ class Identity:
                 if member.is_current(now):
                     self._by_role.setdefault(member.role, {})[NodeId(member.name)] = public_key(member.signing)
         return self._by_role.get(role, {})
+
+
+def orchestrator_of(home: Home) -> NodeId:
+    """The name under which the orchestrators of `home` are members: all of a home are one."""
+    return ORCHESTRATOR if home is None else NodeId(f"{ORCHESTRATOR}-{home}")
 
 
 def _is_due(beacon: Beacon, on_disk: BeaconSeen | None) -> bool:

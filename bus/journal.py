@@ -20,7 +20,7 @@ from bus.sealed_requests import Seal
 from bus.streams import JOURNAL_AGE_S
 from bus.subject_log import MovedError, NoRoomError, SubjectLog, UnsureError
 from schemas import subjects
-from schemas.base import DeploymentName, LifeId
+from schemas.base import DeploymentName, LifeId, home_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import (
     MAX_MESSAGE_BYTES,
@@ -97,7 +97,8 @@ class Journal:
         self._life = life
         self._on_superseded = on_superseded
         self._now = now
-        self._log = SubjectLog(client, subjects.STREAM_JOURNAL, subjects.journal(deployment, life))
+        subject = subjects.journal(deployment, life)
+        self._log = SubjectLog(client, subjects.STREAM_JOURNAL, subject, home_of(deployment))
         self._ledger = Ledger()
         self._waiting: deque[_Waiting] = deque()
         self._waiting_bytes = 0

@@ -2,7 +2,8 @@
 
 Of several servers each has a file of its own: those of a cluster of servers name each other as routes, and a leaf node,
 which serves a site, names those that it hangs on. Only EDGE reaches a leaf: those who steer are at the hub, and so is
-all that JetStream keeps.
+all that JetStream keeps, but for what a site keeps that is the home of deployments. Such a one has an account CONTROL
+of its own, which no other server knows.
 
 The server's file includes the other one. To enrol somebody, or to revoke somebody, write that one anew (to a new
 file, then rename) and send the server SIGHUP: connections whose login stays go on, a login that has gone is cut off.
@@ -15,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bus.credentials import ACCOUNT_OF, Account, Login
-from bus.permissions import HEARD_AT_THE_EDGE, HEARD_IN_CONTROL, Grant, allowed, asked_of_control
+from bus.permissions import Grant, allowed, asked_of_control, heard_at_the_edge, heard_in_control
+from schemas.base import Home, SiteId
 from schemas.errors import ErrorCode, ResplitError
 
 LOGINS_FILE = "logins.conf"
@@ -88,20 +90,22 @@ def server_conf(
     routes: Routes | None = None,
     leaves: str | None = None,
     hub: Hub | None = None,
+    domain: str | None = None,
 ) -> str:
     """The whole configuration but for the logins, which stand in `logins_file` beside it.
 
     `listen` is "host:port"; port -1 takes any that is free, and the server writes it into `ports_folder`. `store`:
-    where JetStream keeps what it keeps; None: this server, a leaf node, has none. Without `survives_power_cuts` a write
-    is acknowledged before it is on the disk, which is quicker. `advertise`: host:port by which members of the others of
-    its cluster hear of this server; `leaves`: host:port where leaf nodes are let in. Raises
-    `ResplitError(INVALID_REQUEST)` for what cannot stand in the file.
+    where JetStream keeps what it keeps; None: this server, a leaf node, has none. `domain`: what JetStream is called
+    there, where it is not the hub's. Without `survives_power_cuts` a write is acknowledged before it is on the disk,
+    which is quicker. `advertise`: host:port by which members of the others of its cluster hear of this server;
+    `leaves`: host:port where leaf nodes are let in. Raises `ResplitError(INVALID_REQUEST)` for what cannot stand in the
+    file.
     """
     told = "" if advertise is None else f"client_advertise: {quoted(advertise)}\n"
     more = [] if routes is None else [_cluster(routes, tls)]
     more += [] if leaves is None else [_leaves(leaves, tls)]
     more += [] if hub is None else [_hub(hub, tls)]
-    kept = [] if store is None else [_jetstream(store, max_file_store_bytes, survives_power_cuts)]
+    kept = [] if store is None else [_jetstream(store, max_file_store_bytes, survives_power_cuts, domain)]
     between = "\n".join((*kept, *more))
     ports = "" if ports_folder is None else f"ports_file_dir: {quoted(str(ports_folder))}\n"
     return f"""\
@@ -141,21 +145,24 @@ include {_included(logins_file)}
 """
 
 
-def logins_conf(logins: Iterable[Login], leaves: Iterable[LeafLogin] = ()) -> str:
-    """Every login and what it may do, each line with its reason; the same logins give the same text.
+def logins_conf(logins: Iterable[Login], leaves: Iterable[LeafLogin] = (), home: Home = None) -> str:
+    """Every login at the servers of `home` and what it may do, each line with its reason; the same logins give the same
+    text. Orchestrators log in at home alone.
 
     Raises `ResplitError(INVALID_REQUEST)` where a name or a key stands twice.
     """
-    found = sorted(logins, key=lambda login: (login.role, login.name))
-    sites = sorted(leaves, key=lambda leaf: leaf.name)
-    _check_single("name", [login.name for login in found])
-    _check_single("nkey", [*(login.nkey for login in found), *(leaf.nkey for leaf in sites)])
+    every = sorted(logins, key=lambda login: (login.role, login.name))
+    sites = _homes(every)
+    found = [login for login in every if login.role != "orchestrator" or login.home == home]
+    leaf_logins = sorted(leaves, key=lambda leaf: leaf.name)
+    _check_single("name", [login.name for login in every])
+    _check_single("nkey", [*(login.nkey for login in every), *(leaf.nkey for leaf in leaf_logins)])
     return f"""\
 {WRITTEN}
 
 accounts {{
-{_account("CONTROL", found)}
-{_account("EDGE", found, sites)}
+{_account("CONTROL", found, home, sites)}
+{_account("EDGE", found, home, sites, leaf_logins)}
 }}
 """
 
@@ -168,10 +175,11 @@ def leaf_login(seed: str) -> str:
 def leaf_logins_conf(logins: Iterable[Login]) -> str:
     """The logins at a leaf node: of those who serve and ask, which is all that reaches it. What they ask of those who
     steer the servers answer that it hangs on. Errors are those of `logins_conf`."""
-    found = sorted((one for one in logins if ACCOUNT_OF[one.role] == "EDGE"), key=lambda one: (one.role, one.name))
+    every = sorted(logins, key=lambda login: (login.role, login.name))
+    found, sites = [one for one in every if ACCOUNT_OF[one.role] == "EDGE"], _homes(every)
     _check_single("name", [login.name for login in found])
     _check_single("nkey", [login.nkey for login in found])
-    users = "\n".join(_user(login) for login in found) or NOBODY
+    users = "\n".join(_user(login, sites) for login in found) or NOBODY
     return f"""\
 {WRITTEN}
 
@@ -194,13 +202,19 @@ def quoted(text: str) -> str:
     return f'"{escaped}"'
 
 
-def _jetstream(store: Path, max_file_store_bytes: int, survives_power_cuts: bool) -> str:
+def _homes(logins: Iterable[Login]) -> tuple[SiteId, ...]:
+    """The sites that have orchestrators of their own."""
+    return tuple(sorted({SiteId(one.home) for one in logins if one.role == "orchestrator" and one.home is not None}))
+
+
+def _jetstream(store: Path, max_file_store_bytes: int, survives_power_cuts: bool, domain: str | None) -> str:
     sync = """
   # JetStream acknowledges before it has written to the disk unless it is told otherwise.
   sync_interval: always"""
+    named = "" if domain is None else f"\n  domain: {quoted(domain)}"
     return f"""\
 jetstream {{
-  store_dir: {quoted(str(store))}
+  store_dir: {quoted(str(store))}{named}
   max_memory_store: 64MB
   # Plans, receipts and desired state are megabytes; what grows is the audit stream, which nothing deletes.
   max_file_store: {_size(max_file_store_bytes)}{sync if survives_power_cuts else ""}
@@ -276,13 +290,19 @@ leafnodes {{
 """
 
 
-def _account(account: Account, logins: Sequence[Login], leaves: Sequence[LeafLogin] = ()) -> str:
-    asked = asked_of_control().items()
+def _account(
+    account: Account, logins: Sequence[Login], home: Home, sites: Sequence[SiteId], leaves: Sequence[LeafLogin] = ()
+) -> str:
+    asked = asked_of_control(home).items()
     control = account == "CONTROL"
-    heard, other = (HEARD_IN_CONTROL, "EDGE") if control else (HEARD_AT_THE_EDGE, "CONTROL")
-    told = HEARD_AT_THE_EDGE if control else HEARD_IN_CONTROL
+    of_edge, of_control = heard_in_control(home), heard_at_the_edge(home)
+    heard, told, other = (of_edge, of_control, "EDGE") if control else (of_control, of_edge, "CONTROL")
     exports = [f"{{ stream: {quoted(subject)} }}" for subject in told]
-    imports = [f"{{ stream: {{ account: {other}, subject: {quoted(subject)} }} }}" for subject in heard]
+    imports = [
+        f"{{ stream: {{ account: {other}, subject: {quoted(there)} }}"
+        + (" }" if here == there else f", to: {quoted(here)} }}")
+        for there, here in heard.items()
+    ]
     if control:
         exports += [f"{{ service: {quoted(there)} }}" for _, there in asked]
     else:
@@ -290,7 +310,7 @@ def _account(account: Account, logins: Sequence[Login], leaves: Sequence[LeafLog
             f"{{ service: {{ account: {other}, subject: {quoted(there)} }}, to: {quoted(here)} }}"
             for here, there in asked
         ]
-    users = [_user(login) for login in logins if ACCOUNT_OF[login.role] == account]
+    users = [_user(login, sites) for login in logins if ACCOUNT_OF[login.role] == account]
     users += [_leaf(leaf) for leaf in leaves]
     if not logins and not control:
         users = [NOBODY]
@@ -318,8 +338,8 @@ def _leaf(leaf: LeafLogin) -> str:
     }}"""
 
 
-def _user(login: Login) -> str:
-    may = allowed(login)
+def _user(login: Login, sites: Sequence[SiteId]) -> str:
+    may = allowed(login, sites)
     return f"""\
     {{
       # {login.role} {login.name}

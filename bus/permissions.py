@@ -17,17 +17,20 @@ plan is left in it. So there are two accounts. Those who steer and watch are in 
 agents and clients are at the EDGE, whose few questions to CONTROL are answered at the EDGE. And no agent may make a
 consumer or ask for a message as it was stored: both are answered with bytes that somebody chose.
 
+A site that is the home of deployments has both accounts once more, with what is kept there (`docs/decisions/0044`).
+Members at the EDGE reach its account CONTROL under the site's name (`subjects.at_edge`), wherever they are.
+
 Nor can a list say what a stream that may be made or changed is to hold: with another stream as its source, those who
 make streams (orchestrators, archivists) could read what they may not, the journal among it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from bus.credentials import API_OF, Login, inbox_prefix
 from schemas import subjects
-from schemas.base import DeploymentName, Digest, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, Home, NodeId, RequestId, SiteId
 from schemas.leader import LEASE_KEY
 from schemas.roster import Role
 
@@ -75,19 +78,25 @@ class Permissions:
         assert self.publish and self.subscribe, "an empty list would allow everything"
 
 
-def allowed(login: Login) -> Permissions:
-    """What `login` may do, by its role and for its own name."""
-    return TABLE[login.role](login.name)
+def allowed(login: Login, sites: Sequence[SiteId] = ()) -> Permissions:
+    """What `login` may do, by its role and for its own name, where `sites` are homes beside the hub."""
+    match login.role:
+        case "agent":
+            return _agent(login.name, login.home, (None, *sites))
+        case "orchestrator":
+            return _orchestrator(login.name, login.home)
+        case role:
+            return TABLE[role](login.name)
 
 
-def _agent(name: NodeId) -> Permissions:
+def _agent(name: NodeId, home: Home, homes: Sequence[Home]) -> Permissions:
     own_inbox = f"{inbox_prefix('agent', name)}.>"
     return Permissions(
         publish=(
             # What it says of itself. Others' names stand in others' subjects, so it cannot speak for them.
             Grant(subjects.capacity(name), "its own heartbeat"),
-            Grant(subjects.receipt(name), "its own answers to plans"),
-            Grant(subjects.audit(name, "*"), "its own audit events"),
+            *_at(homes, Grant(subjects.receipt(name), "its own answers to plans")),
+            *_at((home,), Grant(subjects.audit(name, "*"), "its own audit events")),
             # What it says to others, whoever they are: plans change, logins do not change with them.
             Grant(subjects.activation(EVERY_NODE), "frames and pings where no direct link exists, signed by it"),
             Grant(
@@ -99,26 +108,34 @@ def _agent(name: NodeId) -> Permissions:
             Grant(subjects.blob_of_all(EVERY_FILE), "asks every holder of a file"),
             Grant(inbox_of_all("client"), "replies to requests, also to those it inherited"),
             Grant(inbox_of_all("agent"), "pieces of files and answers to pings; what it says to itself"),
-            # The journal is one stream for all: a life is fenced and inherited by others than who wrote it.
-            Grant(subjects.ALL_JOURNAL, "journals of its own lives, and fences on lives that ended"),
-            Grant(edge_api("STREAM.INFO", subjects.STREAM_JOURNAL), "which lives of a deployment are journalled"),
-            Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_JOURNAL), "what an ended life owes"),
-            Grant(
-                edge_api("STREAM.PURGE", subjects.STREAM_JOURNAL),
-                "removes what nobody needs of its own and fenced lives",
+            *_at(
+                homes,
+                # The journal is one stream for all: a life is fenced and inherited by others than who wrote it.
+                Grant(subjects.ALL_JOURNAL, "journals of its own lives, and fences on lives that ended"),
+                Grant(edge_api("STREAM.INFO", subjects.STREAM_JOURNAL), "which lives of a deployment are journalled"),
+                Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_JOURNAL), "what an ended life owes"),
+                Grant(
+                    edge_api("STREAM.PURGE", subjects.STREAM_JOURNAL),
+                    "removes what nobody needs of its own and fenced lives",
+                ),
+                # Plans, read again after every silence.
+                Grant(
+                    edge_api("STREAM.INFO", subjects.STREAM_PLANS), "whether the orchestrator has made the streams yet"
+                ),
+                Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_PLANS), "the newest plan of each deployment"),
             ),
-            # Plans, read again after every silence.
-            Grant(edge_api("STREAM.INFO", subjects.STREAM_PLANS), "whether the orchestrator has made the streams yet"),
-            Grant(edge_api("STREAM.MSG.GET", subjects.STREAM_PLANS), "the newest plan of each deployment"),
         ),
         subscribe=(
             Grant(own_inbox, "answers to itself"),
-            Grant(subjects.ALL_PLANS, "plans, all of them: it opens what is for it"),
-            Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
-            Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
-            Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            *_at(
+                homes,
+                Grant(subjects.ALL_PLANS, "plans, all of them: it opens what is for it"),
+                Grant(subjects.LEADER, "the word of a new leader, which ends the one before"),
+                Grant(subjects.BEACON, "what is newest, so that what is withheld is missed"),
+                Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            ),
             Grant(subjects.ROSTER_NEWEST, "asked by clients who belongs", subjects.ROSTER_QUEUE),
-            Grant(subjects.staging(name), "advice on what to have on its own disk"),
+            *_at((home,), Grant(subjects.staging(name), "advice on what to have on its own disk")),
             Grant(subjects.ALL_CAPACITY, "who its peers are, where their links listen, who is silent"),
             Grant(subjects.activation(name), "frames for itself and nobody else"),
             # Which deployments it serves is a matter of plans; it gets a share of their requests, never all of them.
@@ -130,7 +147,8 @@ def _agent(name: NodeId) -> Permissions:
     )
 
 
-def _orchestrator(name: NodeId) -> Permissions:
+def _orchestrator(name: NodeId, home: Home) -> Permissions:
+    elsewhere = () if home is None else (Grant(subjects.ROSTER_OF_HUB, "the same, as it is published at the hub"),)
     return Permissions(
         publish=(
             Grant(subjects.ALL_PLANS, "plans"),
@@ -170,6 +188,7 @@ def _orchestrator(name: NodeId) -> Permissions:
         subscribe=(
             Grant(f"{inbox_prefix('orchestrator', name)}.>", "answers to itself"),
             Grant(subjects.ROSTER, "who belongs to the cluster, as its root signed it"),
+            *elsewhere,
             Grant(subjects.ROSTER_NEWEST, "asked by those who steer and watch who belongs", subjects.ROSTER_QUEUE),
             Grant(subjects.ALL_CAPACITY, "heartbeats"),
             Grant(subjects.ALL_STANDBYS, "which orchestrators stand by"),
@@ -246,8 +265,6 @@ def _archivist(name: NodeId) -> Permissions:
 
 
 TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
-    "agent": _agent,
-    "orchestrator": _orchestrator,
     "client": _client,
     "operator": _operator,
     "observer": _observer,
@@ -258,7 +275,6 @@ TABLE: Mapping[Role, Callable[[NodeId], Permissions]] = {
 # What passes between the two accounts, and nothing else does. A question from the EDGE is answered at the EDGE, so
 # whatever return address it names, the answer reaches no stream and nobody in CONTROL.
 
-HEARD_IN_CONTROL = (subjects.ALL_CAPACITY,)
 HEARD_AT_THE_EDGE = (
     subjects.ALL_PLANS,
     subjects.LEADER,
@@ -268,16 +284,27 @@ HEARD_AT_THE_EDGE = (
 )
 
 
-def asked_of_control() -> Mapping[str, str]:
-    """What the EDGE may ask of CONTROL, and under which subject CONTROL knows it."""
-    same = (
-        subjects.receipt(EVERY_NODE),
-        subjects.audit(EVERY_NODE, "*"),
-        subjects.ALL_JOURNAL,
-        subjects.blob(EVERY_FILE),
-        subjects.blob_of_all(EVERY_FILE),
-    )
-    return {**{subject: subject for subject in same}, **{edge_api(*call): api(*call) for call in EDGE_CALLS}}
+def heard_in_control(home: Home) -> Mapping[str, str]:
+    """What those who steer at `home` hear of the EDGE, and under which subject; at a site also what the EDGE hears of
+    the hub's rosters."""
+    heard = {subjects.ALL_CAPACITY: subjects.ALL_CAPACITY}
+    return heard if home is None else {**heard, subjects.ROSTER: subjects.ROSTER_OF_HUB}
+
+
+def heard_at_the_edge(home: Home) -> Mapping[str, str]:
+    """What the EDGE hears of those who steer at `home`, and under which subject."""
+    return {subject: subjects.at_edge(home, subject) for subject in HEARD_AT_THE_EDGE}
+
+
+def asked_of_control(home: Home = None) -> Mapping[str, str]:
+    """What the EDGE may ask of CONTROL at `home`, and under which subject CONTROL knows it."""
+    same = (subjects.receipt(EVERY_NODE), subjects.audit(EVERY_NODE, "*"), subjects.ALL_JOURNAL)
+    files = (subjects.blob(EVERY_FILE), subjects.blob_of_all(EVERY_FILE))  # whoever has one may answer
+    return {
+        **{subjects.at_edge(home, subject): subject for subject in same},
+        **{subject: subject for subject in files},
+        **{subjects.at_edge(home, edge_api(*call)): api(*call) for call in EDGE_CALLS},
+    }
 
 
 def api(verb: Api, stream: str) -> str:
@@ -294,6 +321,11 @@ def edge_api(verb: Api, stream: str) -> str:
 def inbox_of_all(role: Role) -> str:
     """Every inbox of those who play this part."""
     return f"{inbox_prefix(role, EVERY_NODE)}.>"
+
+
+def _at(homes: Sequence[Home], *grants: Grant) -> tuple[Grant, ...]:
+    """The same of each of `homes`, as an agent names it."""
+    return tuple(Grant(subjects.at_edge(home, one.subject), one.why, one.queue) for home in homes for one in grants)
 
 
 def _reading() -> tuple[Grant, ...]:

@@ -1,8 +1,8 @@
 """Plan events as they travel: one signature over letters, of which each reader opens its own.
 
-The orchestrators of the roster get the whole event, so that one which takes over goes on with it, and each node that
-it concerns the part that it needs (`schemas.section`). Each letter is about its deployment, term and revision, and
-about the kind of reader, so it opens as nothing else.
+The orchestrators of the deployment's home get the whole event, so that one which takes over goes on with it, and each
+node that it concerns the part that it needs (`schemas.section`). Each letter is about its deployment, term and
+revision, and about the kind of reader, so it opens as nothing else.
 
 A letter opens with the key that the roster named when it was made. Whoever has a new one waits for the event to be
 sealed anew (`orchestrator.rollout`).
@@ -36,7 +36,7 @@ def seal_event(event: PlanEvent, identity: Identity) -> bytes:
         section = section_of(event, node)
         if section is not None and node in identity.agents:
             told.setdefault(encode(section), []).append(node)
-    whole = {encode(event): {*identity.orchestrators, identity.name}}
+    whole = {encode(event): {*identity.steering(identity.home), identity.name}}
     sealed = SealedEvent(
         deployment=event.deployment,
         term=event.term,

@@ -1,9 +1,10 @@
 """Several NATS servers of one cluster: what each of them takes, in a folder of its own to be carried to its machine.
 
 Either three (or five) servers that are one, each with a part of what is kept; or one; and at sites leaf nodes that hang
-on them. A folder holds what `resplit init` writes for a single server (`bus.server_certificate`), of its own: its
-configuration, its certificate and key, the authority, and the logins, which every change of who belongs writes anew.
-That of a leaf node has `leaf.key` besides, with which it logs in where it hangs on.
+on them. A site that is the home of deployments keeps what is theirs itself. A folder holds what `resplit init` writes
+for a single server (`bus.server_certificate`), of its own: its configuration, its certificate and key, the authority,
+and the logins, which every change of who belongs writes anew. That of a leaf node has `leaf.key` besides, with which it
+logs in where it hangs on, and that of a home the file `home`, by which it is known as one.
 """
 
 import re
@@ -15,7 +16,7 @@ from secrets import token_bytes
 
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from bus.cluster_folder import LEAF_LOGIN, LEAF_SEED, SERVERS, open_cluster, write_logins
+from bus.cluster_folder import HOME, LEAF_LOGIN, LEAF_SEED, SERVERS, open_cluster, write_logins
 from bus.credentials import SEED_BYTES, nkey_seed, public_nkey
 from bus.folders import read_public
 from bus.founding import JETSTREAM
@@ -91,9 +92,11 @@ def make_leaf(
     *,
     now: datetime,
     ports: Ports = Ports(),
+    store: Path | None = None,
 ) -> Path:
     """Make the folder of the leaf node `name`, which members reach at `host` and which hangs on `hubs`, each a host or
-    host:port. Again keeps its login. Errors are those of `make_servers`."""
+    host:port. With a `store`, for JetStream, the site `name` is the home of deployments. Again keeps its login. Errors
+    are those of `make_servers`."""
     _check_names((name,))
     if not hubs:
         raise ResplitError(ErrorCode.INVALID_REQUEST, "a leaf node hangs on a server; name its host", "hub")
@@ -105,7 +108,11 @@ def make_leaf(
         seed = nkey_seed(token_bytes(SEED_BYTES))
         write_durably(files / LEAF_SEED, leaf_login(seed).encode(), PRIVATE)
         write_durably(files / LEAF_LOGIN, public_nkey(seed).encode(), PUBLIC)
-    _fill(cluster, files, leaf_server_conf(name, hubs, ports))
+    if store is None:
+        (files / HOME).unlink(missing_ok=True)
+    else:
+        write_durably(files / HOME, b"", PUBLIC)
+    _fill(cluster, files, leaf_server_conf(name, hubs, ports, store))
     write_logins(cluster, open_cluster(cluster).roster)
     return files
 
@@ -132,11 +139,12 @@ def routes_of(name: str, hosts: Mapping[str, str], ports: Mapping[str, Ports]) -
     return Routes(f"{at[name].host}:{at[name].routes}", others) if others else None
 
 
-def leaf_server_conf(name: str, hubs: Sequence[str], ports: Ports = Ports()) -> str:
-    """PURE: the configuration of the leaf node `name`."""
+def leaf_server_conf(name: str, hubs: Sequence[str], ports: Ports = Ports(), store: Path | None = None) -> str:
+    """PURE: the configuration of the leaf node `name`, with a `store` of a home."""
     servers = tuple(hub if re.search(r":\d+$", hub) else f"{hub}:{LEAF_PORT}" for hub in hubs)
     listen = f"{ports.host}:{ports.clients}"
-    return server_conf(listen, None, server_files(Path()), name=name, hub=Hub(servers, LEAF_SEED))
+    domain = None if store is None else name
+    return server_conf(listen, store, server_files(Path()), name=name, hub=Hub(servers, LEAF_SEED), domain=domain)
 
 
 def _fill(cluster: Path, files: Path, conf: str) -> None:

@@ -17,9 +17,11 @@ from nats.js.api import (
 from nats.js.errors import BucketNotFoundError, NotFoundError
 from nats.js.kv import KeyValue
 
+from bus.connection import jetstream_at
 from bus.replicas import spread, with_replicas
 from natstls.client import DeniedError
 from schemas import subjects
+from schemas.base import Home
 
 PLANS_KEPT = 64
 RECEIPTS_KEPT = 256
@@ -153,9 +155,10 @@ async def _made(js: JetStreamContext, config: KeyValueConfig) -> KeyValue:
     return await with_replicas(js, lambda count: js.create_key_value(config, replicas=count))
 
 
-async def wait_for_streams(client: Client) -> JetStreamContext:
-    """The streams, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is missing."""
-    js = client.jetstream()
+async def wait_for_streams(client: Client, home: Home = None) -> JetStreamContext:
+    """The streams of `home`, for whoever may not make them (`bus.permissions`): raises what nats-py does where one is
+    missing."""
+    js = jetstream_at(client, home)
     for stream in (subjects.STREAM_PLANS, subjects.STREAM_JOURNAL):  # the first and the last that are made
         await js.stream_info(stream)
     return js

@@ -18,7 +18,10 @@ from nats.errors import Error as NatsError
 from nats.js.api import Header
 from nats.js.errors import NotFoundError
 
+from bus.connection import jetstream_at
 from natstls.client import DeniedError, SafeClient
+from schemas import subjects
+from schemas.base import Home
 
 API_S = 2.0
 """What is asked while a server is killed is never answered: ask again soon."""
@@ -52,11 +55,13 @@ class Line:
 class SubjectLog:
     """Appends to one subject, reads it, and forgets its beginning."""
 
-    def __init__(self, client: Client, stream: str, subject: str) -> None:
+    def __init__(self, client: Client, stream: str, subject: str, home: Home = None) -> None:
+        """`home` is where the stream is, for those at the EDGE; it knows the subject as `subject`."""
         self._client = client
-        self._js = client.jetstream(timeout=API_S)
+        self._js = jetstream_at(client, home, timeout=API_S)
         self._stream = stream
         self._subject = subject
+        self._written_as = subjects.at_edge(home, subject)
         self._inbox = client.new_inbox()
         self._answers: Subscription | None = None
         self._told = contextlib.ExitStack()
@@ -86,8 +91,8 @@ class SubjectLog:
             if self._answers is None:
                 self._answers = await self._client.subscribe(f"{self._inbox}.*", cb=self._answered)
                 if isinstance(self._client, SafeClient):
-                    self._told.enter_context(self._client.when_denied((self._subject,), self._denied))
-            await self._client.publish(self._subject, data, f"{self._inbox}.{self._attempt}", headers)
+                    self._told.enter_context(self._client.when_denied((self._written_as,), self._denied))
+            await self._client.publish(self._written_as, data, f"{self._inbox}.{self._attempt}", headers)
             msg = await answer
         except DeniedError as error:
             raise NoRoomError(str(error)) from error

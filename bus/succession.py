@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 
+from bus.connection import jetstream_at
 from bus.journal import ACK_S, RETRY_S, SupersededError, fenced_by
 from bus.subject_log import Line, MovedError, NoRoomError, SubjectLog, UnsureError
 from schemas import subjects
-from schemas.base import DeploymentName, LifeId
+from schemas.base import DeploymentName, LifeId, home_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.journal import Fence, LiveRequest, Stored, fold_journal, pack_record, unpack_records
 
@@ -58,7 +59,8 @@ async def lives(client: Client, deployment: DeploymentName) -> tuple[Life, ...]:
     """
     every = subjects.journal(deployment, LifeId("*"))
     try:
-        info = await client.jetstream().stream_info(subjects.STREAM_JOURNAL, subjects_filter=every)
+        js = jetstream_at(client, home_of(deployment))
+        info = await js.stream_info(subjects.STREAM_JOURNAL, subjects_filter=every)
         found = []
         for subject, messages in sorted((info.state.subjects or {}).items()):
             life = LifeId(subject.rsplit(".", 1)[-1])
@@ -151,7 +153,7 @@ def _recovered(deployment: DeploymentName, life: LifeId, lines: list[Line]) -> t
 
 
 def _log_of(client: Client, deployment: DeploymentName, life: LifeId) -> SubjectLog:
-    return SubjectLog(client, subjects.STREAM_JOURNAL, subjects.journal(deployment, life))
+    return SubjectLog(client, subjects.STREAM_JOURNAL, subjects.journal(deployment, life), home_of(deployment))
 
 
 def _unreachable(what: str) -> ResplitError:

@@ -11,7 +11,7 @@ from bus.identity import ORCHESTRATOR, read_roster
 from bus.joining import join, with_roster
 from bus.remembered import PUBLIC, write_durably
 from bus.server_certificate import certify, read_server_certificate
-from schemas.base import NodeId
+from schemas.base import Home, NodeId
 from schemas.roster import Policy, Role, TrustTier
 
 CLUSTER = "cluster"
@@ -54,12 +54,12 @@ def make_members(
         join(with_roster(bundle, roster), folder / name, now)
 
 
-def add_member(folder: Path, name: NodeId, role: Role, tier: TrustTier | None) -> bytes:
+def add_member(folder: Path, name: NodeId, role: Role, tier: TrustTier | None, home: Home = None) -> bytes:
     """One more; the roster that says so, which every folder has now. Who runs already is to be sent it."""
     now, cluster = datetime.now(UTC), folder / CLUSTER
     roots = [load_holder(cluster / "root-0.key")]
     if read_roster(cluster).member(name) is None:
-        bundle = enrol(cluster, name, role, tier, LIFETIME, roots, now=now)
+        bundle = enrol(cluster, name, role, tier, LIFETIME, roots, now=now, home=home)
     else:
         bundle = rotate(cluster, name, roots, now=now)  # whoever enrolled it was stopped before it joined
     join(bundle, folder / name, now)

@@ -199,13 +199,14 @@ class PlanLog:
         subject, data = message.subject or "", message.data or b""
         if subject == subjects.ROSTER:
             return None  # what the root says stands in the same stream; `bus.following` reads it
-        trusted = self._identity.orchestrators
+        home = self._identity.home
         try:
             if subject == subjects.LEADER:
-                return open_envelope(data, Leadership, LEADER_TYPE, trusted)
-            event, signer = open_envelope(data, SealedEvent, PLAN_TYPE, trusted)
+                return open_envelope(data, Leadership, LEADER_TYPE, self._identity.steering(home))
+            event, signer = open_envelope(data, SealedEvent, PLAN_TYPE, self._identity.orchestrators)
             if subject != subjects.plan(event.deployment):
                 raise ResplitError(ErrorCode.BAD_SIGNATURE, "the event is about another deployment")
+            self._identity.check_steers(signer, event.deployment, home)
         except ResplitError as error:
             self._reject(subject, error)
             return None

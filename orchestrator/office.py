@@ -144,7 +144,7 @@ class Term:
         self._on_core(core)
         log.info("%s leads in term %d: %d deployment(s)", here.name, leadership.term, len(snapshot.deployments))
         standbys, offers = Standbys(here.now), Offers(BlobServer(here.client, here.store))
-        office = Office(leadership, standbys, self._lease.may_act)
+        office = Office(here.identity.home, leadership, standbys, self._lease.may_act)
         self._operators = operators = Operators(core, here.store, keys, here.desired, offers, office, here.heard_since)
         subscriptions = [await standbys.hear(here.client)]
         try:

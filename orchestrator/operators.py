@@ -40,7 +40,7 @@ from orchestrator.whereabouts import whereabouts
 from orchestrator.wishes import Desired
 from schemas import subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest
+from schemas.base import DeploymentName, Digest, Home, called, home_of
 from schemas.capacity import HEARTBEAT_SPARE_S
 from schemas.codec import decode, encode
 from schemas.control import (
@@ -86,7 +86,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Office:
-    """This orchestrator's time as the leader."""
+    """This orchestrator's time as the leader at `home`."""
+
+    home: Home
 
     leadership: Leadership
     standbys: Standbys
@@ -146,6 +148,7 @@ class Operators:
 
     async def _deploy(self, data: bytes) -> DeployReply:
         request = decode(DeployRequest, data, "request")
+        check_home(request.name, self._office.home)
         digest = await asyncio.to_thread(self._store.resolve, request.model)
         manifest = await asyncio.to_thread(self._store.manifest, digest)
         await asyncio.to_thread(self._keys.check, digest, manifest)
@@ -236,7 +239,9 @@ class Operators:
         return RemoveReply(name=request.name)
 
     def _desired(self, name: DeploymentName) -> Deployment:
-        """The deployment as it is wanted now; raises UNKNOWN_DEPLOYMENT if there is none of this name."""
+        """The deployment as it is wanted now; raises UNKNOWN_DEPLOYMENT if there is none of this name, and FORBIDDEN if
+        another home steers it."""
+        check_home(name, self._office.home)
         known = self._core.snapshot.deployments
         if name not in known:
             message = f"there is no deployment {name!r}; the deployments are: {', '.join(sorted(known)) or 'none'}"
@@ -331,6 +336,17 @@ def desired(request: DeployRequest, digest: Digest, manifest: Manifest) -> Deplo
         on_demand=request.on_demand,
         cloud=request.cloud,
     )
+
+
+def check_home(name: DeploymentName, home: Home) -> None:
+    """That a deployment is steered at `home`; raises `ResplitError(FORBIDDEN)` naming where to ask."""
+    at = home_of(name)
+    if at != home:
+        here = "" if home is None else f" (one of {called(home)} is called {home}/NAME)"
+        message = (
+            f"{name!r} is at home at {called(at)}, and {called(home)} was asked{here}; give the --url of its server"
+        )
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "name")
 
 
 def placed(deployment: Deployment, placement: Chain | Placement | None) -> Deployment:

@@ -18,7 +18,7 @@ from nats.js.kv import KeyValue
 from bus.audit import AuditTrail
 from bus.connection import MemberClient, connect
 from bus.following import RosterInbox, offer_roster
-from bus.identity import ORCHESTRATOR, load_credentials, load_identity
+from bus.identity import load_credentials, load_identity
 from bus.stopping import end, first_of
 from bus.streams import deployments_bucket, ensure_streams, keep_spread, leader_bucket, nodes_bucket
 from bus.supervision import Supervised, Work
@@ -56,7 +56,7 @@ class OrchestratorConfig:
 
     url: str
     keys: Path
-    """The folder of the member `orchestrator` (`bus.identity`)."""
+    """The folder of the member that the orchestrators of its home are (`bus.identity`)."""
     store: Path
     """The store of imported models, whose files it serves to agents."""
     name: NodeId | None = None
@@ -82,18 +82,21 @@ async def run(config: OrchestratorConfig, on_ready: Callable[[], object] = lambd
 
 
 async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], life: "_Life") -> None:
-    identity = load_identity(config.keys, ORCHESTRATOR)
+    credentials = load_credentials(config.keys)
+    if credentials.role != "orchestrator":
+        message = f"{config.keys} is the folder of the {credentials.role} {credentials.name!r}; give an orchestrator's"
+        raise ResplitError(ErrorCode.INVALID_REQUEST, message, "keys")
+    identity = load_identity(config.keys, credentials.name)
     name = config.name or default_name()
     if re.fullmatch(NAME_PATTERN, name) is None:
         message = f"{name!r} cannot name an orchestrator; {NAME_RULE}"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "id")
     ears = _Ears()
-    credentials = load_credentials(config.keys)
     client = await connect(config.url, name, credentials=credentials, on_lost=ears.lost, on_back=ears.back)
     try:
         js, desired, leases = await _streams(client)
         now = steady_clock()
-        audit = AuditTrail(js, identity, now, memory=identity.folder / f"{config.name or ORCHESTRATOR}.trail.end")
+        audit = AuditTrail(js, identity, now, memory=identity.folder / f"{config.name or identity.name}.trail.end")
         await client.subscribe(subjects.ALL_AUDIT, cb=audit.heads.note)
         rejections = Rejections(audit)
         inbox = Inbox(identity, rejections, ears.hear)
@@ -117,6 +120,8 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         )
         offering = asyncio.create_task(offer_roster(js, identity))
         rosters = RosterInbox(client, identity, audit, lambda: ears.hear(RosterTaken(identity.roster)))
+        if identity.home is not None:
+            await client.subscribe(subjects.ROSTER_OF_HUB, cb=rosters.arrived)
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
         spreading = asyncio.create_task(keep_spread(client))

@@ -9,8 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from bus.identity import orchestrator_of
 from schemas.audit import AuditEvent, AuditKind
-from schemas.base import DeploymentName, NodeId
+from schemas.base import DeploymentName, NodeId, home_of
 
 OVER = (AuditKind.PLAN_ABORTED, AuditKind.PLAN_RETIRED)
 
@@ -33,7 +34,7 @@ class Holding:
     """None: the trail knows of no end."""
 
 
-def holders(events: Iterable[AuditEvent], orchestrator: NodeId) -> tuple[Holding, ...]:
+def holders(events: Iterable[AuditEvent]) -> tuple[Holding, ...]:
     """Every holding, in the order in which they began. Give it events whose signatures were verified."""
     found: dict[Key, Holding] = {}
     lives: dict[NodeId, str] = {}
@@ -53,7 +54,7 @@ def holders(events: Iterable[AuditEvent], orchestrator: NodeId) -> tuple[Holding
         elif event.kind is AuditKind.BLOCKS_FREED and key in found:
             # The leader may have called the plan over before the node was done with it.
             found[key] = replace(found[key], until=event.at)
-        elif event.source == orchestrator and event.kind in OVER:
+        elif event.source == orchestrator_of(home_of(name)) and event.kind in OVER:
             _end(found, [key for key in found if key[:2] == (name, epoch)], event.at)
     return tuple(sorted(found.values(), key=lambda holding: holding.since))
 

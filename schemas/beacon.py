@@ -12,7 +12,8 @@ from typing import Self
 
 from pydantic import AwareDatetime, Field, model_validator
 
-from schemas.base import DeploymentId, Value
+from schemas.base import DeploymentId, Home, Value, called, home_of
+from schemas.errors import ErrorCode, ResplitError
 from schemas.known import BeaconSeen, Known, PlanSeen, RosterSeen, check_follows, check_near, fell
 
 BEACON_EVERY_S = 2.0
@@ -30,7 +31,7 @@ class Beacon(Value):
     """For people."""
     roster: RosterSeen
     plans: dict[DeploymentId, PlanSeen] = Field(default_factory=dict, max_length=PLANS_MAX)
-    """The newest event of each deployment in the log of plans."""
+    """The newest event of each deployment in the log of plans of the leader's home."""
 
     @model_validator(mode="after")
     def _names_nothing_of_a_later_term(self) -> Self:
@@ -40,14 +41,21 @@ class Beacon(Value):
         return self
 
 
-def after_beacon(known: Known, beacon: Beacon) -> Known:
-    """`known` after a beacon, which must be newer than the one seen last, and of no earlier term than any plan seen.
+def after_beacon(known: Known, beacon: Beacon, home: Home = None) -> Known:
+    """`known` after a beacon of a leader at `home`, which must be newer than the one seen last of that home, and of no
+    earlier term than any of its plans that was seen.
 
-    Raises `ResplitError`: ROLLED_BACK otherwise, and INVALID_REQUEST where its term or the roster that it names is more
-    than `JUMP_MAX` ahead. A number may be far ahead: what a stolen key drove up ends with the next term.
+    Raises `ResplitError`: ROLLED_BACK otherwise, FORBIDDEN where it names another home's deployment, and
+    INVALID_REQUEST where its term or the roster that it names is more than `JUMP_MAX` ahead. A number may be far ahead:
+    what a stolen key drove up ends with the next term.
     """
-    terms = [plan.term for plan in known.plans.values()]
-    seen = known.beacon
+    strange = next((name for name in beacon.plans if home_of(name) != home), None)
+    if strange is not None:
+        message = f"a beacon of {called(home)} names {strange!r}, which is at home at {called(home_of(strange))}"
+        raise ResplitError(ErrorCode.FORBIDDEN, message, "plans")
+    terms = [plan.term for name, plan in known.plans.items() if home_of(name) == home]
+    before = known.steering(home)
+    seen = before.beacon
     if seen is not None:
         terms.append(seen.term)
     if terms:
@@ -58,4 +66,5 @@ def after_beacon(known: Known, beacon: Beacon) -> Known:
         check_near(
             "the version of the roster that a beacon names", "roster", known.roster.version, beacon.roster.version
         )
-    return known.model_copy(update={"beacon": BeaconSeen(term=beacon.term, number=beacon.number)})
+    newest = BeaconSeen(term=beacon.term, number=beacon.number)
+    return known.steered(home, before.model_copy(update={"beacon": newest}))

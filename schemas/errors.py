@@ -4,7 +4,7 @@ from enum import StrEnum
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from schemas.base import NAME_PATTERN, NAME_RULE
+from schemas import base
 
 
 class ErrorCode(StrEnum):
@@ -88,8 +88,11 @@ class ResplitError(Exception):
         value = repr(first.get("input"))
         shown = value if len(value) <= 60 else value[:57] + "..."
         said = first["msg"].removeprefix("Value error, ")
-        if first.get("ctx", {}).get("pattern") == NAME_PATTERN:
-            said = NAME_RULE
+        match first.get("ctx", {}).get("pattern"):
+            case base.NAME_PATTERN:
+                said = base.NAME_RULE
+            case base.DEPLOYMENT_PATTERN:
+                said = f"{base.NAME_RULE}; of a deployment at home at a site, SITE/NAME, each so"
         if path is not None:
             said += f" (got {shown})"  # of the whole of `what` whoever sent it knows what it was
         return cls(ErrorCode.INVALID_REQUEST, f"{what}: {said}", path)

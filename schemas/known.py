@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 
 from pydantic import Field
 
-from schemas.base import DeploymentId, DeploymentName, Digest, Sha256, Value
+from schemas.base import DeploymentId, DeploymentName, Digest, Home, Sha256, SiteName, Value, home_of
 from schemas.errors import ErrorCode, ResplitError
 from schemas.roster import (
     DEPLOYMENTS_MAX,
@@ -57,6 +57,15 @@ class BeaconSeen(Value):
     number: int = Field(ge=1)
 
 
+class Steering(Value):
+    """What a process took of those who steer the deployments of one home."""
+
+    orchestrators: tuple[PublicKey, ...] = ()
+    """Their signing keys, ascending: those of the newest roster that names any."""
+    beacon: BeaconSeen | None = None
+    """Of `orchestrators`."""
+
+
 class Known(Value):
     """What a process remembers, also over a restart, so that nothing it took can be taken back."""
 
@@ -65,10 +74,25 @@ class Known(Value):
     roster: RosterSeen | None = None
     """None until one signed under this version of the root was taken."""
     orchestrators: tuple[PublicKey, ...] = ()
-    """The signing keys that the plans below can be of, ascending: those of the newest roster that names any."""
+    """Of the hub, as `Steering` says it."""
     plans: dict[DeploymentId, PlanSeen] = Field(default_factory=dict, max_length=DEPLOYMENTS_MAX)
+    """Each can be of the orchestrators of its deployment's home."""
     beacon: BeaconSeen | None = None
-    """Of `orchestrators` as well."""
+    """Of the hub as well."""
+    sites: dict[SiteName, Steering] | None = None
+    """None where no roster named any, and in what earlier releases wrote."""
+
+    def steering(self, home: Home) -> Steering:
+        """What was taken of those who steer at `home`."""
+        if home is None:
+            return Steering(orchestrators=self.orchestrators, beacon=self.beacon)
+        return (self.sites or {}).get(home, Steering())
+
+    def steered(self, home: Home, by: Steering) -> "Known":
+        """The same, but that `by` is what was taken of those who steer at `home`."""
+        if home is None:
+            return self.model_copy(update={"orchestrators": by.orchestrators, "beacon": by.beacon})
+        return self.model_copy(update={"sites": {**(self.sites or {}), home: by}})
 
 
 def first_known(data: bytes) -> Known:
@@ -88,9 +112,9 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
     What was seen of rosters ends with the root that signed them: none of them is valid under a new one, so none can
     come back, and numbers that a stolen root key drove up are forgotten with the key.
 
-    Where other orchestrators have taken the place of all those before, what was seen of plans and beacons is forgotten:
-    nobody can sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the key. So a
-    signing key that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
+    Where other orchestrators have taken the place of all those of a home, what was seen of its plans and beacons is
+    forgotten: nobody can sign them again, and numbers that a stolen orchestrator's key drove up are forgotten with the
+    key. So a signing key that left the roster must never come back to it; `bus.enrolment` makes a new one each time.
 
     Raises `ResplitError`: what `root_of` raises, BAD_SIGNATURE without a threshold of the root's keys, ROLLED_BACK for
     a lower version or another document of this one, EXPIRED where it or the root is so at `now`, and INVALID_REQUEST
@@ -105,17 +129,23 @@ def after_roster(known: Known, data: bytes, now: datetime) -> Known:
             raise _another("roster", f"version {roster.version}", seen.digest, roster.digest)
     _check_time("root", root, now)
     _check_time("roster", roster, now)
-    keys = tuple(sorted(member.signing for member in roster.members if member.role == "orchestrator"))
-    replaced = bool(keys and known.orchestrators) and not set(keys) & set(known.orchestrators)
-    return known.model_copy(
-        update={
-            "root": root,
-            "roster": RosterSeen(version=roster.version, digest=roster.digest),
-            "orchestrators": keys or known.orchestrators,
-            "plans": {} if replaced else known.plans,
-            "beacon": None if replaced else known.beacon,
-        }
-    )
+    seen_now = RosterSeen(version=roster.version, digest=roster.digest)
+    known = known.model_copy(update={"root": root, "roster": seen_now})
+    for home in roster.homes:
+        known = _steered_by(known, home, roster)
+    return known
+
+
+def _steered_by(known: Known, home: Home, roster: Roster) -> Known:
+    """`known`, where those whom `roster` names steer at `home`."""
+    before = known.steering(home)
+    keys = tuple(sorted(one.signing for one in roster.members if one.role == "orchestrator" and one.home == home))
+    if not keys or keys == before.orchestrators:
+        return known
+    if not before.orchestrators or set(keys) & set(before.orchestrators):
+        return known.steered(home, before.model_copy(update={"orchestrators": keys}))
+    plans = {name: plan for name, plan in known.plans.items() if home_of(name) != home}
+    return known.model_copy(update={"plans": plans}).steered(home, Steering(orchestrators=keys))
 
 
 def held(known: Known, data: bytes) -> tuple[Known, Roster]:

@@ -22,7 +22,18 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PublicKey
 from pydantic import AfterValidator, AwareDatetime, BaseModel, Field, StringConstraints, model_validator
 
-from schemas.base import NAME_PATTERN, DeploymentName, Digest, NodeId, NodeName, Sha256, Value
+from schemas.base import (
+    DEPLOYMENT_PATTERN,
+    DeploymentName,
+    Digest,
+    Home,
+    NodeId,
+    NodeName,
+    Sha256,
+    SiteId,
+    SiteName,
+    Value,
+)
 from schemas.codec import encode
 from schemas.deployment import Sensitive, ruled_blocks
 from schemas.errors import ErrorCode, ResplitError
@@ -67,7 +78,7 @@ operator deploys, removes, drains and trusts; an observer reads the trail and he
 the trail, which nobody else can."""
 WRITERS: tuple[Role, ...] = ("agent", "orchestrator")
 """Who writes audit events."""
-Ruled = Annotated[str, StringConstraints(pattern=rf"^\*$|{NAME_PATTERN}")]
+Ruled = Annotated[str, StringConstraints(pattern=rf"^\*$|{DEPLOYMENT_PATTERN}")]
 """The deployment that a rule of the policy is about, or `*`."""
 TrustTier = Literal["trusted", "edge"]
 """What a roster says of an agent. (`Capacity.tier` is what the agent says of itself.)"""
@@ -115,6 +126,9 @@ class Member(Value):
     role: Role
     tier: TrustTier | None = None
     """Of agents, whether they may hold what the policy keeps to trusted nodes; None for all others."""
+    home: SiteName | None = None
+    """The site whose deployments an orchestrator steers, and no others; or whose trail an agent writes. None: the hub,
+    and in what earlier releases signed (as `Roster.former`)."""
     signing: PublicKey
     """Ed25519: capacity, receipts, audit events; of an orchestrator, plans."""
     sealing: PublicKey
@@ -130,6 +144,8 @@ class Member(Value):
     def _is_whole(self) -> Self:
         if (self.tier is None) == (self.role == "agent"):
             raise ValueError(f"{self.name}: agents have a tier, and nobody else has")
+        if self.home is not None and self.role not in WRITERS:
+            raise ValueError(f"{self.name}: orchestrators and agents have a home, and nobody else has")
         _check_order(self.not_before, self.not_after)
         return self
 
@@ -220,6 +236,12 @@ class Roster(Value):
     @property
     def digest(self) -> Digest:
         return digest(self)
+
+    @property
+    def homes(self) -> tuple[Home, ...]:
+        """The hub, and every site that has orchestrators of its own."""
+        sites = {SiteId(one.home) for one in self.members if one.role == "orchestrator" and one.home is not None}
+        return (None, *sorted(sites))
 
     def member(self, name: NodeId) -> Member | None:
         """Who is called `name`; None where nobody is, or not any more."""

@@ -1,6 +1,6 @@
 """Every subject, stream and bucket on the bus, in one place."""
 
-from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId
+from schemas.base import DeploymentName, Digest, Home, LifeId, NodeId, RequestId
 
 ROOT = "resplit.v1"
 
@@ -24,6 +24,8 @@ LEADER = f"{ROOT}.leader"
 """Signed word of each new leader (JetStream, in the stream of plans, where it fences the one before)."""
 ROSTER = f"{ROOT}.roster"
 """Who belongs to the cluster, signed by its root (JetStream, in the stream of plans)."""
+ROSTER_OF_HUB = f"{ROOT}.hub.roster"
+"""The same as it is published at the hub, to those who steer at a site (core)."""
 BEACON = f"{ROOT}.beacon"
 """What is newest, signed by the leader, every few seconds (core)."""
 ROSTER_NEWEST = f"{ROSTER}.newest"
@@ -32,6 +34,12 @@ CONTROL = f"{ROOT}.control"
 INGRESS_QUEUE = "ingress"
 BLOB_QUEUE = "holders"
 ROSTER_QUEUE = "members"
+
+
+def at_edge(home: Home, subject: str) -> str:
+    """A subject of the control plane of `home` as those at the EDGE name it. A site's stand under the site's name
+    there; among those who steer at a site they are called as at the hub."""
+    return subject if home is None else f"{ROOT}.site.{home}{subject.removeprefix(ROOT)}"
 
 
 def capacity(node: NodeId) -> str:

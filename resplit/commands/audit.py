@@ -16,7 +16,6 @@ from resplit.defaults import DEFAULT_URL
 from resplit.exits import Exit
 from resplit.options import AsJson, Keys, Url
 from resplit.output import print_json, print_table
-from schemas.base import NodeId
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
@@ -239,10 +238,9 @@ def _say(findings: "Sequence[Finding]", as_json: bool) -> None:
 
 
 def _print_holders(events: "list[AuditEvent]", as_json: bool) -> None:
-    from bus.identity import ORCHESTRATOR  # noqa: PLC0415
     from resplit.holders import holders  # noqa: PLC0415
 
-    found = holders(events, NodeId(ORCHESTRATOR))
+    found = holders(events)
     if as_json:
         print_json([{**asdict(one), "since": _iso(one.since), "until": _iso(one.until)} for one in found])
         return

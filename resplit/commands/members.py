@@ -12,7 +12,7 @@ import typer
 from resplit.commands.policy import ModelRules, SensitiveRules, changed
 from resplit.options import AsJson, Keys
 from resplit.output import print_json
-from schemas.base import NAME_PATTERN, NAME_RULE, NodeId
+from schemas.base import NAME_PATTERN, NAME_RULE, NodeId, SiteId, called
 from schemas.errors import ErrorCode, ResplitError
 
 if TYPE_CHECKING:
@@ -125,6 +125,14 @@ def enroll(
     cluster: Cluster,
     tier: Annotated[TierName | None, typer.Option(help="Of an agent: whether it may hold sensitive blocks.")] = None,
     role: Annotated[RoleName, typer.Option(help="What it is.")] = "agent",
+    home: Annotated[
+        str | None,
+        typer.Option(
+            help="The site that is its home: whose deployments an orchestrator steers, whose trail an agent writes. "
+            "Default: the hub.",
+            metavar="SITE",
+        ),
+    ] = None,
     days: Annotated[int, typer.Option(min=1, max=3650, help="How long it belongs.")] = DAYS,
     root: Roots = None,
     locked: Locked = False,
@@ -134,17 +142,20 @@ def enroll(
     """Make NODE a member: writes its bundle, which `resplit join` uses on its machine. The bundle holds its private
     keys: carry it yourself, and delete it afterwards."""
     from bus.enrolment import enrol  # noqa: PLC0415
-    from bus.identity import ORCHESTRATOR  # noqa: PLC0415
+    from bus.identity import orchestrator_of  # noqa: PLC0415
 
     _check_name(node)
-    if role == "orchestrator" and node != ORCHESTRATOR:
-        message = f"the orchestrators of a cluster are one member, which is called {ORCHESTRATOR!r}; all have its keys"
+    at = None if home is None else SiteId(home)
+    if role == "orchestrator" and node != (called_there := orchestrator_of(at)):
+        message = (
+            f"the orchestrators of {called(at)} are one member, which is called {called_there!r}; all have its keys"
+        )
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "node")
     if role == "agent" and tier is None:
         message = "an agent is `--tier trusted` (it may see sensitive blocks) or `--tier edge` (it may not)"
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "tier")
     holders = holders_of(cluster, root, locked)
-    found = enrol(cluster, NodeId(node), role, tier, timedelta(days=days), holders, now=now())
+    found = enrol(cluster, NodeId(node), role, tier, timedelta(days=days), holders, now=now(), home=at)
     _bundled(node, found, cluster, out, as_json)
 
 

@@ -9,6 +9,7 @@ import typer
 from resplit.commands.members import Cluster, Locked, Roots, certified_for, holders_of, now
 from resplit.options import AsJson
 from resplit.output import print_json
+from schemas.base import SiteId
 from schemas.errors import ErrorCode, ResplitError
 
 CARRY = "carry {folder} to {host}, and there: resplit install-service nats --server {name} --now"
@@ -43,20 +44,34 @@ def leaf(
         list[str], typer.Option("--hub", help="The host of a server that it hangs on, once for each (its port: 7422).")
     ],
     cluster: Cluster,
+    home: Annotated[
+        bool,
+        typer.Option(
+            "--home",
+            help="The site is the home of deployments, SITE/NAME: it keeps and steers them itself, also alone.",
+        ),
+    ] = False,
     root: Roots = None,
     locked: Locked = False,
     as_json: AsJson = False,
 ) -> None:
     """Make what a leaf node takes: a NATS server for the agents and applications of a site, which hangs on others. Made
-    again it keeps its login."""
+    again it keeps its login, and is a home only if that is said again."""
+    from bus.founding import JETSTREAM  # noqa: PLC0415
     from bus.servers import make_leaf  # noqa: PLC0415
 
     hosts = _named([server])
     [(name, host)] = hosts.items()
-    folder = make_leaf(cluster, name, host, hub, holders_of(cluster, root, locked)[0].authority, now=now())
+    key = holders_of(cluster, root, locked)[0].authority
+    folder = make_leaf(cluster, name, host, hub, key, now=now(), store=JETSTREAM if home else None)
     _say((folder,), hosts, cluster, as_json)
     if not as_json:
         print(f"  and to each server that it hangs on its logins.conf from {folder.parent}, and {RELOAD_THERE}")
+        if home:
+            from bus.identity import orchestrator_of  # noqa: PLC0415
+
+            who = orchestrator_of(SiteId(name))
+            print(f"  next: resplit enroll {who} --role orchestrator --home {name} --cluster {cluster}")
 
 
 def _named(given: Sequence[str]) -> dict[str, str]:

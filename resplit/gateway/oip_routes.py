@@ -38,7 +38,15 @@ async def ready(request: Request) -> Response:
     return JSONResponse({"ready": connected}, 200 if connected else 503)
 
 
-@routes.get("/models/{name}")
+@routes.get("/models/{name:path}/ready")
+async def model_ready(request: Request, name: str) -> Response:
+    """Whether a deployment takes requests."""
+    found = await _status_of(request, name)
+    is_ready = found is None or found.state in READY
+    return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
+
+
+@routes.get("/models/{name:path}")
 async def metadata(request: Request, name: str) -> dict[str, Any]:
     """What is known of a deployment. Shapes stand in the manifest of its model, which a gateway does not have."""
     found = await _status_of(request, name)
@@ -52,15 +60,7 @@ async def metadata(request: Request, name: str) -> dict[str, Any]:
     }
 
 
-@routes.get("/models/{name}/ready")
-async def model_ready(request: Request, name: str) -> Response:
-    """Whether a deployment takes requests."""
-    found = await _status_of(request, name)
-    is_ready = found is None or found.state in READY
-    return JSONResponse({"name": name, "ready": is_ready}, 200 if is_ready else 503)
-
-
-@routes.post("/models/{name}/infer")
+@routes.post("/models/{name:path}/infer")
 async def infer(request: Request, name: str) -> Response:
     """One inference."""
     answering = house_of(request).answering

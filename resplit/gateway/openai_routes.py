@@ -42,7 +42,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": await _listed(house, request)}
 
 
-@routes.get("/models/{name}")
+@routes.get("/models/{name:path}")
 async def model(request: Request, name: str) -> dict[str, Any]:
     """One deployment."""
     for found in await _listed(house_of(request), request):

@@ -22,8 +22,8 @@ import models
 from bus.cluster_folder import LEAF_SEED
 from bus.connection import connect, settle
 from bus.enrolment import revoke
-from bus.examples import HOSTS, LEAF, examples
-from bus.founding import found_cluster, load_holder
+from bus.examples import HOME, HOSTS, LEAF, examples
+from bus.founding import JETSTREAM, found_cluster, load_holder
 from bus.identity import ORCHESTRATOR, load_credentials
 from bus.natsconf import LOGINS_FILE, SERVER_FILE
 from bus.server_certificate import SERVER_CERTIFICATE, SERVER_KEY, certify
@@ -73,6 +73,7 @@ def test_the_server_takes_every_example_with_the_files_that_go_with_it(tmp_path:
     key = load_holder(cluster / "root-0.key").authority
     make_servers(cluster, HOSTS, key, now=datetime.now(UTC))
     make_leaf(cluster, LEAF, "192.168.7.2", ["10.0.0.2"], key, now=datetime.now(UTC))
+    make_leaf(cluster, HOME, "192.168.8.2", ["10.0.0.2"], key, now=datetime.now(UTC), store=JETSTREAM)
     for name, text in examples().items():
         kind, *which, _ = name.split("/")
         folder = tmp_path / "run" / name

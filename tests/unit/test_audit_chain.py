@@ -331,14 +331,14 @@ def test_who_held_what_follows_from_the_words_of_nodes_and_leader() -> None:
         told(9, N1, AuditKind.PLAN_READY, 3, "b", model=model, blocks="0"),
     ]
     at2, at3, at6, at7, at8, at9 = (AT + timedelta(seconds=second) for second in (2, 3, 6, 7, 8, 9))
-    assert holders(trail, leader) == (
+    assert holders(trail) == (
         Holding(N0, chat, 1, model, "0-1,4-5", at2, at8),  # its own word: it was still at it when the plan was over
         Holding(N1, chat, 1, model, "2-3", at3, at7),
         Holding(N1, chat, 2, model, "0-5", at6, at9),  # that process is gone
         Holding(N1, chat, 3, model, "0", at9, None),
     )
     bare = told(2, N0, AuditKind.PLAN_READY, 1)
-    assert holders([bare], leader) == (Holding(N0, chat, 1, None, None, at2, None),), "what is not said is not guessed"
+    assert holders([bare]) == (Holding(N0, chat, 1, None, None, at2, None),), "what is not said is not guessed"
 
 
 async def test_a_trail_that_said_nothing_ends_without_a_word(client: Client, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from bus.together import CLUSTER
 from resplit.cli import app
 from schemas import envelope, subjects
 from schemas.audit import AuditKind
-from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId, Value
+from schemas.base import DeploymentName, Digest, LifeId, NodeId, RequestId, SiteId, Value
 from schemas.codec import decode, encode
 from schemas.control import DeployRequest, DrainRequest, PlaceRequest, TrustRequest
 from schemas.envelope import pae
@@ -65,10 +65,12 @@ def test_every_subject_stream_bucket_and_queue_is_in_the_protocol() -> None:
         subjects.blob_of_all(digest),
         subjects.journal(deployment, LifeId("<life>")),
         subjects.control("<verb>"),
+        subjects.at_edge(SiteId("<site>"), f"{subjects.ROOT}."),
+        subjects.ROSTER_OF_HUB,
     }
     named |= {value for name, value in vars(subjects).items() if re.match(r"(ALL|STREAM|BUCKET)_|.*_QUEUE$", name)}
     functions = {name for name, value in vars(subjects).items() if callable(value) and name.islower()}
-    assert len(functions) == 13, f"a subject is new here: {functions}"
+    assert len(functions) == 14, f"a subject is new here: {functions}"
     assert [subject for subject in sorted(named) if CODE.format(subject) not in PROTOCOL] == []
 
 
