@@ -68,8 +68,8 @@ class LocalCluster:
     says otherwise, agents share the machine's cores evenly. `cores[i]` pins agent i. `places` says where agents
     run that do not run straight on this machine, `host` where the NATS server listens, `keep` which deployments on
     demand stay loaded, and `clouds` is a file of endpoints that agents may ask. With `http_port` a gateway serves HTTP
-    at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
-    stay in `folder` for the next start.
+    at that port of this machine, and 0 takes one that is free; `monitored`: the NATS server says at `monitor_url` who
+    is connected. Keys and what the processes stored stay in `folder` for the next start.
     """
 
     def __init__(
@@ -91,6 +91,7 @@ class LocalCluster:
         keep: Literal["worth", "recent"] = "worth",
         clouds: Path | None = None,
         http_port: int | None = None,
+        monitored: bool = False,
         verbose: bool = False,
     ) -> None:
         for field, count in (("agents", agents), ("orchestrators", orchestrators)):
@@ -114,7 +115,9 @@ class LocalCluster:
         self._places = {} if places is None else dict(places)
         self._host = host
         tls = server_files(self.keys / CLUSTER)
-        self._server = NatsServer(self.folder / NATS, self._logins, tls, port, max_payload_bytes, host)
+        self._server = NatsServer(
+            self.folder / NATS, self._logins, tls, port, max_payload_bytes, host, monitored=monitored
+        )
         self._children: dict[str, Child] = {NATS: self._server.child}
         self._lock: IO[str] | None = None
 
@@ -148,6 +151,11 @@ class LocalCluster:
         """Where the gateway serves HTTP."""
         assert self._http_port, "the cluster was told to have a gateway, and has been started"
         return f"http://{HOST}:{self._http_port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Where the NATS server says over HTTP who is connected; another after each start of it."""
+        return self._server.monitor_url
 
     @property
     def operator(self) -> Access:

@@ -53,6 +53,8 @@ class NatsServer:
         port: int | None = None,
         max_payload_bytes: int = MAX_PAYLOAD_BYTES,
         host: str = HOST,
+        *,
+        monitored: bool = False,
     ) -> None:
         self._folder = folder
         self._logins = logins
@@ -60,6 +62,8 @@ class NatsServer:
         self._host = host
         self._port = port
         self._max_payload_bytes = max_payload_bytes
+        self._monitored = monitored
+        self._monitor_url = ""
         config = folder / SERVER_FILE
         # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
         self.child = Child(NATS, [str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
@@ -68,6 +72,12 @@ class NatsServer:
     def url(self) -> str:
         assert self._port is not None, "the server has not been started"
         return f"nats://{self._host}:{self._port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Where it tells who is connected, and what each listens to; another after each start."""
+        assert self._monitor_url, "the server was told to be monitored, and has been started"
+        return self._monitor_url
 
     async def start(self) -> None:
         """Start it and wait until it listens; raises `ResplitError` with its log if it does not."""
@@ -120,6 +130,7 @@ class NatsServer:
             max_payload_bytes=self._max_payload_bytes,
             ports_folder=self._folder,
             survives_power_cuts=False,
+            monitored=self._monitored,
         )
         (self._folder / SERVER_FILE).write_text(config)
 
@@ -131,8 +142,9 @@ class NatsServer:
     def _listens(self) -> bool:
         ports = self._folder / f"nats-server_{self.child.pid}.ports"
         try:
-            addresses: list[str] = json.loads(ports.read_text())["nats"]
-            self._port = int(addresses[0].rsplit(":", 1)[1])
+            addresses: dict[str, list[str]] = json.loads(ports.read_text())
+            self._port = int(addresses["nats"][0].rsplit(":", 1)[1])
+            self._monitor_url = addresses["monitoring"][0] if self._monitored else ""
         except (OSError, ValueError):  # the file is not there yet, or half written
             return False
         return True
