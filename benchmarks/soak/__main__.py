@@ -16,9 +16,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.soak.report import done, kinds, rows
+from benchmarks.soak.report import done, kinds, rows, shown
 from benchmarks.soak.soak import soak
-from benchmarks.table import report
+from benchmarks.table import show, write
 from models.store import Store
 from resplit.demo import shipped_store
 
@@ -36,11 +36,14 @@ def main() -> None:
         folder = given.folder or Path(scratch)
         store = Store(Path(shutil.copytree(shipped_store(), folder / "store")))
         told = asyncio.run(soak(folder, store, 60 * given.minutes, given.seed))
-    report(
+    unwired = "" if told.wired else ", none of links, for want of root"
+    title = f"soak: {given.minutes:g} minutes of mixed load under {len(told.faults)} faults{unwired}"
+    found = rows(told)
+    show(title, shown(found))
+    write(
         "soak",
-        f"soak: {given.minutes:g} minutes of mixed load under {len(told.faults)} faults"
-        f"{'' if told.wired else ', none of links, for want of root'}",
-        rows(told),
+        title,
+        found,
         seed=given.seed,
         minutes=given.minutes,
         faults=done(told),

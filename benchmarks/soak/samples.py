@@ -1,6 +1,7 @@
 """What a cluster holds, looked at every few seconds: of each process, in the plans, in JetStream, on the server."""
 
 import asyncio
+import re
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator
@@ -22,6 +23,8 @@ EVERY_S = 2.0
 STREAMS = (subjects.STREAM_PLANS, subjects.STREAM_RECEIPTS, subjects.STREAM_AUDIT, subjects.STREAM_JOURNAL)
 FILES = f"{subjects.ROOT}.blob."
 """An agent listens for every file that it holds, and holds more as plans come and go: that is a cache, and no leak."""
+NUMBER = re.compile(r"( n|-)\d+$")
+"""Which of several that are alike: who leads, and who is an ingress, changes."""
 PER_PROCESS = ("pss_bytes", "files", "threads")
 
 Points = list[tuple[float, float]]
@@ -79,7 +82,7 @@ class Sampler:
         for one in answer.json()["connections"]:
             found["connections"] += 1
             lasting = [subject for subject in one.get("subscriptions_list") or () if not subject.startswith(FILES)]
-            found[f"subscriptions of {(one.get('name') or 'somebody').split()[0]}"] += len(lasting)
+            found[f"subscriptions of {NUMBER.sub('', one.get('name') or 'somebody')}"] += len(lasting)
         return dict(found)
 
     async def _look_forever(self) -> None:

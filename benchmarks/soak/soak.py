@@ -32,6 +32,7 @@ from models.store import Store
 from resplit import control
 from resplit.client import Client
 from resplit.cluster import LocalCluster
+from resplit.server import NATS
 from resplit.standing import Reader, trust_of
 from resplit.trail import read_trail
 from schemas.audit import AuditKind
@@ -251,7 +252,7 @@ class _Soak:
         """All processes there again, and all links; raises TimeoutError if it does not become whole."""
         for name in self.cluster.processes:
             await self.cluster.resume(name)
-        for name in ("nats-server", *self.cluster.orchestrators, *self.cluster.agents):
+        for name in (NATS, *self.cluster.orchestrators, *self.cluster.agents):
             if name not in self.cluster.processes:
                 await self.cluster.start(name)
         async with asyncio.timeout(2 * WHOLE_S):
