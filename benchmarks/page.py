@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks import gateway_page, residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
+from benchmarks.soak import page as soak_page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -61,6 +62,8 @@ def main() -> None:
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))
+    soak = json.loads((RESULTS / "soak.json").read_text())
+    reliability.write_text(_between(reliability.read_text(), "soak", [_under(soak), "", *soak_page.table(soak)]))
     readme = ROOT / "README.md"
     readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
 

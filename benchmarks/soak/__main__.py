@@ -4,8 +4,8 @@
 
 Two orchestrators, three agents and a gateway; as root each agent has wires of its own. Eight streams of the fault
 matrix run, and three workers that ask whatever is drawn. Faults of the matrix follow one another, each once in an order
-that is drawn, then all again; when all is whole, nothing is done for a while, and what is sampled then counts. In the
-end nobody asks any more, and what is still held then is left over.
+that is drawn, then all again, in the second half without those that kill. When all is whole, nothing is done for a
+while, and what is sampled then counts. In the end nobody asks any more, and what is still held then is left over.
 """
 
 import argparse
@@ -16,7 +16,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from benchmarks.soak.report import done, kinds, rows, shown
+from benchmarks.soak.report import done, kinds, rows
+from benchmarks.soak.shown import shown
 from benchmarks.soak.soak import soak
 from benchmarks.table import show, write
 from models.store import Store

@@ -42,7 +42,7 @@ PAUSE_S = (0.05, 0.6)
 SUMS = 12
 SHORT_TOKENS, LONG_TOKENS = 16, 200
 HTTP_S = 60.0
-"""As long as `resplit.Client` may be silent, and more."""
+"""Silence that is borne: a step of a kind that was never timed is suspect after half a minute."""
 LEAVERS = f"{inbox_prefix('client', CLIENT)}.left"
 """Nobody else hears what comes to those who leave: the server is to find nobody there."""
 

@@ -14,8 +14,10 @@ from orchestrator.inbox import FETCH_S, FORGET_CONSUMER_S, SILENT_FETCHES_MAX
 STUCK_S = 30.0
 """A request ends within this, counted from where the last fault that it met was over: those of 200 tokens on a busy
 machine take ten seconds."""
-WARM_S = 90.0
+WARM_S = 240.0
 """A process that began no longer ago still fills caches and pools: it grows, and nothing leaks."""
+SPAN_S = 900.0
+"""A slope an hour is said where some life was looked at for so long."""
 SHARE, BYTES = 0.05, 8 << 20
 """What memory may grow by in an hour: this share of itself, or these bytes where that is more."""
 PIECES = 6.0
@@ -91,7 +93,8 @@ def _growth(told: Told) -> Iterator[Row]:
             for life, points in of_lives.items():
                 by_role[role(name)][life] = windows(_warm(points), told.quiet)
         for name, series in sorted(by_role.items()):
-            found = trend(series)
+            spans = [points[-1][0] - points[0][0] for points in series.values() if points]
+            found = trend(series) if max(spans, default=0.0) >= SPAN_S else None
             bound = PIECES if figure != "pss_bytes" else max(BYTES, SHARE * found.baseline) if found else BYTES
             row: Row = {"name": f"{what} of {name}", "bound": f"<= {bound / scale:.3g} {unit} more an hour"}
             if found is not None:
@@ -116,26 +119,6 @@ def _none(name: str, which: Sequence[str], beside: str = "") -> Row:
 
 def _met(held: bool) -> str:
     return "met" if held else "missed"
-
-
-def shown(found: Sequence[Row]) -> list[Row]:
-    """The rows as they are read: what, its bound, what was found, the verdict."""
-    return [
-        {
-            "name": row["name"],
-            "bound": row["bound"],
-            "found": " ".join(filter(None, [_value(row), row.get("beside", "")])),
-            "verdict": row["verdict"],
-        }
-        for row in found
-    ]
-
-
-def _value(row: Row) -> str:
-    if "value" not in row:
-        return ""
-    interval = f" ({row['low']:g} to {row['high']:g})" if "low" in row else ""
-    return f"{row['value']:g}{interval}"
 
 
 def kinds(requests: Sequence[Request]) -> dict[str, dict[str, int]]:
