@@ -120,13 +120,13 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         following = asyncio.create_task(rosters.run())
         publishing = asyncio.create_task(audit.run())
         measures = OrchestratorMeasures()
-        showing = asyncio.create_task(_show(measures, life, audit))
+        showing = [asyncio.create_task(_show(measures, life, audit))] if config.metrics is not None else []
         try:
             with exposed(config.metrics, measures.registry):
                 await first_of(_by_turns(here, ears, on_ready, life))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([offering, following, publishing, showing])
+            await end([offering, following, publishing, *showing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)
