@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway
+BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway overload control-plane
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults soak simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
@@ -69,7 +69,7 @@ learn: .venv/dev
 bench-overhead: bench-journal
 
 $(BENCHES:%=bench-%): bench-%: .venv/dev
-	$(BIN)/python -m benchmarks.$*
+	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 ## Twenty minutes; as root also links that are cut or slow, and nodes that nothing reaches. For more kills:
 ## .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed

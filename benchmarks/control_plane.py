@@ -34,6 +34,7 @@ from pathlib import Path
 import psutil
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+from nats.aio.client import Client as Nats
 
 from benchmarks.faults.load import DEPLOYMENT, SETTINGS
 from benchmarks.faults.measure import quantile
@@ -60,7 +61,7 @@ from schemas.audit import AuditKind
 from schemas.base import NodeId
 from schemas.capacity import HEARTBEAT_IN_PLAN_S, HEARTBEAT_SPARE_S, Capacity
 from schemas.codec import decode, encode
-from schemas.control import DeployRequest
+from schemas.control import DeployRequest, PlanReply, PlanRequest
 from schemas.errors import ResplitError
 from schemas.plan import PlanEvent, PlanPhase
 from schemas.roster import ROSTER_TYPE, Member, spelled
@@ -79,6 +80,7 @@ SILENCES = 2
 KNOWN_S = 300.0
 SERVES_S = 60.0
 LOST_S = 60.0
+ANSWER_S = 30.0
 REST_S = 10.0
 STILL_S = 3.0
 LOOKS = 3
@@ -224,7 +226,7 @@ async def level(count: int, seconds: float, folder: Path, store: Path) -> Row:
         print(f"{spent}", flush=True)
         lost = [await _silence(cluster, ear) for _ in range(SILENCES)]
         print(f"lost, planned: {lost}", flush=True)
-        asked = [await _timed(control.dry_run(cluster.operator, DEPLOYMENT)) for _ in range(DECISIONS)]
+        asked = [await _timed(_planned(connection)) for _ in range(DECISIONS)]
         seen = [await _timed(control.status_on(connection)) for _ in range(LOOKS)]
         memory = {name: psutil.Process(pid).memory_info().rss for name, pid in cluster.processes.items()}
     return _row(count, spent, lost, asked, seen, memory, enrolled_s, known_s)
@@ -286,6 +288,13 @@ async def _silence(cluster: LocalCluster, ear: Ear) -> tuple[float, float]:
     lost = next(when for when, event in ear.audit if event.kind is AuditKind.NODE_LOST and event.fields["node"] == node)
     await asyncio.sleep(REST_S)
     return lost - at, planned - at
+
+
+async def _planned(connection: Nats) -> PlanReply:
+    """What the orchestrator would do now."""
+    body = encode(PlanRequest(name=DEPLOYMENT))
+    message = await connection.request(subjects.control("plan"), body, timeout=ANSWER_S)
+    return control.read_reply(message.data, PlanReply)
 
 
 async def _timed(asked: Awaitable[object]) -> float | None:

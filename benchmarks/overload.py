@@ -3,11 +3,11 @@
     python -m benchmarks.overload [--seconds S] [--seed N]
 
 A cluster of three agents serves the adder in two stages. First its capacity: as many requests at a time as it has
-slots, one after the other. Then arrivals by Poisson at 0.1 to 5 times that, whatever becomes of those before. There are three
-classes: interactive (a deadline, before others), standard (a later one) and batch (none; it counts where it ends within
-`BATCH_S`). Deadlines are multiples of what a request takes alone. *Goodput* are requests that end within their class's
-bound, a second. A request is answered by one message: TTFT and the time per token are what the ingress measured, from
-its arrival; how soon a refusal comes is what who asked saw.
+slots, one after the other. Then arrivals by Poisson at 0.1 to 5 times that, whatever becomes of those before. There are
+three classes: interactive (a deadline, before others), standard (a later one) and batch (none; it counts where it ends
+within `BATCH_S`). Deadlines are multiples of what a request takes alone. *Goodput* are requests that end within their
+class's bound, a second. A request is answered by one message: TTFT and the time per token are what the ingress
+measured, from its arrival; how soon a refusal comes is what who asked saw.
 
 Who asks is a process of its own, which says how late it was and which share of a core it took.
 """
