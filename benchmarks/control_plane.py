@@ -77,7 +77,7 @@ RATES = (1.0, 0.3)
 """Of what these nodes would send: at the one they are measured, the other is for the slope."""
 DECISIONS = 5
 SILENCES = 2
-KNOWN_S = 300.0
+KNOWN_S = 900.0
 SERVES_S = 60.0
 LOST_S = 60.0
 ANSWER_S = 30.0

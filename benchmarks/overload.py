@@ -49,6 +49,7 @@ AGENTS = 3
 SETTINGS = Settings(context_tokens=256, max_sequences=16, max_queued=32, chunk_tokens=16)
 FACTORS = (0.1, 0.5, 0.8, 1.0, 1.5, 2.0, 3.0, 5.0)
 SECONDS = 20.0
+ARRIVALS_MIN = 30
 ALONE = 12
 CLOSED_S = 15.0
 REST_S = 3.0
@@ -197,8 +198,9 @@ async def measure(seconds: float, seed: int, folder: Path) -> tuple[list[Row], R
         print(f"capacity {capacity:.1f} requests/s; alone {alone_s}", flush=True)
         rows = []
         for factor in FACTORS:
-            found = await offered(rate=factor * capacity, seconds=seconds, alone_s=alone_s)
-            told = _rows(factor, found, alone_s, seconds)
+            lasts = max(seconds, ARRIVALS_MIN / (factor * capacity))
+            found = await offered(rate=factor * capacity, seconds=lasts, alone_s=alone_s)
+            told = _rows(factor, found, alone_s, lasts)
             print(told[0], flush=True)
             rows += told
             await asyncio.sleep(REST_S)
