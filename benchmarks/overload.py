@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Kind:
     def body(self, alone_s: float, draw: random.Random) -> dict[str, Any]:
         prompt = f"{draw.randrange(10**5)}+{draw.randrange(10**5)}="
         fields = {"prompt": prompt, "max_tokens": self.tokens, "ignore_eos": True, "priority": self.priority}
-        return fields if self.slack is None else {**fields, "deadline_ms": 1e3 * self.bound_s(alone_s)}
+        return fields if self.slack is None else {**fields, "deadline_ms": round(1e3 * self.bound_s(alone_s))}
 
     def bound_s(self, alone_s: float) -> float:
         return BATCH_S if self.slack is None else self.slack * alone_s
@@ -255,6 +256,7 @@ def _figures(answers: Sequence[Answer], alone_s: dict[str, float], seconds: floa
         "refused": len(refused),
         "too_late": len(ended) + len(done) - len(good),
         "failed": len(answers) - len(done) - len(refused) - len(ended),
+        "codes": dict(Counter(one.code for one in answers if one.code is not None)),
     }
     for name in ("ttft_ms", "tpot_ms"):
         values = [value for one in done if (value := getattr(one, name)) is not None]

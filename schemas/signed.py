@@ -19,9 +19,9 @@ from schemas.envelope import pae
 from schemas.errors import ErrorCode, ResplitError
 from schemas.flat import read_flat
 
-SIGNATURES_MAX = 16
 MAX_DOCUMENT_BYTES = 7 << 20
 """A roster of as many members as there may be, in one message of a server that is configured as `bus.natsconf` does."""
+SIGNATURES_MAX = 16
 """More holders than a cluster has. It bounds how many signatures a hostile document can make its reader check."""
 
 KeyId = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{32}$")]
