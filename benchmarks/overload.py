@@ -275,7 +275,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
     if not any(row["refused"] + row["too_late"] for row in whole.values()):
         return ["nothing was refused and nothing late: this was no overload, the capacity was measured too low"]
     return [
-        f"goodput at {max(whole):g} times the capacity is {share:.0%} of the best (>= {HOLDS:.0%}): {_met(share >= HOLDS)}",
+        f"goodput at {max(whole):g} times the capacity is {share:.0%} of the best (>= {HOLDS:.0%}): "
+        f"{_met(share >= HOLDS)}",
         f"at 1.5 times, {first:.0%} of the interactive and {last:.0%} of the standard requests are in time (the former "
         f"first): {_met(first >= last)}",
         f"99 in 100 refusals come within {slow:.0f} ms at the worst load (<= {REFUSED_MS:g}): {_met(slow <= REFUSED_MS)}",
