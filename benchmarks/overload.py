@@ -279,7 +279,8 @@ def verdicts(rows: Sequence[Row]) -> list[str]:
         f"{_met(share >= HOLDS)}",
         f"at 1.5 times, {first:.0%} of the interactive and {last:.0%} of the standard requests are in time (the former "
         f"first): {_met(first >= last)}",
-        f"99 in 100 refusals come within {slow:.0f} ms at the worst load (<= {REFUSED_MS:g}): {_met(slow <= REFUSED_MS)}",
+        f"99 in 100 refusals come within {slow:.0f} ms at the worst load (<= {REFUSED_MS:g}): "
+        f"{_met(slow <= REFUSED_MS)}",
     ]
 
 
