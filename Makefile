@@ -1,11 +1,11 @@
-# Doors: setup, demo, test, test-slow, fuzz, check, bench, benchmarks-doc, learn, faults, simulate. Each makes .venv from constraints.txt when it is missing or stale.
+# Doors: setup, demo, test, test-slow, fuzz, check, bench, benchmarks-doc, learn, faults, soak, simulate. Each makes .venv from constraints.txt when it is missing or stale.
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway
+BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway overload control-plane
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
+.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults soak simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -69,7 +69,7 @@ learn: .venv/dev
 bench-overhead: bench-journal
 
 $(BENCHES:%=bench-%): bench-%: .venv/dev
-	$(BIN)/python -m benchmarks.$*
+	$(BIN)/python -m benchmarks.$(subst -,_,$*)
 
 ## Every fault of docs/reliability.md on real processes, so many times each: hours (a row takes five to thirty minutes). For some
 ## rows alone: .venv/bin/python -m benchmarks.faults --runs 30 --only agent-killed ingress-killed
@@ -78,10 +78,16 @@ faults: .venv/dev
 	$(BIN)/python -m benchmarks.faults --runs $(RUNS)
 	$(BIN)/python -m benchmarks.page
 
+## An hour of mixed load under those faults, one after the other at random: what leaks, what hangs, what is unaccounted
+## for. make soak MINUTES=6 SEED=1 for less of it, and the same again.
+MINUTES ?= 60
+SEED ?= 0
+soak: .venv/dev
+	$(BIN)/python -m benchmarks.soak --minutes $(MINUTES) --seed $(SEED)
+
 ## Small worlds in virtual time in which everything goes wrong, two minutes of them on two cores; for half an hour of them:
 ## make simulate WORLDS=10000 SEED=2000000 LEDGER=benchmarks/results/swarm.json
 WORLDS ?= 600
-SEED ?= 0
 LEDGER ?= build/swarm.json
 simulate: .venv/dev
 	mkdir -p $(dir $(LEDGER))

@@ -4,7 +4,7 @@ On the event loop, for one deployment at one ingress.
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,8 @@ class Answers:
 
     def __init__(self, served: "Served") -> None:
         self._served = served
+        self._untold: set[Callable[[], None]] = set()
+        """Ends that the trail does not have yet, to be put into the journal."""
 
     def take(self, run: RouteRun, result: Result) -> None:
         """What came back over a route: the next steps leave at once, what it means is said after."""
@@ -142,18 +144,38 @@ class Answers:
     def error(self, job: Job, error: ResplitError) -> None:
         """Say the one final error of a request that has ended."""
         self._served.desk.say(job.reply, ErrorReply(request_id=job.request_id, error=error.body), None)
-        if job.handle is not None:
-            self._served.journal.end([job.handle], error.code.value)
         self._served.desk.audit.record(
             AuditKind.REQUEST_ENDED,
             "a request ended in an error",
             deployment=self._served.name,
             request=job.request_id,
+            then=self._owed_until_told(job, error.code.value),
             code=error.code.value,
             error=error.message,
             trace=job.meter.trace.id,
         )
         job.meter.trace.ended(error.code.value)
+
+    def let_go(self) -> None:
+        """This node leaves: whatever ended is owed no more, though the trail may not have it yet."""
+        untold, self._untold = self._untold, set()
+        for end in untold:
+            end()
+
+    def _owed_until_told(self, job: Job, how: str) -> Callable[[], None] | None:
+        """To be called once the trail has it how a request ended. Till then the journal owes it: were this process
+        killed in between, nobody else could say what became of it."""
+        if job.handle is None:
+            return None
+        end = partial(self._served.journal.end, (job.handle,), how)
+        self._untold.add(end)
+
+        def told() -> None:
+            if end in self._untold:
+                self._untold.remove(end)
+                end()
+
+        return told
 
     def broke(self, job: Job, error: Exception) -> None:
         """A defect of ours: it ends this request and no other."""
@@ -235,8 +257,6 @@ class Answers:
             return  # it ended in an error while the journal took its time
         self._served.desk.say(job.reply, reply, None)
         self._served.attainment.ended(self._served.promised_to(job.request), job, usage)
-        if job.handle is not None:
-            self._served.journal.end([job.handle], "output")
         for sequence in [
             s for s, (held, _) in self._served.jobs.items() if held is job and s not in self._served.crossings
         ]:
@@ -250,6 +270,7 @@ class Answers:
             deployment=self._served.name,
             epoch=job.meter.epoch,
             request=job.request_id,
+            then=self._owed_until_told(job, "output"),
             cloud=None if job.meter.cloud is None else job.meter.cloud.name,
             cost=None if job.meter.cloud is None else job.meter.cloud.cost,
             trace=job.meter.trace.id,

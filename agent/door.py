@@ -41,6 +41,7 @@ from schemas.request import (
 from schemas.slo import Slo
 
 OVERTAKING_S = 1.0
+TOLD_S = 5.0
 OVERTAKING_MAX = 1024
 PREPARING_MAX = 2
 """Requests whose opening takes long, at once: blocks compute beside them."""
@@ -102,10 +103,8 @@ class Door:
         reply: ReplyTo,
         request_id: RequestId | None,
         error: ResplitError,
-        *,
-        accepted: bool = False,
     ) -> None:
-        """Say the one reply of a request that is not taken; `accepted` if it had been, by an ingress that is gone."""
+        """Say the one reply of a request that is not taken."""
         self._audit.record(
             AuditKind.REQUEST_REFUSED,
             "a request was refused",
@@ -114,9 +113,25 @@ class Door:
             code=error.code.value,
             field=error.field,
         )
-        self._outbox.put(
-            reply, ErrorReply(request_id=request_id, error=error.body, refused=None if accepted else True), None
+        self._outbox.put(reply, ErrorReply(request_id=request_id, error=error.body, refused=True), None)
+
+    async def give_up(self, served: Served, reply: ReplyTo, request_id: RequestId, error: ResplitError) -> None:
+        """End a request that an ingress which is gone had accepted, and that cannot go on here. Returns once the trail
+        has it, or after `TOLD_S`: then nothing of it is left in the journal."""
+        told = asyncio.Event()
+        self._audit.record(
+            AuditKind.REQUEST_ENDED,
+            "a request ended in an error",
+            deployment=served.name,
+            request=request_id,
+            then=told.set,
+            code=error.code.value,
+            error=error.message,
         )
+        self._outbox.put(reply, ErrorReply(request_id=request_id, error=error.body), None)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(TOLD_S):
+                await told.wait()
 
     async def _take_request(self, msg: Msg, *, prepared: bool = False) -> None:
         reply = self.replier.to(msg)

@@ -238,6 +238,7 @@ class Ingress:
         with contextlib.suppress(Exception):  # the bus may have gone first
             async with asyncio.timeout(STOP_S):
                 for served in self._served.values():
+                    served.answers.let_go()
                     await served.journal.drain(STOP_S)
                 await self._outbox.drain()
                 await self._client.flush()
@@ -260,6 +261,7 @@ class Ingress:
     async def _close(self, served: Served) -> None:
         del self._served[served.name]
         await self._withdraw(served)
+        served.answers.let_go()
         await served.journal.drain(STOP_S)
         self._journals.pop(served.life).cancel()
 
@@ -321,7 +323,7 @@ class Ingress:
                 await asyncio.to_thread(prepare, text, request)
             job = open_request(request, kept.request_id, reply, newest.plan, served.manifest, text, arrived, kept.seed)
         except ResplitError as error:
-            self._door.refuse(served, reply, kept.request_id, error, accepted=True)
+            await self._door.give_up(served, reply, kept.request_id, error)
             return None
         if asked.seal is not None:
             live = asked.seal.open_tokens(live)

@@ -39,6 +39,8 @@ SLOWEST_BYTES_PER_S = 1e6 / 8
 SILENT_AFTER_S = 2.0
 """A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so, and by
 then every step under way has been given up."""
+FORSAKEN_AFTER_S = 10
+"""Whose peer pings every second and has not for so long, of that link the kernel asks whether anybody still has it."""
 TCP_INFO_BYTES, UNACKED_AT, ACKED_MS_AT = 104, 24, 56
 """Of Linux' `struct tcp_info`: segments that are not acknowledged, and milliseconds since the last acknowledgement."""
 
@@ -290,6 +292,10 @@ class _Framed(asyncio.Protocol):
             with contextlib.suppress(OSError):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+                # Who listens sends nothing by itself, and a peer that gave a link up in a black hole could not say so.
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, FORSAKEN_AFTER_S)
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, FORSAKEN_AFTER_S)
         if not self._accept(self):
             self.transport.abort()
 

@@ -442,6 +442,7 @@ class Served:
             deployment=self.name,
             epoch=new.plan.epoch,
             request=job.request_id,
+            then=None,
             **choice.terms,
         )
 

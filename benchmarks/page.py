@@ -6,8 +6,9 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gateway_page, residency_page, scenarios_page, services_page
+from benchmarks import gateway_page, load_page, residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
+from benchmarks.soak import page as soak_page
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -51,6 +52,9 @@ def main() -> None:
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
     gateway = json.loads((RESULTS / "gateway.json").read_text())
     page.write_text(_between(page.read_text(), "gateway", [_under(gateway), "", *gateway_page.tables(gateway)]))
+    for name, told in (("overload", load_page.overload), ("control_plane", load_page.control_plane)):
+        result = json.loads((RESULTS / f"{name}.json").read_text())
+        page.write_text(_between(page.read_text(), name, [_under(result), "", *told(result)]))
     compared = scenarios_page.lines_of(RESULTS / "scenarios")
     page.write_text(_between(page.read_text(), "scenarios", compared))
     services = json.loads((RESULTS / "services.json").read_text())
@@ -61,6 +65,8 @@ def main() -> None:
     faults = json.loads((RESULTS / "faults.json").read_text())
     reliability = ROOT / "docs" / "reliability.md"
     reliability.write_text(_between(reliability.read_text(), "faults", faults_table(faults)))
+    soak = json.loads((RESULTS / "soak.json").read_text())
+    reliability.write_text(_between(reliability.read_text(), "soak", [_under(soak), "", *soak_page.table(soak)]))
     readme = ROOT / "README.md"
     readme.write_text(_between(readme.read_text(), "bench", [_hardware(split), "", *_decode(split["rows"])]))
 

@@ -24,7 +24,7 @@ import secrets
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
@@ -69,8 +69,17 @@ class Trail(Protocol):
         deployment: DeploymentName | None = None,
         epoch: int | None = None,
         request: RequestId | None = None,
+        then: Callable[[], None] | None = None,
         **fields: str | int | float | bool | None,
     ) -> None: ...
+
+
+@dataclass(frozen=True)
+class _Waiting:
+    """An event whose turn has not come."""
+
+    event: AuditEvent
+    then: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True)
@@ -80,6 +89,7 @@ class _Sealed:
     event: AuditEvent
     link: Link
     data: bytes
+    then: Callable[[], None] | None
 
     @property
     def digest(self) -> Digest:
@@ -120,7 +130,7 @@ class AuditTrail:
         self._before = None if memory is None else read_head(memory, identity.name)
         self.counts: Counter[AuditKind] = Counter()
         """Events of each kind that were recorded."""
-        self._waiting: deque[AuditEvent] = deque()
+        self._waiting: deque[_Waiting] = deque()
         self._sealed: _Sealed | None = None
         self._lost = 0
         self._tree, self._last = Tree(), NOTHING_BEFORE
@@ -139,9 +149,14 @@ class AuditTrail:
         deployment: DeploymentName | None = None,
         epoch: int | None = None,
         request: RequestId | None = None,
+        then: Callable[[], None] | None = None,
         **fields: str | int | float | bool | None,
     ) -> None:
-        """Append one event; what varies goes into `fields`, never tensors, prompts or keys."""
+        """Append one event; what varies goes into `fields`, never tensors, prompts or keys.
+
+        `then` is called once: when the stream has it, or at once where it will not for a while: the stream is full, or
+        the event was dropped.
+        """
         event = AuditEvent(
             at=self._now(),
             source=self._identity.name,
@@ -156,11 +171,15 @@ class AuditTrail:
         log.info("%s: %s %s", kind.value, message, fields, extra={k: v for k, v in about.items() if v is not None})
         self.counts[kind] += 1
         if self._identity.is_out:
+            _call(then)
             return
         if len(self._waiting) >= BACKLOG_MAX:
-            self._waiting.popleft()
+            _call(self._waiting.popleft().then)
             self._lose(1)
-        self._waiting.append(event)
+        if self.full:
+            _call(then)
+            then = None
+        self._waiting.append(_Waiting(event, then))
         self._all_out.clear()
         self._wake.set()
 
@@ -220,7 +239,7 @@ class AuditTrail:
             return None
         if self._sealed is None:
             if self._checkpoint_due():
-                self._seal(self._checkpoint())
+                self._seal(_Waiting(self._checkpoint()))
             elif self._waiting:
                 self._seal(self._waiting.popleft())
         return self._sealed
@@ -249,7 +268,7 @@ class AuditTrail:
             ),
         )
 
-    def _seal(self, event: AuditEvent) -> None:
+    def _seal(self, waiting: _Waiting) -> None:
         number = self._tree.count + 1
         link = Link(
             life=self.life,
@@ -259,9 +278,9 @@ class AuditTrail:
             before=self._before if number == 1 else None,
         )
         self._lost = 0
-        chained = event.model_copy(update={"chain": link})
+        chained = waiting.event.model_copy(update={"chain": link})
         data = seal(chained, AUDIT_TYPE, self._identity.name, self._identity.key)
-        self._sealed = _Sealed(chained, link, data)
+        self._sealed = _Sealed(chained, link, data, waiting.then)
 
     # How it is sent.
 
@@ -275,11 +294,14 @@ class AuditTrail:
             self._sealed = None
             self._lose(sealed.link.lost + 1)
             self._checkpointed(sealed.event.checkpoint)  # or it would be tried for ever
-            return True
         except (NatsError, TimeoutError, OSError) as error:
             self._say_if_full(error)
+            if self.full:
+                self._nobody_waits()
             return False
-        self._acknowledged(sealed)
+        else:
+            self._acknowledged(sealed)
+        _call(sealed.then)
         return True
 
     def _acknowledged(self, sealed: _Sealed) -> None:
@@ -311,6 +333,14 @@ class AuditTrail:
             )
         self.full = True
 
+    def _nobody_waits(self) -> None:
+        """Whoever waits for an event to be stored goes on without."""
+        sealed, waiting = self._sealed, self._waiting
+        self._waiting = deque(_Waiting(one.event) for one in waiting)
+        self._sealed = None if sealed is None else replace(sealed, then=None)
+        for then in (*(() if sealed is None else (sealed.then,)), *(one.then for one in waiting)):
+            _call(then)
+
     def _lose(self, count: int) -> None:
         if self._lost == 0:
             log.error("audit events are lost; the next one that is sent says how many")
@@ -329,3 +359,12 @@ class AuditTrail:
             log.warning("the end of the audit chain could not be written to %s: %s", self._memory, error)
             return
         self._remembered = count
+
+
+def _call(then: Callable[[], None] | None) -> None:
+    if then is None:
+        return
+    try:
+        then()
+    except Exception:  # what somebody makes of an event must not keep the others from the stream
+        log.exception("what was to follow an audit event failed")

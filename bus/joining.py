@@ -32,7 +32,7 @@ from schemas.errors import ErrorCode, ResplitError
 from schemas.known import Known, after_roster, fell, first_known, root_of
 from schemas.roster import Member, Roster, open_roster, spelled
 
-BUNDLE_BYTES_MAX = 4 << 20
+BUNDLE_BYTES_MAX = 8 << 20
 """A roster at its largest, and the roots that lead to it."""
 
 

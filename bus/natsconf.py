@@ -91,6 +91,7 @@ def server_conf(
     leaves: str | None = None,
     hub: Hub | None = None,
     domain: str | None = None,
+    monitored: bool = False,
 ) -> str:
     """The whole configuration but for the logins, which stand in `logins_file` beside it.
 
@@ -98,7 +99,8 @@ def server_conf(
     where JetStream keeps what it keeps; None: this server, a leaf node, has none. `domain`: what JetStream is called
     there, where it is not the hub's. Without `survives_power_cuts` a write is acknowledged before it is on the disk,
     which is quicker. `advertise`: host:port by which members of the others of its cluster hear of this server;
-    `leaves`: host:port where leaf nodes are let in. Raises `ResplitError(INVALID_REQUEST)` for what cannot stand in the
+    `leaves`: host:port where leaf nodes are let in; `monitored`: it tells this machine who is connected, over HTTP at
+    any free port. Raises `ResplitError(INVALID_REQUEST)` for what cannot stand in the
     file.
     """
     told = "" if advertise is None else f"client_advertise: {quoted(advertise)}\n"
@@ -108,6 +110,7 @@ def server_conf(
     kept = [] if store is None else [_jetstream(store, max_file_store_bytes, survives_power_cuts, domain)]
     between = "\n".join((*kept, *more))
     ports = "" if ports_folder is None else f"ports_file_dir: {quoted(str(ports_folder))}\n"
+    ports += 'http: "127.0.0.1:-1"\n' if monitored else ""
     return f"""\
 # The NATS server of a Resplit cluster: nats-server -c nats-server.conf (check it first with -t).
 

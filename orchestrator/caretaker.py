@@ -107,5 +107,6 @@ class Caretaker:
             deployment=name,
             epoch=None,
             request=None,
+            then=None,
             **audited_services(found),
         )

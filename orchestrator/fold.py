@@ -112,6 +112,10 @@ class Snapshot:
         """The last capacity of every node that a new plan may use: present and not drained."""
         return {name: capacity for name, capacity in self.present.items() if name not in self.drained}
 
+    def has(self, node: NodeId) -> bool:
+        """Whether a node is `present`."""
+        return node in self.nodes and node not in self.absent
+
     @cached_property
     def enrolled_trusted(self) -> frozenset[NodeId]:
         """Agents that the root trusts."""

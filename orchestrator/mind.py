@@ -145,6 +145,7 @@ class Mind:
                 deployment=name,
                 epoch=decision.epoch,
                 request=None,
+                then=None,
                 **audited(decision),
             )
         if outlook.regret is not None and rollout.candidate is not None:
@@ -248,6 +249,7 @@ class Mind:
                     deployment=name,
                     epoch=None,
                     request=None,
+                    then=None,
                     requests=errors.requests,
                     said=errors.sentence,
                     **errors.terms,

@@ -126,13 +126,13 @@ async def _serve(config: OrchestratorConfig, on_ready: Callable[[], object], lif
         publishing = asyncio.create_task(audit.run())
         spreading = asyncio.create_task(keep_spread(client))
         measures = OrchestratorMeasures()
-        showing = asyncio.create_task(_show(measures, life, audit, client))
+        showing = [asyncio.create_task(_show(measures, life, audit, client))] if config.metrics is not None else []
         try:
             with exposed(config.metrics, measures.registry):
                 await first_of(_by_turns(here, ears, on_ready, life))
         finally:
             await audit.drain(GOODBYE_S)
-            await end([offering, following, publishing, spreading, showing])
+            await end([offering, following, publishing, spreading, *showing])
     finally:
         with contextlib.suppress(NatsError, TimeoutError, OSError):
             await asyncio.wait_for(client.close(), GOODBYE_S)

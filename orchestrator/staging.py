@@ -170,6 +170,11 @@ def advice_for(node: NodeId, history: History, worth: Mapping[DeploymentName, fl
     return tuple(StoredBlocks.of(model, wanted[model]) for model in ordered)
 
 
+def named(history: History) -> frozenset[NodeId]:
+    """Nodes of which any plan wants anything."""
+    return frozenset(node for plans, _ in history for by_node in plans.values() for node in by_node)
+
+
 def has_all(capacity: Capacity, advice: Advice) -> bool:
     """Whether a node says that all of it is on its disk."""
     held = {stored.model: stored.blocks for stored in capacity.on_disk}
@@ -204,14 +209,17 @@ class Adviser:
         history = permitted(snapshot, self._history)
         self._rates = averaged(self._rates, snapshot, self._now(), LOOK_S)
         values = ranked(worth(snapshot, self._rates))
-        wanted = {node: advice_for(node, history, values) for node in snapshot.offered}
-        for node, advice in due(snapshot.present, wanted, self._said, self._now()).items():
+        # Of very many nodes plans name few, and whoever was told nothing and is to have nothing hears nothing.
+        concerned = sorted(named(history) | self._said.keys())
+        present = {node: snapshot.nodes[node].capacity for node in concerned if snapshot.has(node)}
+        wanted = {node: advice_for(node, history, values) for node in present if node not in snapshot.drained}
+        for node, advice in due(present, wanted, self._said, self._now()).items():
             staging = Staging(
                 node=node, term=snapshot.term, number=next(self._numbers), issued_at=self._now(), blocks=advice
             )
             data = seal(staging, STAGING_TYPE, self._identity.name, self._identity.key)
             await self._client.publish(subjects.staging(node), data)
-            self._said[node] = (snapshot.present[node].boot, advice, self._now())
+            self._said[node] = (present[node].boot, advice, self._now())
 
 
 def due(

@@ -77,8 +77,8 @@ class LocalCluster:
     orchestrators and, where there are several, NATS servers run that do not run straight on this machine, `host` where
     the NATS server listens, `keep` which deployments on demand stay loaded, `servers` how many NATS servers are one (1,
     or 3: `nats`, `nats-b`, `nats-c`), and `clouds` is a file of endpoints that agents may ask. With `http_port` a
-    gateway serves HTTP at that port of this machine, and 0 takes one that is free. Keys and what the processes stored
-    stay in `folder` for the next start.
+    gateway serves HTTP at that port of this machine, and 0 takes one that is free; `monitored`: the (first) NATS server
+    says at `monitor_url` who is connected. Keys and what the processes stored stay in `folder` for the next start.
     """
 
     def __init__(
@@ -101,6 +101,7 @@ class LocalCluster:
         keep: Literal["worth", "recent"] = "worth",
         clouds: Path | None = None,
         http_port: int | None = None,
+        monitored: bool = False,
         verbose: bool = False,
     ) -> None:
         for field, count in (("agents", agents), ("orchestrators", orchestrators)):
@@ -127,7 +128,9 @@ class LocalCluster:
         self._verbose = verbose
         self._places = {} if places is None else dict(places)
         self._host = host
-        self._servers = {one.name: one for one in self._nats_servers(SERVERS[servers], port, max_payload_bytes)}
+        self._servers = {
+            one.name: one for one in self._nats_servers(SERVERS[servers], port, max_payload_bytes, monitored)
+        }
         self._children: dict[str, Child] = {name: server.child for name, server in self._servers.items()}
         self._lock: IO[str] | None = None
 
@@ -161,6 +164,11 @@ class LocalCluster:
         """Where the gateway serves HTTP."""
         assert self._http_port, "the cluster was told to have a gateway, and has been started"
         return f"http://{HOST}:{self._http_port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Where the NATS server says over HTTP who is connected; another after each start of it."""
+        return self._servers[NATS].monitor_url
 
     @property
     def operator(self) -> Access:
@@ -324,12 +332,20 @@ class LocalCluster:
         finally:
             await connection.close()
 
-    def _nats_servers(self, names: Sequence[str], port: int | None, max_payload_bytes: int) -> Iterator[NatsServer]:
+    def _nats_servers(
+        self, names: Sequence[str], port: int | None, max_payload_bytes: int, monitored: bool
+    ) -> Iterator[NatsServer]:
         """One, or several that are one, each in a folder of its name."""
         cluster = self.keys / CLUSTER
         if len(names) == 1:
             yield NatsServer(
-                self.folder / NATS, self._logins, server_files(cluster), port, max_payload_bytes, self._host
+                self.folder / NATS,
+                self._logins,
+                server_files(cluster),
+                port,
+                max_payload_bytes,
+                self._host,
+                monitored=monitored,
             )
             return
         hosts = self._server_hosts(names)
@@ -351,6 +367,7 @@ class LocalCluster:
                 name=name,
                 routes=routes_of(name, hosts, ports),
                 enter=self._place(name).enter,
+                monitored=monitored,
             )
 
     def _server_hosts(self, names: Iterable[str]) -> dict[str, str]:

@@ -58,6 +58,7 @@ class NatsServer:
         name: str = NATS,
         routes: Routes | None = None,
         enter: Sequence[str] = (),
+        monitored: bool = False,
     ) -> None:
         assert routes is None or port is not None, "who has routes is told of, with its port"
         self.name = name
@@ -68,6 +69,8 @@ class NatsServer:
         self._host = host
         self._port = port
         self._max_payload_bytes = max_payload_bytes
+        self._monitored = monitored
+        self._monitor_url = ""
         config = folder / SERVER_FILE
         # SIGTERM rather than SIGKILL should the parent be killed: JetStream then closes its files.
         self.child = Child(name, [*enter, str(nats_program()), "-c", str(config)], folder / "log", signal.SIGTERM)
@@ -76,6 +79,12 @@ class NatsServer:
     def url(self) -> str:
         assert self._port is not None, "the server has not been started"
         return f"nats://{self._host}:{self._port}"
+
+    @property
+    def monitor_url(self) -> str:
+        """Where it tells who is connected, and what each listens to; another after each start."""
+        assert self._monitor_url, "the server was told to be monitored, and has been started"
+        return self._monitor_url
 
     async def start(self) -> None:
         """Start it and wait until it listens; raises `ResplitError` with its log if it does not."""
@@ -130,6 +139,7 @@ class NatsServer:
             survives_power_cuts=False,
             advertise=None if self._routes is None else f"{self._host}:{self._port}",
             routes=self._routes,
+            monitored=self._monitored,
         )
         (self._folder / SERVER_FILE).write_text(config)
 
@@ -141,8 +151,9 @@ class NatsServer:
     def _listens(self) -> bool:
         ports = self._folder / f"nats-server_{self.child.pid}.ports"
         try:
-            addresses: list[str] = json.loads(ports.read_text())["nats"]
-            self._port = int(addresses[0].rsplit(":", 1)[1])
+            addresses: dict[str, list[str]] = json.loads(ports.read_text())
+            self._port = int(addresses["nats"][0].rsplit(":", 1)[1])
+            self._monitor_url = addresses["monitoring"][0] if self._monitored else ""
         except (OSError, ValueError):  # the file is not there yet, or half written
             return False
         return True

@@ -42,7 +42,7 @@ from schemas.signed import SIGNATURES_MAX, KeyId, documents, key_id, open_signed
 ROOT_TYPE = "application/vnd.resplit.root.v1+json"
 ROSTER_TYPE = "application/vnd.resplit.roster.v1+json"
 
-MEMBERS_MAX = 1000
+MEMBERS_MAX = 12_000
 """A roster of so many members still fits into one signed document."""
 DEPLOYMENTS_MAX = 10_000
 """Deployments that a policy names, and whose plans a process remembers: what is kept on the disk is bounded."""

@@ -15,10 +15,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 from pydantic import BaseModel, StringConstraints
 
 from schemas.codec import decode, encode
-from schemas.envelope import MAX_ENVELOPE_BYTES, pae
+from schemas.envelope import pae
 from schemas.errors import ErrorCode, ResplitError
 from schemas.flat import read_flat
 
+MAX_DOCUMENT_BYTES = 7 << 20
+"""A roster of as many members as there may be, in one message of a server that is configured as `bus.natsconf` does."""
 SIGNATURES_MAX = 16
 """More holders than a cluster has. It bounds how many signatures a hostile document can make its reader check."""
 
@@ -110,16 +112,16 @@ def _signed_too(payload_type: str, payload: bytes, before: Signatures, keys: Map
         raise ResplitError(ErrorCode.INVALID_REQUEST, message, "signatures")
     flat = [part for name in sorted(signatures) for part in (name, signatures[name])]
     data: bytes = msgpack.packb([payload_type, payload, *flat])
-    if len(data) > MAX_ENVELOPE_BYTES:
-        message = f"a signed document of {len(data)} bytes is over the limit of {MAX_ENVELOPE_BYTES}"
+    if len(data) > MAX_DOCUMENT_BYTES:
+        message = f"a signed document of {len(data)} bytes is over the limit of {MAX_DOCUMENT_BYTES}"
         raise ResplitError(ErrorCode.PAYLOAD_TOO_LARGE, message)
     return data
 
 
 def _unpacked(data: bytes, payload_type: str) -> tuple[bytes, Signatures]:
     """The payload and the signatures as they came, none of them checked."""
-    if len(data) > MAX_ENVELOPE_BYTES:
-        raise _refused(f"is {len(data)} bytes long, over the limit of {MAX_ENVELOPE_BYTES}")
+    if len(data) > MAX_DOCUMENT_BYTES:
+        raise _refused(f"is {len(data)} bytes long, over the limit of {MAX_DOCUMENT_BYTES}")
     match read_flat(data, 2 + 2 * SIGNATURES_MAX):
         case [str(found_type), bytes(payload), *flat] if len(flat) % 2 == 0:
             pass

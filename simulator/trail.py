@@ -38,8 +38,11 @@ class Trail:
         deployment: DeploymentName | None = None,
         epoch: int | None = None,
         request: RequestId | None = None,
+        then: Callable[[], None] | None = None,
         **fields: str | int | float | bool | None,
     ) -> None:
+        if then is not None:
+            then()
         if kind is AuditKind.REQUEST_ENDED or kind is AuditKind.REQUEST_REFUSED:
             return
         told = Told(self.now(), kind, message, deployment, epoch, request, fields)

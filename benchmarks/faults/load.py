@@ -2,10 +2,9 @@
 
 import asyncio
 import itertools
-import json
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,6 +23,7 @@ from models.text import Text
 from resplit.client import Client
 from resplit.replies import RequestError
 from schemas.base import DeploymentName
+from schemas.codec import CONTENT_TYPE, JSON, decode_plain
 from schemas.deployment import Settings
 from schemas.frame import Sampling
 
@@ -93,33 +93,37 @@ class Wire:
         self.accepted: set[str] = set()
         self.conflicts: list[str] = []
         """Indices of which two different tokens were said."""
-        self._tokens: dict[tuple[str, int], int] = {}
+        self._tokens: dict[str, dict[int, int]] = {}
         self._said_before: dict[str, int] = {}
         self.repeated = 0
         """Tokens said again after `from_now` though they had been said before."""
 
-    async def listen(self, connection: Nats) -> Subscription:
-        subscription = await connection.subscribe(f"{INBOX}.>", cb=self._note)
+    async def listen(self, connection: Nats, inboxes: str = f"{INBOX}.>") -> Subscription:
+        subscription = await connection.subscribe(inboxes, cb=self._note)
         await settle(connection)
         return subscription
 
     def from_now(self) -> None:
         """Count whatever is said again from now on."""
-        self._said_before = {}
-        for request, index in self._tokens:
-            self._said_before[request] = max(index, self._said_before.get(request, -1))
+        self._said_before = {request: max(tokens) for request, tokens in self._tokens.items()}
+
+    def forget(self, requests: Iterable[str]) -> None:
+        """Keep no tokens of these any longer: they ended a while ago."""
+        for request in requests:
+            self._tokens.pop(request, None)
 
     async def _note(self, message: Msg) -> None:
         if not message.data:
             return  # the server itself says that nobody takes requests
-        reply: dict[str, Any] = json.loads(message.data)
+        content_type = (message.headers or {}).get(CONTENT_TYPE, JSON)
+        reply: dict[str, Any] = decode_plain(message.data, content_type, "reply")
         request = reply.get("request_id") or ""
         if reply.get("status") == "accepted":
             self.accepted.add(request)
         if (token := reply.get("token_id")) is None:
             return
         index = reply["index"]
-        if self._tokens.setdefault((request, index), token) != token:
+        if self._tokens.setdefault(request, {}).setdefault(index, token) != token:
             self.conflicts.append(f"token {index} of {request}")
         if index <= self._said_before.get(request, -1):
             self.repeated += 1

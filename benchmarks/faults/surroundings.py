@@ -51,6 +51,8 @@ class Needs:
     """Every process has a wall clock that can be set."""
     detour: bool = False
     """Each agent reaches NATS by a way that can be slowed."""
+    watched: bool = False
+    """A gateway, and a NATS server that tells who is connected."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,8 @@ async def surrounded(needs: Needs, folder: Path, store: Path) -> AsyncIterator[S
                 memory_bytes=needs.memory_bytes,
                 orchestrators=needs.orchestrators,
                 servers=needs.servers,
+                http_port=0 if needs.watched else None,
+                monitored=needs.watched,
             )
         )
         yield Surroundings(cluster, wires, disks, clocks, detours)

@@ -55,3 +55,28 @@ async def test_streams_go_on_over_the_bus_with_the_same_tokens(
         await wires.mend(*cut)
     assert not [event for event in chat.ear.heard[heard:] if event.kind is AuditKind.NODE_LOST]
     await asyncio.wait_for(chat.answers(), ENDS_S)
+
+
+async def test_links_that_were_given_up_while_they_were_cut_are_closed_at_either_end(
+    wired: tuple[Wires, Serving],
+) -> None:
+    """Whoever gives a link up cannot say so to the other end, which only listens there."""
+    wires, chat = wired
+    await chat.answers()
+    links = 2 * (len(chat.cluster.agents) - 1)
+    for _ in range(3):
+        await wires.cut(N0, N1)
+        await asyncio.sleep(4.0)
+        await wires.mend(N0, N1)
+        await asyncio.sleep(3.0)
+    await asyncio.wait_for(chat.answers(), ENDS_S)
+    async with asyncio.timeout(ENDS_S):
+        while any(sockets(chat.cluster.processes[node]) > links for node in (N0, N1)):  # noqa: ASYNC110
+            await asyncio.sleep(0.5)
+
+
+def sockets(pid: int) -> int:
+    """Connections that a process has in its own network, but for that to the NATS server, and for what listens."""
+    listed = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    established, server = [fields for fields in listed if fields[3] == "01"], 1
+    return len(established) - server

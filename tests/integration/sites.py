@@ -36,7 +36,7 @@ from schemas import subjects
 from schemas.audit import AuditEvent
 from schemas.base import DeploymentName, Home, NodeId, SiteId
 from schemas.control import DeployRequest, StatusReply
-from schemas.deployment import Settings
+from schemas.deployment import Settings, Stage
 from schemas.envelope import AUDIT_TYPE, PLAN_TYPE, open_envelope
 from schemas.errors import ResplitError
 from schemas.plan import PlanEvent
@@ -230,9 +230,13 @@ class Sites:
             raise AssertionError(f"{last}\n{tails}") from None
 
     async def deploy(
-        self, home: Home, name: DeploymentName, stages: int | None = None, settings: Settings = SETTINGS
+        self,
+        home: Home,
+        name: DeploymentName,
+        placement: tuple[Stage, ...] | None = None,
+        settings: Settings = SETTINGS,
     ) -> None:
-        request = DeployRequest(name=name, model="adder", settings=settings, stages=stages)
+        request = DeployRequest(name=name, model="adder", settings=settings, placement=placement)
         await control.deploy_and_wait(self.operator(home), request, READY_S)
 
     @asynccontextmanager
@@ -314,8 +318,9 @@ async def sites(folder: Path) -> AsyncIterator[Sites]:
     async with homes(folder) as found:
         await found.deploy(None, HUB_SUM)
         await found.start(K0)
-        await found.deploy(KITCHEN, SITE_SUM, stages=2)
+        await found.deploy(KITCHEN, SITE_SUM, (Stage(node=H0, first=0, last=4), Stage(node=K0, first=5, last=9)))
         await found.start(K1, K2)
+        await control.place(found.operator(KITCHEN), SITE_SUM, None)  # from now on it may move, where that is worth it
         yield found
 
 

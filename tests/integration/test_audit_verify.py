@@ -127,6 +127,25 @@ async def test_an_event_in_doubt_is_sent_again_as_the_same_bytes_and_stored_once
         await client.close()
 
 
+async def test_what_follows_an_event_comes_once_and_not_before_the_stream_has_it(
+    nats_server: NatsServer, keys: Path, tmp_path: Path
+) -> None:
+    client = await connect(nats_server.url, "test")
+    told: list[int] = []
+    try:
+        async with Writer(client, load_identity(keys / N0, N0), tmp_path / "n0.audit") as trail:
+            nats_server.pause()
+            for number in range(3):
+                trail.record(AuditKind.LINK_CHANGED, "a direct link came up", then=lambda n=number: told.append(n))  # type: ignore[misc]
+            await asyncio.sleep(1.0)
+            assert told == []
+            nats_server.resume()
+            await all_out(trail)
+            assert told == [0, 1, 2]
+    finally:
+        await client.close()
+
+
 async def test_a_full_stream_is_said_and_what_waits_is_written_once_there_is_room(
     nats_url: str, keys: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -147,12 +166,15 @@ async def test_a_full_stream_is_said_and_what_waits_is_written_once_there_is_roo
         await asyncio.sleep(2.5)
         stored = len(await envelopes_at(client))
         assert 0 < stored < 40 and trail.backlog == 40 - stored
+        waited: list[int] = []
+        trail.record(AuditKind.LINK_CHANGED, "a direct link came up", then=lambda: waited.append(1))
+        assert waited == [1], "nobody waits for a stream that is full"
         assert [record.message for record in caplog.records if "audit stream is full" in record.message][1:] == []
         await js.update_stream(small, max_bytes=1 << 20)
         await trail.drain(SOON_S)
-        assert (trail.full, trail.backlog) == (False, 0)
+        assert (trail.full, trail.backlog, waited) == (False, 0, [1])
         verdict = verify(await envelopes_at(client), read_trust(keys / OPERATOR))
-        assert verdict.is_sound and verdict.lives[0].events == 41 and verdict.lives[0].lost == 0
+        assert verdict.is_sound and verdict.lives[0].events == 42 and verdict.lives[0].lost == 0
     finally:
         await end([running])
         await client.close()

@@ -16,7 +16,7 @@ from bus.credentials import SEED_BYTES, nkey_seed, public_nkey
 from schemas.base import DeploymentName, Digest, NodeId
 from schemas.codec import decode, encode
 from schemas.deployment import Sensitive
-from schemas.envelope import MAX_ENVELOPE_BYTES, pae
+from schemas.envelope import pae
 from schemas.errors import ErrorCode, ResplitError
 from schemas.known import (
     CLOCK_BEHIND_MAX,
@@ -47,7 +47,7 @@ from schemas.roster import (
     present,
     spelled,
 )
-from schemas.signed import SIGNATURES_MAX, countersign, key_id, open_signed, sign
+from schemas.signed import MAX_DOCUMENT_BYTES, SIGNATURES_MAX, countersign, key_id, open_signed, sign
 
 Keys = dict[str, Ed25519PrivateKey]
 
@@ -211,7 +211,7 @@ SIGNED = sign(ROOT, ROOT_TYPE, TWO)
         msgpack.packb([ROOT_TYPE, b"{}", *(["name", b""] * (SIGNATURES_MAX + 1))]),
         SIGNED + b"\0",
         SIGNED[:-1],
-        b"\0" * (MAX_ENVELOPE_BYTES + 1),
+        b"\0" * (MAX_DOCUMENT_BYTES + 1),
     ],
 )
 def test_what_is_no_signed_document_is_refused(data: bytes) -> None:
@@ -573,4 +573,4 @@ def test_a_roster_at_its_largest_fits_into_one_signed_document() -> None:
         for number in range(MEMBERS_MAX)
     )
     left = tuple(former(number, name="n".ljust(63, "x"), role="orchestrator") for number in range(FORMER_MAX))
-    assert len(signed_roster(roster(5, *members, former=left))) < MAX_ENVELOPE_BYTES
+    assert len(signed_roster(roster(5, *members, former=left))) < MAX_DOCUMENT_BYTES
