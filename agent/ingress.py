@@ -275,6 +275,11 @@ class Ingress:
         self._journals.pop(life)
         served.life, served.journal = self._begin_life(name)
 
+    @property
+    def journal_waits_s(self) -> float:
+        """How long the journal that waits longest has waited for JetStream; 0 where none waits."""
+        return max((served.journal.waits_s for served in self.served), default=0.0)
+
     def was_here(self, life: LifeId) -> bool:
         """Whether a life of this process has ended, though the process goes on."""
         return process_of(life) == (self._node, self._boot) and life not in self._journals

@@ -40,10 +40,16 @@ class AgentMeasures:
         self._seen = -1
         """The newest finished request that was counted."""
 
-    def said(self, capacity: Capacity, events: Mapping[AuditKind, int], bus: Mapping[str, int]) -> None:
-        """A heartbeat; `events` were recorded, and `bus` met, since the process began. Of requests that end within one
-        second only as many are counted as a heartbeat names."""
-        self._told.tell([*families(capacity, events), troubles(str(capacity.node), bus)])
+    def said(
+        self, capacity: Capacity, events: Mapping[AuditKind, int], bus: Mapping[str, int], journal_waits_s: float
+    ) -> None:
+        """A heartbeat; `events` were recorded, and `bus` met, since the process began, and the journal waits for so
+        long. Of requests that end within one second only as many are counted as a heartbeat names."""
+        node = {"node": str(capacity.node)}
+        waits = gauge(
+            "resplit_journal_waits_seconds", "Since when JetStream has stored nothing.", NODE, [(node, journal_waits_s)]
+        )
+        self._told.tell([*families(capacity, events), troubles(str(capacity.node), bus), waits])
         for one in capacity.finished:
             if one.number <= self._seen:
                 continue

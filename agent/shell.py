@@ -257,7 +257,7 @@ class Agent:
     def _said(self, capacity: Capacity) -> None:
         """A heartbeat is about to leave."""
         self._ingress.speaks(self._config.node, hosting_of(capacity))
-        self.measures.said(capacity, self._audit.counts, self._client.troubles)
+        self.measures.said(capacity, self._audit.counts, self._client.troubles, self._ingress.journal_waits_s)
 
     @property
     def status(self) -> str:

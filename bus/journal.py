@@ -41,6 +41,7 @@ ACCEPT_S = 5.0
 ACK_S = 1.0
 """A server that is killed answers nothing; the same append is then sent again, which can do no harm."""
 ACK_S_MAX = 8.0
+STALLED_S = 5.0
 RETRY_S = 0.1
 DOUBT_S = 2.0
 TICK_S = 1.0
@@ -116,6 +117,7 @@ class Journal:
         self._cost = self._stated_cost = self._messages = 0
         """What it costs to read all since the last statement; that statement; how many messages all this is."""
         self._stated_at = now()
+        self._waits_since: float | None = None
 
     async def accept(
         self,
@@ -298,8 +300,15 @@ class Journal:
             else:
                 return
 
+    @property
+    def waits_s(self) -> float:
+        """How long the oldest append has waited for JetStream to say that it is stored; 0 where none waits."""
+        return 0.0 if self._waits_since is None else self._now() - self._waits_since
+
     async def _write(self, data: bytes) -> None:
         ack_s = ACK_S
+        self._waits_since = self._now()
+        said = False
         while True:
             try:
                 self._last = await self._log.append(data, self._last, ack_s)
@@ -311,7 +320,11 @@ class Journal:
             except UnsureError as error:
                 log.debug("an append is not acknowledged: %s", error)
                 ack_s = min(2 * ack_s, ACK_S_MAX)
+            if self.waits_s > STALLED_S and not said:
+                said = True
+                log.warning("the journal has stored nothing for %g s: see to nats-server, and to its disk", STALLED_S)
             await asyncio.sleep(RETRY_S)
+        self._waits_since = None
         self._emptied, self._missing_since = False, None
         self._messages += 1
         self._cost += len(data) + MESSAGE_COST_BYTES
