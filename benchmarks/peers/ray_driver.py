@@ -1,0 +1,105 @@
+"""The model in Ray actors, driven by a loop. Runs in the peers' environment, which has `ray`.
+
+    python ray_driver.py STAGES.json ...
+
+Each file's stages are a chain, an actor for each. A chain is called in one of two ways: `loop` calls one actor after
+the other, the reference of what each returns handed to the next; `compiled` has Ray compile the chain
+(`experimental_compile`). Ray starts actors that die again. Commands and answers are those of `stage.py`, with the
+`chain` (a number) and the `way`; `pids` tells the processes of a chain, `restart` ends and starts its actors.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.dag import InputNode
+from stage import Stage, answer, serve
+
+FOREVER = -1
+STEP_S = 30.0
+"""A step that takes longer is given up."""
+
+
+@ray.remote(num_cpus=0, max_restarts=FOREVER)
+class Actor(Stage):  # type: ignore[misc]  # found beside this file, not as a module of a package
+    """A stage in a process of its own."""
+
+    def pid(self) -> int:
+        """Of that process."""
+        return os.getpid()
+
+
+class Chain:
+    """The actors of consecutive stages, and how they are called."""
+
+    def __init__(self, stages: list[dict[str, Any]]) -> None:
+        self._stages = stages
+        self._compiled: Any = None
+        self._actors: list[Any] = []
+        self.start()
+
+    def start(self) -> None:
+        """Every actor anew."""
+        self.tear_down()
+        for actor in self._actors:
+            ray.kill(actor)
+        self._actors = [Actor.remote(stage) for stage in self._stages]
+        self.pids()
+
+    def pids(self) -> list[int]:
+        """The processes of the actors, first stage first; waits until all are there."""
+        return [ray.get(actor.pid.remote(), timeout=STEP_S) for actor in self._actors]
+
+    def tear_down(self) -> None:
+        """End what was compiled."""
+        compiled, self._compiled = self._compiled, None
+        if compiled is not None:
+            compiled.teardown()
+
+    def loop(self, position: int, ids: list[int]) -> tuple[int, int]:
+        """A step through calls of the actors."""
+        given: Any = (position, np.array([ids], np.int64))
+        for actor in self._actors:
+            given = actor.step.remote(given)
+        return ray.get(given, timeout=STEP_S)  # type: ignore[no-any-return]
+
+    def compiled(self, position: int, ids: list[int]) -> tuple[int, int]:
+        """A step through the chain as Ray compiles it, at the first step."""
+        if self._compiled is None:
+            with InputNode() as node:
+                for actor in self._actors:
+                    node = actor.step.bind(node)  # noqa: PLW2901 - as Ray's documents have it
+            self._compiled = node.experimental_compile()
+        return ray.get(self._compiled.execute((position, np.array([ids], np.int64))), timeout=STEP_S)  # type: ignore[no-any-return]
+
+
+def main() -> None:
+    ray.init(include_dashboard=False, log_to_driver=False)
+    chains = [Chain(json.loads(Path(path).read_text())) for path in sys.argv[1:]]
+
+    def perform(command: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        chain = chains[command.pop("chain")]
+        match command.pop("op"):
+            case "answer":
+                way = command.pop("way")
+                if way == "loop":
+                    chain.tear_down()
+                for token in answer(chain.loop if way == "loop" else chain.compiled, **command):
+                    yield {"token": token}
+            case "pids":
+                yield {"pids": chain.pids()}
+            case "tear_down":
+                chain.tear_down()
+            case "restart":
+                chain.start()
+
+    serve(perform)
+
+
+if __name__ == "__main__":
+    main()
