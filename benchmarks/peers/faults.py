@@ -1,6 +1,7 @@
 """What becomes of an answer, and of the next one, when the process of the last stage is killed, hangs or gets slow."""
 
 import asyncio
+import itertools
 import os
 import random
 import signal
@@ -12,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.faults.changes import slow
-from benchmarks.peers.contender import Asked, Contender, FailedError, ask
+from benchmarks.model import Precision
+from benchmarks.peers.contender import Asked, Contender, FailedError, Layout, ask
 from benchmarks.peers.install import Installed
 from benchmarks.peers.lines import ray
 from benchmarks.peers.llama import TWO_SERVERS, llama
@@ -22,9 +24,10 @@ from benchmarks.table import Row
 from schemas.errors import ResplitError
 
 PART = "faults"
-PRECISION = "int4"
+PRECISION: Precision = "int4"
 PROMPT_TOKENS = 64
 NEW_TOKENS = 96
+SPLIT_ONLY: tuple[Layout, ...] = ("split",)
 AT_TOKENS = (8, 40)
 """The fault comes after so many tokens, drawn anew for each run."""
 AGAIN_TOKENS = 4
@@ -58,7 +61,7 @@ def patients(
             installed.missing("llama.cpp"),
             lambda: llama(installed.llama_bin, gguf_of(folder, PRECISION, installed.python), TWO_SERVERS, scratch),
         ),
-        ("Ray", installed.missing("ray"), lambda: ray(folder, PRECISION, scratch, installed.python, ("split",))),
+        ("Ray", installed.missing("ray"), lambda: ray(folder, PRECISION, scratch, installed.python, SPLIT_ONLY)),
     ]
 
 
@@ -168,7 +171,7 @@ async def _slowed(contender: Contender, prompt: list[int]) -> Row:
         return round(sum(first < arrival <= last for arrival in arrivals) / (last - first), 2)
 
     before, first, last = rate(began, at), rate(at, at + WINDOW_S), rate(end - WINDOW_S, end)
-    waits = [later - earlier for earlier, later in zip(arrivals, arrivals[1:], strict=False) if later > at]
+    waits = [later - earlier for earlier, later in itertools.pairwise(arrivals) if later > at]
     return {
         "runs": 1,
         "before_tokens_per_s": before,

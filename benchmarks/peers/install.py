@@ -15,12 +15,12 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 FOLDER = Path("build") / "peers"
 NOTE = "installed.json"
 CONSTRAINTS = Path(__file__).with_name("constraints.txt")
-OURS = Path("constraints.txt")
 SDIST = "llama-cpp-python"
 OPTIONS = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -82,8 +82,9 @@ def _ray(folder: Path) -> dict[str, str]:
     """Ray, what writes GGUF, the tools that build llama.cpp, and the ONNX Runtime that Resplit has."""
     if not (folder / "venv" / "bin" / "python").exists():
         _run([sys.executable, "-m", "venv", folder / "venv"])
-    pinned = ["--constraint", CONSTRAINTS, "--constraint", OURS]
-    _run([folder / "venv" / "bin" / "pip", "install", *pinned, "ray", "gguf", "cmake", "ninja", "onnxruntime-gpu"])
+    same = [f"{name}=={version(name)}" for name in ("onnxruntime-gpu", "numpy")]
+    pip: list[str | Path] = [folder / "venv" / "bin" / "pip", "install", "--constraint", CONSTRAINTS]
+    _run([*pip, *same, "ray", "gguf", "cmake", "ninja"])
     return {"version": _pinned("ray")}
 
 
@@ -104,8 +105,8 @@ def _source(folder: Path) -> Path:
     found = folder / f"{SDIST.replace('-', '_')}-{_pinned(SDIST)}" / "vendor" / "llama.cpp"
     if not found.exists():
         sdists = folder / "sdist"
-        pip = [folder / "venv" / "bin" / "pip", "download", "--no-deps", "--no-binary", SDIST, "--dest", sdists]
-        _run([*pip, f"{SDIST}=={_pinned(SDIST)}"])
+        pip: list[str | Path] = [folder / "venv" / "bin" / "pip", "download", "--no-deps", "--no-binary", SDIST]
+        _run([*pip, "--dest", sdists, f"{SDIST}=={_pinned(SDIST)}"])
         [archive] = sdists.glob("*.tar.gz")
         with tarfile.open(archive) as packed:
             packed.extractall(folder, filter="data")
@@ -114,9 +115,8 @@ def _source(folder: Path) -> Path:
 
 
 def _pinned(package: str) -> str:
-    lines = [line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line]
-    [version] = [version for name, version in lines if name == package]
-    return version
+    pins = dict(line.split("==") for line in CONSTRAINTS.read_text().splitlines() if "==" in line)
+    return str(pins[package])
 
 
 def _run(command: Sequence[str | Path], environment: dict[str, str] | None = None) -> str:
