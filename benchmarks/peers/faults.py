@@ -14,7 +14,7 @@ from pathlib import Path
 
 from benchmarks.faults.changes import slow
 from benchmarks.model import Precision
-from benchmarks.peers.contender import Asked, Contender, FailedError, Layout, ask
+from benchmarks.peers.contender import Asked, Contender, FailedError, Layout, Mend, ask
 from benchmarks.peers.install import Installed
 from benchmarks.peers.lines import ray
 from benchmarks.peers.llama import TWO_SERVERS, llama
@@ -47,7 +47,8 @@ class Run:
     """From the fault until the caller had a token again, or the error, or gave up."""
     mended_by: str
     answers_s: float
-    """From the fault until the next question had its first token, whatever had to be done for it included."""
+    """From the fault until there were tokens again: of the answer itself, or else of the next one, whatever had to be
+    done for it included."""
 
 
 def patients(
@@ -111,7 +112,7 @@ async def _hurt(contender: Contender, runs: int, until: float) -> AsyncIterator[
 async def _once(
     contender: Contender, prompt: list[int], expected: tuple[int, ...], number: signal.Signals, after_tokens: int
 ) -> Run:
-    """One fault in one answer, and the way back. What hangs goes on once the caller knows how it ended."""
+    """One fault in one answer, and the way back. What hangs goes on once nothing else helps, and in the end."""
     victim = (await contender.stages())[-1]
     asked = Asked(contender, prompt, NEW_TOKENS, PATIENCE_S)
     await asked.reached(after_tokens)
@@ -126,18 +127,27 @@ async def _once(
     else:
         outcome = answer.error
         heard_s = asked.began + answer.ended_s - (heard[-1] if heard else at)
+    steps = contender.mends
     if number is signal.SIGSTOP:
-        os.kill(victim, signal.SIGCONT)
-    mended_by, answers_s = await _mended(contender, prompt, at)
+
+        async def go_on() -> None:
+            os.kill(victim, signal.SIGCONT)
+
+        steps = (Mend("what hung going on", go_on), *steps)
+    mended_by, again_s = await _mended(contender, steps, prompt, expected, at)
+    if number is signal.SIGSTOP:
+        await go_on()
     if contender.mends and number is signal.SIGKILL and mended_by == "nothing":
         await contender.mends[-1].do()  # for the next run everything is to be as it was
-    return Run(outcome, heard_s, mended_by, answers_s)
+    return Run(outcome, heard_s, mended_by, heard_s if answer.error is None else again_s)
 
 
-async def _mended(contender: Contender, prompt: list[int], at: float) -> tuple[str, float]:
-    """What has to be done until it answers again, and how long after the fault that is."""
+async def _mended(
+    contender: Contender, steps: tuple[Mend, ...], prompt: list[int], expected: tuple[int, ...], at: float
+) -> tuple[str, float]:
+    """What has to be done until it answers again, as it did before, and how long after the fault that is."""
     word = "nothing"
-    for mend in (None, *contender.mends):
+    for mend in (None, *steps):
         if mend is not None:
             word = mend.word
             try:
@@ -146,18 +156,18 @@ async def _mended(contender: Contender, prompt: list[int], at: float) -> tuple[s
                 continue
         asked = Asked(contender, prompt, AGAIN_TOKENS, PATIENCE_S)
         answer = await asked.answer()
-        if answer.error is None:
+        if answer.ids == expected[:AGAIN_TOKENS]:
             return word, asked.began + answer.ttft_s - at
     raise FailedError(f"{contender.name} did not answer again, whatever was done")
 
 
 async def _slowed(contender: Contender, prompt: list[int]) -> Row:
     """Tokens per second before the last stage gets a third of its time, at first, and at the end of that."""
+    victim = (await contender.stages())[-1]
     asked = Asked(contender, prompt, SLOW_TOKENS, PATIENCE_S)
     await asked.reached(2)
     began = time.monotonic()
     await asyncio.sleep(STEADY_S)
-    victim = (await contender.stages())[-1]
     at = time.monotonic()
     slowing = asyncio.create_task(slow(victim, random.Random(0)))
     await asyncio.sleep(SLOW_S)

@@ -76,10 +76,15 @@ class Teller:
         return await self._answer()
 
     async def tokens(self, **command: Any) -> AsyncGenerator[int, None]:
-        """The tokens that it tells. Raises `FailedError`."""
+        """The tokens that it tells; whoever leaves early ends it. Raises `FailedError`."""
         self._send(command)
-        while "token" in (told := await self._answer()):
-            yield int(told["token"])
+        told: dict[str, Any] = {}
+        try:
+            while "token" in (told := await self._answer()):
+                yield int(told["token"])
+        finally:
+            if "done" not in told and self._process is not None and self._process.returncode is None:
+                self._process.send_signal(signal.SIGUSR1)
 
     def _send(self, command: dict[str, Any]) -> None:
         assert self._process is not None and self._process.stdin is not None
@@ -141,7 +146,12 @@ async def ray(
             async def restart() -> None:
                 await process.tell(op="restart", chain=chain)
 
-            mends = [Mend("the graph compiled again", anew)] if way == "compiled" else []
+            async def wait() -> None:
+                await stages()
+
+            mends = [Mend("Ray starting the actor again", wait)]
+            if way == "compiled":
+                mends.append(Mend("the graph compiled again", anew))
             return Contender(
                 name,
                 "ray",
@@ -149,7 +159,7 @@ async def ray(
                 stream,
                 stages,
                 others=lambda: [pid for pid in (process.pid, *process.descendants()) if pid not in every],
-                mends=(*mends, Mend("its actors started again", restart)),
+                mends=(*mends, Mend("every actor started again", restart)),
             )
 
         ways: list[tuple[str, Layout, str]] = [

@@ -11,6 +11,7 @@ the other, the reference of what each returns handed to the next; `compiled` has
 import json
 import os
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,13 @@ from typing import Any
 import numpy as np
 import ray
 from ray.dag import InputNode
-from stage import Stage, answer, serve
+from stage import Stage, answer, own_output, serve
 
 FOREVER = -1
-STEP_S = 30.0
+STEP_S = 14.0
 """A step that takes longer is given up."""
+STARTS_S = 60.0
+POLL_S = 0.05
 
 
 @ray.remote(num_cpus=0, max_restarts=FOREVER)
@@ -53,7 +56,17 @@ class Chain:
 
     def pids(self) -> list[int]:
         """The processes of the actors, first stage first; waits until all are there."""
-        return [ray.get(actor.pid.remote(), timeout=STEP_S) for actor in self._actors]
+        return [self._pid(actor) for actor in self._actors]
+
+    def _pid(self, actor: Any) -> int:
+        until = time.monotonic() + STARTS_S
+        while True:
+            try:
+                return int(ray.get(actor.pid.remote(), timeout=STARTS_S))
+            except ray.exceptions.ActorUnavailableError:  # it was killed, and Ray starts it again
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL_S)
 
     def tear_down(self) -> None:
         """End what was compiled."""
@@ -79,6 +92,7 @@ class Chain:
 
 
 def main() -> None:
+    out = own_output()
     ray.init(include_dashboard=False, log_to_driver=False)
     chains = [Chain(json.loads(Path(path).read_text())) for path in sys.argv[1:]]
 
@@ -98,7 +112,7 @@ def main() -> None:
             case "restart":
                 chain.start()
 
-    serve(perform)
+    serve(perform, out)
 
 
 if __name__ == "__main__":

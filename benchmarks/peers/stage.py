@@ -8,10 +8,13 @@ same id: each token as it comes, then `done` or `error`.
 """
 
 import json
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import onnxruntime as ort
@@ -86,23 +89,36 @@ def margin(stage: Stage, step: Step, prompt: list[int], ids: list[int], other: i
     return {"margin": float(stage.logits.max() - stage.logits[other]), "spread": float(stage.logits.std())}
 
 
-def serve(perform: Callable[[dict[str, Any]], Iterator[dict[str, Any]]]) -> None:
-    """Commands from standard input, one after the other, until it ends."""
-    print(json.dumps({"id": 0, "done": True}), flush=True)
+def own_output() -> TextIO:
+    """Standard output for answers alone: whatever else is printed goes where errors go."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    return answers
+
+
+def serve(perform: Callable[[dict[str, Any]], Iterator[dict[str, Any]]], out: TextIO) -> None:
+    """Commands from standard input, one after the other, until it ends. SIGUSR1 ends the one under way."""
+    given_up = threading.Event()
+    signal.signal(signal.SIGUSR1, lambda *_: given_up.set())
+    print(json.dumps({"id": 0, "done": True}), file=out, flush=True)
     for line in sys.stdin:
         command = json.loads(line)
         number = command.pop("id")
+        given_up.clear()
         try:
             for told in perform(command):
-                print(json.dumps({"id": number, **told}), flush=True)
+                if given_up.is_set():
+                    break
+                print(json.dumps({"id": number, **told}), file=out, flush=True)
             last: dict[str, Any] = {"done": True}
         except Exception as error:  # whatever it is, the caller is to hear it
             words = str(error).strip().splitlines() or [""]
             last = {"error": f"{type(error).__name__}: {words[-1]}"}
-        print(json.dumps({"id": number, **last}), flush=True)
+        print(json.dumps({"id": number, **last}), file=out, flush=True)
 
 
 def main() -> None:
+    out = own_output()
     [described] = json.loads(Path(sys.argv[1]).read_text())
     stage = Stage(described)
 
@@ -117,7 +133,7 @@ def main() -> None:
             case "margin":
                 yield margin(stage, step, **command)
 
-    serve(perform)
+    serve(perform, out)
 
 
 if __name__ == "__main__":
