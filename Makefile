@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway
+BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway peers
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
@@ -67,6 +67,12 @@ learn: .venv/dev
 
 ## The journal's own cost is one of the figures that `overhead` adds up.
 bench-overhead: bench-journal
+
+## Others that it is held against, installed for it alone in build/peers; building llama.cpp takes some ten minutes.
+build/peers/installed.json: .venv/dev benchmarks/peers/constraints.txt
+	nice -n 19 $(BIN)/python -m benchmarks.peers.install
+
+bench-peers: build/peers/installed.json
 
 $(BENCHES:%=bench-%): bench-%: .venv/dev
 	$(BIN)/python -m benchmarks.$*

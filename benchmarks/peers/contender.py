@@ -112,6 +112,16 @@ async def ask(contender: Contender, prompt: Sequence[int], new_tokens: int, pati
     return await Asked(contender, prompt, new_tokens, patience_s).answer()
 
 
+def cpu_s(pids: Sequence[int]) -> float:
+    """Processor time that these processes have taken."""
+    total = 0.0
+    for pid in pids:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = psutil.Process(pid).cpu_times()
+            total += times.user + times.system
+    return total
+
+
 def memory_bytes(pids: Sequence[int]) -> int:
     """What these processes keep in memory: their share of what is shared, and all of a mapped model file that is in
     memory, whoever else maps it."""

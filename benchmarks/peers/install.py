@@ -55,7 +55,9 @@ class Installed:
 
     def missing(self, peer: str) -> str | None:
         """Why a peer cannot take part, if so."""
-        return self.noted.get(peer, {"missing": "not installed: run python -m benchmarks.peers.install"}).get("missing")
+        return self.noted.get(peer, {"missing": "not installed: python -m benchmarks.peers.install does"}).get(
+            "missing"
+        )
 
 
 def installed(folder: Path = FOLDER) -> Installed:

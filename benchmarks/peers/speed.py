@@ -1,18 +1,28 @@
 """How fast, how soon and with how much memory each contender answers, all up at once and asked in turn."""
 
+import asyncio
 import random
 import statistics
 import time
 from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
 
 from benchmarks.model import Precision
 from benchmarks.paired import median_interval
-from benchmarks.peers.contender import Answer, Contender, FailedError, Layout, ask, memory_bytes
+from benchmarks.peers.contender import (
+    Answer,
+    Asked,
+    Contender,
+    FailedError,
+    Layout,
+    ask,
+    cpu_s,
+    memory_bytes,
+)
 from benchmarks.peers.install import Installed
 from benchmarks.peers.lines import margin, onnxruntime, ray
 from benchmarks.peers.llama import TWO_SERVERS, WHOLE, half_remote, llama
@@ -22,8 +32,9 @@ from benchmarks.table import Row
 from schemas.errors import ResplitError
 
 PROMPT_TOKENS = 256
-NEW_TOKENS: dict[Precision, int] = {"int4": 64, "int8": 64, "fp32": 24}
-WARM_TOKENS = 4
+NEW_TOKENS: dict[Precision, int] = {"int4": 48, "int8": 48, "fp32": 24}
+WARM_TOKENS = 64
+"""Of the prompt before anything is measured."""
 PATIENCE_S = 120.0
 SPARE_BYTES = 1 << 30
 """Left to everything else on the machine."""
@@ -68,37 +79,77 @@ def groups(folder: Path, precision: Precision, installed: Installed, scratch: Pa
     return found
 
 
+@dataclass(frozen=True)
+class Heard:
+    """An answer, and the processor time that a token after the first took of all processes of its system."""
+
+    answer: Answer
+    cpu_ms: float
+
+
+@dataclass
+class Meeting:
+    """Everybody who came, and what each has said so far: as much is there as was done when time was up."""
+
+    contenders: list[Contender] = field(default_factory=list)
+    prompts: list[list[int]] = field(default_factory=list)
+    heard: dict[str, list[Heard]] = field(default_factory=dict)
+    memory: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    async def round(self, prompt: list[int], new_tokens: int) -> None:
+        """One prompt to all, each time another first."""
+        turn = len(self.prompts) % len(self.contenders)
+        found = {}
+        for one in (*self.contenders[turn:], *self.contenders[:turn]):
+            found[one.name] = await _heard(one, prompt, new_tokens)
+            self.memory[one.name] = await _memory(one)
+        self.prompts.append(prompt)
+        for name, heard in found.items():
+            self.heard.setdefault(name, []).append(heard)
+
+
 async def measure(
     folder: Path, precision: Precision, installed: Installed, scratch: Path, rounds: int, budget_s: float
 ) -> list[Row]:
-    """A row for each contender, one for each that was skipped, and one for each target."""
+    """A row for each contender, one for each that was skipped, and one for each target.
+
+    No round begins after `budget_s`; the one under way is given up after half as much again.
+    """
     until = time.monotonic() + budget_s
     skipped: list[Row] = []
-    answers: dict[str, list[Answer]] = {}
+    meeting = Meeting()
     async with AsyncExitStack() as stack:
-        contenders: list[Contender] = []
         for group in groups(folder, precision, installed, scratch):
             why = group.missing or _no_room(group.copies * weight_bytes(folder, precision))
             if why is None:
                 try:
-                    contenders += await stack.enter_async_context(group.enter())
+                    meeting.contenders += await stack.enter_async_context(group.enter())
                 except (FailedError, ResplitError, TimeoutError, OSError) as error:
                     why = f"did not start: {error}"
             if why is not None:
                 skipped.append({"part": precision, "name": group.name, "skipped": why})
         draw = random.Random(precision)
-        for one in contenders:
-            await ask(one, _prompt(draw, PROMPT_TOKENS), WARM_TOKENS, PATIENCE_S)
-        prompts: list[list[int]] = []
-        while len(prompts) < rounds and (not prompts or time.monotonic() < until):
-            prompts.append(_prompt(draw, PROMPT_TOKENS))
-            turn = len(prompts) % len(contenders)
-            for one in (*contenders[turn:], *contenders[:turn]):
-                answers.setdefault(one.name, []).append(await ask(one, prompts[-1], NEW_TOKENS[precision], PATIENCE_S))
-        memory = {one.name: await _memory(one) for one in contenders}
-    rows = [_row(precision, one, contenders, answers, memory[one.name]) for one in contenders]
-    await _explain(rows, answers, prompts, folder, precision, scratch)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(until - time.monotonic() + budget_s / 2):
+                for one in meeting.contenders:
+                    await ask(one, _prompt(draw, WARM_TOKENS), NEW_TOKENS[precision], PATIENCE_S)
+                while len(meeting.prompts) < rounds and (not meeting.prompts or time.monotonic() < until):
+                    await meeting.round(_prompt(draw, PROMPT_TOKENS), NEW_TOKENS[precision])
+    if not meeting.prompts:
+        return [*skipped, {"part": precision, "name": "everybody", "skipped": "not one round was done in time"}]
+    answers = {name: [one.answer for one in heard] for name, heard in meeting.heard.items()}
+    rows = [_row(precision, one, meeting, answers) for one in meeting.contenders]
+    await _explain(rows, answers, meeting.prompts, folder, precision, scratch)
     return [*rows, *skipped, *targets(precision, rows)]
+
+
+async def _heard(contender: Contender, prompt: list[int], new_tokens: int) -> Heard:
+    pids = [*await contender.stages(), *contender.others()]
+    asked = Asked(contender, prompt, new_tokens, PATIENCE_S)
+    await asked.reached(1)
+    before, tokens = cpu_s(pids), len(asked.ids)
+    answer = await asked.answer()
+    return Heard(answer, 1e3 * (cpu_s(pids) - before) / max(1, len(answer.ids) - tokens))
 
 
 def _prompt(draw: random.Random, tokens: int) -> list[int]:
@@ -121,11 +172,10 @@ async def _memory(contender: Contender) -> tuple[float, float]:
 def _row(
     precision: Precision,
     contender: Contender,
-    contenders: list[Contender],
+    meeting: Meeting,
     answers: dict[str, list[Answer]],
-    memory: tuple[float, float],
 ) -> Row:
-    found = answers[contender.name]
+    found, memory = answers[contender.name], meeting.memory[contender.name]
     row: Row = {
         "part": precision,
         "name": contender.name,
@@ -138,13 +188,14 @@ def _row(
     row |= {
         "tokens_per_s": round(statistics.median(answer.tokens_per_s for answer in found), 2),
         "ttft_s": round(statistics.median(answer.ttft_s for answer in found), 3),
+        "cpu_ms": round(statistics.median(one.cpu_ms for one in meeting.heard[contender.name]), 1),
         "stages_mb": round(memory[0]),
         "memory_mb": round(memory[1]),
         "rounds": len(found),
         "each_tokens_per_s": [round(answer.tokens_per_s, 2) for answer in found],
         "each_ttft_s": [round(answer.ttft_s, 3) for answer in found],
     }
-    whole = _whole_of(contender, contenders)
+    whole = _whole_of(contender, meeting.contenders)
     if whole is not None and not any(answer.error for answer in answers[whole]):
         ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(found, answers[whole], strict=True)]
         low, high = median_interval(ratios)
