@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gateway_page, residency_page, scenarios_page, services_page
+from benchmarks import gateway_page, peers_page, residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
 
 ROOT = Path(__file__).parents[1]
@@ -51,6 +51,8 @@ def main() -> None:
         page.write_text(_between(page.read_text(), name, [_under(result), "", *table(result["rows"])]))
     gateway = json.loads((RESULTS / "gateway.json").read_text())
     page.write_text(_between(page.read_text(), "gateway", [_under(gateway), "", *gateway_page.tables(gateway)]))
+    peers = json.loads((RESULTS / "peers.json").read_text())
+    page.write_text(_between(page.read_text(), "peers", [_under(peers), "", *peers_page.tables(peers)]))
     compared = scenarios_page.lines_of(RESULTS / "scenarios")
     page.write_text(_between(page.read_text(), "scenarios", compared))
     services = json.loads((RESULTS / "services.json").read_text())

@@ -60,11 +60,10 @@ class Answer:
         """Of the tokens after the first."""
         return (len(self.arrivals) - 1) / (self.arrivals[-1] - self.arrivals[0])
 
-    @property
-    def longest_wait_s(self) -> float:
-        """Between two tokens, or between the last and the end."""
-        times = (*self.arrivals, self.ended_s)
-        return max((after - before for before, after in itertools.pairwise(times)), default=self.ended_s)
+    def longest_wait_s(self, since: float) -> float:
+        """For a token that came after `since`."""
+        waits = [after - before for before, after in itertools.pairwise((0.0, *self.arrivals)) if after > since]
+        return max(waits, default=0.0)
 
 
 class Asked:

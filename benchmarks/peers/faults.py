@@ -44,7 +44,8 @@ class Run:
 
     outcome: str
     heard_s: float
-    """From the fault until the caller had a token again, or the error, or gave up."""
+    """The longest wait for a token after the fault, if the answer went on; else from the fault until the caller had
+    the error, or gave up."""
     mended_by: str
     answers_s: float
     """From the fault until there were tokens again: of the answer itself, or else of the next one, whatever had to be
@@ -119,14 +120,11 @@ async def _once(
     os.kill(victim, number)
     at = time.monotonic()
     answer = await asked.answer()
-    heard = [asked.began + arrival for arrival in answer.arrivals if asked.began + arrival > at]
     if answer.error is None:
         outcome = "went on, same tokens" if answer.ids == expected else "went on, other tokens"
-        # What was under way when it came is not what a caller waited for.
-        heard_s = answer.longest_wait_s
+        heard_s = answer.longest_wait_s(at - asked.began)
     else:
-        outcome = answer.error
-        heard_s = asked.began + answer.ended_s - (heard[-1] if heard else at)
+        outcome, heard_s = answer.error, asked.began + answer.ended_s - at
     steps = contender.mends
     if number is signal.SIGSTOP:
 

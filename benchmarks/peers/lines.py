@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import psutil
 
-from benchmarks.model import Precision
+from benchmarks.model import Precision, bench_model
 from benchmarks.peers.contender import Contender, FailedError, Layout, Mend
 from benchmarks.peers.weights import SPLIT, WHOLE, stages_of
 from resplit import leash
@@ -185,7 +185,8 @@ def _written(folder: Path, precision: Precision, scratch: Path) -> dict[str, Pat
     """For each way to cut, the file that describes its stages."""
     scratch.mkdir(parents=True, exist_ok=True)
     found = {}
-    for name, stages in stages_of(folder, precision, scratch).items():
+    store, digest, _ = bench_model(folder, precision)
+    for name, stages in stages_of(store, store.manifest(digest), scratch).items():
         found[name] = scratch / f"{name}.json"
         found[name].write_text(json.dumps(stages))
     return found

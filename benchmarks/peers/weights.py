@@ -52,13 +52,11 @@ def layers(folder: Path) -> int:
     return len(store.manifest(digest).blocks) - 2
 
 
-def stages_of(folder: Path, precision: Precision, out: Path) -> dict[str, list[dict[str, Any]]]:
+def stages_of(store: Store, manifest: Manifest, out: Path) -> dict[str, list[dict[str, Any]]]:
     """The graphs of the whole model and of its halves, written to `out`, and what an actor has to know of each.
 
     They are the blocks of the store, those of a half merged into one graph: what one session runs fastest.
     """
-    store, digest, _ = bench_model(folder, precision)
-    manifest = store.manifest(digest)
     blocks = manifest.blocks
     middle = len(blocks) // 2
     cuts = {WHOLE: [blocks], SPLIT: [blocks[:middle], blocks[middle:]]}
