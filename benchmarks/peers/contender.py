@@ -25,6 +25,10 @@ class Mend:
     do: Callable[[], Awaitable[None]]
 
 
+async def nothing() -> None:
+    """It needs nothing."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One system with the model whole or split, up and ready."""
@@ -38,6 +42,10 @@ class Contender:
     """The processes that compute, first stage first."""
     others: Callable[[], list[int]] = list
     """Processes that it needs beside them."""
+    ready: Callable[[], Awaitable[None]] = nothing
+    """Before it is asked, not counted."""
+    rest: Callable[[], Awaitable[None]] = nothing
+    """Before others are asked: what it does without being asked is not to be at their cost."""
     mends: tuple[Mend, ...] = ()
     """What can be done after a kill, the least first."""
 

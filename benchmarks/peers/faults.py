@@ -87,6 +87,7 @@ async def measure(folder: Path, installed: Installed, scratch: Path, runs: int, 
 
 
 async def _hurt(contender: Contender, runs: int, until: float) -> AsyncIterator[Row]:
+    await contender.ready()
     draw = random.Random(0)
     prompt = [draw.randrange(2, 32000) for _ in range(PROMPT_TOKENS)]
     whole = await ask(contender, prompt, NEW_TOKENS, PATIENCE_S)
@@ -108,6 +109,7 @@ async def _hurt(contender: Contender, runs: int, until: float) -> AsyncIterator[
             "answers_s": [round(run.answers_s, 2) for run in found],
         }
     yield {"part": PART, "name": contender.name, "fault": "slow", **await _slowed(contender, prompt)}
+    await contender.rest()
 
 
 async def _once(

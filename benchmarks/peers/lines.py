@@ -14,7 +14,7 @@ from typing import Any, Self
 import psutil
 
 from benchmarks.model import Precision, bench_model
-from benchmarks.peers.contender import Contender, FailedError, Layout, Mend
+from benchmarks.peers.contender import Contender, FailedError, Layout, Mend, nothing
 from benchmarks.peers.weights import SPLIT, WHOLE, stages_of
 from resplit import leash
 
@@ -140,18 +140,23 @@ async def ray(
                 every.update(pids)
                 return pids
 
-            async def anew() -> None:
+            async def compile_() -> None:
+                await process.tell(op="compile", chain=chain)
+
+            async def tear_down() -> None:
                 await process.tell(op="tear_down", chain=chain)
 
             async def restart() -> None:
                 await process.tell(op="restart", chain=chain)
+                if way == "compiled":
+                    await compile_()
 
             async def wait() -> None:
                 await stages()
 
             mends = [Mend("Ray starting the actor again", wait)]
             if way == "compiled":
-                mends.append(Mend("the graph compiled again", anew))
+                mends.append(Mend("the graph compiled again", compile_))
             return Contender(
                 name,
                 "ray",
@@ -159,6 +164,8 @@ async def ray(
                 stream,
                 stages,
                 others=lambda: [pid for pid in (process.pid, *process.descendants()) if pid not in every],
+                ready=compile_ if way == "compiled" else nothing,
+                rest=tear_down if way == "compiled" else nothing,
                 mends=(*mends, Mend("every actor started again", restart)),
             )
 

@@ -81,7 +81,7 @@ async def planned(folder: Path, precision: Precision, scratch: Path) -> AsyncIte
                 partial(_stream, client, NAME),
                 stages,
                 partial(_others, cluster),
-                (Mend("its agent started again", again),),
+                mends=(Mend("its agent started again", again),),
             )
         ]
 

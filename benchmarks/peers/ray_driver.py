@@ -5,7 +5,8 @@
 Each file's stages are a chain, an actor for each. A chain is called in one of two ways: `loop` calls one actor after
 the other, the reference of what each returns handed to the next; `compiled` has Ray compile the chain
 (`experimental_compile`). Ray starts actors that die again. Commands and answers are those of `stage.py`, with the
-`chain` (a number) and the `way`; `pids` tells the processes of a chain, `restart` ends and starts its actors.
+`chain` (a number) and the `way`; `pids` tells the processes of a chain, `compile` and `tear_down` begin and end the
+compiled way, `restart` ends and starts its actors.
 """
 
 import json
@@ -68,8 +69,16 @@ class Chain:
                     raise
                 time.sleep(POLL_S)
 
+    def compile(self) -> None:
+        """The chain as Ray compiles it, over the actors that there are."""
+        self.tear_down()
+        with InputNode() as node:
+            for actor in self._actors:
+                node = actor.step.bind(node)  # noqa: PLW2901 - as Ray's documents have it
+        self._compiled = node.experimental_compile()
+
     def tear_down(self) -> None:
-        """End what was compiled."""
+        """End what was compiled: its actors wait for the next call by asking again and again, a core each."""
         compiled, self._compiled = self._compiled, None
         if compiled is not None:
             compiled.teardown()
@@ -82,17 +91,14 @@ class Chain:
         return ray.get(given, timeout=STEP_S)  # type: ignore[no-any-return]
 
     def compiled(self, position: int, ids: list[int]) -> tuple[int, int]:
-        """A step through the chain as Ray compiles it, at the first step."""
-        if self._compiled is None:
-            with InputNode() as node:
-                for actor in self._actors:
-                    node = actor.step.bind(node)  # noqa: PLW2901 - as Ray's documents have it
-            self._compiled = node.experimental_compile()
+        """A step through the chain as Ray compiled it."""
         return ray.get(self._compiled.execute((position, np.array([ids], np.int64))), timeout=STEP_S)  # type: ignore[no-any-return]
 
 
 def main() -> None:
     out = own_output()
+    # Ray has its workers give way to everything else on the machine, which nobody beside it does.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(include_dashboard=False, log_to_driver=False)
     chains = [Chain(json.loads(Path(path).read_text())) for path in sys.argv[1:]]
 
@@ -100,13 +106,13 @@ def main() -> None:
         chain = chains[command.pop("chain")]
         match command.pop("op"):
             case "answer":
-                way = command.pop("way")
-                if way == "loop":
-                    chain.tear_down()
-                for token in answer(chain.loop if way == "loop" else chain.compiled, **command):
+                step = {"loop": chain.loop, "compiled": chain.compiled}[command.pop("way")]
+                for token in answer(step, **command):
                     yield {"token": token}
             case "pids":
                 yield {"pids": chain.pids()}
+            case "compile":
+                chain.compile()
             case "tear_down":
                 chain.tear_down()
             case "restart":

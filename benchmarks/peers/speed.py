@@ -19,7 +19,6 @@ from benchmarks.peers.contender import (
     Contender,
     FailedError,
     Layout,
-    ask,
     cpu_s,
     memory_bytes,
 )
@@ -99,13 +98,11 @@ class Meeting:
     async def round(self, prompt: list[int], new_tokens: int) -> None:
         """One prompt to all, each time another first."""
         turn = len(self.prompts) % len(self.contenders)
-        found = {}
-        for one in (*self.contenders[turn:], *self.contenders[:turn]):
-            found[one.name] = await _heard(one, prompt, new_tokens)
-            self.memory[one.name] = await _memory(one)
         self.prompts.append(prompt)
-        for name, heard in found.items():
-            self.heard.setdefault(name, []).append(heard)
+        for one in (*self.contenders[turn:], *self.contenders[:turn]):
+            heard = await _heard(one, prompt, new_tokens)
+            self.memory[one.name] = await _memory(one)
+            self.heard.setdefault(one.name, []).append(heard)
 
 
 async def measure(
@@ -132,12 +129,10 @@ async def measure(
         with suppress(TimeoutError):
             async with asyncio.timeout(until - time.monotonic() + budget_s / 2):
                 for one in meeting.contenders:
-                    await ask(one, _prompt(draw, WARM_TOKENS), NEW_TOKENS[precision], PATIENCE_S)
+                    await _heard(one, _prompt(draw, WARM_TOKENS), NEW_TOKENS[precision])
                 while len(meeting.prompts) < rounds and (not meeting.prompts or time.monotonic() < until):
                     await meeting.round(_prompt(draw, PROMPT_TOKENS), NEW_TOKENS[precision])
-    if not meeting.prompts:
-        return [*skipped, {"part": precision, "name": "everybody", "skipped": "not one round was done in time"}]
-    answers = {name: [one.answer for one in heard] for name, heard in meeting.heard.items()}
+    answers = {one.name: [each.answer for each in meeting.heard.get(one.name, ())] for one in meeting.contenders}
     rows = [_row(precision, one, meeting, answers) for one in meeting.contenders]
     await _explain(rows, answers, meeting.prompts, folder, precision, scratch)
     return [*rows, *skipped, *targets(precision, rows)]
@@ -145,11 +140,14 @@ async def measure(
 
 async def _heard(contender: Contender, prompt: list[int], new_tokens: int) -> Heard:
     pids = [*await contender.stages(), *contender.others()]
+    await contender.ready()
     asked = Asked(contender, prompt, new_tokens, PATIENCE_S)
     await asked.reached(1)
     before, tokens = cpu_s(pids), len(asked.ids)
     answer = await asked.answer()
-    return Heard(answer, 1e3 * (cpu_s(pids) - before) / max(1, len(answer.ids) - tokens))
+    cpu_ms = 1e3 * (cpu_s(pids) - before) / max(1, len(answer.ids) - tokens)
+    await contender.rest()
+    return Heard(answer, cpu_ms)
 
 
 def _prompt(draw: random.Random, tokens: int) -> list[int]:
@@ -175,13 +173,16 @@ def _row(
     meeting: Meeting,
     answers: dict[str, list[Answer]],
 ) -> Row:
-    found, memory = answers[contender.name], meeting.memory[contender.name]
+    found = answers[contender.name]
     row: Row = {
         "part": precision,
         "name": contender.name,
         "system": contender.system,
         "layout": contender.layout,
     }
+    if not found:
+        return {**row, "skipped": "time was up before it was asked"}
+    memory = meeting.memory[contender.name]
     errors = [answer.error for answer in found if answer.error is not None]
     if errors:
         return {**row, "skipped": f"it answered with an error: {errors[0]}"}
@@ -196,16 +197,15 @@ def _row(
         "each_ttft_s": [round(answer.ttft_s, 3) for answer in found],
     }
     whole = _whole_of(contender, meeting.contenders)
-    if whole is not None and not any(answer.error for answer in answers[whole]):
-        ratios = [a.tokens_per_s / b.tokens_per_s for a, b in zip(found, answers[whole], strict=True)]
+    if whole is not None and answers[whole] and not any(answer.error for answer in answers[whole]):
+        pairs = list(zip(found, answers[whole], strict=False))
+        ratios = [one.tokens_per_s / other.tokens_per_s for one, other in pairs]
         low, high = median_interval(ratios)
         row |= {
             "over_whole": round(statistics.median(ratios), 3),
             "over_whole_low": round(low, 3),
             "over_whole_high": round(high, 3),
-            "ttft_over_whole": round(
-                statistics.median(a.ttft_s / b.ttft_s for a, b in zip(found, answers[whole], strict=True)), 3
-            ),
+            "ttft_over_whole": round(statistics.median(one.ttft_s / other.ttft_s for one, other in pairs), 3),
         }
     return row
 
@@ -231,7 +231,7 @@ async def _explain(
         if "skipped" in row:
             continue
         alike = []
-        for number, (ours, theirs) in enumerate(zip(answers[base], answers[row["name"]], strict=True)):
+        for number, (ours, theirs) in enumerate(zip(answers[base], answers[row["name"]], strict=False)):
             pairs = list(zip(ours.ids, theirs.ids, strict=False))
             parted = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
             alike.append(len(pairs) if parted is None else parted)
