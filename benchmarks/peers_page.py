@@ -19,7 +19,7 @@ def tables(result: Row) -> list[str]:
         *_speed(measured),
         "",
         *_targets([row for row in rows if "target" in row]),
-        *_same(measured),
+        *_same([row for row in measured if row.get("same_tokens")]),
         "",
         *_faults([row for row in rows if "outcomes" in row]),
         "",

@@ -226,12 +226,12 @@ async def _explain(
     scratch: Path,
 ) -> None:
     """Say of each row how many tokens are those of the bare session; where they part, how near the two tokens were."""
-    [base] = [row["name"] for row in rows if row["system"] == ALONE]
+    bases = [row["name"] for row in rows if row["system"] == ALONE and "skipped" not in row]
     for row in rows:
-        if "skipped" in row:
+        if "skipped" in row or not bases:
             continue
         alike = []
-        for number, (ours, theirs) in enumerate(zip(answers[base], answers[row["name"]], strict=False)):
+        for number, (ours, theirs) in enumerate(zip(answers[bases[0]], answers[row["name"]], strict=False)):
             pairs = list(zip(ours.ids, theirs.ids, strict=False))
             parted = next((at for at, (a, b) in enumerate(pairs) if a != b), None)
             alike.append(len(pairs) if parted is None else parted)
