@@ -15,6 +15,7 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import tempfile
 import time
 from datetime import UTC, datetime
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, metavar="PART", help="some of the parts")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="prompts for each precision, at most")
     arguments = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # whoever is asked to end ends what it started
     there = installed()
     for part in arguments.only:
         if part != "faults" and there.missing("llama.cpp") is None:
