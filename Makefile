@@ -5,7 +5,7 @@ BIN := .venv/bin
 BENCHES := split planning journal resplit sealed handover chat overhead tls sealing prediction validation shortlist worlds services residency lora ahead disks gateway overload control-plane
 INSTALL := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults soak simulate $(BENCHES:%=bench-%) schemas nats-examples bundle test-bundle clean
+.PHONY: setup demo test test-slow fuzz check bench benchmarks-doc learn faults soak simulate $(BENCHES:%=bench-%) bench-peers schemas nats-examples bundle test-bundle clean
 
 ## What runs agents, the orchestrator and the demo: no torch.
 .venv/base: pyproject.toml constraints.txt
@@ -50,7 +50,7 @@ check: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy .
 
-## Everything that is measured; `make bench-resplit` and the like measure one thing alone.
+## Everything that is measured of ours; `make bench-resplit` and the like measure one thing alone, `make bench-peers` others too.
 bench: $(BENCHES:%=bench-%)
 	$(BIN)/python -m benchmarks.page
 
@@ -67,6 +67,13 @@ learn: .venv/dev
 
 ## The journal's own cost is one of the figures that `overhead` adds up.
 bench-overhead: bench-journal
+
+## Others that it is held against, installed for it alone in build/peers; building llama.cpp takes some ten minutes.
+build/peers/installed.json: .venv/dev benchmarks/peers/constraints.txt
+	nice -n 19 $(BIN)/python -m benchmarks.peers.install
+
+bench-peers: build/peers/installed.json
+	$(BIN)/python -m benchmarks.peers
 
 $(BENCHES:%=bench-%): bench-%: .venv/dev
 	$(BIN)/python -m benchmarks.$(subst -,_,$*)

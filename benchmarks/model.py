@@ -3,29 +3,41 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Literal
 
 from models.importer import import_model
 from models.store import Store
 from schemas.base import Digest
 
-NAME = "bench-702m-int4"
+Precision = Literal["fp32", "int8", "int4"]
 PARAMETERS = 702_000_000
 
 
-def bench_model(folder: Path) -> tuple[Store, Digest, Path]:
+def name_in(precision: Precision) -> str:
+    """What the model is called in the store."""
+    return f"bench-702m-{precision}"
+
+
+NAME = name_in("int4")
+
+
+def bench_model(folder: Path, precision: Precision = "int4") -> tuple[Store, Digest, Path]:
     """The store with the model in it, its digest, and the exported graph that onnxruntime-genai runs.
 
-    A Llama of 24 layers, hidden size 1536, 702 M parameters, in int4; made once, in about two minutes.
+    A Llama of 24 layers, hidden size 1536, 702 M parameters, the same weights in every precision; made once, in about
+    two minutes.
     """
-    store = Store(folder / "store")
-    exported = folder / "genai"
-    if NAME not in store.names() or not (exported / "genai_config.json").exists():
-        _export(folder / "hf", exported)
-        import_model(str(exported), store, NAME, "int4", lambda *_: None)
-    return store, store.resolve(NAME), exported
+    store, name = Store(folder / "store"), name_in(precision)
+    exported = folder / ("genai" if precision == "int4" else f"genai-{precision}")
+    if name not in store.names() or not (exported / "genai_config.json").exists():
+        if not (folder / "hf" / "tokenizer.json").exists():
+            _make(folder / "hf")
+        _export(folder / "hf", exported, precision)
+        import_model(str(exported), store, name)
+    return store, store.resolve(name), exported
 
 
-def _export(source: Path, target: Path) -> None:
+def _make(source: Path) -> None:
     import torch  # noqa: PLC0415 - only making the model needs it
     from transformers import LlamaConfig, LlamaForCausalLM  # noqa: PLC0415
 
@@ -48,7 +60,10 @@ def _export(source: Path, target: Path) -> None:
     source.mkdir(parents=True, exist_ok=True)
     LlamaForCausalLM(config).half().save_pretrained(source)
     save_tokenizer(source)
+
+
+def _export(source: Path, target: Path, precision: Precision) -> None:
     builder = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
     subprocess.run(
-        [*builder, "-i", source, "-o", target, "-p", "int4", "-e", "cpu", "-c", source / "cache"], check=True
+        [*builder, "-i", source, "-o", target, "-p", precision, "-e", "cpu", "-c", source / "cache"], check=True
     )

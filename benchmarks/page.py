@@ -6,7 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks import gateway_page, load_page, residency_page, scenarios_page, services_page
+from benchmarks import gateway_page, load_page, peers_page, residency_page, scenarios_page, services_page
 from benchmarks.sealing import FOR_A_TOKEN
 from benchmarks.soak import page as soak_page
 
@@ -55,6 +55,8 @@ def main() -> None:
     for name, told in (("overload", load_page.overload), ("control_plane", load_page.control_plane)):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         page.write_text(_between(page.read_text(), name, [_under(result), "", *told(result)]))
+    peers = json.loads((RESULTS / "peers.json").read_text())
+    page.write_text(_between(page.read_text(), "peers", [_under(peers), "", *peers_page.tables(peers)]))
     compared = scenarios_page.lines_of(RESULTS / "scenarios")
     page.write_text(_between(page.read_text(), "scenarios", compared))
     services = json.loads((RESULTS / "services.json").read_text())

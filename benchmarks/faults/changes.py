@@ -93,7 +93,7 @@ async def slowed(scene: Scene) -> Seen:
     node = (await scene.stages())[-1].node
     affected = tuple(scene.load.live)
     at = time.monotonic()
-    slowing = asyncio.create_task(_slow(scene.cluster.processes[node], scene.draw))
+    slowing = asyncio.create_task(slow(scene.cluster.processes[node], scene.draw))
     try:
         found = await recovery(scene, at, best, frozenset({node}))
     finally:
@@ -102,8 +102,8 @@ async def slowed(scene: Scene) -> Seen:
     return Seen(at, affected, time.monotonic(), took_s=found.took_s, broken=found.broken, told=found.told)
 
 
-async def _slow(pid: int, draw: random.Random) -> None:
-    """Until cancelled. Of every slice that it runs it stands still for two, more or less."""
+async def slow(pid: int, draw: random.Random) -> None:
+    """A process, until cancelled. Of every slice that it runs it stands still for two, more or less."""
     drawn, still_s = 0.0, 0.0
     try:
         while True:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import yaml
 
-from agent.measures import AgentMeasures, families
+from agent.measures import AgentMeasures
 from natstls.client import SafeClient
 from orchestrator.measures import families as orchestrator_families
-from profiler.exposition import troubles
 from resplit.gateway.measures import Measures
 from schemas.audit import AuditKind
 from schemas.capacity import Capacity, Provider
@@ -31,10 +30,10 @@ def known() -> set[str]:
         memory_free_bytes=1, disk_free_bytes=1, load=0,
     )  # fmt: skip
     events = {AuditKind.DECISION: 1}
-    names = {family.name for family in families(capacity, events)}
-    names |= {family.name for family in orchestrator_families(StatusReply(term=1, nodes=(), deployments=()), events)}
-    names.add(troubles("n0", SafeClient().troubles).name)
-    for registry in (AgentMeasures().registry, Measures().registry):
+    agents = AgentMeasures()
+    agents.said(capacity, events, SafeClient().troubles, journal_waits_s=0.0)
+    names = {family.name for family in orchestrator_families(StatusReply(term=1, nodes=(), deployments=()), events)}
+    for registry in (agents.registry, Measures().registry):
         names |= {family.name for family in registry.collect()}
     return {name + suffix for name in names for suffix in SUFFIXES}
 

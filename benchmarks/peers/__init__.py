@@ -1,0 +1,1 @@
+"""Resplit beside llama.cpp RPC and Ray, on one machine in one run."""
