@@ -94,11 +94,9 @@ PLANTED = (
         "bus-cut",
         3,
         (
-            Without(
-                "bus/connection.py",
-                "sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, USER_TIMEOUT_MS)",
-                "pass",
-            ),
+            Without("natstls/client.py", "USER_TIMEOUT_MS = 5000", "USER_TIMEOUT_MS = 60_000"),
+            Without("natstls/client.py", "PING_S, PINGS_MAX = 2, 2", "PING_S, PINGS_MAX = 60, 2"),
+            Without("natstls/patience.py", "SILENT_S = 5.0", "SILENT_S = 60.0"),
         ),
         "late by",
     ),
