@@ -233,8 +233,10 @@ async def test_an_append_whose_acknowledgement_was_lost_is_stored_once(
             a.say(handle, index)
         await asyncio.sleep(1.2)
         assert a.stored == []
+        assert a.journal.waits_s > 1
         nats_server.resume()
         await a.until_stored(10)
+        assert a.journal.waits_s == 0
         for index in range(10, 20):
             a.say(handle, index)
         await a.until_stored(20)
