@@ -6,19 +6,14 @@ import os
 import shutil
 import socket
 import sys
-from collections import defaultdict
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal, Self
+from typing import IO, Literal, Self
 
-import httpx2
 from nats.aio.client import Client as Nats
-from nats.aio.msg import Msg
-from nats.errors import Error as NatsError
 
 from bus.cluster_folder import SERVERS as SERVERS_FOLDER
 from bus.following import publish_roster
@@ -30,25 +25,23 @@ from bus.servers import Ports, make_servers, routes_of
 from bus.together import CLIENT, CLUSTER, OBSERVER, OPERATOR, add_member, make_members, renew_if_due
 from resplit.access import Access
 from resplit.child import Child
-from resplit.control import status_on
+from resplit.reported import (
+    Heard,
+    hear_capacity,
+    unless_one_ends,
+    until_healthy,
+    until_heard,
+    until_known,
+    until_orchestrating,
+)
 from resplit.server import HOST, MAX_PAYLOAD_BYTES, NATS, NatsServer
-from schemas import subjects
 from schemas.base import NodeId
-from schemas.codec import decode
-from schemas.control import StatusReply
 from schemas.errors import ErrorCode, ResplitError
 
-ORCHESTRATOR_READY_S = 60.0
 GATEWAY = "gateway"
 """Its name among the processes of a cluster."""
-GATEWAY_READY_S = 30.0
 SERVERS = {1: (NATS,), 3: (NATS, f"{NATS}-b", f"{NATS}-c")}
 """Their names among the processes of a cluster."""
-AGENTS_READY_S = 120.0
-"""An agent imports ONNX Runtime and measures its processor before it reports."""
-ASK_S = 0.5
-KNOWN_S = 3.0
-POLL_S = 0.05
 
 
 @dataclass(frozen=True)
@@ -260,27 +253,27 @@ class LocalCluster:
     async def _start_and_await(self, names: Sequence[str]) -> None:
         watch = await self.operator.connect("resplit-cluster", "operator")
         try:
-            heard = await _hear_capacity(watch)
+            heard = await hear_capacity(watch)
             children = [self._children[name] for name in names]
             for child in children:
                 await child.start()
-            await _unless_one_ends(children, self._until_there(watch, heard, names))
+            await unless_one_ends(children, self._until_there(watch, heard, names))
         finally:
             await watch.close()
 
-    async def _until_there(self, watch: Nats, heard: "Heard", names: Sequence[str]) -> None:
+    async def _until_there(self, watch: Nats, heard: Heard, names: Sequence[str]) -> None:
         orchestrators = frozenset(names).intersection(self.orchestrators)
         if orchestrators:
-            await _until_orchestrating(watch, orchestrators)
+            await until_orchestrating(watch, orchestrators)
         agents = [name for name in names if name not in orchestrators]
-        await _until_heard(heard, agents)
+        await until_heard(heard, agents)
         if agents:
-            await _until_known(watch, agents)
+            await until_known(watch, agents)
 
     async def _start_gateway(self) -> None:
         child = self._children[GATEWAY]
         await child.start()
-        await _unless_one_ends([child], _until_healthy(self.http_url))
+        await unless_one_ends([child], until_healthy(self.http_url))
 
     async def _stop(self) -> None:
         others = [child for name, child in self._children.items() if name not in self._servers]
@@ -420,82 +413,3 @@ def free_port(host: str = HOST) -> int:
     """A port of this machine on which nobody listens now."""
     with socket.create_server((host, 0)) as found:
         return int(found.getsockname()[1])
-
-
-async def _until_healthy(url: str) -> None:
-    try:
-        async with asyncio.timeout(GATEWAY_READY_S), httpx2.AsyncClient() as client:
-            while True:
-                with suppress(httpx2.TransportError):
-                    if (await client.get(f"{url}/health")).status_code == 200:
-                        return
-                await asyncio.sleep(POLL_S)
-    except TimeoutError as error:
-        message = f"the gateway does not answer at {url} after {GATEWAY_READY_S:g} s"
-        raise ResplitError(ErrorCode.TIMEOUT, message) from error
-
-
-Heard = defaultdict[str, asyncio.Event]
-
-
-async def _hear_capacity(connection: Nats) -> Heard:
-    heard: Heard = defaultdict(asyncio.Event)
-
-    async def note(message: Msg) -> None:
-        heard[message.subject.rsplit(".", 1)[-1]].set()
-
-    await connection.subscribe(subjects.ALL_CAPACITY, cb=note)
-    await connection.flush()
-    return heard
-
-
-async def _until_known(connection: Nats, names: Sequence[str]) -> None:
-    """Wait until the orchestrator, if there is one, has taken in what was heard."""
-    with suppress(TimeoutError, ResplitError):
-        async with asyncio.timeout(KNOWN_S):
-            while True:
-                reply = await status_on(connection, ASK_S)
-                if {node.capacity.node for node in reply.nodes}.issuperset(names):
-                    return
-                await asyncio.sleep(POLL_S)
-
-
-async def _until_heard(heard: Heard, names: Sequence[str]) -> None:
-    try:
-        async with asyncio.timeout(AGENTS_READY_S):
-            await asyncio.gather(*(heard[name].wait() for name in names))
-    except TimeoutError as error:
-        silent = ", ".join(name for name in names if not heard[name].is_set())
-        message = f"no capacity report from {silent} after {AGENTS_READY_S:g} s"
-        raise ResplitError(ErrorCode.TIMEOUT, message) from error
-
-
-async def _until_orchestrating(connection: Nats, names: frozenset[str]) -> None:
-    """Wait until each of `names` leads or stands by."""
-    found: set[str] = set()
-    try:
-        async with asyncio.timeout(ORCHESTRATOR_READY_S):
-            while not names <= found:
-                with suppress(NatsError):  # no responders yet
-                    reply = await connection.request(subjects.control("status"), b"", timeout=ASK_S)
-                    status = decode(StatusReply, reply.data, "status")
-                    found = {*status.standbys, *([status.leader.leader] if status.leader is not None else [])}
-                await asyncio.sleep(POLL_S)
-    except TimeoutError as error:
-        message = f"after {ORCHESTRATOR_READY_S:g} s there is no word of {', '.join(sorted(names - found))}"
-        raise ResplitError(ErrorCode.TIMEOUT, message) from error
-
-
-async def _unless_one_ends(children: Sequence[Child], ready: Coroutine[Any, Any, None]) -> None:
-    waiting = asyncio.ensure_future(ready)
-    ends = {asyncio.ensure_future(child.ended()): child for child in children}
-    try:
-        await asyncio.wait({waiting, *ends}, return_when=asyncio.FIRST_COMPLETED)
-        for end, child in ends.items():
-            if end.done():
-                raise child.died(end.result())
-        await waiting
-    finally:
-        for future in (waiting, *ends):
-            future.cancel()
-        await asyncio.gather(waiting, return_exceptions=True)
