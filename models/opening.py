@@ -36,4 +36,4 @@ def _unseal(store: Store, model: Digest, block: Block, key: bytes, folder: Path)
     for plain, sealed in zip(block.files, block.stored, strict=True):
         stamp = stamp_of(store, sealed)
         if unseal(store.path(sealed.digest), folder, key, FileContext(model, block.index, plain.digest)):
-            note_verified(stamp)  # it need not be hashed for the next plan
+            note_verified(stamp)  # who only looks whether it is there need not hash it

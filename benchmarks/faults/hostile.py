@@ -6,7 +6,8 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from nats.errors import Error as NatsError
 from agent.fetching import block_files
 from benchmarks.faults.load import DEPLOYMENT
 from benchmarks.faults.measure import Seen
+from benchmarks.faults.owned import ACCOUNTS
 from benchmarks.faults.scene import Scene
 from bus.connection import settle
 from bus.credentials import Account
@@ -112,11 +114,7 @@ class Heard:
 async def words_forged(scene: Scene) -> Seen:
     """By somebody who owns the bus and no key: what processes of this cluster said a moment ago, damaged, changed,
     signed by a stranger, in another's name, on another's subject; and what they said before, again."""
-    owners: dict[Account, Nats] = {
-        "CONTROL": await scene.cluster.owner("CONTROL"),
-        "EDGE": await scene.cluster.owner("EDGE"),
-    }
-    try:
+    async with _owners(scene) as owners:
         heard = await _overheard(owners)
         before = await control.status_on(scene.connection)
         affected = tuple(scene.load.live)
@@ -127,9 +125,6 @@ async def words_forged(scene: Scene) -> Seen:
             await settle(owner)
         refused_s = await _refused(scene, at)
         until = await scene.went_on(affected)
-    finally:
-        for owner in owners.values():
-            await owner.close()
     after = await control.status_on(scene.connection)
     broken = [f"{node} was called lost" for node in scene.ear.audited(AuditKind.NODE_LOST, at)]
     if refused_s is None:
@@ -238,14 +233,8 @@ async def bytes_malformed(scene: Scene) -> Seen:
 async def _thrown(scene: Scene) -> list[tuple[float, str | None]]:
     """Throw it all, and after each piece ask for something that makes no sense: how long each refusal took, and what
     was wrong with it."""
-    options = load_credentials(scene.cluster.client_keys).nats_options
-    client = await open_connection(scene.cluster.url, "resplit-bench", ANSWER_S, options)
-    owners: dict[Account, Nats] = {
-        "CONTROL": await scene.cluster.owner("CONTROL"),
-        "EDGE": await scene.cluster.owner("EDGE"),
-    }
     found: list[tuple[float, str | None]] = []
-    try:
+    async with _owners(scene) as owners, _connected(scene) as client:
         for number in range(MALFORMED):
             size = client.max_payload if number % HUGE_EVERY == 0 else SMALL_BYTES
             account, subject = scene.draw.choice(_listened(scene))
@@ -260,10 +249,29 @@ async def _thrown(scene: Scene) -> list[tuple[float, str | None]]:
             except (TimeoutError, NatsError) as error:
                 wrong = f"a malformed request was not answered: {type(error).__name__}"
             found.append((time.monotonic() - asked, wrong))
-    finally:
-        for one in (client, *owners.values()):
-            await one.close()
     return found
+
+
+@asynccontextmanager
+async def _owners(scene: Scene) -> AsyncIterator[dict[Account, Nats]]:
+    """Whoever owns the server, in each account."""
+    async with AsyncExitStack() as stack:
+        owners: dict[Account, Nats] = {}
+        for account in ACCOUNTS:
+            owners[account] = await scene.cluster.owner(account)
+            stack.push_async_callback(owners[account].close)
+        yield owners
+
+
+@asynccontextmanager
+async def _connected(scene: Scene) -> AsyncIterator[Nats]:
+    """A client."""
+    options = load_credentials(scene.cluster.client_keys).nats_options
+    client = await open_connection(scene.cluster.url, "resplit-bench", ANSWER_S, options)
+    try:
+        yield client
+    finally:
+        await client.close()
 
 
 def _listened(scene: Scene) -> list[tuple[Account, str]]:

@@ -49,26 +49,42 @@ class Question:
     expected: tuple[int, ...]
 
 
+class Uncut:
+    """The model that is shipped, in one piece: it says what each answer has to be."""
+
+    def __init__(self, store: Store) -> None:
+        self._reference = Reference(store, DEPLOYMENT)
+        spec = self._reference.manifest.text
+        assert spec is not None
+        self._ends = spec.eos_token_ids
+        self._text = Text(spec, store.path(spec.tokenizer.digest))
+
+    def tokens(self, prompt: str, seed: int | None, count: int, *, stop_at_eos: bool) -> tuple[int, ...]:
+        """At most `count`; greedy without a `seed`."""
+        sampling = Sampling() if seed is None else Sampling(TEMPERATURE, seed=seed)
+        index = itertools.count()
+        ids = self._reference.generate(
+            list(self._text.encode(prompt)),
+            count,
+            SETTINGS.chunk_tokens,
+            SETTINGS.context_tokens,
+            lambda logits: choose(logits, sampling, next(index)).token,
+            stop_at_eos=stop_at_eos,
+        )
+        return tuple(ids)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """As a client reads them."""
+        return self._text.decode([token for token in tokens if token not in self._ends])
+
+
 def questions(store: Store) -> tuple[Question, ...]:
     """One for each stream; every second is answered by seeded sampling, since greedy answers soon repeat themselves."""
-    reference = Reference(store, DEPLOYMENT)
-    spec = reference.manifest.text
-    assert spec is not None
-    text = Text(spec, store.path(spec.tokenizer.digest))
+    uncut = Uncut(store)
     found = []
     for i in range(STREAMS):
         prompt, seed = f"{17 * i + 12}+{i * i + 34}=", None if i % 2 == 0 else i
-        sampling = Sampling() if seed is None else Sampling(TEMPERATURE, seed=seed)
-        index = itertools.count()
-        ids = reference.generate(
-            list(text.encode(prompt)),
-            TOKENS,
-            SETTINGS.chunk_tokens,
-            SETTINGS.context_tokens,
-            lambda logits, sampling=sampling, index=index: choose(logits, sampling, next(index)).token,  # type: ignore[misc]
-            stop_at_eos=False,
-        )
-        found.append(Question(prompt, seed, tuple(ids)))
+        found.append(Question(prompt, seed, uncut.tokens(prompt, seed, TOKENS, stop_at_eos=False)))
     return tuple(found)
 
 

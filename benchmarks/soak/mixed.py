@@ -2,7 +2,6 @@
 of it cancelled and some of it left."""
 
 import asyncio
-import itertools
 import json
 import random
 import time
@@ -20,20 +19,17 @@ from nats.aio.client import Client as Nats
 from nats.errors import Error as NatsError
 from onnx import TensorProto, helper, numpy_helper
 
-from agent.sampling import choose
-from benchmarks.faults.load import DEPLOYMENT, SETTINGS, SILENCE_S, TEMPERATURE
+from benchmarks.faults.load import DEPLOYMENT, SILENCE_S, TEMPERATURE, Uncut
 from benchmarks.soak.verdict import Request
 from bus.credentials import inbox_prefix
 from bus.together import CLIENT
 from models.importer import import_model
 from models.reference import Reference
 from models.store import Store
-from models.text import Text
 from resplit.client import Client
 from resplit.gateway.openai_replies import PREFIX
 from resplit.replies import RequestError
 from schemas.base import DeploymentName
-from schemas.frame import Sampling
 
 TENSORS = DeploymentName("layers")
 LAYERS, WIDTH = 6, 64
@@ -71,24 +67,12 @@ class Layers:
 
 def sums(store: Store) -> tuple[Sum, ...]:
     """Short answers; every second one is sampled."""
-    reference = Reference(store, DEPLOYMENT)
-    spec = reference.manifest.text
-    assert spec is not None
-    text = Text(spec, store.path(spec.tokenizer.digest))
+    uncut = Uncut(store)
     found = []
     for i in range(SUMS):
         prompt, seed = f"{31 * i + 7}+{i * i * 5 + 11}=", None if i % 2 == 0 else 100 + i
-        sampling = Sampling() if seed is None else Sampling(TEMPERATURE, seed=seed)
-        index = itertools.count()
-        ids = reference.generate(
-            list(text.encode(prompt)),
-            SHORT_TOKENS,
-            SETTINGS.chunk_tokens,
-            SETTINGS.context_tokens,
-            lambda logits, sampling=sampling, index=index: choose(logits, sampling, next(index)).token,  # type: ignore[misc]
-        )
-        said = [token for token in ids if token not in spec.eos_token_ids]
-        found.append(Sum(prompt, seed, tuple(ids), text.decode(said)))
+        tokens = uncut.tokens(prompt, seed, SHORT_TOKENS, stop_at_eos=True)
+        found.append(Sum(prompt, seed, tokens, uncut.text(tokens)))
     return tuple(found)
 
 
