@@ -23,7 +23,7 @@ from agent.replies import ReplyTo
 from schemas.base import RequestId
 from schemas.request import ErrorReply
 
-SUBSCRIBE_AGAIN_S = 1.2
+SUBSCRIBE_AGAIN_S = 1.1
 """By then a client that tries once a second is back, and heard."""
 SAID_LATELY_S = 2.0
 """What was said no longer than this before the server went may not have left it."""

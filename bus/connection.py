@@ -18,7 +18,7 @@ from schemas.base import Home
 from schemas.errors import ErrorCode, ResplitError
 
 DEFAULT_URL = "nats://127.0.0.1:4222"
-EAGER = Backoff(0.1, 0.35)
+EAGER = Backoff(0.1, 0.25)
 """Before clients (`natstls.client.PATIENT`), so that what they ask then finds somebody."""
 SETTLE_S = 10.0
 
