@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable
 from itertools import groupby
-from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.table import Row
 
 FAULTS = "faults"
 

@@ -1,11 +1,10 @@
 """The table of docs/reliability.md: what a soak showed, misses included."""
 
-from typing import Any
-
 from benchmarks.soak.shown import shown
+from benchmarks.table import Row
 
 
-def table(result: dict[str, Any]) -> list[str]:
+def table(result: Row) -> list[str]:
     """The rows as they are read, how often each fault was done, and how requests of each kind ended."""
     lines = ["| what | bound | found | verdict |", "|---|---|---|---|"]
     for row in shown(result["rows"]):

@@ -1,8 +1,6 @@
 """Tables of docs/benchmarks.md: more load than there is room for, and more nodes than anybody has."""
 
-from typing import Any
-
-Row = dict[str, Any]
+from benchmarks.table import Row
 
 
 def overload(result: Row) -> list[str]:

@@ -2,14 +2,17 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
+from benchmarks.table import Row
 from simulator.table import Grid, markdown
 
-Row = dict[str, Any]
+
+def tables(result: Row) -> list[str]:
+    """Placing them, and foretelling their delays."""
+    return [*_speed(result["rows"]), "", *_predicted(result["predicted"])]
 
 
-def speed(rows: list[Row]) -> list[str]:
+def _speed(rows: list[Row]) -> list[str]:
     """How long it takes to place services."""
     lines = ["| what | median | p95 | worst | over | target |", "|---|---:|---:|---:|---|---|"]
     for row in rows:
@@ -26,7 +29,7 @@ def speed(rows: list[Row]) -> list[str]:
     return lines
 
 
-def predicted(rows: list[Row]) -> list[str]:
+def _predicted(rows: list[Row]) -> list[str]:
     """How many of the jobs that waited longer were predicted to."""
     lines = [
         "| server | delay, slots | longer | predicted, corrected | the paper's | within 2x |",

@@ -1,8 +1,6 @@
 """The tables of docs/benchmarks.md about many models on small disks and memories."""
 
-from typing import Any
-
-Row = dict[str, Any]
+from benchmarks.table import Row
 
 
 def variants(rows: list[Row]) -> list[str]:

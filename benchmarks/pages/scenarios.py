@@ -2,9 +2,8 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
+from benchmarks.table import Row
 
 CHI_MIN = 3.0
 """From here on adapting is to beat the static optimum."""

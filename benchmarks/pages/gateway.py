@@ -1,8 +1,6 @@
 """The gateway's tables of docs/benchmarks.md."""
 
-from typing import Any
-
-Row = dict[str, Any]
+from benchmarks.table import Row
 
 TTFT_TARGET_MS, PACE_TARGET = 5.0, 0.98
 PAINT_TARGET_MS, BYTES_TARGET = 1000.0, 300_000
