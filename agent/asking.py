@@ -33,9 +33,9 @@ from schemas.request import (
 )
 from schemas.roster import readers_at
 
-ASK_AGAIN_S = (0.5, 1.0, 2.0)
-"""Until some ingress has a request it is sent again after the first of these, then after the next, the last one over
-and over: the ingress that got it may be gone or hang, and the next one to get it need not."""
+ASK_AGAIN_S = (0.5, 1.0)
+"""Until some ingress has a request it is sent again after the first of these, then after the other, over and over: the
+ingress that got it may be gone or hang, and the next one to get it need not."""
 LOOK_S = 2.0
 """Whether the bus was away, after which an answer may be missing."""
 

@@ -12,6 +12,7 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 
+from agent.awake import Awake
 from agent.generation import Generation
 from agent.intake import Job, open_request, opened, prepare, read, takes_long
 from agent.outbox import Outbox
@@ -58,6 +59,7 @@ class Door:
         client: Client,
         identity: Identity,
         audit: AuditTrail,
+        awake: Awake,
         now: Callable[[], float],
         outbox: Outbox,
         served: Mapping[DeploymentName, Served],
@@ -70,6 +72,7 @@ class Door:
         self._client = client
         self._identity = identity
         self._audit = audit
+        self._awake = awake
         self._now = now
         self._outbox = outbox
         self._served = served
@@ -83,7 +86,10 @@ class Door:
 
     async def requested(self, msg: Msg) -> None:
         """A request off the bus."""
-        await self._take_request(msg)
+        if self._awake.look():
+            self._spawn(self._take_once_caught_up(msg))
+        else:
+            await self._take_request(msg)
         await asyncio.sleep(0)  # nats-py hands over all it has without a pause; heartbeats must get in between
 
     async def cancelled(self, msg: Msg) -> None:
@@ -178,7 +184,12 @@ class Door:
             return
         self._in_flight[request_id] = (served, job)
         served.accepting.add(job)
-        self._spawn(self._accept(served, job, msg.data))
+        self._spawn(self._accept(served, job, msg))
+
+    async def _take_once_caught_up(self, msg: Msg) -> None:
+        """It may have waited for long: who asked may have asked again, and another may answer."""
+        await self._awake.caught_up()
+        await self._take_request(msg)
 
     async def _take_prepared(self, text: Text | None, request: Request, msg: Msg) -> None:
         assert text is not None
@@ -194,33 +205,35 @@ class Door:
 
     async def _pass_on(self, served: Served, msg: Msg) -> None:
         """Leave a request to whoever serves the deployment now: this node hung, say, and its plan was retired."""
-        if served.withdrawing is None and served.subscription is not None:
+        if served.withdrawing is None:
             served.withdrawing = asyncio.create_task(self._leave(served))
-        if served.withdrawing is not None:
-            await asyncio.shield(served.withdrawing)  # else the server may pick this node again
+        await asyncio.shield(served.withdrawing)  # else the server may pick this node again
         if served.runs.current:
             await self._take_request(msg)  # it serves again meanwhile
         else:
             with contextlib.suppress(NatsError, OSError):
                 await self._client.publish(msg.subject, msg.data, msg.reply, msg.headers)
 
-    async def _accept(self, served: Served, job: Job, data: bytes) -> None:
+    async def _accept(self, served: Served, job: Job, msg: Msg) -> None:
         """Have the journal keep the request; only then is it accepted."""
         seed, max_tokens = (job.seed, job.max_tokens) if isinstance(job, Generation) else (None, None)
         reply = job.reply
-        kept = AcceptedRequest(job.request_id, job.model, data, reply.media_type, reply.inbox, seed, max_tokens)
+        kept = AcceptedRequest(job.request_id, job.model, msg.data, reply.media_type, reply.inbox, seed, max_tokens)
         journal = served.journal  # of this life; another may have begun once it answers
         try:
             job.handle = await journal.accept(kept, seal=reply.seal)
         except ResplitError as error:
             served.fallback.forget(job)
-            if served.desk.holds(job):
-                served.desk.drop(job)
+            is_over, is_open = isinstance(error, SupersededError), served.desk.holds(job)
+            served.desk.drop(job)
+            if is_over and is_open:
+                # Nothing of it is stored. Whoever took over serves now, or this node in its next life.
+                self._awake.missed()
+                self._spawn(self._take_once_caught_up(msg))
+            elif is_over or is_open:
                 served.turned_down(job.request, job.slo, error.code)
-            elif not isinstance(error, SupersededError):
-                return  # it has ended, and that is said once the journal answers; one that gave up never does
-            self.refuse(served, reply, job.request_id, error)
-            return
+                self.refuse(served, reply, job.request_id, error)
+            return  # else it has ended, and that is said once the journal answers; one that gave up never does
         finally:
             served.accepting.discard(job)
         if not served.desk.holds(job):

@@ -14,17 +14,20 @@ from nats.errors import Error as NatsError
 
 from agent.asking import Asker
 from agent.attainment import Attainment, services
+from agent.awake import Awake
 from agent.cloud import Clouds
 from agent.conductor import Conductor
 from agent.desk import Desk
 from agent.door import Door
 from agent.generation import Generation
+from agent.hearing import Hearing
 from agent.heirs import Heirs, life_name, process_of
 from agent.intake import Job, open_request, opened, prepare, read, takes_long
 from agent.numbers import sequence_numbers
 from agent.outbox import Outbox
 from agent.served import Served
 from bus.audit import AuditTrail
+from bus.connection import settle
 from bus.identity import Identity
 from bus.journal import WAITING_BYTES_MAX, Journal, SupersededError
 from bus.stopping import stoppable
@@ -41,8 +44,6 @@ from schemas.plan import Plan
 from schemas.section import EventSection, SeenPlan
 
 CHECK_EVERY_S = 0.25
-HUNG_S = 2.0
-"""Without a check for so long, this process hung."""
 STOP_S = 1.0
 CONFIRM_S = 5.0
 ADOPTED_BYTES = WAITING_BYTES_MAX // 4
@@ -83,6 +84,7 @@ class Ingress:
         self._now = now
         self._served: dict[DeploymentName, Served] = {}
         self._attainments: dict[DeploymentName, Attainment] = {}
+        self._hearings: dict[DeploymentName, Hearing] = {}
         self._in_flight: dict[RequestId, tuple[Served, Job]] = {}
         self._outbox = Outbox(client, lambda request: self._door.client_gone(request))  # noqa: PLW0108 - made below
         later = asyncio.get_running_loop().call_later
@@ -101,9 +103,18 @@ class Ingress:
             clouds=clouds,
         )
         self._numbers = sequence_numbers(node, boot)
-        self._checked_at = now()
+        self._awake = Awake(now, self._catch_up)
         self._door = Door(
-            client, identity, audit, now, self._outbox, self._served, self._in_flight, self._leave, asked_for
+            client,
+            identity,
+            audit,
+            self._awake,
+            now,
+            self._outbox,
+            self._served,
+            self._in_flight,
+            self._leave,
+            asked_for,
         )
 
     async def start(self) -> None:
@@ -126,17 +137,14 @@ class Ingress:
         served.leave_at = None
         if served.withdrawing is not None:
             await served.withdrawing
-        if served.subscription is None:
-            served.subscription = await self._client.subscribe(
-                subjects.infer(served.name),
-                subjects.INGRESS_QUEUE,
-                cb=self._door.requested,
-            )
+        await self._hearing(served.name).open()
         served.admit()
         self.heirs.look()
 
     async def follow(self, event: EventSection) -> None:
         """Requests in flight go over to what is in force now; those that have nowhere to go end in an error."""
+        if event.lost:
+            await self._hearing(event.deployment).one_is_lost()
         served = self._served.get(event.deployment)
         if served is None:
             return
@@ -232,9 +240,7 @@ class Ingress:
     async def stop(self) -> None:
         """Take no more requests, and leave those in flight to whoever serves the deployment next."""
         for served in self._served.values():
-            if served.subscription is not None:
-                with contextlib.suppress(NatsError, TimeoutError, OSError):
-                    await served.subscription.unsubscribe()
+            await self._hearing(served.name).drop()
         with contextlib.suppress(Exception):  # the bus may have gone first
             async with asyncio.timeout(STOP_S):
                 for served in self._served.values():
@@ -251,6 +257,9 @@ class Ingress:
         attainment = self._attainments.setdefault(name, Attainment())
         served = self._served[name] = Served(name, manifest, text, self._desk, *self._begin_life(name), attainment)
         return served
+
+    def _hearing(self, name: DeploymentName) -> Hearing:
+        return self._hearings.setdefault(name, Hearing(self._client, name, self._door.requested))
 
     def _begin_life(self, name: DeploymentName) -> tuple[LifeId, Journal]:
         life = life_name(self._node, self._boot, next(self._lives))
@@ -349,10 +358,8 @@ class Ingress:
 
     async def _withdraw(self, served: Served) -> None:
         """Stop listening; requests that the server has handed over already are still taken."""
-        subscription, served.subscription, served.leave_at = served.subscription, None, None
-        if subscription is not None:
-            with contextlib.suppress(NatsError, TimeoutError, OSError):  # the bus may be away, and nobody asks then
-                await subscription.drain()  # type: ignore[no-untyped-call]
+        served.leave_at = None
+        await self._hearing(served.name).close()
 
     async def _leave(self, served: Served) -> None:
         await self._withdraw(served)
@@ -369,12 +376,16 @@ class Ingress:
             except Exception:  # a fault with one request must not end the watch over all the others
                 log.exception("the requests in flight could not be checked")
 
+    async def _catch_up(self) -> None:
+        """Take in all that came while this process stood still, and learn whose its requests are: others may answer for
+        them by now. Until the journal was asked this node would compute them beside its successor, in slots that the
+        successor needs."""
+        with contextlib.suppress(NatsError, OSError, TimeoutError):
+            await settle(self._client)
+        await asyncio.gather(*(_confirmed(served) for served in self.served), return_exceptions=True)
+
     def _check(self, now: float) -> None:
-        stood_still, self._checked_at = now - self._checked_at > HUNG_S, now
-        for served in self._served.values() if stood_still else ():
-            # Others may answer for its requests by now. The journal knows, and until it is asked this node would
-            # compute them beside its successor, in slots that the successor needs.
-            served.journal.confirm(lambda: None)
+        self._awake.look()
         for served, job in list(self._in_flight.values()):
             if job.deadline is not None and now > job.deadline:
                 error = ResplitError(ErrorCode.DEADLINE_EXCEEDED, "the deadline passed", "deadline_ms")
@@ -401,13 +412,12 @@ def _portions(requests: Sequence[LiveRequest]) -> Iterator[list[LiveRequest]]:
 
 
 async def _confirmed(served: Served) -> None:
-    """Returns once the stream has shown that this life goes on; raises `ResplitError(NODE_LOST)` if it does not in
-    time."""
-    life, stored = served.life, asyncio.Event()
-    served.journal.confirm(stored.set)
+    """Returns once the stream has shown that this life goes on; raises `ResplitError(NODE_LOST)` if it does not, or not
+    in time."""
+    life = served.life
     try:
         async with asyncio.timeout(CONFIRM_S):
-            await stored.wait()
+            await served.journal.confirmed()
     except TimeoutError as error:
         message = f"whether ingress {life} goes on is not known yet; what it may answer for waits"
         raise ResplitError(ErrorCode.NODE_LOST, message) from error

@@ -10,8 +10,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-from nats.aio.subscription import Subscription
-
 from agent.answers import Answers
 from agent.attainment import Attainment
 from agent.crossing import Crossings
@@ -75,7 +73,6 @@ class Served:
     runs: Runs = field(init=False)
     queue: Waiting = field(default_factory=Waiting)
     jobs: dict[SequenceId, tuple[Job, RouteRun]] = field(default_factory=dict)
-    subscription: Subscription | None = None
     leave_at: float | None = None
     """When this node stops listening, as no plan here succeeds the one that drains."""
     withdrawing: asyncio.Task[None] | None = None

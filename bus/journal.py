@@ -177,6 +177,15 @@ class Journal:
         if self._superseded is None:
             self._put(_Waiting(pack_record(Tokens(())), then=stored))
 
+    async def confirmed(self) -> None:
+        """`confirm`, for who waits: returns where that would be called, and raises `SupersededError` where it never is;
+        `ResplitError(OVERLOADED)` where the stream is full."""
+        if self._superseded is not None:
+            raise SupersededError(self._superseded.life, self._superseded.by)
+        stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._put(_Waiting(pack_record(Tokens(())), future=stored))
+        await stored
+
     async def drain(self, timeout_s: float) -> None:
         """Wait until all is stored, and what nobody needs removed, at most `timeout_s`."""
         self._all_out.clear()

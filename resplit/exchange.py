@@ -21,11 +21,11 @@ MSGPACK = "application/msgpack"
 CONTENT_TYPE = "Content-Type"
 NO_RESPONDERS = "503"
 
-ASK_AGAIN_S = (0.75, 1.5, 3.0)
+ASK_AGAIN_S = (0.75, 1.0)
 """A request that nobody has accepted by then is asked once more, under its id, and then again after the next
 of these, the last one over and over: the ingress that got it may be gone or hang, and the next one to get it need not.
 To accept takes milliseconds, as a rule: the request is stored, whoever waits for whatever."""
-ASK_AGAIN_MAX = 16
+ASK_AGAIN_MAX = 40
 """A hung ingress keeps its share of requests until the server drops its connection: of two, every second one."""
 
 LOOK_S = 0.5

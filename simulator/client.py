@@ -11,9 +11,9 @@ from simulator.kernel import Kernel
 from simulator.records import Outcome
 from simulator.scenario import RequestClass
 
-ASK_AGAIN_S = (0.75, 1.5, 3.0)
+ASK_AGAIN_S = (0.75, 1.0)
 """As `resplit.exchange` does."""
-ASK_AGAIN_MAX = 16
+ASK_AGAIN_MAX = 40
 
 
 class SimClient:

@@ -84,7 +84,8 @@ def loss(one: Asked, accepted: Collection[str]) -> str | None:
         return f"no end after {count} tokens"
     if one.error is None:
         return None if count == len(expected) else f"ended after {count} tokens"
-    return f"{one.error.code} after {count} tokens" if one.ids or one.request_id in accepted else None
+    is_accepted = bool(one.ids) or one.request_id in accepted
+    return f"{one.error.code} after {count} tokens: {one.error.message}" if is_accepted else None
 
 
 def summed_up(asked: Sequence[Asked], accepted: Collection[str], seen: Seen) -> Run:

@@ -26,6 +26,7 @@ INBOX = "_INBOX.client.client.heard"
 STREAMED = (900, 500, 250, 60, 60, 60)
 """Tokens of each stream: three run beside one request that is not streamed, the others wait."""
 WHOLE = 400
+ASKED = 8
 
 
 @dataclass
@@ -142,4 +143,20 @@ async def test_an_ingress_that_hung_says_nothing_new_once_it_has_a_successor(spa
         await spared.bus.nats.flush()
         # What was stored before the fence it may still say, and as it was said.
         assert set(said.tokens) == said_before
+        assert all(len(tokens) == 1 for tokens in said.tokens.values())
+
+
+async def test_what_was_asked_of_an_ingress_that_hung_is_answered_all_the_same(spared: Serving) -> None:
+    """The server goes on handing it requests, which it finds when it wakes, and its successor has none of."""
+    async with heard(spared) as (client, said):
+        hung = await ingress(spared)
+        [stream] = await spared.accepted(client, (WHOLE,))
+        await stream.began()
+        await spared.cluster.pause(hung)
+        asked = [Streaming(client, max_tokens=20) for _ in range(ASKED)]
+        await stream.end(ENDS_S)  # by another, which the journal says answers for that
+        await spared.cluster.resume(hung)
+        assert [await one.end(ENDS_S) for one in asked] == [None] * ASKED
+        assert {one.ids for one in asked} == {spared.oracle.tokens(PROMPT, 20)}
+        assert stream.ids == spared.oracle.tokens(PROMPT, WHOLE)
         assert all(len(tokens) == 1 for tokens in said.tokens.values())

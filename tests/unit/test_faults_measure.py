@@ -17,8 +17,8 @@ def test_only_an_accepted_request_can_be_lost() -> None:
     right = asked([1, 2, 3, 4], [5, 6, 7, 8], 4.0)
     assert loss(right, {"r"}) is None
     assert loss(asked([], [], 1.0, "unknown_deployment"), set()) is None
-    assert loss(asked([], [], 1.0, "timeout"), {"r"}) == "timeout after 0 tokens"
-    assert loss(asked([1], [5], 9.0, "timeout"), set()) == "timeout after 1 tokens"
+    assert loss(asked([], [], 1.0, "timeout"), {"r"}) == "timeout after 0 tokens: it broke"
+    assert loss(asked([1], [5], 9.0, "timeout"), set()) == "timeout after 1 tokens: it broke"
     assert loss(asked([1, 2], [5, 9], 2.0), {"r"}) == "a wrong token among the first 2"
     assert loss(asked([1, 2], [5, 6], 2.0), {"r"}) == "ended after 2 tokens"
     assert loss(asked([1, 2], [5, 6], None), {"r"}) == "no end after 2 tokens"
@@ -35,7 +35,7 @@ def test_tokens_resume_at_the_end_of_the_longest_wait_of_whoever_waited_last() -
 def test_a_stream_that_failed_waited_until_it_did() -> None:
     one = asked([1.0, 2.0], [5, 6], 22.0, "timeout")
     run = summed_up([one], {"r"}, Seen(2.5, (one,), 47.0))
-    assert (run.resume_s, run.lost) == (19.5, ("timeout after 2 tokens",))
+    assert (run.resume_s, run.lost) == (19.5, ("timeout after 2 tokens: it broke",))
 
 
 def test_a_bound_is_met_if_its_ninety_ninth_percentile_is_and_nothing_was_lost() -> None:
