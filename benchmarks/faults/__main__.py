@@ -13,6 +13,7 @@ Rows of faults that were not tried this time stay in `results/faults.json` as th
 
 import argparse
 import asyncio
+import gc
 import json
 import os
 import random
@@ -247,6 +248,7 @@ def main() -> None:
     given = parser.parse_args()
     scenarios = [scenario for scenario in SCENARIOS if scenario.name in given.only]
     say(f"seed {given.seed}")
+    gc.freeze()  # else a full collection here looks like a stream that waits
     with tempfile.TemporaryDirectory(prefix="resplit-faults-") as scratch:
         folder = given.folder or Path(scratch)
         rows = asyncio.run(published(scenarios, given.runs, given.seed, folder, not given.forget))
