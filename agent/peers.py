@@ -54,7 +54,6 @@ class Peers:
         self._histories: dict[NodeId, LinkHistory] = {}
         """What links that are closed again measured."""
         self._down: set[NodeId] = set()
-        """Peers whose link was lost or could not be opened, until one is."""
         self._bus_pinged_s: dict[NodeId, float] = {}
         self.bus: BusRoad | None = None
 
@@ -92,6 +91,11 @@ class Peers:
         found = [estimate for node in self._present(now) if (estimate := self._estimate(node, now)) is not None]
         found.sort(key=lambda estimate: (estimate.up, estimate.peer not in self._links, estimate.rtt_ms))
         return tuple(found[:ESTIMATES_MAX])
+
+    @property
+    def down(self) -> frozenset[NodeId]:
+        """Peers whose link was lost or could not be opened, until one is."""
+        return frozenset(self._down)
 
     def to_visit(self) -> dict[NodeId, str]:
         """Addresses of peers heard lately to whom no link is open: whoever wants to know them has to call."""

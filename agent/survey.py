@@ -7,12 +7,13 @@ and goodbye. Whom to call on next, and how seldom, is decided purely by `profile
 import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 
 from agent.links import Link, connect
 from agent.peers import Peers
 from bus.identity import Identity
-from profiler.links import SAMPLES, LinkHistory, Visit, next_visit
+from profiler.links import SAMPLES, VISITS_PER_MINUTE, LinkHistory, Visit, next_visit
 from schemas.base import NodeId
 
 LOOK_EVERY_S = 0.5
@@ -39,19 +40,23 @@ class Survey:
         self._in_plan = in_plan
         self._on_news = on_news
         self._visits: dict[NodeId, Visit] = {}
+        self._lately: deque[float] = deque(maxlen=VISITS_PER_MINUTE)
 
     async def run(self) -> None:
         """Measure whoever is due, until cancelled."""
         while True:
             await asyncio.sleep(LOOK_EVERY_S)
-            addresses = self._peers.to_visit()
+            addresses, down = self._peers.to_visit(), self._peers.down
+            of = (self._identity.name, tuple(addresses), down, self._visits, self._lately)
             now = time.monotonic()
-            peer = next_visit(self._identity.name, tuple(addresses), self._visits, now, in_plan=self._in_plan())
+            peer = next_visit(*of, now, in_plan=self._in_plan())
             if peer is not None:
                 history = await self._visit(peer, addresses[peer])
-                before, self._visits[peer] = self._visits.get(peer), Visit(now, history is not None)
+                is_new, before = peer not in self._visits, self._visits.get(peer, Visit(now))
+                self._visits[peer] = before.again(now, answered=history is not None)
+                self._lately.append(now)
                 self._peers.visited(peer, history)
-                if before is None or before.answered != (history is not None):
+                if is_new or (peer in down) != (peer in self._peers.down):
                     self._on_news()
 
     async def _visit(self, peer: NodeId, address: str) -> LinkHistory | None:

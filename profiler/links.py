@@ -1,6 +1,6 @@
 """PURE: what round trips and transfers say of a link, and whom to measure next. Times in seconds of a steady clock."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
 from itertools import pairwise
@@ -25,9 +25,9 @@ VISITS_PER_MINUTE = 8
 REVISIT_IN_PLAN_S = 120.0
 REVISIT_SPARE_S = 600.0
 """A node in no plan looks again this seldom. Whom it never measured it measures at once, in either case."""
-REVISIT_DOWN_S = 60.0
-"""A peer that could not be reached is tried again after this long, so that a mended edge is soon known. Not less:
-visits are counted by peer, so one peer may not be visited twice in a minute."""
+REVISIT_DOWN_FIRST_S, REVISIT_DOWN_S = 5.0, 60.0
+"""A peer that is not reached is tried again after the former, then after twice as long each time, up to the latter: so
+a mended edge is known after about as long again as it was broken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,29 +84,45 @@ class LinkHistory:
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """When a node last opened a connection to a peer to measure it, and whether the peer answered."""
+    """When a node last opened a connection to a peer to measure it, and how often in vain since the peer answered."""
 
     at_s: float
-    answered: bool
+    failures: int = 0
+
+    def again(self, now_s: float, *, answered: bool) -> "Visit":
+        """The next one."""
+        return Visit(now_s, 0 if answered else self.failures + 1)
 
 
 def next_visit(
-    here: NodeId, candidates: Sequence[NodeId], visits: Mapping[NodeId, Visit], now_s: float, *, in_plan: bool
+    here: NodeId,
+    candidates: Sequence[NodeId],
+    down: Collection[NodeId],
+    visits: Mapping[NodeId, Visit],
+    lately: Sequence[float],
+    now_s: float,
+    *,
+    in_plan: bool,
 ) -> NodeId | None:
     """Which of `candidates`, to whom `here` has no link, to measure now; None if nobody is due or enough was done.
 
-    Whoever was never measured comes first, then whoever was measured longest ago; among equals each node has an
-    order of its own, so that not all of them call on the same peer at once.
+    `down` are those whom no link reaches as far as `here` knows, `lately` the moments of its latest visits. Whoever was
+    never measured comes first, then whoever was measured longest ago; among equals each node has an order of its own,
+    so that not all of them call on the same peer at once.
     """
-    if sum(now_s - visit.at_s < 60.0 for visit in visits.values()) >= VISITS_PER_MINUTE:
+    if sum(now_s - at_s < 60.0 for at_s in lately) >= VISITS_PER_MINUTE:
         return None
     revisit_s = REVISIT_IN_PLAN_S if in_plan else REVISIT_SPARE_S
     due = []
     for peer in candidates:
         visit = visits.get(peer)
-        if visit is None or now_s - visit.at_s >= (revisit_s if visit.answered else REVISIT_DOWN_S):
+        if visit is None or now_s - visit.at_s >= (_retry_s(visit) if peer in down else revisit_s):
             due.append((-1.0 if visit is None else visit.at_s, sha256(f"{here} {peer}".encode()).digest(), peer))
     return min(due)[2] if due else None
+
+
+def _retry_s(visit: Visit) -> float:
+    return min(REVISIT_DOWN_S, REVISIT_DOWN_FIRST_S * 2.0 ** min(visit.failures, 32))
 
 
 def _with(samples: tuple[Sample, ...], sample: Sample) -> tuple[Sample, ...]:

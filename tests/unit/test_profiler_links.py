@@ -1,9 +1,12 @@
 """What samples say of a link, and whom a node measures next."""
 
+from collections.abc import Mapping
+
 import pytest
 
 from profiler.links import (
     EXPIRE_S,
+    REVISIT_DOWN_FIRST_S,
     REVISIT_DOWN_S,
     REVISIT_IN_PLAN_S,
     REVISIT_SPARE_S,
@@ -69,22 +72,46 @@ def test_samples_much_older_than_the_newest_do_not_count_and_the_whole_expires()
     assert history.goodput_bytes_per_s(500.1 + EXPIRE_S) is None
 
 
+def due(
+    candidates: tuple[NodeId, ...],
+    visits: Mapping[NodeId, Visit],
+    now: float,
+    *,
+    down: bool = False,
+    spare: bool = False,
+) -> NodeId | None:
+    known_down = candidates if down else ()
+    return next_visit(HERE, candidates, known_down, visits, (), now, in_plan=not spare)
+
+
 def test_whoever_was_never_measured_comes_first_then_whoever_was_longest_ago() -> None:
     old, older, new = NodeId("old"), NodeId("older"), NodeId("new")
-    visits = {old: Visit(100.0, True), older: Visit(50.0, True)}
+    visits = {old: Visit(100.0), older: Visit(50.0)}
     now = 100.0 + REVISIT_IN_PLAN_S
-    assert next_visit(HERE, (old, older, new), visits, now, in_plan=True) == new
-    assert next_visit(HERE, (old, older), visits, now, in_plan=True) == older
-    assert next_visit(HERE, (), visits, now, in_plan=True) is None
+    assert due((old, older, new), visits, now) == new
+    assert due((old, older), visits, now) == older
+    assert due((), visits, now) is None
 
 
-def test_a_spare_node_looks_again_seldom_and_an_unreached_peer_is_tried_soon() -> None:
+def test_a_spare_node_looks_again_seldom() -> None:
     peer = NodeId("peer")
-    seen, unreached = {peer: Visit(0.0, True)}, {peer: Visit(0.0, False)}
-    assert next_visit(HERE, (peer,), seen, REVISIT_IN_PLAN_S, in_plan=True) == peer
-    assert next_visit(HERE, (peer,), seen, REVISIT_IN_PLAN_S, in_plan=False) is None
-    assert next_visit(HERE, (peer,), seen, REVISIT_SPARE_S, in_plan=False) == peer
-    assert next_visit(HERE, (peer,), unreached, REVISIT_DOWN_S, in_plan=False) == peer
+    seen = {peer: Visit(0.0)}
+    assert due((peer,), seen, REVISIT_IN_PLAN_S) == peer
+    assert due((peer,), seen, REVISIT_IN_PLAN_S, spare=True) is None
+    assert due((peer,), seen, REVISIT_SPARE_S, spare=True) == peer
+
+
+def test_whoever_is_down_is_tried_soon_and_then_less_and_less_often() -> None:
+    """Also one that answered when it was last called on, and whose link was lost since."""
+    peer = NodeId("peer")
+    visit, tried, now = Visit(0.0), list[float](), 0.0
+    while now < 400:
+        if due((peer,), {peer: visit}, now, down=True, spare=True) == peer:
+            tried.append(now - visit.at_s)
+            visit = visit.again(now, answered=False)
+        now += 0.5
+    assert tried[:6] == [REVISIT_DOWN_FIRST_S, 10, 20, 40, REVISIT_DOWN_S, REVISIT_DOWN_S]
+    assert visit.again(now, answered=True) == Visit(now)
 
 
 @pytest.mark.parametrize("answered", [True, False])
@@ -92,12 +119,12 @@ def test_a_spare_node_looks_again_seldom_and_an_unreached_peer_is_tried_soon() -
 def test_no_minute_has_more_visits_than_allowed(peers: int, answered: bool) -> None:
     candidates = tuple(NodeId(f"n{i}") for i in range(peers))
     visits: dict[NodeId, Visit] = {}
-    times = []
+    times: list[float] = []
     for half_seconds in range(2 * 1800):
-        now = half_seconds / 2
-        peer = next_visit(HERE, candidates, visits, now, in_plan=True)
+        now, down = half_seconds / 2, () if answered else candidates
+        peer = next_visit(HERE, candidates, down, visits, times[-VISITS_PER_MINUTE:], now, in_plan=True)
         if peer is not None:
-            visits[peer] = Visit(now, answered)
+            visits[peer] = visits.get(peer, Visit(now)).again(now, answered=answered)
             times.append(now)
     assert len(visits) == peers, "within half an hour everybody had a turn"
     assert max(sum(start <= t < start + 60 for t in times) for start in times) <= VISITS_PER_MINUTE
@@ -105,5 +132,5 @@ def test_no_minute_has_more_visits_than_allowed(peers: int, answered: bool) -> N
 
 def test_nodes_that_start_together_do_not_all_call_on_the_same_peer() -> None:
     candidates = tuple(NodeId(f"n{i}") for i in range(10))
-    first = {next_visit(NodeId(f"h{i}"), candidates, {}, 0.0, in_plan=False) for i in range(20)}
+    first = {next_visit(NodeId(f"h{i}"), candidates, (), {}, (), 0.0, in_plan=False) for i in range(20)}
     assert len(first) > 4
