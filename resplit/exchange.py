@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import math
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from typing import Any, Protocol, Self, TypeVar
@@ -142,6 +144,8 @@ class Replies:
         self._idle_timeout_s = idle_timeout_s
         self._arrived: asyncio.Queue[Msg | DeniedError] = asyncio.Queue()  # bounded by what one request may produce
         self._reconnects = connection.stats["reconnects"]
+        self._ask_at = math.inf
+        """When to ask again of whom nobody was there to hear it."""
         self.is_over = False
         """The cluster has ended the request: there is nothing left to cancel."""
 
@@ -197,6 +201,9 @@ class Replies:
         """What a message says; None where a stranger to a sealed request says it."""
         headers = message.headers or {}
         if not message.data and headers.get("Status") == NO_RESPONDERS:
+            if self._is_taken:  # by one that is not back yet, as this client is
+                self._ask_at = time.monotonic() + LOOK_S
+                return None
             self.is_over = True
             deployment = "no agent serves a deployment of this name; `resplit status` lists those there are"
             raise RequestError("unknown_deployment", deployment, None, self._request_id)
@@ -237,10 +244,11 @@ class Replies:
         return message
 
     async def _ask_if_away(self) -> None:
-        """Ask again after a reconnection: where the ingress kept its own connection, what it said meanwhile is lost."""
-        reconnects = self._connection.stats["reconnects"]
-        if reconnects != self._reconnects and self._connection.is_connected:
-            self._reconnects = reconnects
+        """Ask again after a reconnection: where the ingress kept its own connection, what it said meanwhile is lost.
+        And once more where nobody was there then."""
+        reconnects, is_due = self._connection.stats["reconnects"], time.monotonic() >= self._ask_at
+        if (reconnects != self._reconnects or is_due) and self._connection.is_connected:
+            self._reconnects, self._ask_at = reconnects, math.inf
             self._asked += 1
             await self._ask()
 

@@ -209,6 +209,32 @@ async def test_what_nobody_accepts_is_asked_again_and_answered_once(
     assert "seed" in seen[0]
 
 
+async def test_who_has_it_may_come_back_later_than_the_client(server_url: str, keys: Path, peer: Nats) -> None:
+    """As after the server was away: the client asks for what it missed, and nobody is there yet."""
+    times = 0
+
+    async def handler(peer: Nats, message: Msg, body: dict[str, Any]) -> None:
+        nonlocal times
+        times += 1
+        await replying([0, 1] if times == 1 else [0, 1, 2, 3])(peer, message, body)
+
+    await serve(peer, handler)
+    async with Client(server_url, keys=keys) as client, aclosing(client.stream("adder", "1+2=")) as stream:
+        found = [await anext(stream), await anext(stream)]
+        [listening] = [one for one in peer._subs.values() if one.queue == "ingress"]
+        await listening.unsubscribe()
+        await settle(peer)
+        assert client._nats is not None
+        await client._nats.force_reconnect()
+        rest = asyncio.ensure_future(anext(stream))
+        await asyncio.sleep(2.0)  # it is back, and has asked again
+        assert not rest.done(), "nobody answered, and that is not the end"
+        await serve(peer, handler)
+        found += [await rest, await anext(stream)]
+    assert [one.token_id for one in found] == IDS
+    assert times == 2
+
+
 @pytest.mark.parametrize("refused", [True, False])
 async def test_what_one_has_accepted_no_other_can_refuse(
     server_url: str, keys: Path, peer: Nats, monkeypatch: pytest.MonkeyPatch, *, refused: bool
