@@ -80,13 +80,17 @@ async def leads(scene: Scene) -> str:
 async def kept_by_all(scene: Scene) -> None:
     """Wait until all that is kept is on every server, and none lags: another one may go then."""
     js = scene.connection.jetstream()
-    async with asyncio.timeout(WHOLE_S):
-        for stream in KEPT:
-            while True:
-                with suppress(NatsError, TimeoutError):
-                    cluster = (await js.stream_info(stream)).cluster
-                    if cluster is not None and cluster.leader:
-                        peers = {peer.name for peer in cluster.replicas or () if peer.current and not peer.offline}
-                        if {*peers, cluster.leader} == set(NAMES):
-                            break
-                await asyncio.sleep(POLL_S)
+    stream, cluster = "", None
+    try:
+        async with asyncio.timeout(WHOLE_S):
+            for stream in KEPT:
+                while True:
+                    with suppress(NatsError, TimeoutError):
+                        cluster = (await js.stream_info(stream)).cluster
+                        if cluster is not None and cluster.leader:
+                            peers = {peer.name for peer in cluster.replicas or () if peer.current and not peer.offline}
+                            if {*peers, cluster.leader} == set(NAMES):
+                                break
+                    await asyncio.sleep(POLL_S)
+    except TimeoutError:
+        raise TimeoutError(f"{stream} is not kept by all after {WHOLE_S:g} s: {cluster}") from None

@@ -4,6 +4,7 @@ import asyncio
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nats.aio.client import Client as Nats
@@ -173,16 +174,18 @@ class Scene:
         )
 
     async def _seen(self, true: Callable[[StatusReply, DeploymentStatus], bool]) -> DeploymentStatus:
-        async with asyncio.timeout(WHOLE_S):
-            while True:
-                try:
-                    status = await control.status_on(self.connection)
-                except ResplitError:
-                    status = None  # between two leaders there is none
-                for found in () if status is None else status.deployments:
-                    if status is not None and found.name == DEPLOYMENT and true(status, found):
-                        return found
-                await asyncio.sleep(POLL_S)
+        status: StatusReply | None = None
+        try:
+            async with asyncio.timeout(WHOLE_S):
+                while True:
+                    with suppress(ResplitError):  # between two leaders there is none
+                        status = await control.status_on(self.connection)
+                        for found in status.deployments:
+                            if found.name == DEPLOYMENT and true(status, found):
+                                return found
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise TimeoutError(f"not as it is to be after {WHOLE_S:g} s; the status was {status}") from None
 
 
 def request(placement: tuple[Stage, ...] | None) -> DeployRequest:
