@@ -270,6 +270,7 @@ class Ingress:
     async def _close(self, served: Served) -> None:
         del self._served[served.name]
         await self._withdraw(served)
+        self._hearings.pop(served.name, None)
         served.answers.let_go()
         await served.journal.drain(STOP_S)
         self._journals.pop(served.life).cancel()
