@@ -222,18 +222,23 @@ class Door:
         journal = served.journal  # of this life; another may have begun once it answers
         try:
             job.handle = await journal.accept(kept, seal=reply.seal)
-        except ResplitError as error:
+        except SupersededError as error:
+            # Nothing of it is stored. Whoever took over serves now, or this node in its next life.
             served.fallback.forget(job)
-            is_over, is_open = isinstance(error, SupersededError), served.desk.holds(job)
-            served.desk.drop(job)
-            if is_over and is_open:
-                # Nothing of it is stored. Whoever took over serves now, or this node in its next life.
+            if served.desk.holds(job):
+                served.desk.drop(job)
                 self._awake.missed()
                 self._spawn(self._take_once_caught_up(msg))
-            elif is_over or is_open:
+            else:
+                self.refuse(served, reply, job.request_id, error)  # it has ended, which that journal never says
+            return
+        except ResplitError as error:
+            served.fallback.forget(job)
+            if served.desk.holds(job):  # else it has ended, and that is said once the journal answers
+                served.desk.drop(job)
                 served.turned_down(job.request, job.slo, error.code)
                 self.refuse(served, reply, job.request_id, error)
-            return  # else it has ended, and that is said once the journal answers; one that gave up never does
+            return
         finally:
             served.accepting.discard(job)
         if not served.desk.holds(job):

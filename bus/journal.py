@@ -180,8 +180,7 @@ class Journal:
     async def confirmed(self) -> None:
         """`confirm`, for who waits: returns where that would be called, and raises `SupersededError` where it never is;
         `ResplitError(OVERLOADED)` where the stream is full."""
-        if self._superseded is not None:
-            raise SupersededError(self._superseded.life, self._superseded.by)
+        self._check_goes_on()
         stored: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._put(_Waiting(pack_record(Tokens(())), future=stored))
         await stored
@@ -223,9 +222,12 @@ class Journal:
 
     # What waits.
 
-    def _check_may_wait(self) -> None:
+    def _check_goes_on(self) -> None:
         if self._superseded is not None:
             raise SupersededError(self._superseded.life, self._superseded.by)
+
+    def _check_may_wait(self) -> None:
+        self._check_goes_on()
         if self._waiting_bytes > WAITING_BYTES_MAX:
             message = f"{self._waiting_bytes} bytes wait for JetStream; see to nats-server and its disk, then ask again"
             raise ResplitError(ErrorCode.UNREACHABLE, message)
