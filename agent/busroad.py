@@ -61,11 +61,14 @@ class BusRoad:
         identity: Identity,
         receive: Callable[[NodeId, memoryview], None],
         unreachable: Callable[[NodeId], None],
+        used: Callable[[NodeId], None],
     ) -> None:
-        """`unreachable` is told when the broker answers that a node does not listen."""
+        """`unreachable` is told when the broker answers that a node does not listen; `used`, before each frame is
+        received, whose it is."""
         self._client = client
         self._identity = identity
         self._receive = receive
+        self._used = used
         self._bounces = Bounces(client, lambda node: unreachable(NodeId(node)))
         self._numbers = itertools.count(secrets.randbits(62))  # no number of an earlier life comes again
         self._assemblies: OrderedDict[tuple[NodeId, int], _Assembly] = OrderedDict()
@@ -135,6 +138,7 @@ class BusRoad:
         assembly.pieces[i] = part
         if len(assembly.pieces) == assembly.total:
             del self._assemblies[sender, number]
+            self._used(sender)
             self._receive(sender, memoryview(b"".join(assembly.pieces[k] for k in range(total))))
         elif len(self._assemblies) > ASSEMBLIES_MAX:
             self._assemblies.popitem(last=False)

@@ -39,6 +39,8 @@ SLOWEST_BYTES_PER_S = 1e6 / 8
 SILENT_AFTER_S = 2.0
 """A ping unanswered for this long means that the link is not to be counted on. The kernel takes 5 s to say so, and by
 then every step under way has been given up."""
+DOUBTED_AFTER_S = 0.5
+"""The same beside two round trips, where the peer itself goes round the link."""
 FORSAKEN_AFTER_S = 10
 """Whose peer pings every second and has not for so long, of that link the kernel asks whether anybody still has it."""
 TCP_INFO_BYTES, UNACKED_AT, ACKED_MS_AT = 104, 24, 56
@@ -134,6 +136,8 @@ class Link:
         self._answers = 0
         self._all_answered = asyncio.Event()
         self._frame_at_s = self._transfer_at_s = float("-inf")
+        self._is_doubted = False
+        self._doubted_at_s = float("-inf")
 
     @property
     def is_up(self) -> bool:
@@ -155,7 +159,14 @@ class Link:
         waited_s = (time.monotonic_ns() - sent_ns) / 1e9
         rate = self.history.goodput_bytes_per_s(sent_ns / 1e9)
         slowest = SLOWEST_BYTES_PER_S if rate is None else rate / 4
-        return waited_s > SILENT_AFTER_S + self._outstanding[sent_ns] / slowest
+        patience_s = self.doubted_s if self._is_doubted else SILENT_AFTER_S
+        return waited_s > patience_s + self._outstanding[sent_ns] / slowest
+
+    @property
+    def doubted_s(self) -> float:
+        """How long a ping may be unanswered while the link is in doubt."""
+        rtt_ms = self.history.rtt_ms(time.monotonic())
+        return min(SILENT_AFTER_S, DOUBTED_AFTER_S + 2e-3 * (rtt_ms or 0.0))
 
     @property
     def wants_probe(self) -> bool:
@@ -179,6 +190,16 @@ class Link:
         if not any(self._outstanding.values()):
             self._ping(time.monotonic_ns(), 0)
 
+    def doubt(self) -> bool:
+        """The peer sent something over another road, as who gave the link up does, or who has none of its own: be less
+        patient until a ping is answered. False if it was doubted just now."""
+        now = time.monotonic()
+        if now - self._doubted_at_s < PING_EVERY_S:
+            return False
+        self._is_doubted, self._doubted_at_s = True, now
+        self.ping()
+        return True
+
     def probe(self) -> None:
         """Measure the goodput with a message that carries nothing; `history` has it when the answer comes."""
         started_ns = time.monotonic_ns()
@@ -201,6 +222,7 @@ class Link:
         size = self._outstanding.pop(sent_ns, None)
         if size is None:
             return
+        self._is_doubted = False
         sent_s, now_s = sent_ns / 1e9, time.monotonic_ns() / 1e9
         if size:
             self.history = self.history.transfer(size, sent_s, now_s)

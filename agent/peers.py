@@ -85,6 +85,13 @@ class Peers:
                 self._waiting.setdefault(node, deque(maxlen=WAITING_FRAMES_MAX))
                 self._flush_soon(node)
 
+    def came_over_the_bus(self, node: NodeId) -> None:
+        """A frame of `node` did: if that is because the link swallows what it is given, no answer is to go there."""
+        link = self._links.get(node)
+        if link is not None and link.is_up and link.doubt():
+            self._close_if_silent(link)
+            asyncio.get_running_loop().call_later(link.doubted_s, self._close_if_silent, link)
+
     def estimates(self) -> tuple[LinkEstimate, ...]:
         """Every peer heard lately that answered lately, over whichever road; at most `ESTIMATES_MAX`."""
         now = time.monotonic()
@@ -126,9 +133,8 @@ class Peers:
         of their goodput one gets it each time, so that probes do not come in bursts.
         """
         while True:
-            for silent in [link for link in self._links.values() if link.is_silent]:
-                log.info("a link is silent: %s", silent.peer)
-                silent.close()
+            for link in tuple(self._links.values()):
+                self._close_if_silent(link)
             links = [link for link in self._links.values() if link.is_up]
             idle = next((link for link in links if link.wants_probe), None)
             for link in links:
@@ -192,6 +198,11 @@ class Peers:
             self._bus_pinged_s[node] = now
             with contextlib.suppress(NatsError):  # the bus is away: silence is the right answer
                 await self.bus.ping(node)
+
+    def _close_if_silent(self, link: Link) -> None:
+        if link.is_up and link.is_silent:
+            log.info("a link is silent: %s", link.peer)
+            link.close()
 
     def _needs_the_bus(self, node: NodeId) -> bool:
         link = self._links.get(node)

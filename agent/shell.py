@@ -156,7 +156,8 @@ class Agent:
         )
         gate = Gate(lambda of, epoch: core.plan_of(self._state, of, epoch), self._ingresses_of, self._stages.route)
         self._links = LinkServer(identity, gate.arrived, self._suspect)
-        self._bus = self._peers.bus = BusRoad(client, identity, gate.arrived, self._unreachable)
+        self._bus = BusRoad(client, identity, gate.arrived, self._unreachable, self._peers.came_over_the_bus)
+        self._peers.bus = self._bus
         self._neighbours = Neighbours(
             config.node,
             self._boot,

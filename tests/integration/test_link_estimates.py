@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from nats.aio.client import Client
 
-from agent import peers
+from agent import links, peers
 from agent.busroad import BusRoad
 from agent.links import PROBE_BYTES, LinkServer
 from agent.peers import ESTIMATES_MAX, Peers
@@ -103,7 +103,9 @@ class End:
         self.unreached: list[NodeId] = []
         self.server = LinkServer(identity, self._took, lambda _: None)
         self.peers = Peers(identity, lambda node, up: self.changes.append((node, up)))
-        self.bus = self.peers.bus = BusRoad(client, identity, self._took, self.unreached.append)
+        self.bus = self.peers.bus = BusRoad(
+            client, identity, self._took, self.unreached.append, self.peers.came_over_the_bus
+        )
         self.news = 0
         self.survey = Survey(identity, self.peers, lambda: True, self._heard_news)
 
@@ -258,6 +260,30 @@ async def test_a_link_that_swallows_frames_is_left_for_the_bus(tmp_path: Path, s
             a.peers.send(B, frame(100))
         async with asyncio.timeout(WAIT_S):
             while b.received < before + 300:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+        await road.close()
+
+
+async def test_a_link_is_left_as_soon_as_its_peer_goes_round_it(
+    tmp_path: Path, shared_nats_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(links, "SILENT_AFTER_S", 1000.0)  # by itself it would never notice
+    async with ends(tmp_path, shared_nats_url) as (a, b, port):
+        road = Road(port)
+        a.learn(B, await road.open())
+        a.peers.send(B, frame(100))
+        await a.until(B, is_direct)
+        b.peers.send(A, frame(100))  # whose address it does not know
+        async with asyncio.timeout(WAIT_S):
+            while not a.received:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
+        await asyncio.sleep(2 * links.DOUBTED_AFTER_S)
+        assert a.changes == [(B, True)], "it answers"
+        road.cut()
+        await asyncio.sleep(links.PING_EVERY_S)
+        b.peers.send(A, frame(100))
+        async with asyncio.timeout(WAIT_S):
+            while (B, False) not in a.changes:  # noqa: ASYNC110 (as above)
                 await asyncio.sleep(0.02)
         await road.close()
 

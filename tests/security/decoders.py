@@ -223,7 +223,7 @@ def decoders(recording: Recording, folder: Path) -> dict[str, Decoder]:
     context = FileContext(MODEL, 2, Digest(sha256(bytes(3000)).hexdigest()))
     sealed = io.BytesIO()
     seal_file(io.BytesIO(bytes(3000)), sealed, KEY, context, 1024)
-    road = BusRoad(Nats(), n0, lambda *_: None, lambda _: None)
+    road = BusRoad(Nats(), n0, lambda *_: None, lambda _: None, lambda _: None)
     about_piece = About("activation", DeploymentName("-"), "7.0.1", N1)
     in_piece = seal_letter(b"x" * 100, {N0: n0.sealing.public_key()}, about_piece)
     piece = msgpack.packb([N1, N0, 7, 0, 1, in_piece])

@@ -332,9 +332,14 @@ async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(
 
     monkeypatch.setattr(cluster.n0, "publish", watched)
     gone: asyncio.Queue[NodeId] = asyncio.Queue()
-    a = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait)
+    a = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait, lambda _: None)
+    used: list[NodeId] = []
     b = BusRoad(
-        cluster.n1, cluster.identity(N1), lambda node, data: came.put_nowait((node, bytes(data))), lambda _: None
+        cluster.n1,
+        cluster.identity(N1),
+        lambda node, data: came.put_nowait((node, bytes(data))),
+        lambda _: None,
+        used.append,
     )
     await a.start()
     await b.start()
@@ -342,6 +347,7 @@ async def test_frames_and_pings_go_over_the_bus_where_there_is_no_link(
     async with asyncio.timeout(SOON_S):
         await a.send(N1, [b"x" * 1_200_000])
         assert await came.get() == (N0, b"x" * 1_200_000)
+        assert used == [N0], "once, and not for each piece"
         assert sum(map(len, seen)) > 1_200_000
         assert not any(b"x" * 16 in data for data in seen), "what leaves is sealed"
         await a.ping(N1)
@@ -356,7 +362,7 @@ async def test_who_gets_a_message_can_say_nothing_of_others_at_its_return_addres
     responders*."""
     shown: asyncio.Queue[Msg] = asyncio.Queue()
     gone: asyncio.Queue[NodeId] = asyncio.Queue()
-    road = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait)
+    road = BusRoad(cluster.n0, cluster.identity(N0), lambda *_: None, gone.put_nowait, lambda _: None)
     await cluster.n1.subscribe(subjects.activation(N1), cb=shown.put)
     await asyncio.gather(road.start(), settle(cluster.n1))
 
