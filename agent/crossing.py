@@ -22,6 +22,8 @@ from schemas.plan import Route
 
 CROSSINGS_MAX = 8
 """Sequences whose caches are copied at once: more would only wait for each other on the same links."""
+QUICK_S = 0.25
+"""A crossing that took less is followed by twice as many at once, one that took longer by half as many."""
 BEHIND_TOKENS_MAX = 8
 """What may be left to copy at the boundary: a few tokens' caches are a frame or two."""
 ROUNDS_MAX = 6
@@ -33,7 +35,7 @@ GIVE_UP_HELD_S = 2.0
 GUESSED_STEP_S = 0.05
 """Where no step was timed yet."""
 TELLING_BYTES = 256 << 10
-"""Fewer say more about round trips than about a link's rate."""
+"""Fewer say more about round trips than about a link's rate, unless they took longer than `QUICK_S`."""
 GIVE_UP_HELD_STEPS = 20
 """On a machine whose steps are slow a copy is slow too, and computing anew slower still."""
 
@@ -52,6 +54,24 @@ class _Crossing:
     waiting: set[str] = field(default_factory=set)
     frames: dict[str, Adopt] = field(default_factory=dict)
     moved_bytes: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class _Passage:
+    """What the way to one epoch was like so far: whoever went first tells whether many can go at once, and how fast."""
+
+    epoch: int
+    at_once: int = 1
+    bytes_per_s: float = DEFAULT_LINK_BYTES_PER_S
+    """What sequences' caches were copied at, whatever else was copied beside them."""
+
+    def taken(self, moved_bytes: int, took_s: float) -> None:
+        """Somebody has arrived."""
+        quick = took_s < QUICK_S
+        self.at_once = min(CROSSINGS_MAX, 2 * self.at_once) if quick else max(1, self.at_once // 2)
+        if took_s > 0 and (moved_bytes >= TELLING_BYTES or (moved_bytes and not quick)):
+            # The mean is of times, not of rates: one slow link among fast ones is to show.
+            self.bytes_per_s = 2 / (1 / self.bytes_per_s + took_s / moved_bytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +95,26 @@ class Crossings:
         """(sequence, epoch): what could not cross to that epoch, or need not, finishes where it is."""
         self._hold_s: float | None = None
         """What a sequence that was handed over lately stood still for."""
-        self._bytes_per_s = DEFAULT_LINK_BYTES_PER_S
-        """What such a one's caches were copied at, whatever else was copied beside it."""
+        self._passage = _Passage(epoch=-1)
+        """To the epoch that sequences cross to now; links to another may be others."""
+
+    def __len__(self) -> int:
+        return len(self._under_way)
 
     def __contains__(self, sequence: SequenceId) -> bool:
         return sequence in self._under_way
-
-    @property
-    def has_room(self) -> bool:
-        return len(self._under_way) < CROSSINGS_MAX
 
     def lead_to(self, epoch: int) -> bool:
         """Whether some sequence is on its way to that epoch."""
         return any(crossing.new.plan.epoch == epoch for crossing in self._under_way.values())
 
     def may_begin(self, sequence: SequenceId, old: RouteRun, new: RouteRun) -> bool:
-        """Whether it has still to be decided how this sequence leaves `old`, and can be: its prompt is through."""
-        decided = sequence in self._under_way or (sequence, new.plan.epoch) in self._staying
-        return not decided and self.has_room and old.driver.written(sequence) is not None
+        """Whether it has still to be decided how this sequence leaves `old`, and can be: its prompt is through, and
+        one more may be on its way."""
+        epoch = new.plan.epoch
+        if sequence in self._under_way or (sequence, epoch) in self._staying:
+            return False
+        return len(self._under_way) < self._passage_to(epoch).at_once and old.driver.written(sequence) is not None
 
     def position(
         self, sequence: SequenceId, old: RouteRun, new: RouteRun, manifest: Manifest, to_come: int
@@ -114,7 +136,7 @@ class Crossings:
             prefill_s=typical.get("prefill", step_s),
             replay_s=typical["replay"] / REPLAY_TOKENS_MAX if "replay" in typical else step_s,
             hold_s=2 * step_s if self._hold_s is None else self._hold_s,
-            bytes_per_s=self._bytes_per_s,
+            bytes_per_s=self._passage_to(new.plan.epoch).bytes_per_s,
             beside=new.driver.recovering,
             exact=new.replays_exactly,
         )
@@ -235,13 +257,14 @@ class Crossings:
         crossing.new.driver.join(standing)
         held_s = now - (now if crossing.held_at is None else crossing.held_at)
         moved_bytes = sum(crossing.moved_bytes.values())
-        self._learn(held_s, moved_bytes, now - crossing.began)
+        self._hold_s = held_s if self._hold_s is None else (self._hold_s + held_s) / 2
+        self._passage_to(crossing.new.plan.epoch).taken(moved_bytes, now - crossing.began)
         return Crossed(crossing.sequence, crossing.new, moved_bytes, held_s)
 
-    def _learn(self, held_s: float, moved_bytes: int, took_s: float) -> None:
-        self._hold_s = held_s if self._hold_s is None else (self._hold_s + held_s) / 2
-        if moved_bytes >= TELLING_BYTES and took_s > 0:
-            self._bytes_per_s = (self._bytes_per_s + moved_bytes / took_s) / 2
+    def _passage_to(self, epoch: int) -> _Passage:
+        if epoch != self._passage.epoch:
+            self._passage = _Passage(epoch)
+        return self._passage
 
     def _fail(self, crossing: _Crossing) -> SequenceId | None:
         if crossing.final or crossing.old.lost:

@@ -404,8 +404,6 @@ class Served:
             )
         leaving = [(s, job, over) for s, (job, over) in self.jobs.items() if over.leaving]
         for sequence, job, old in leaving:
-            if not self.crossings.has_room:
-                break
             if old.lost or not isinstance(job, Generation) or sequence in self.crossings:
                 continue
             successors = [

@@ -1,5 +1,6 @@
 """Sequences cross from one cut to another while they decode, and answer bit for bit as if nothing had happened."""
 
+import itertools
 import random
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from schemas.deployment import Settings, Stage
 from schemas.frame import Sampling
 from schemas.tensor import Array
 from tests import model_zoo
+from tests import nodes as nodes_module
 from tests.nodes import Ingress, Nodes, Sequence, plan_of
 from tests.route_harness import EngineCache, stages
 
@@ -100,6 +102,27 @@ def test_a_cut_that_moves_leaves_no_trace_and_moves_only_what_moved(oracle: Orac
         pass
     ingress.retire()
     assert all(host.sequences(epoch) == 0 for host in nodes.hosts.values() for epoch in (1, 2))
+
+
+@pytest.mark.parametrize(("frame_s", "most"), [(0.0001, len(LENGTHS) - 1 - 2), (0.05, 1)])
+def test_whoever_crosses_first_tells_how_many_may_at_once(
+    oracle: Oracle, monkeypatch: pytest.MonkeyPatch, frame_s: float, most: int
+) -> None:
+    monkeypatch.setattr(nodes_module, "STEP_S", frame_s)
+    ingress = Ingress(Nodes(oracle.engines, SETTINGS))
+    ingress.commit(plan_of(1, stages([3], oracle.count, ["n0", "n1"]), SETTINGS, oracle.count))
+    sequences = oracle.ask_all(ingress)
+    ingress.run(90)
+    ingress.commit(plan_of(2, stages([2], oracle.count, ["n0", "n1"]), SETTINGS, oracle.count))
+    under_way = [0]
+    while ingress.live:
+        ingress.run(1)
+        under_way.append(len(ingress.crossings))
+    oracle.check(sequences)
+    assert (ingress.crossed, ingress.recomputed) == (len(LENGTHS), 0)
+    begun = [after for before, after in itertools.pairwise(under_way) if after > before]
+    assert begun[0] == 1, "one goes first"
+    assert max(begun) == most
 
 
 @pytest.mark.parametrize("seed", range(3))
