@@ -26,6 +26,8 @@ SKEWED_S = 8.0
 """So long a clock is wrong: agents hear who leads every few seconds."""
 FULL_S = 3.0
 TOLD_S = 60.0
+UNHEARD_S = 6.0
+"""Nobody hears that a process ends while the server is away: it is lost when it is silent, as if it hung."""
 FULL_BYTES = 1 << 20
 """A disk with less room than this is full."""
 LOADED_S = 30.0
@@ -34,6 +36,7 @@ POLL_S = 0.05
 SPARE = NodeId("n2")
 """The node whose disk is small."""
 UPON_SPARE = (PLACEMENTS[0][0], PLACEMENTS[0][1].model_copy(update={"node": SPARE}))
+INGRESS = "ingress"
 LARGE = DeploymentName("large")
 
 
@@ -124,7 +127,8 @@ async def every_disk_full(scene: Scene) -> Seen:
     """One disk for everything: what the server keeps, the nodes' files, what they remember, the logs. A node is killed
     while it is full."""
     disk = scene.around.disks[""]
-    node = (await scene.stages())[scene.index % 2].node
+    ingress, last = await scene.stages()
+    node, step = ((ingress.node, INGRESS), (last.node, "last stage"))[scene.index % 2]
     affected = tuple(scene.load.live)
     at = time.monotonic()
     disk.fill()
@@ -136,7 +140,7 @@ async def every_disk_full(scene: Scene) -> Seen:
     back = time.monotonic()
     until = await scene.went_on(affected)
     await scene.cluster.start(node)
-    return Seen(at, affected, until, since=back)
+    return Seen(at, affected, until, since=back, step=step)
 
 
 async def memory_short(scene: Scene) -> Seen:
