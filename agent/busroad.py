@@ -64,7 +64,7 @@ class BusRoad:
         used: Callable[[NodeId], None],
     ) -> None:
         """`unreachable` is told when the broker answers that a node does not listen; `used`, before each frame is
-        received, whose it is."""
+        received, whose it is. An empty frame, which only says that its sender goes this way, is not received."""
         self._client = client
         self._identity = identity
         self._receive = receive
@@ -139,7 +139,8 @@ class BusRoad:
         if len(assembly.pieces) == assembly.total:
             del self._assemblies[sender, number]
             self._used(sender)
-            self._receive(sender, memoryview(b"".join(assembly.pieces[k] for k in range(total))))
+            if frame := b"".join(assembly.pieces[k] for k in range(total)):
+                self._receive(sender, memoryview(frame))
         elif len(self._assemblies) > ASSEMBLIES_MAX:
             self._assemblies.popitem(last=False)
 

@@ -132,6 +132,8 @@ class _Flight:
     """Items of the frame that are not answered yet."""
     ahead: int = 0
     """Of a prefill chunk: how many others were on their way when it was sent."""
+    anew: float | None = None
+    """When it was sent as if for the first time, because a link was gone."""
 
 
 class RouteDriver:
@@ -275,7 +277,8 @@ class RouteDriver:
         """Frames to drive again, and the sequences whose step stayed unanswered too often."""
         again, lost = [], []
         for flight in self._flights:
-            if now - flight.sent < self._patience_s(flight.kind) * flight.attempts:
+            since = flight.sent if flight.anew is None else flight.anew
+            if now - since < self._patience_s(flight.kind) * flight.attempts:
                 continue
             self.stalled = True
             if flight.attempts >= ATTEMPTS_MAX:
@@ -286,6 +289,16 @@ class RouteDriver:
             if frame.items:
                 again.append(frame)
         return again, tuple(sequence for sequence in dict.fromkeys(lost) if sequence in self._running)
+
+    def anew(self, now: float) -> list[Activation]:
+        """Every frame that is under way, to be driven again and waited for as if it had not been sent."""
+        again = []
+        for flight in self._flights:
+            flight.anew, flight.attempts = now, 1
+            frame = _only(flight.frame, self._running.keys())
+            if frame.items:
+                again.append(frame)
+        return again
 
     def _next_decode(self, now: float) -> _Flight | None:
         flying = [flight for flight in self._flights if flight.kind == "decode"]
@@ -369,7 +382,7 @@ class RouteDriver:
         took = now - flight.sent
         self.stalled, self._changed = False, True
         running.answered = now
-        if flight.attempts == 1:
+        if flight.attempts == 1 and flight.anew is None:
             self._measured(flight, took, now)
             self.typical_s[flight.kind] = max(took, 0.9 * self.typical_s.get(flight.kind, 0.0))
         self._answered(flight)

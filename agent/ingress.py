@@ -192,6 +192,11 @@ class Ingress:
             served.node_lost(node)
         self.heirs.look()
 
+    def link_lost(self, node: NodeId) -> None:
+        """What the link to that node had been given may not have arrived."""
+        for served in self._served.values():
+            served.link_lost(node)
+
     def heard(self, node: NodeId, hosting: Hosting) -> None:
         """A node's heartbeat: what it runs, it runs."""
         self.speaks(node, hosting)

@@ -267,4 +267,7 @@ class Peers:
         if self._links.get(link.peer) is link:
             del self._links[link.peer]
             self._down.add(link.peer)
+            # Over the bus: the other end of a link that was cut is told so.
+            self._waiting.setdefault(link.peer, deque(maxlen=WAITING_FRAMES_MAX)).append([])
+            self._flush_soon(link.peer)
             self._on_change(link.peer, False)

@@ -276,6 +276,12 @@ class RouteRun:
             self._send_first(frame)
         return lost
 
+    def drive_again(self, now: float) -> None:
+        """Everything that is under way: a link of the route is gone, with what it had been given. Who has run a step
+        answers it again."""
+        for frame in (*self.driver.anew(now), *(call.frame for call in self._calls.values())):
+            self._send_first(frame)
+
     def _keep(self, prompt: Prompt, now: float) -> bool:
         return self._prefixes.keep(prompt.sequence, prompt.tokens, prompt.capacity, now)
 

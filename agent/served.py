@@ -243,6 +243,12 @@ class Served:
                 self.recover(self.on(run), f"node {node} cannot be reached")
         self.admit()
 
+    def link_lost(self, node: NodeId) -> None:
+        """The link from here to a node is gone; the node may well be there."""
+        for run in self.runs.values():
+            if node in run.route.nodes and not run.lost:
+                run.drive_again(self.desk.now())
+
     def node_serves(self, node: NodeId, epoch: int) -> None:
         """A node says that it runs its part of a plan; it may have been thought lost."""
         for (e, _), run in self.runs.items():

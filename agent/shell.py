@@ -477,6 +477,7 @@ class Agent:
         )
         if not up:
             self._suspect(node)
+            self._ingress.link_lost(node)
 
     def _suspect(self, node: NodeId) -> None:
         """A link with a peer ended, whoever had opened it: find out whether its process did."""

@@ -279,13 +279,24 @@ async def test_a_link_is_left_as_soon_as_its_peer_goes_round_it(
                 await asyncio.sleep(0.02)
         await asyncio.sleep(2 * links.DOUBTED_AFTER_S)
         assert a.changes == [(B, True)], "it answers"
+        _, back_port = await a.server.start("127.0.0.1:0")
+        back = Road(back_port)
+        b.learn(A, await back.open())
+        b.peers.send(A, frame(100))
+        async with asyncio.timeout(WAIT_S):
+            while (A, True) not in b.changes:  # noqa: ASYNC110 (as above)
+                await asyncio.sleep(0.02)
         road.cut()
         await asyncio.sleep(links.PING_EVERY_S)
-        b.peers.send(A, frame(100))
+        taken = a.received
+        await back.close()  # what B has notices at once, and says so
         async with asyncio.timeout(WAIT_S):
             while (B, False) not in a.changes:  # noqa: ASYNC110 (as above)
                 await asyncio.sleep(0.02)
+        assert a.received == taken, "that is no frame"
         await road.close()
+        await b.peers.stop()
+        await a.server.stop()
 
 
 async def test_a_peer_without_an_address_is_measured_over_the_bus(tmp_path: Path, shared_nats_url: str) -> None:

@@ -70,6 +70,25 @@ def test_two_groups_share_the_sequences_between_them() -> None:
     assert [[i.sequence for i in f.items] for f in d.frames(1.0)] == [[1, 2], [3, 4]]
 
 
+def test_what_is_driven_anew_has_all_its_attempts_before_it_and_tells_nothing_of_the_pace() -> None:
+    d = driver()
+    prefilled(d, 1, 2)
+    took = dict(d.typical_s)
+    [frame] = d.frames(1.0)
+    patience_s = STALL_FIRST_S  # none of its kind was timed
+    for _ in range(ATTEMPTS_MAX - 1):
+        assert d.overdue(1.0 + ATTEMPTS_MAX * patience_s)[0]
+    now = 1.0 + ATTEMPTS_MAX * patience_s
+    d.end([2])
+    [anew] = d.anew(now)
+    assert [item.sequence for item in anew.items] == [1]
+    assert d.overdue(now + patience_s / 2) == ([], ())
+    assert [len(d.overdue(now + n * patience_s)[0]) for n in range(1, ATTEMPTS_MAX + 1)] == [1, 1, 1, 0]
+    [step] = d.take(answer(frame), now)
+    assert step.elapsed_s == now - 1.0, "as whoever waits for it sees it"
+    assert d.typical_s == took
+
+
 def test_an_answer_that_comes_twice_counts_once() -> None:
     d = driver()
     d.admit(prompt(1, 3))
