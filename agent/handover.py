@@ -9,6 +9,7 @@ on a node keep their caches in place and cost nothing.
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from math import ceil
 
 from agent.kv import KvPool
 from agent.sequences import Progress, Record, Records
@@ -18,7 +19,7 @@ from schemas.frame import Adopt, Adopted, Cache, Fetch, Frame, Move
 from schemas.tensor import Array
 
 PIECE_BYTES = 1 << 20
-"""Cache bytes in one frame: about a millisecond of copying between two steps of the sequences that run."""
+"""Cache bytes in one frame at most: about a millisecond of copying between two steps of the sequences that run."""
 PIECE_TENSORS = 32
 """Tensors in one frame: half of what a frame may hold."""
 
@@ -72,15 +73,19 @@ class Handover:
         record.seen_us = self._now_us()
         return self._go_on(frame, record, None)
 
-    def provide(self, frame: Fetch) -> Outgoing:
-        """The caches that another node asks for; an empty answer where they are not here."""
+    def provide(self, frame: Fetch, most_bytes: int) -> Outgoing:
+        """The caches that another node asks for, or as many tokens of them as take `most_bytes` or just more; an empty
+        answer where they are not here."""
         tensors: dict[str, Array] = {}
         record = self._records.get(frame.sequence)
         written = 0 if record is None else record.written
         try:
             if frame.stop > written or not self._hosts(frame.first, frame.last):
                 raise KeyError(frame.sequence)
-            for block in range(frame.first, frame.last + 1):
+            blocks = range(frame.first, frame.last + 1)
+            bytes_per_token = max(1, sum(self._pool.shape_of(block)[1] for block in blocks))
+            frame = replace(frame, stop=min(frame.stop, frame.start + ceil(most_bytes / bytes_per_token)))
+            for block in blocks:
                 tensors |= _named(block, self._pool.read(block, frame.sequence, frame.start, frame.stop))
         except KeyError:
             log.info("asked for caches that are not here: sequence %d, token %d", frame.sequence, frame.stop)

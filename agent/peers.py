@@ -85,6 +85,10 @@ class Peers:
                 self._waiting.setdefault(node, deque(maxlen=WAITING_FRAMES_MAX))
                 self._flush_soon(node)
 
+    def piece_bytes(self, node: NodeId) -> int:
+        """What to send a node at a time where steps are to come through in between."""
+        return self.history(node).piece_bytes(time.monotonic())
+
     def came_over_the_bus(self, node: NodeId) -> None:
         """A frame of `node` did: if that is because the link swallows what it is given, no answer is to go there."""
         link = self._links.get(node)

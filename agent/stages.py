@@ -52,6 +52,7 @@ class Roads(Protocol):
 
     def send(self, node: NodeId, frame: Frame, /) -> None: ...
     def warm(self, nodes: tuple[NodeId, ...], /) -> None: ...
+    def piece_bytes(self, node: NodeId, /) -> int: ...
 
 
 class Stages:
@@ -191,7 +192,9 @@ class Stages:
         if plan is None:
             self._not_here(frame.deployment, frame.before)
         elif self._guard.may_hold(plan, node, range(frame.first, frame.last + 1)):
-            self._hand_over(self._host(frame.deployment, frame.before), lambda h: h.provide(frame), frame)
+            most_bytes = self._peers.piece_bytes(node)
+            host = self._host(frame.deployment, frame.before)
+            self._hand_over(host, lambda handover: handover.provide(frame, most_bytes), frame)
         else:
             self.send(node, nothing_for(frame, self._node))
 

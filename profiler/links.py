@@ -19,6 +19,9 @@ TRANSFER_BYTES = 64 << 10
 TRANSFER_SHARE_MIN = 0.1
 """No transfer counts as shorter than this share of the time to its acknowledgement: the round trip that is taken
 off is known only so well, and the difference of two nearly equal times would be any rate at all."""
+PIECE_S = 0.05
+LATELY_S = 2.0
+"""A link that was fast longer ago may be slow by now: a large piece would stand before everything else for seconds."""
 
 VISITS_PER_MINUTE = 8
 """Connections that a node opens for the sake of measuring, in any minute."""
@@ -65,6 +68,13 @@ class LinkHistory:
             return self
         rates = _with(self.rates, Sample(acknowledged_s, size_bytes / took_s))
         return replace(self, rates=rates, acknowledged_s=acknowledged_s)
+
+    def piece_bytes(self, now_s: float) -> int:
+        """What to send at a time where other frames are to come through in between: what takes `PIECE_S` at the rate of
+        the last transfer, but enough to measure the next one; no more than that where none was lately."""
+        if not self.rates or now_s - self.rates[-1].at_s > LATELY_S:
+            return TRANSFER_BYTES
+        return max(TRANSFER_BYTES, int(PIECE_S * self.rates[-1].value))
 
     def rtt_ms(self, now_s: float, expire_s: float = EXPIRE_S) -> float | None:
         """The median round trip; None if there was none in the last `expire_s`."""

@@ -8,6 +8,7 @@ from typing import Any, TypeVar, cast
 
 from agent import step as core
 from agent.blocktimes import BlockTimes
+from agent.handover import PIECE_BYTES
 from agent.kv import KvPool
 from agent.loader import LoadedPlan
 from agent.numbers import sequence_numbers
@@ -284,6 +285,10 @@ class SimAgent:
 
     def warm(self, nodes: tuple[NodeId, ...]) -> None:
         """Links are open."""
+
+    def piece_bytes(self, node: NodeId) -> int:
+        """What is asked for comes whole."""
+        return PIECE_BYTES
 
     def arrived(self, frame: Frame) -> None:
         self._stages.route(frame)

@@ -39,6 +39,8 @@ from schemas.plan import Plan, Route
 from tests.route_harness import MODEL, EngineCache
 
 INGRESS = NodeId("n0")
+PIECE_BYTES = 4096
+"""Caches cross in several pieces."""
 STEP_S = 0.01
 """Virtual time per delivered frame."""
 
@@ -132,7 +134,7 @@ class Nodes:
             case Adopt():
                 self._send_all(node, host.handover.adopt(frame))
             case Fetch():
-                self._send_all(node, host.handover.provide(frame))
+                self._send_all(node, host.handover.provide(frame, PIECE_BYTES))
             case Cache():
                 for block in range(frame.first, frame.last + 1):
                     self.moved[block] += frame.stop - frame.start

@@ -6,10 +6,13 @@ import pytest
 
 from profiler.links import (
     EXPIRE_S,
+    LATELY_S,
+    PIECE_S,
     REVISIT_DOWN_FIRST_S,
     REVISIT_DOWN_S,
     REVISIT_IN_PLAN_S,
     REVISIT_SPARE_S,
+    TRANSFER_BYTES,
     VISITS_PER_MINUTE,
     WINDOW_S,
     LinkHistory,
@@ -34,6 +37,16 @@ def test_a_link_that_was_never_measured_says_nothing() -> None:
     empty = LinkHistory()
     assert (empty.rtt_ms(0.0), empty.jitter_ms(0.0), empty.goodput_bytes_per_s(0.0)) == (None, None, None)
     assert pinged(4.0).jitter_ms(1.0) is None, "one round trip has no difference to another"
+
+
+def test_a_piece_is_as_much_as_the_link_lately_carried_in_a_moment() -> None:
+    empty = LinkHistory()
+    assert empty.piece_bytes(0.0) == TRANSFER_BYTES, "enough to measure it"
+    fast = empty.transfer(MB, 9.99, 10.0)
+    assert fast.piece_bytes(10.1) == int(PIECE_S * fast.rates[-1].value) > TRANSFER_BYTES
+    assert fast.piece_bytes(10.1 + LATELY_S) == TRANSFER_BYTES, "it may be slow by now"
+    slow = fast.transfer(TRANSFER_BYTES, 11.0, 12.0)
+    assert slow.piece_bytes(12.1) == TRANSFER_BYTES, "one transfer is enough to tell, whatever the median"
 
 
 def test_the_round_trip_is_a_median_and_the_jitter_the_mean_difference_of_successive_ones() -> None:
