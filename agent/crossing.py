@@ -64,9 +64,12 @@ class _Passage:
     at_once: int = 1
     bytes_per_s: float = DEFAULT_LINK_BYTES_PER_S
     """What sequences' caches were copied at, whatever else was copied beside them."""
+    hold_s: float | None = None
+    """What a sequence lately stood still for."""
 
-    def taken(self, moved_bytes: int, took_s: float) -> None:
-        """Somebody has arrived."""
+    def arrived(self, moved_bytes: int, took_s: float, held_s: float) -> None:
+        """Somebody has, and this is what it took."""
+        self.hold_s = held_s if self.hold_s is None else (self.hold_s + held_s) / 2
         quick = took_s < QUICK_S
         self.at_once = min(CROSSINGS_MAX, 2 * self.at_once) if quick else max(1, self.at_once // 2)
         if took_s > 0 and (moved_bytes >= TELLING_BYTES or (moved_bytes and not quick)):
@@ -93,8 +96,6 @@ class Crossings:
         self._under_way: dict[SequenceId, _Crossing] = {}
         self._staying: set[tuple[SequenceId, int]] = set()
         """(sequence, epoch): what could not cross to that epoch, or need not, finishes where it is."""
-        self._hold_s: float | None = None
-        """What a sequence that was handed over lately stood still for."""
         self._passage = _Passage(epoch=-1)
         """To the epoch that sequences cross to now; links to another may be others."""
 
@@ -123,20 +124,22 @@ class Crossings:
         come. What was never timed is guessed from what was."""
         prompt, written = old.driver.prompt(sequence), old.driver.written(sequence)
         assert written is not None, "a sequence whose prompt is not through cannot leave"
-        typical, chunk_tokens = old.driver.typical_s, old.plan.settings.chunk_tokens
-        step_s = typical.get("decode", GUESSED_STEP_S)
+        step_s = old.driver.typical_s.get("decode", GUESSED_STEP_S)
+        # What is computed anew is computed there, and until something was, as it would be here.
+        there, passage = new.driver.typical_s, self._passage_to(new.plan.epoch)
         moved = [b for _, found in _moves(old.route, new.route) for m in found for b in range(m.first, m.last + 1)]
         return Position(
             prompt_tokens=len(prompt.tokens) - prompt.said,
             known_tokens=max(0, written - len(prompt.tokens)) + prompt.said,
             tokens_to_come=to_come,
             moved_bytes_per_token=sum(manifest.blocks[block].kv_bytes_per_token for block in moved),
-            chunk_tokens=chunk_tokens,
+            chunk_tokens=old.plan.settings.chunk_tokens,
             step_s=step_s,
-            prefill_s=typical.get("prefill", step_s),
-            replay_s=typical["replay"] / REPLAY_TOKENS_MAX if "replay" in typical else step_s,
-            hold_s=2 * step_s if self._hold_s is None else self._hold_s,
-            bytes_per_s=self._passage_to(new.plan.epoch).bytes_per_s,
+            new_step_s=there.get("decode", step_s),
+            prefill_s=there.get("prefill", step_s),
+            replay_s=there["replay"] / REPLAY_TOKENS_MAX if "replay" in there else there.get("decode", step_s),
+            hold_s=2 * step_s if passage.hold_s is None else passage.hold_s,
+            bytes_per_s=passage.bytes_per_s,
             beside=new.driver.recovering,
             exact=new.replays_exactly,
         )
@@ -257,8 +260,7 @@ class Crossings:
         crossing.new.driver.join(standing)
         held_s = now - (now if crossing.held_at is None else crossing.held_at)
         moved_bytes = sum(crossing.moved_bytes.values())
-        self._hold_s = held_s if self._hold_s is None else (self._hold_s + held_s) / 2
-        self._passage_to(crossing.new.plan.epoch).taken(moved_bytes, now - crossing.began)
+        self._passage_to(crossing.new.plan.epoch).arrived(moved_bytes, now - crossing.began, held_s)
         return Crossed(crossing.sequence, crossing.new, moved_bytes, held_s)
 
     def _passage_to(self, epoch: int) -> _Passage:

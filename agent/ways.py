@@ -1,12 +1,15 @@
 """PURE: how a live sequence leaves a plan that drains: handed over, computed anew, or not at all, by predicted cost.
 
-    hand-over   hold + slowdown * bytes/rate            copied while it decodes on, then held for the last tokens
+    hand-over   hold + (slowdown + lag) * bytes/rate    copied while it decodes on, then held for the last tokens
     recompute   chunks * t_prefill * (1 + beside) + known * t_replay
                                                         it stands still meanwhile (`fast`: everything is chunks)
-    stay        slowdown * tokens_to_come * t_step      it stands still for nothing; the old epoch lives longer
+    stay        (slowdown + lag) * tokens_to_come * t_step
+                                                        it stands still for nothing; the old epoch lives longer
+    lag         1 - t_step on the new route / t_step    by how much it falls behind while it decodes where it was
 
 In seconds of a sequence that stands still, as `pause` and `slowdown` of `orchestrator.moving` weigh them
-(mathematics.md A4: the cheapest of KV transfer, recompute and drain).
+(mathematics.md A4: the cheapest of KV transfer, recompute and drain). A plan that is no faster is left for other
+reasons; there nothing lags.
 """
 
 from collections.abc import Mapping
@@ -40,10 +43,12 @@ class Position:
     chunk_tokens: int
     step_s: float
     """A decode step on the old route."""
+    new_step_s: float
+    """The same on the new one."""
     prefill_s: float
-    """A chunk."""
+    """A chunk on the new one."""
     replay_s: float
-    """A known token that is replayed."""
+    """A known token that is replayed there."""
     hold_s: float
     """From the hold at a token boundary to the first step over the new route."""
     bytes_per_s: float
@@ -72,9 +77,10 @@ def choose(at: Position) -> Choice:
     tokens = at.prompt_tokens + at.known_tokens
     chunks = ceil((at.prompt_tokens if at.exact else tokens) / at.chunk_tokens)
     replayed_s = at.known_tokens * at.replay_s if at.exact else 0.0
+    behind = SLOWDOWN + (max(0.0, 1 - at.new_step_s / at.step_s) if at.step_s > 0 else 0.0)
     seconds = {
-        Way.HAND_OVER: at.hold_s + SLOWDOWN * at.moved_bytes_per_token * tokens / at.bytes_per_s,
-        Way.STAY: SLOWDOWN * at.tokens_to_come * at.step_s,
+        Way.HAND_OVER: at.hold_s + behind * at.moved_bytes_per_token * tokens / at.bytes_per_s,
+        Way.STAY: behind * at.tokens_to_come * at.step_s,
         Way.RECOMPUTE: chunks * at.prefill_s * (1 + at.beside) + replayed_s,
     }
     return Choice(min(seconds, key=lambda way: seconds[way]), seconds)

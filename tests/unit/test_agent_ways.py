@@ -11,6 +11,7 @@ AT = Position(
     moved_bytes_per_token=10_000,
     chunk_tokens=128,
     step_s=0.02,
+    new_step_s=0.02,
     prefill_s=0.2,
     replay_s=0.02,
     hold_s=0.05,
@@ -36,6 +37,16 @@ def test_over_a_slow_link_a_long_sequence_finishes_where_it_is() -> None:
 
 def test_what_is_nearly_done_stays() -> None:
     assert choose(replace(AT, tokens_to_come=3)).way is Way.STAY
+
+
+def test_a_route_that_became_slow_is_left_though_its_link_is_slow_too() -> None:
+    alike = replace(AT, prompt_tokens=8, known_tokens=100, tokens_to_come=100, step_s=0.03, bytes_per_s=2e5)
+    alike = replace(alike, chunk_tokens=8, prefill_s=0.01, replay_s=0.002, new_step_s=0.03)
+    assert choose(replace(alike, replay_s=0.03)).way is Way.STAY
+    slow = choose(replace(alike, new_step_s=0.002))
+    assert slow.way is Way.RECOMPUTE
+    assert slow.seconds[Way.STAY] > 100 * (0.03 - 0.002), "that is how far it would fall behind"
+    assert choose(replace(alike, new_step_s=0.06)) == choose(alike), "a slower one is not left for its pace"
 
 
 def test_where_nothing_moves_nothing_is_copied() -> None:
